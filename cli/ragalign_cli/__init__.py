@@ -1,0 +1,1 @@
+"""The command line of ragalign: parse, call the library, render."""

@@ -1,0 +1,57 @@
+"""What all commands share in talking to people and to scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def stdout() -> Console:
+    """A console for results; colour only on a terminal."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr() -> Console:
+    """A console for progress, warnings and errors."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line of stdout: JSON Lines when called repeatedly."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def note(message: str) -> None:
+    """One line on stderr that is no result, such as a count or a next step."""
+    stderr().print(message, markup=False)
+
+
+def error(message: str) -> None:
+    """One red line on stderr."""
+    line = " ".join(message.split())
+    stderr().print(f"[bold red]error:[/bold red] {_escape(line)}")
+
+
+def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """An aligned table on stdout. Each column is (heading, "left" or "right")."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading, justify in columns:
+        table.add_column(heading, justify="right" if justify == "right" else "left")
+    for row in rows:
+        table.add_row(*(_escape(str(cell)) for cell in row))
+    stdout().print(table)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,238 @@
+"""The words of the library as frozen dataclasses; imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+DropReason = Literal["too_long", "budget", "context", "stopped"]
+
+
+def content_id(instruction: str, response: str) -> str:
+    """The id of a demonstration: the first 16 hex digits of a SHA-256 over both texts.
+
+    The instruction's length goes in first, so that moving text between the two fields changes it.
+    """
+    # surrogatepass: readers refuse lone surrogates with a clear line; hashing must not be where they crash.
+    first, second = (text.encode("utf-8", "surrogatepass") for text in (instruction, response))
+    return hashlib.sha256(b"%d:%b%b" % (len(first), first, second)).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One (instruction, response) pair.
+
+    Attributes:
+        instruction: what the user asks.
+        response: what a good assistant answers.
+        source: the file or dataset that it came from.
+        source_id: the row's own id in that source, if it had one.
+        metadata: the row's other fields, JSON values.
+        id: content hash of instruction and response (see `content_id`).
+    """
+
+    instruction: str
+    response: str
+    source: str = ""
+    source_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    id: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", content_id(self.instruction, self.response))
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result: the demonstration's id, its score (higher is closer) and its rank from 1."""
+
+    id: str
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A conversation that ends with a user turn and waits for an answer."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last user turn: what retrieval looks for."""
+        return self.turns[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class UsedDemonstration:
+    """A demonstration inside a prompt. `n_tokens` counts its whole rendered text, delimiters included."""
+
+    id: str
+    source_id: str | None
+    score: float | None
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedDemonstration:
+    """A candidate that is not in the prompt, and why.
+
+    Reasons: ``too_long`` (longer than `max_demonstration_tokens`), ``budget`` (did not fit into
+    `max_tokens`), ``context`` (did not fit into the model's context beside query and completion),
+    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`).
+    """
+
+    id: str
+    source_id: str | None
+    score: float | None
+    n_tokens: int
+    reason: DropReason
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model sees, and how it came about.
+
+    Attributes:
+        pieces: the text in parts: preamble, one part per demonstration, conversation.
+        token_ids: the ids of the whole prompt, with the special tokens that the tokenizer adds (BOS).
+        demonstrations: those used, in prompt order.
+        dropped: candidates not used, best first, each with its reason.
+        stop: strings that end the completion.
+        n_special_tokens: how many of `token_ids` are not text, such as BOS.
+        n_preamble_tokens, n_query_tokens: tokens of the preamble and of the conversation.
+        max_tokens: the token budget that the demonstrations had.
+    """
+
+    pieces: tuple[str, ...]
+    token_ids: list[int]
+    demonstrations: tuple[UsedDemonstration, ...] = ()
+    dropped: tuple[DroppedDemonstration, ...] = ()
+    stop: tuple[str, ...] = ()
+    n_special_tokens: int = 0
+    n_preamble_tokens: int = 0
+    n_query_tokens: int = 0
+    max_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The whole prompt as text, without special tokens."""
+        return "".join(self.pieces)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the text: all of `token_ids` but the special ones."""
+        return len(self.token_ids) - self.n_special_tokens
+
+    @property
+    def n_demonstration_tokens(self) -> int:
+        """Tokens of all demonstrations together."""
+        return sum(used.n_tokens for used in self.demonstrations)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says."""
+
+    text: str
+    finish_reason: str
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a generator made of one prompt.
+
+    Attributes:
+        prompt: the prompt that was answered.
+        outputs: the answers, `Decoding.n` of them.
+        n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
+        latency_s: seconds from handing the prompt over to its last token; for offline batches that
+            is the time of the whole batch, since its requests share the engine.
+    """
+
+    prompt: Prompt
+    outputs: tuple[Output, ...]
+    n_cached_tokens: int | None = None
+    latency_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.outputs[0].text
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the first answer ended."""
+        return self.outputs[0].finish_reason
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """Tokens of the prompt, special ones included: what the engine was given."""
+        return len(self.prompt.token_ids)
+
+    @property
+    def n_output_tokens(self) -> int:
+        """Tokens of all answers together."""
+        return sum(output.n_tokens for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Decoding parameters, under vLLM's names.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus sampling, in (0, 1].
+        max_tokens: most new tokens.
+        n: answers per prompt.
+        seed: None draws a new one each time.
+        repetition_penalty: counts prompt *and* output tokens in vLLM and transformers (1 is none).
+        presence_penalty, frequency_penalty: count output tokens only (0 is none).
+        stop: stop strings beside the template's own.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    n: int = 1
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+
+
+class Generator(Protocol):
+    """Turns prompts into completions."""
+
+    @property
+    def model(self) -> str:
+        """The model's name or folder."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and completion share; None where it is not known."""
+
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
+        """Answer all prompts, in input order.
+
+        Raises:
+            GenerationError: the engine or the endpoint failed.
+        """
+
+    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        """Answer one prompt, yielding pieces of text as they come; stop strings never appear."""
