@@ -1,0 +1,1 @@
+"""Judging: protocols of the published evaluations, their files, and the asking of judges."""

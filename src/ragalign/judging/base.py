@@ -1,0 +1,337 @@
+"""What every judging protocol shares: items, requests, replies, verdicts, figures and the protocol's two hooks.
+
+A protocol is a pure description: it turns an item into requests (`Protocol.build`), and a judge's reply into a
+verdict (`Protocol.parse`). It opens no connection and no file; whoever asks the judge does that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from ragalign.types import Turn
+
+Json: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model said: one text per user turn."""
+
+    model: str
+    turns: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The answer to the first turn."""
+        return self.turns[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to judge.
+
+    Attributes:
+        id: the prompt's id; samples and turns of the same prompt share it (statistics cluster by it).
+        turns: what the user says, one text per turn.
+        answer: what the judged model said.
+        baseline: what the model it is compared with said; None where answers are scored one by one.
+        reference: a known good answer per turn, for protocols that show one to the judge.
+        category: the kind of prompt, such as MT-Bench's ``math``.
+        sample: which of several answers to the same prompt this is.
+        metadata: anything else that upstream's files carry along, JSON values.
+    """
+
+    id: str
+    turns: tuple[str, ...]
+    answer: Answer
+    baseline: Answer | None = None
+    reference: tuple[str, ...] | None = None
+    category: str | None = None
+    sample: int = 0
+    metadata: Json = field(default_factory=dict)
+
+    @property
+    def instruction(self) -> str:
+        """The first user turn."""
+        return self.turns[0]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeParameters:
+    """Decoding parameters of a judge. `top_logprobs` asks for the likeliest tokens at each position."""
+
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    top_logprobs: int | None = None
+
+    def as_body(self) -> dict[str, Any]:
+        """The fields of a chat-completions request."""
+        body: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        if self.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """One question to a judge.
+
+    Attributes:
+        id: unique within a protocol and a pair of models, stable over runs.
+        item: the item that it is about.
+        messages: the conversation that the judge sees.
+        parameters: how the judge decodes.
+        swapped: whether the baseline stands in the first position; None where nothing is compared.
+        turn: which turn is judged, from 1.
+        prompt_name: the name of the prompt, as upstream's files record it.
+    """
+
+    id: str
+    item: Item
+    messages: tuple[Turn, ...]
+    parameters: JudgeParameters
+    swapped: bool | None = None
+    turn: int = 1
+    prompt_name: str = ""
+
+    def as_body(self) -> dict[str, Any]:
+        """The body of a chat-completions request, without the judge's model name."""
+        messages = [{"role": turn.role, "content": turn.content} for turn in self.messages]
+        return {"messages": messages, **self.parameters.as_body()}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a judge was paid for."""
+
+    n_prompt_tokens: int
+    n_output_tokens: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.n_prompt_tokens + other.n_prompt_tokens, self.n_output_tokens + other.n_output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    """What a judge answered.
+
+    Attributes:
+        judge: the judge's model name.
+        choice: the first choice of the chat completion as the endpoint sent it (``message``, ``finish_reason``,
+            ``logprobs``); AlpacaEval stores exactly this.
+        usage: tokens, where the endpoint says.
+        latency_s: seconds from request to reply.
+        created: Unix time of the reply.
+    """
+
+    judge: str
+    choice: Json
+    usage: Usage | None = None
+    latency_s: float | None = None
+    created: float | None = None
+
+    @classmethod
+    def from_text(cls, text: str, judge: str = "") -> JudgeReply:
+        """A reply of which only the text is known, as in recorded files."""
+        return cls(judge, {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"})
+
+    @property
+    def text(self) -> str:
+        """The reply's text; empty where the judge refused or sent none."""
+        message = self.choice.get("message")
+        content = message.get("content") if isinstance(message, Mapping) else None
+        return content if isinstance(content, str) else ""
+
+    @property
+    def refusal(self) -> str | None:
+        """The judge's refusal, where the endpoint marks one."""
+        message = self.choice.get("message")
+        refusal = message.get("refusal") if isinstance(message, Mapping) else None
+        return refusal if isinstance(refusal, str) and refusal else None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge decided about one request: scored, or unscored with a reason.
+
+    Attributes:
+        id: the id of the request.
+        item_id: the id of the prompt, by which statistics cluster.
+        protocol: the protocol's name.
+        judge: the judge's name.
+        model: the model that was judged.
+        baseline: the model it was compared with; None where answers are scored one by one.
+        scores: figures under the protocol's own names and on its own scale; empty if it has none.
+        preference: how far the judge prefers the model to the baseline, from 0 (the baseline is better) over
+            0.5 (a draw) to 1 (the model is better); None for single answers and for unscored verdicts.
+        reason: why there is no score; None if there is one.
+        swapped: whether the baseline stood in the first position; None where nothing was compared.
+        turn: which turn was judged, from 1.
+        sample: which of several answers to the prompt was judged.
+        category: the kind of prompt.
+        raw: the judge's words.
+        usage: tokens spent, also where the reply could not be parsed.
+        metadata: what aggregates need beside the scores (lengths, positions, stored values), JSON values.
+
+    Raises:
+        ValueError: the verdict is scored and has a reason, or has neither a score nor a reason.
+    """
+
+    id: str
+    item_id: str
+    protocol: str
+    judge: str
+    model: str
+    baseline: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    preference: float | None = None
+    reason: str | None = None
+    swapped: bool | None = None
+    turn: int = 1
+    sample: int = 0
+    category: str | None = None
+    raw: str = ""
+    usage: Usage | None = None
+    metadata: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        has_score = bool(self.scores) or self.preference is not None
+        if has_score == (self.reason is not None):
+            raise ValueError(f"verdict {self.id!r} must have either a score or a reason why it has none")
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the judge's decision is known."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict with all that led to it; `request` and `reply` are None where no judge had to be asked."""
+
+    item: Item
+    verdict: Verdict
+    request: JudgeRequest | None = None
+    reply: JudgeReply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a protocol makes of all verdicts on one model.
+
+    Attributes:
+        protocol: the protocol's name.
+        model: the judged model.
+        n: verdicts that the figures rest on.
+        n_unscored: verdicts without a score; never part of `n`.
+        values: figures under upstream's names; rates in percent. None where a figure is not defined.
+        reasons: why verdicts are unscored, with how many each.
+        notes: what a reader must know beside the figures, such as why one is left out.
+    """
+
+    protocol: str
+    model: str
+    n: int
+    n_unscored: int
+    values: Mapping[str, Any]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """One flat JSON object: protocol, model, n, n_unscored, then the figures, reasons and notes."""
+        head = {"protocol": self.protocol, "model": self.model, "n": self.n, "n_unscored": self.n_unscored}
+        return {**head, **self.values, "reasons": dict(self.reasons), "notes": list(self.notes)}
+
+
+class UnreadableReplyError(Exception):
+    """A protocol cannot read a reply; the message becomes the verdict's reason. Never leaves `Protocol.parse`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a protocol read in a reply: see `Verdict.scores`, `Verdict.preference` and `Verdict.metadata`."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    preference: float | None = None
+    metadata: Json = field(default_factory=dict)
+
+
+class Protocol(ABC):
+    """How one upstream tool asks a judge, reads its replies and averages them.
+
+    Subclasses implement `build`, `read` and `aggregate`. `strict` makes `read` refuse what upstream would guess.
+    """
+
+    name: ClassVar[str]
+    is_pairwise: ClassVar[bool]
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+
+    @abstractmethod
+    def build(self, item: Item) -> list[JudgeRequest]:
+        """The requests that settle an item.
+
+        Raises:
+            DataError: the item lacks what the protocol needs, such as a baseline or a second turn.
+        """
+
+    @abstractmethod
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+        """Find the judge's decision in a reply that has text.
+
+        Raises:
+            UnreadableReplyError: there is none.
+        """
+
+    @abstractmethod
+    def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
+        """Average as upstream does: one `Figures` per model, in order of first appearance."""
+
+    def settle(self, item: Item) -> Verdict | None:
+        """The verdict on an item that needs no judge, such as identical answers; None for all others."""
+        return None
+
+    def parse(self, request: JudgeRequest, reply: JudgeReply) -> Verdict:
+        """The verdict in a reply: scored, or unscored with the reason. Never raises on what a judge says."""
+        if reply.refusal is not None:
+            return self.unscored(request, f"the judge refused: {reply.refusal}", reply)
+        if not reply.text.strip():
+            return self.unscored(request, "the judge's reply is empty", reply)
+        try:
+            reading = self.read(request, reply)
+        except UnreadableReplyError as error:
+            return self.unscored(request, str(error), reply)
+        return self._verdict(request, reply, reading, None)
+
+    def unscored(self, request: JudgeRequest, reason: str, reply: JudgeReply | None = None, judge: str = "") -> Verdict:
+        """The verdict on a request that came to nothing; `judge` names it where there is no reply."""
+        return self._verdict(request, reply or JudgeReply(judge, {}), Reading(), reason)
+
+    def _verdict(self, request: JudgeRequest, reply: JudgeReply, reading: Reading, reason: str | None) -> Verdict:
+        item = request.item
+        return Verdict(
+            id=request.id,
+            item_id=item.id,
+            protocol=self.name,
+            judge=reply.judge,
+            model=item.answer.model,
+            baseline=item.baseline.model if item.baseline else None,
+            scores=reading.scores,
+            preference=reading.preference,
+            reason=reason,
+            swapped=request.swapped,
+            turn=request.turn,
+            sample=item.sample,
+            category=item.category,
+            raw=reply.text,
+            usage=reply.usage,
+            metadata={**self.context(item), **reading.metadata},
+        )
+
+    def context(self, item: Item) -> Json:
+        """What `aggregate` must know about an item beside its verdict: `Verdict.metadata`."""
+        return {}
