@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from ragalign.types import Turn
 
@@ -225,6 +225,8 @@ class Figures:
     Attributes:
         protocol: the protocol's name.
         model: the judged model.
+        judge: the judges, joined with commas where an evaluation uses several.
+        baseline: the model it was compared with; None where answers are scored one by one.
         n: verdicts that the figures rest on.
         n_unscored: verdicts without a score; never part of `n`.
         values: figures under upstream's names; rates in percent. None where a figure is not defined.
@@ -234,6 +236,8 @@ class Figures:
 
     protocol: str
     model: str
+    judge: str
+    baseline: str | None
     n: int
     n_unscored: int
     values: Mapping[str, Any]
@@ -242,8 +246,9 @@ class Figures:
 
     def as_dict(self) -> dict[str, Any]:
         """One flat JSON object: protocol, model, n, n_unscored, then the figures, reasons and notes."""
-        head = {"protocol": self.protocol, "model": self.model, "n": self.n, "n_unscored": self.n_unscored}
-        return {**head, **self.values, "reasons": dict(self.reasons), "notes": list(self.notes)}
+        head = {"protocol": self.protocol, "model": self.model, "baseline": self.baseline, "judge": self.judge}
+        counts = {"n": self.n, "n_unscored": self.n_unscored}
+        return {**head, **counts, **self.values, "reasons": dict(self.reasons), "notes": list(self.notes)}
 
 
 class UnreadableReplyError(Exception):
@@ -262,11 +267,13 @@ class Reading:
 class Protocol(ABC):
     """How one upstream tool asks a judge, reads its replies and averages them.
 
-    Subclasses implement `build`, `read` and `aggregate`. `strict` makes `read` refuse what upstream would guess.
+    Subclasses implement `build`, `read` and `aggregate` for judging, `replay` and `record` for upstream's files.
+    `strict` makes `read` refuse what upstream would guess.
     """
 
     name: ClassVar[str]
     is_pairwise: ClassVar[bool]
+    file_format: ClassVar[Literal["json", "jsonl"]]
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
@@ -291,7 +298,24 @@ class Protocol(ABC):
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Average as upstream does: one `Figures` per model, in order of first appearance."""
 
-    def settle(self, item: Item) -> Verdict | None:
+    @abstractmethod
+    def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
+        """The verdicts in one row of an upstream judgement file, read again from the judge's recorded words.
+
+        Args:
+            row: the row.
+            position: its place in the file, from 0.
+            source: the file's path, for protocols whose files do not name the model.
+
+        Raises:
+            DataError: the row is not of this kind; the message says what is missing.
+        """
+
+    @abstractmethod
+    def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        """The rows of an upstream judgement file, in the order of the judgements."""
+
+    def settle(self, item: Item) -> Verdict | None:  # noqa: ARG002 (a hook)
         """The verdict on an item that needs no judge, such as identical answers; None for all others."""
         return None
 
@@ -332,6 +356,6 @@ class Protocol(ABC):
             metadata={**self.context(item), **reading.metadata},
         )
 
-    def context(self, item: Item) -> Json:
+    def context(self, item: Item) -> Json:  # noqa: ARG002 (a hook)
         """What `aggregate` must know about an item beside its verdict: `Verdict.metadata`."""
         return {}
