@@ -1,0 +1,74 @@
+"""What a model folder holds, as one hash: the files that decide its vectors, and no others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+# A repository may hold the same weights in several forms; the loader takes the first that is there.
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = (
+    ("tokenizer.json",),
+    ("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+)
+_CONFIGS = ("config.json", "sentence_bert_config.json", "tokenizer_config.json", "modules.json")
+
+
+def has_model(folder: Path) -> bool:
+    """Whether ``folder`` holds a complete model: a configuration and weights."""
+    try:
+        root = _module_folders(folder)[0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    if not (root / "config.json").is_file():
+        return False
+    shards = root / "model.safetensors.index.json"
+    if shards.is_file():
+        names = set(json.loads(shards.read_text("utf-8"))["weight_map"].values())
+        return all((root / name).is_file() for name in names)
+    return any(_first_of(root, _WEIGHTS))
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the names and contents of weights, configuration and tokenizer files."""
+    total = hashlib.sha256()
+    for path in _relevant_files(folder):
+        total.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _relevant_files(folder: Path) -> list[Path]:
+    found: set[Path] = set()
+    for module in _module_folders(folder):
+        found.update(_first_of(module, _WEIGHTS))
+        for patterns in _TOKENIZERS:
+            names = [path for pattern in patterns for path in module.glob(pattern)]
+            if names:
+                found.update(names)
+                break
+        found.update(path for name in _CONFIGS if (path := module / name).is_file())
+    return sorted(found)
+
+
+def _first_of(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in patterns:
+        paths = list(folder.glob(pattern))
+        if paths:
+            yield from paths
+            return
+
+
+def _module_folders(folder: Path) -> list[Path]:
+    """The folders of a sentence-transformers model's modules, or the folder itself for a plain model."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return [folder]
+    return [folder / module["path"] for module in json.loads(modules.read_text("utf-8"))]

