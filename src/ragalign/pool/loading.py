@@ -1,0 +1,169 @@
+"""From files and dataset names to the table behind a pool and a report of what was read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from ragalign._progress import progress
+from ragalign.errors import ConfigError, DataError
+from ragalign.pool import storage
+from ragalign.pool.hub import looks_like_dataset, read_dataset
+from ragalign.pool.readers import EXTENSIONS, Problem, Rows, read_file
+from ragalign.pool.report import FileReport, LoadReport, SkippedRow, Unit, location
+from ragalign.pool.shapes import FURTHER_TURNS, ParsedRow, RowParser
+from ragalign.pool.table import BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
+from ragalign.pool.wrappers import unwrap
+from ragalign.types import content_id
+
+OnError = Literal["strict", "skip"]
+
+_ADVICE = 'correct the row, or skip such rows (on_error="skip", --on-error skip)'
+_ROWS_BEFORE_PROGRESS = 50_000
+_ROWS_PER_PROGRESS = 10_000
+
+
+def load(
+    sources: Sequence[str | Path],
+    *,
+    shape: str = "auto",
+    fields: Mapping[str, str] | None = None,
+    on_error: OnError = "strict",
+    unwrap: bool = False,
+) -> tuple[pa.Table, LoadReport]:
+    """Read all sources, in order, into one table without duplicates; `Pool.load` documents the arguments.
+
+    Raises:
+        DataError: a source cannot be read, a row cannot be used (strict), or nothing was left.
+        ConfigError: an option is wrong.
+    """
+    if on_error not in ("strict", "skip"):
+        raise ConfigError(f"unknown on_error {on_error!r}: use strict or skip")
+    if not sources:
+        raise ConfigError("no source was given: name at least one file or dataset")
+    parser = RowParser(shape, fields)
+    if len(sources) == 1 and shape == "auto" and not fields and not unwrap:
+        saved = storage.read_saved_parquet(Path(sources[0]))
+        if saved is not None:
+            n_rows = saved.num_rows
+            report = FileReport(str(sources[0]), n_rows, n_loaded=n_rows, n_duplicates=0, shapes={"ragalign": n_rows})
+            return saved, LoadReport((report,))
+    loader = _Loader(parser, strict=on_error == "strict", unwrap_instructions=unwrap)
+    with ExitStack() as stack:
+        loader.on_rows = _late_progress(stack)
+        files = tuple(loader.read(source) for source in sources)
+    table = loader.builder.build()
+    if not table.num_rows:
+        names = ", ".join(file.file for file in files)
+        raise DataError(f"{names}: no row could be used; {_first_reason(files)}")
+    return table, LoadReport(files)
+
+
+class _Loader:
+    """Reads sources one after the other; remembers what was seen, so that the same content is added once."""
+
+    def __init__(self, parser: RowParser, *, strict: bool, unwrap_instructions: bool) -> None:
+        self.builder = TableBuilder()
+        self.on_rows: Callable[[int], None] = lambda _: None
+        self._parser = parser
+        self._strict = strict
+        self._unwrap = unwrap_instructions
+        self._seen: set[int] = set()
+
+    def read(self, source: str | Path) -> FileReport:
+        """Add the rows of one file or dataset."""
+        name, unit, rows = _open(source)
+        file = str(source)
+        skipped: list[SkippedRow] = []
+        shapes: Counter[str] = Counter()
+        first_with_id: dict[str, tuple[int, int]] = {}
+        n_rows = n_loaded = n_multi_turn = n_unwrapped = 0
+        for number, row in rows:
+            n_rows += 1
+            self.on_rows(1)
+            try:
+                parsed, metadata, was_wrapped = self._parse(row)
+                key = content_id(parsed.instruction, parsed.response)
+                content = int(key, 16)
+                if parsed.source_id is not None and parsed.source is None:
+                    earlier, line = first_with_id.setdefault(parsed.source_id, (content, number))
+                    if earlier != content:
+                        raise BadRowError(
+                            f"the id {parsed.source_id!r} was used before, in {unit} {line}, with other content"
+                        )
+            except BadRowError as error:
+                if self._strict:
+                    raise DataError(
+                        f"{location(file, number, unit)}: {error.reason}; {error.advice or _ADVICE}"
+                    ) from None
+                skipped.append(SkippedRow(file, number, error.reason, unit))
+                continue
+            shapes[parsed.shape] += 1
+            n_multi_turn += FURTHER_TURNS in parsed.metadata
+            n_unwrapped += was_wrapped
+            if content in self._seen:
+                continue
+            self._seen.add(content)
+            n_loaded += 1
+            origin = name if parsed.source is None else parsed.source
+            self.builder.add(key, parsed.instruction, parsed.response, origin, parsed.source_id, metadata)
+        if not n_rows:
+            raise DataError(f"{file}: there are no rows in it; give a file with at least one")
+        n_duplicates = n_rows - n_loaded - len(skipped)
+        return FileReport(file, n_rows, n_loaded, n_duplicates, n_multi_turn, n_unwrapped, dict(shapes), tuple(skipped))
+
+    def _parse(self, row: dict[str, Any] | Problem) -> tuple[ParsedRow, str, bool]:
+        if isinstance(row, Problem):
+            raise BadRowError(row.reason)
+        parsed = self._parser.parse(row)
+        was_wrapped = False
+        if self._unwrap:
+            unwrapped = unwrap(parsed.instruction)
+            if unwrapped is not None:
+                was_wrapped = True
+                parsed = ParsedRow(
+                    parsed.shape, unwrapped, parsed.response, parsed.source_id, parsed.metadata, parsed.source
+                )
+        check_text("instruction", parsed.instruction)
+        check_text("response", parsed.response)
+        for text in (parsed.source_id, parsed.source):
+            if text is not None:
+                check_surrogates("the id or source", text)
+        return parsed, metadata_json(parsed.metadata), was_wrapped
+
+
+def _open(source: str | Path) -> tuple[str, Unit, Rows]:
+    """The name that demonstrations get as their source, what rows are counted in, and the rows."""
+    path = Path(source)
+    text = str(source)
+    if not path.exists() and isinstance(source, str) and looks_like_dataset(text, EXTENSIONS):
+        return text, "row", read_dataset(text)
+    unit, rows = read_file(path)
+    return path.name, unit, rows
+
+
+def _late_progress(stack: ExitStack) -> Callable[[int], None]:
+    """A counter of rows whose bar appears only once loading turns out to be long."""
+    count = 0
+    advance: Callable[[int], None] | None = None
+
+    def on_rows(n: int) -> None:
+        nonlocal count, advance
+        count += n
+        if count == _ROWS_BEFORE_PROGRESS:
+            advance = stack.enter_context(progress("Loading", None, "rows"))
+            advance(count)
+        elif advance is not None and count % _ROWS_PER_PROGRESS == 0:
+            advance(_ROWS_PER_PROGRESS)
+
+    return on_rows
+
+
+def _first_reason(files: Sequence[FileReport]) -> str:
+    skipped = next((row for file in files for row in file.skipped), None)
+    return f"the first reason: {skipped}"

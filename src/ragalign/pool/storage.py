@@ -1,0 +1,81 @@
+"""Saves pools as Parquet or JSON Lines, and opens what was saved as Parquet without going through its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.pool.table import SCHEMA
+
+_FORMAT_KEY = b"ragalign_pool"
+_FORMAT_VERSION = b"1"
+
+
+def save(table: pa.Table, path: Path) -> None:
+    """Write the table to ``path`` by its extension; an existing file is replaced only when all is written.
+
+    Raises:
+        ConfigError: the extension is neither ``.parquet`` nor ``.jsonl``.
+        DataError: the file cannot be written.
+    """
+    write = {".parquet": _write_parquet, ".jsonl": _write_jsonl}.get(path.suffix.lower())
+    if write is None:
+        raise ConfigError(f"{path}: unknown extension {path.suffix!r} for a pool; use .parquet or .jsonl")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            os.close(handle)
+            write(table, temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from None
+
+
+def read_saved_parquet(path: Path) -> pa.Table | None:
+    """The table of a Parquet file that `save` wrote, or None for anything else.
+
+    Raises:
+        DataError: the file says that it is a saved pool, but is damaged.
+    """
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return None
+    try:
+        if (pq.read_schema(path).metadata or {}).get(_FORMAT_KEY) != _FORMAT_VERSION:
+            return None
+        table = pq.read_table(path)
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not readable as Parquet ({reason}); get or save the file anew") from None
+    if not table.schema.equals(SCHEMA) or pc.count_distinct(table["id"]).as_py() != table.num_rows:
+        raise DataError(f"{path}: marked as a saved pool, but its columns are not a pool's; save it anew")
+    return table.replace_schema_metadata(None)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    marked = table.replace_schema_metadata({_FORMAT_KEY: _FORMAT_VERSION})
+    pq.write_table(marked, path, compression="zstd")
+
+
+def _write_jsonl(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for batch in table.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                row["metadata"] = json.loads(row["metadata"])
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
