@@ -315,7 +315,7 @@ class Protocol(ABC):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """The rows of an upstream judgement file, in the order of the judgements."""
 
-    def settle(self, item: Item) -> Verdict | None:  # noqa: ARG002 (a hook)
+    def settle(self, item: Item) -> Verdict | None:
         """The verdict on an item that needs no judge, such as identical answers; None for all others."""
         return None
 
@@ -356,6 +356,17 @@ class Protocol(ABC):
             metadata={**self.context(item), **reading.metadata},
         )
 
-    def context(self, item: Item) -> Json:  # noqa: ARG002 (a hook)
-        """What `aggregate` must know about an item beside its verdict: `Verdict.metadata`."""
-        return {}
+    def context(self, item: Item) -> Json:
+        """What `aggregate` must know about an item beside its verdict: `Verdict.metadata`.
+
+        ``source``, the file of a replayed verdict, is always part of it.
+        """
+        return {"source": item.metadata["source"]} if "source" in item.metadata else {}
+
+    def parse_recorded(
+        self, item: Item, text: object, judge: str, *, swapped: bool | None = None, turn: int = 1, suffix: str = ""
+    ) -> Verdict:
+        """Read a recorded reply again; anything but a text counts as an empty reply."""
+        name = f"{item.id}/{item.sample}{suffix}"
+        request = JudgeRequest(name, item, (), JudgeParameters(), swapped=swapped, turn=turn)
+        return self.parse(request, JudgeReply.from_text(text if isinstance(text, str) else "", judge))

@@ -41,15 +41,21 @@ def placeholders(template: str, syntax: Syntax) -> set[str]:
     return {_name(match) for match in _PATTERNS[syntax].finditer(template) if not match["escape"]}
 
 
-def check_placeholders(template: str, required: Iterable[str], syntax: Syntax, where: str) -> None:
-    """Make sure that a prompt shows the judge everything it must see.
+def check_placeholders(
+    template: str, required: Iterable[str], allowed: Iterable[str], syntax: Syntax, where: str
+) -> None:
+    """Make sure that a prompt shows the judge everything it must see, and asks for nothing that is not there.
 
     Raises:
-        ConfigError: a placeholder is missing; the message names the prompt and the placeholder.
+        ConfigError: a required placeholder is missing, or (in ``format`` and ``dollar`` prompts, where every
+            marked name is a placeholder) one is neither required nor allowed.
     """
-    missing = sorted(set(required) - placeholders(template, syntax))
-    if missing:
-        raise ConfigError(f"{where} lacks the placeholder{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    found = placeholders(template, syntax)
+    required = set(required)
+    if missing := required - found:
+        raise ConfigError(f"{where} lacks the placeholder {', '.join(sorted(missing))}")
+    if syntax in ("format", "dollar") and (unknown := found - required - set(allowed)):
+        raise ConfigError(f"{where} has an unknown placeholder {', '.join(sorted(unknown))}")
 
 
 def _name(match: re.Match[str]) -> str:
