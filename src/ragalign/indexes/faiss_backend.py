@@ -1,0 +1,204 @@
+"""FAISS: build, write, read and search. The only module that imports it.
+
+Vectors and queries come in as FAISS shall compare them: scaled to length 1 for the cosine. Scores go out
+with higher closer: the inner product, or the negative squared distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign._optional import require
+from ragalign._progress import progress
+from ragalign.errors import ConfigError, IndexFormatError
+
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+_HNSW_EF_CONSTRUCTION = 200
+_ADD_BLOCK = 65_536
+# From this many queries on, copying the allowed rows out and using matrix products beats FAISS's masked scan.
+_GATHER_MIN_QUERIES = 64
+_GATHER_BLOCK = 32_768
+# Below, a CPU search takes milliseconds and the GPU's memory is better left to the language model.
+_GPU_MIN_VECTORS = 50_000
+_GPU_MAX_K = 2048
+_GPU_TEMPORARY_BYTES = 64 << 20
+
+
+class FaissIndex:
+    """A FAISS index of n vectors with its search parameters."""
+
+    def __init__(self, index: Any, search: Mapping[str, int]) -> None:
+        self._faiss = _import_faiss()
+        self._index = index
+        self._search = dict(search)
+        for name, value in self._search.items():
+            self._faiss.ParameterSpace().set_index_parameter(index, name, value)
+
+    @classmethod
+    def build(
+        cls,
+        vectors: NDArray[np.float32],
+        factory: str,
+        search: Mapping[str, int],
+        *,
+        inner_product: bool,
+        show_progress: bool = False,
+    ) -> FaissIndex:
+        """Train on and add ``vectors`` ``[n, d]``.
+
+        Raises:
+            ConfigError: FAISS does not know the factory string, or cannot train it on so few vectors.
+        """
+        faiss = _import_faiss()
+        n, dimension = vectors.shape
+        metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+        try:
+            index = faiss.index_factory(dimension, factory, metric)
+            _prepare(faiss, index)
+            if not index.is_trained:
+                index.train(vectors)
+            with progress("indexing", n, "vectors") if show_progress else _silent() as advance:
+                for start in range(0, n, _ADD_BLOCK):
+                    block = vectors[start : start + _ADD_BLOCK]
+                    index.add(block)
+                    advance(len(block))
+            return cls(index, search)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}"
+            ) from None
+
+    @classmethod
+    def open(cls, path: Path, search: Mapping[str, int]) -> FaissIndex:
+        """Read a FAISS file, memory-mapped where this FAISS and kind of index can.
+
+        Raises:
+            IndexFormatError: FAISS cannot read it.
+        """
+        faiss = _import_faiss()
+        try:
+            index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+            return cls(index, search)
+        except RuntimeError as error:
+            raise IndexFormatError(f"FAISS cannot read {path}: {_reason(error)}") from None
+
+    def write(self, path: Path) -> None:
+        """Write the FAISS file.
+
+        Raises:
+            OSError: the disk is full, or does not let us.
+        """
+        try:
+            self._faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise OSError(None, _reason(error), str(path)) from None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of vectors, dimension."""
+        return int(self._index.ntotal), int(self._index.d)
+
+    @property
+    def inner_product(self) -> bool:
+        """Whether it compares by inner product; otherwise by squared distance."""
+        return bool(self._index.metric_type == self._faiss.METRIC_INNER_PRODUCT)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Found:
+        """The k best of all: scores and positions ``[m, k]``, padded with -inf and -1."""
+        if k <= _GPU_MAX_K and self._on_gpu is not None:
+            return self._found(*self._on_gpu.search(queries, k))
+        return self._found(*self._index.search(queries, k))
+
+    def search_allowed(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> Found | None:
+        """The k best of the allowed, or None where this kind of index cannot tell them well.
+
+        Approximate kinds look at so much more as the mask lets less through.
+        """
+        faiss, index = self._faiss, self._index
+        n_allowed = int(np.count_nonzero(allowed))
+        bits = np.packbits(allowed, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        widen = len(allowed) / max(1, n_allowed)
+        if isinstance(index, faiss.IndexFlat):
+            if len(queries) >= _GATHER_MIN_QUERIES:
+                return None
+            parameters = faiss.SearchParameters(sel=selector)
+        elif n_allowed <= _GATHER_BLOCK:
+            return None
+        elif isinstance(index, faiss.IndexHNSW):
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=int(index.hnsw.efSearch * widen))
+        elif isinstance(index, faiss.IndexIVF):
+            n_probes = min(index.nlist, int(np.ceil(index.nprobe * widen)))
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=n_probes)
+        else:
+            return None
+        # `bits` and `selector` stay alive in this frame: the parameters only point to them.
+        return self._found(*index.search(queries, k, params=parameters))
+
+    def _found(self, distances: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
+        scores = distances if self.inner_product else -distances
+        scores[positions < 0] = -np.inf
+        return scores, positions
+
+    @cached_property
+    def _on_gpu(self) -> Any | None:
+        """A copy on the GPU where FAISS has one, the index is large and its kind exists there."""
+        faiss = self._faiss
+        if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1 or self.shape[0] < _GPU_MIN_VECTORS:
+            return None
+        try:
+            resources = faiss.StandardGpuResources()
+            resources.setTempMemory(_GPU_TEMPORARY_BYTES)
+            return faiss.index_cpu_to_gpu(resources, 0, self._index)
+        except RuntimeError:  # no such kind on a GPU, or no memory left there
+            return None
+
+
+def search_rows(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, *, inner_product: bool) -> Found:
+    """Exact search over ``vectors`` ``[r, d]`` with matrix products: scores and positions ``[m, min(k, r)]``."""
+    faiss = _import_faiss()
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    distances, positions = faiss.knn(queries, vectors, min(k, len(vectors)), metric=metric)
+    return (distances if inner_product else -distances), positions
+
+
+def version() -> str:
+    """The version of FAISS."""
+    return str(_import_faiss().__version__)
+
+
+def _import_faiss() -> Any:
+    return require("faiss", "an index")
+
+
+def _prepare(faiss: Any, index: Any) -> None:
+    """Set what a factory string cannot say, before training and adding."""
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
+    # Below its own idea of enough training vectors FAISS writes to stderr. What is too few, it refuses.
+    parts: list[Any] = [inner, getattr(inner, "pq", None), getattr(getattr(inner, "storage", None), "pq", None)]
+    for part in parts:
+        if hasattr(part, "cp"):
+            part.cp.min_points_per_centroid = 1
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS said, without its source location."""
+    text = " ".join(str(error).split())
+    return text.rsplit("failed: ", 1)[-1].rsplit(": ", 1)[-1] if "Error: '" not in text else text
+
+
+@contextmanager
+def _silent() -> Iterator[Callable[[int], None]]:
+    yield lambda _done: None

@@ -1,0 +1,426 @@
+"""The index: a pool, its vectors, and a FAISS structure over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign.encoders import Encoder
+from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError, RagalignError
+from ragalign.indexes import faiss_backend, store
+from ragalign.indexes.faiss_backend import FaissIndex, Found
+from ragalign.indexes.kinds import choose
+from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
+from ragalign.pool import Pool
+
+_BLOCK = 32_768
+
+
+class Index:
+    """A searchable pool; made by `build` or `open`, never changed afterwards."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        vectors: NDArray[np.float32],
+        faiss: FaissIndex,
+        manifest: Manifest,
+        encoder: Encoder | None,
+        origin: tuple[Path, str] | None = None,
+    ) -> None:
+        """Put the parts together; use `build` or `open` instead. ``origin`` is the folder and its checksum."""
+        self.pool = pool
+        self.vectors = vectors
+        self.manifest = manifest
+        self._faiss = faiss
+        self._encoder = encoder
+        self._origin = origin
+
+    @classmethod
+    def build(
+        cls,
+        pool: Pool,
+        encoder: Encoder,
+        *,
+        kind: str = "auto",
+        metric: Metric = "cosine",
+        text: TextForm = "instruction",
+        show_progress: bool = False,
+    ) -> Index:
+        """Encode a pool and index its vectors.
+
+        Args:
+            pool: what to index.
+            encoder: what turns the texts into vectors.
+            kind: ``auto`` (exact up to `ragalign.indexes.kinds.AUTO_FLAT_MAX` demonstrations, ``ivf`` above),
+                ``flat``, ``hnsw``, ``ivf``, or a FAISS factory string such as ``IVF256,PQ48``.
+            metric: ``cosine``, ``ip`` (inner product) or ``l2``.
+            text: what to encode: the ``instruction``, or ``both`` instruction and response.
+            show_progress: bars on stderr, if that is a terminal.
+
+        Raises:
+            ConfigError: an unknown kind, metric or text, or too few vectors to train this kind.
+            DataError: a text cannot be encoded.
+        """
+        if metric not in get_args(Metric):
+            raise ConfigError(f"the metric is one of {', '.join(get_args(Metric))}, not {metric!r}")
+        if text not in get_args(TextForm):
+            raise ConfigError(f"the text is one of {', '.join(get_args(TextForm))}, not {text!r}")
+        vectors = _encode(pool, encoder, text, show_progress)
+        return cls._assemble(
+            pool, vectors, EncoderRecord.of(encoder), encoder, kind, metric, text, show_progress=show_progress
+        )
+
+    @classmethod
+    def _assemble(
+        cls,
+        pool: Pool,
+        vectors: NDArray[np.float32],
+        record: EncoderRecord,
+        encoder: Encoder | None,
+        kind: str,
+        metric: Metric,
+        text: TextForm,
+        *,
+        origin: tuple[Path, str] | None = None,
+        show_progress: bool = False,
+    ) -> Index:
+        chosen = choose(kind, len(pool))
+        faiss = FaissIndex.build(
+            _for_metric(vectors, metric),
+            chosen.factory,
+            chosen.search,
+            inner_product=metric != "l2",
+            show_progress=show_progress,
+        )
+        manifest = Manifest(
+            n_demonstrations=len(pool),
+            pool_fingerprint=pool.fingerprint,
+            text=text,
+            metric=metric,
+            kind=kind,
+            factory=chosen.factory,
+            search=chosen.search,
+            encoder=record,
+            made_with={"ragalign": _own_version(), "faiss": faiss_backend.version()},
+        )
+        return cls(pool, vectors, faiss, manifest, encoder, origin)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to a folder, replacing the index that is there, if any.
+
+        Killed at any moment, the folder holds the old index or the new one.
+
+        Raises:
+            ConfigError: the folder holds something that is no index.
+            IndexMismatchError: this index was derived from the one in the folder, which has changed since.
+            IndexFormatError: another process is writing there, or it cannot be written.
+        """
+        path = Path(folder)
+        expected = None
+        if self._origin is not None and self._origin[0] == path.resolve():
+            expected = self._origin[1]
+        writers = {"pool": self.pool.save, "vectors": self._write_vectors, "faiss": self._faiss.write}
+        blank = replace(self.manifest, files={}, checksum="")
+        self.manifest = store.write_folder(path, blank, writers, expected)
+        self._origin = (path.resolve(), self.manifest.checksum)
+
+    def _write_vectors(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, self.vectors, allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, encoder: Encoder | None = None, verify: store.Verification = "full") -> Index:
+        """Open an index; vectors and FAISS file are memory-mapped.
+
+        Args:
+            folder: what `save` wrote.
+            encoder: the encoder to search with; None loads the one that the manifest names, when it is needed.
+            verify: ``full`` compares every file's size and SHA-256 with the manifest; ``size`` leaves the hashes
+                out, for indexes so large that reading them once takes too long.
+
+        Raises:
+            IndexFormatError: it is no index, damaged, or of another format version.
+            IndexMismatchError: the index was made with another encoder than the one given.
+        """
+        path = Path(folder)
+
+        def load(manifest: Manifest, paths: Mapping[str, Path]) -> Index:
+            if encoder is not None:
+                _require_same_encoder(path, manifest.encoder, encoder)
+            return cls._load(path, manifest, paths, encoder)
+
+        return store.read_folder(path, load, verify)
+
+    @classmethod
+    def _load(cls, folder: Path, manifest: Manifest, paths: Mapping[str, Path], encoder: Encoder | None) -> Index:
+        try:
+            vectors = _read_vectors(paths["vectors"])
+            pool = Pool.load(paths["pool"])
+            faiss = FaissIndex.open(paths["faiss"], manifest.search)
+        except (ValueError, DataError) as error:
+            # Of a file that has gone missing the folder's reader has to hear as such.
+            for path in paths.values():
+                path.stat()
+            raise IndexFormatError(f"{folder} is damaged: {error}") from None
+        shape = (manifest.n_demonstrations, manifest.encoder.dimension)
+        if not shape == vectors.shape == faiss.shape or len(pool) != shape[0]:
+            raise IndexFormatError(f"the files of {folder} do not belong together; build the index again")
+        return cls(pool, vectors, faiss, manifest, encoder, (folder.resolve(), manifest.checksum))
+
+    @classmethod
+    def verify(cls, folder: str | Path) -> Manifest:
+        """Check everything that can be checked: checksums, sizes, hashes, counts and the pool's fingerprint.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            IndexFormatError: the first thing that is wrong.
+        """
+        index = cls.open(folder)
+        if index.pool.fingerprint != index.manifest.pool_fingerprint:
+            raise IndexFormatError(f"the pool in {folder} is not the one that its manifest names")
+        return index.manifest
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __repr__(self) -> str:
+        about = self.manifest
+        return f"Index({len(self)} demonstrations, {about.factory}, {about.metric}, encoder {about.encoder.id!r})"
+
+    @property
+    def metric(self) -> Metric:
+        """``cosine``, ``ip`` or ``l2``."""
+        return self.manifest.metric
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that made the vectors: the one given, or loaded from what the manifest says.
+
+        Raises:
+            ConfigError: it cannot be had here.
+            IndexMismatchError: what is there under its name is another encoder.
+        """
+        if self._encoder is None:
+            record = self.manifest.encoder
+            try:
+                encoder = Encoder.load(
+                    record.id,
+                    revision=record.revision,
+                    normalize=record.normalize,
+                    query_prompt=record.query_prompt,
+                    document_prompt=record.document_prompt,
+                )
+            except RagalignError as error:
+                raise ConfigError(
+                    f"the index's encoder cannot be loaded; open the index with encoder=...: {error}"
+                ) from error
+            _require_same_encoder(self._origin[0] if self._origin else None, record, encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def search(self, vectors: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+        """The k demonstrations that are closest to each vector.
+
+        Args:
+            vectors: ``[m, d]`` queries, such as the encoder makes them.
+            k: how many for each.
+            allowed: ``[n]``, True for the positions that may come back; None allows all.
+
+        Returns:
+            Scores, float32 ``[m, k]``, higher is closer: cosine, inner product or negative squared distance;
+            and pool positions, int64 ``[m, k]``. Best first, equal scores by position. Where fewer than k
+            are allowed, rows end with -inf and -1.
+
+        Raises:
+            ConfigError: k < 1, or a mask that does not fit.
+            IndexMismatchError: vectors of another dimension.
+            DataError: a vector holds NaN or infinity.
+        """
+        queries = self._check_queries(vectors)
+        if k < 1:
+            raise ConfigError(f"k is at least 1, not {k}")
+        mask = self._check_mask(allowed)
+        queries = _for_metric(queries, self.metric)
+        available = len(self) if mask is None else int(np.count_nonzero(mask))
+        n_results = min(k, available)
+        if n_results == 0 or len(queries) == 0:
+            return _padded((np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)), k)
+        if mask is None:
+            found: Found | None = self._faiss.search(queries, n_results)
+        else:
+            found = self._faiss.search_allowed(queries, n_results, mask)
+        if found is None:
+            found = self._search_exactly(queries, n_results, mask)
+        else:
+            # An approximate kind may look at too little to find k; these queries are answered exactly.
+            short = (found[1] < 0).any(axis=1)
+            if short.any():
+                found[0][short], found[1][short] = self._search_exactly(queries[short], n_results, mask)
+        return _padded(_ordered(*found), k)
+
+    def _search_exactly(self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None) -> Found:
+        """Exact search over the allowed rows, block by block."""
+        rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
+        scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
+        positions = np.full((len(queries), 0), -1, dtype=np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            some = faiss_backend.search_rows(
+                queries,
+                _for_metric(self.vectors[block], self.metric),
+                k,
+                inner_product=self.metric != "l2",
+            )
+            scores = np.concatenate([scores, some[0]], axis=1)
+            positions = np.concatenate([positions, block[some[1]]], axis=1)
+            best = np.lexsort((positions, -scores), axis=1)[:, :k]
+            scores = np.take_along_axis(scores, best, axis=1)
+            positions = np.take_along_axis(positions, best, axis=1)
+        return scores, positions
+
+    def _check_queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        dimension = self.manifest.encoder.dimension
+        if queries.ndim != 2 or queries.shape[1] != dimension:
+            raise IndexMismatchError(
+                f"queries have the shape {list(np.shape(vectors))}, this index needs [m, {dimension}]; "
+                f"encode them with {self.manifest.encoder.id!r}"
+            )
+        if not np.isfinite(queries).all():
+            raise DataError("a query vector holds NaN or infinity; its text cannot have been encoded well")
+        return queries
+
+    def _check_mask(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        if allowed is None:
+            return None
+        mask = np.asarray(allowed)
+        if mask.dtype != np.bool_ or mask.shape != (len(self),):
+            raise ConfigError(
+                f"allowed is a boolean array of shape [{len(self)}], not {mask.dtype} of {list(mask.shape)}"
+            )
+        return None if mask.all() else mask
+
+    def add(self, pool: Pool, *, show_progress: bool = False) -> Index:
+        """The index with what only ``pool`` has, at the end; the same as building it from both.
+
+        Only what is new is encoded. The FAISS structure is made anew from all vectors.
+        """
+        joined = self.pool.union(pool)
+        if len(joined) == len(self):
+            return self
+        new = _encode(joined[len(self) :], self.encoder, self.manifest.text, show_progress)
+        return self._derive(joined, np.concatenate([self.vectors, new]), show_progress)
+
+    def remove(self, ids: Iterable[str]) -> Index:
+        """The index without these demonstrations.
+
+        Raises:
+            DataError: one of them is not in it.
+        """
+        gone = set(ids)
+        left = self.pool.without(gone)
+        if len(left) == len(self):
+            return self
+        keep = np.fromiter((each not in gone for each in self.pool.ids), dtype=bool, count=len(self))
+        return self._derive(left, self.vectors[keep], show_progress=False)
+
+    def _derive(self, pool: Pool, vectors: NDArray[np.float32], show_progress: bool) -> Index:
+        about = self.manifest
+        return self._assemble(
+            pool,
+            vectors,
+            about.encoder,
+            self._encoder,
+            about.kind,
+            about.metric,
+            about.text,
+            origin=self._origin,
+            show_progress=show_progress,
+        )
+
+
+def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -> NDArray[np.float32]:
+    texts = pool.instructions
+    if text == "both":
+        texts = [f"{first}\n\n{second}" for first, second in zip(texts, pool.responses, strict=True)]
+    vectors = encoder.encode(texts, kind="document", show_progress=show_progress)
+    if vectors.shape != (len(pool), encoder.dimension):
+        raise IndexMismatchError(
+            f"the encoder {encoder.id!r} made vectors of shape {list(vectors.shape)} "
+            f"instead of {[len(pool), encoder.dimension]}"
+        )
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        bad = pool.ids[int(np.argmin(finite))]
+        raise DataError(f"the encoder {encoder.id!r} makes NaN or infinity of the demonstration {bad}; leave it out")
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _for_metric(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """As FAISS shall compare them: for the cosine scaled to length 1, zero vectors as they are."""
+    if metric != "cosine":
+        return np.ascontiguousarray(vectors)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1))
+
+
+def _ordered(scores: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
+    """Equal scores in order of position; FAISS leaves it open."""
+    tied = (scores[:, 1:] == scores[:, :-1]).any(axis=1)
+    if tied.any():
+        order = np.lexsort((positions[tied], -scores[tied]), axis=1)
+        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
+        positions[tied] = np.take_along_axis(positions[tied], order, axis=1)
+    return scores, positions
+
+
+def _padded(found: Found, k: int) -> Found:
+    missing = k - found[0].shape[1]
+    if missing == 0:
+        return found
+    return (
+        np.pad(found[0], ((0, 0), (0, missing)), constant_values=-np.inf),
+        np.pad(found[1], ((0, 0), (0, missing)), constant_values=-1),
+    )
+
+
+def _read_vectors(path: Path) -> NDArray[np.float32]:
+    vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors.dtype != np.dtype("<f4") or vectors.ndim != 2:
+        raise ValueError(f"{path.name} holds {vectors.dtype} of shape {list(vectors.shape)}")
+    return vectors
+
+
+def _require_same_encoder(folder: Path | None, record: EncoderRecord, encoder: Encoder) -> None:
+    if record.fingerprint == encoder.fingerprint:
+        return
+    where = "the index" if folder is None else f"the index {folder}"
+    given = EncoderRecord.of(encoder)
+    raise IndexMismatchError(
+        f"{where} was made with the encoder {_describe(record)}, not with {_describe(given)}; "
+        "use the former, or build the index again"
+    )
+
+
+def _describe(record: EncoderRecord) -> str:
+    details = [f"revision {record.revision[:12]}", "normalised" if record.normalize else "not normalised"]
+    if record.query_prompt or record.document_prompt:
+        details.append(f"prompts {record.query_prompt!r} and {record.document_prompt!r}")
+    return f"{record.id!r} ({', '.join(details)})"
+
+
+def _own_version() -> str:
+    try:
+        return package_version("ragalign")
+    except PackageNotFoundError:
+        return "unknown"

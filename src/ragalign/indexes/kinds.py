@@ -1,0 +1,61 @@
+"""From the kind that is asked for to a FAISS factory string and its search parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+from ragalign.errors import ConfigError
+
+# Up to here exact search answers a batched query in about a millisecond on two cores (see benchmarks/search.py).
+AUTO_FLAT_MAX = 200_000
+
+# FAISS asks for at least this many training vectors per centroid.
+_VECTORS_PER_LIST = 39
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A FAISS factory string and the parameters to search it with."""
+
+    factory: str
+    search: Mapping[str, int]
+
+
+def choose(kind: str, n: int) -> Kind:
+    """The factory string for ``n`` vectors.
+
+    ``auto`` is exact up to `AUTO_FLAT_MAX` vectors and ``ivf`` above. ``ivf`` makes about 4 sqrt(n) lists, a
+    power of two as FAISS's guidelines have it, and probes a sixteenth of them, at least eight.
+
+    Raises:
+        ConfigError: an empty kind.
+    """
+    if kind == "auto":
+        kind = "flat" if n <= AUTO_FLAT_MAX else "ivf"
+    if kind == "flat" or n == 0:
+        return Kind("Flat", {})
+    if kind == "hnsw":
+        return Kind("HNSW32,Flat", {"efSearch": 128})
+    if kind == "ivf":
+        lists = _n_lists(n)
+        return Kind(f"IVF{lists},Flat", {"nprobe": _n_probes(lists)})
+    if not kind.strip():
+        raise ConfigError("the kind of an index is auto, flat, hnsw, ivf or a FAISS factory string")
+    if match := re.search(r"IVF(\d+)(_HNSW\d*)?\b", kind):
+        return Kind(kind, {"nprobe": _n_probes(int(match[1]))})
+    if "HNSW" in kind:
+        return Kind(kind, {"efSearch": 128})
+    return Kind(kind, {})
+
+
+def _n_lists(n: int) -> int:
+    most = max(1, n // _VECTORS_PER_LIST)
+    wanted = 4 * sqrt(n)
+    return 1 << (max(1, min(most, int(wanted))).bit_length() - 1)
+
+
+def _n_probes(lists: int) -> int:
+    return min(lists, max(8, ceil(lists / 16)))

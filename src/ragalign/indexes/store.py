@@ -1,0 +1,216 @@
+"""An index folder on disk: atomic writing, checked reading. The protocol is in ``indexes/README.md``.
+
+Data files carry their content's hash in their names and are complete before the manifest names them;
+replacing the manifest is the one step that counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import file_digest
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from ragalign.errors import ConfigError, IndexFormatError, IndexMismatchError
+from ragalign.indexes.manifest import FileRecord, Manifest
+
+Verification = Literal["full", "size"]
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+EXTENSIONS = {"pool": ".parquet", "vectors": ".npy", "faiss": ".faiss"}
+
+_LOCK = ".lock"
+_WORKSHOP = ".writing"
+_DATA_FILE = re.compile(r"(pool|vectors|faiss)-[0-9a-f]{64}\.(parquet|npy|faiss)")
+# A reader starts over when a writer has replaced the index under it; nobody replaces it this often in a row.
+_MAX_READS = 100
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the index in ``folder``.
+
+    Raises:
+        IndexFormatError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.is_dir():
+            raise IndexFormatError(f"there is no index folder {folder}; build one with `ragalign index`") from None
+        raise IndexFormatError(f"{folder} holds no {MANIFEST}: it is no index, or its building was cut off") from None
+    except OSError as error:
+        raise IndexFormatError(f"cannot read {path}: {error.strerror or error}") from None
+    return Manifest.from_bytes(content, str(path))
+
+
+def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T], verify: Verification) -> T:
+    """Check the data files and hand them to ``load``, all from one state of the index.
+
+    Args:
+        folder: the index.
+        load: gets the manifest and the path of each data file, by role.
+        verify: ``full`` compares sizes and hashes, ``size`` only sizes.
+
+    Raises:
+        IndexFormatError: a file is missing or damaged.
+    """
+    for _ in range(_MAX_READS):
+        manifest = read_manifest(folder)
+        paths = {role: folder / manifest.files[role].name for role in EXTENSIONS}
+        try:
+            for role, path in paths.items():
+                _check_file(path, manifest.files[role], verify)
+            return load(manifest, paths)
+        except (FileNotFoundError, IndexFormatError) as error:
+            if read_manifest(folder).checksum != manifest.checksum:
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise IndexFormatError(f"{error.filename} is missing; build the index again") from None
+            raise
+        except OSError as error:
+            raise IndexFormatError(f"cannot read {error.filename or folder}: {error.strerror or error}") from None
+    raise IndexFormatError(f"{folder} was replaced {_MAX_READS} times while it was being opened")
+
+
+def write_folder(
+    folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], None]], expected: str | None
+) -> Manifest:
+    """Write an index, replacing the one that is there, if any, in one step.
+
+    Args:
+        folder: a new or empty folder, or an index.
+        manifest: what to write, without `files` and `checksum`.
+        writers: for each role what writes its file to a given path.
+        expected: the checksum of the manifest that must still be there, where it matters.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        IndexMismatchError: another writer has replaced the index that this one comes from.
+        IndexFormatError: it cannot be written; what was there is unchanged.
+    """
+    _refuse_other_folders(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if expected is not None and expected != (now := _current(folder)) and now is not None:
+                raise IndexMismatchError(
+                    f"{folder} has been changed by another process since it was opened; open it again and repeat"
+                )
+            try:
+                return _write(folder, manifest, writers)
+            finally:
+                _sweep(folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise IndexFormatError(f"cannot write the index {folder}: {reason}; what was there is unchanged") from None
+
+
+def _write(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], None]]) -> Manifest:
+    _sweep(folder)
+    workshop = folder / _WORKSHOP
+    workshop.mkdir()
+    files = {}
+    for role, extension in EXTENSIONS.items():
+        path = workshop / f"{role}{extension}"
+        writers[role](path)
+        _flush(path)
+        digest = _sha256(path)
+        files[role] = FileRecord(f"{role}-{digest}{extension}", path.stat().st_size, digest)
+        path.replace(folder / files[role].name)
+    _flush(folder)
+    content = replace(manifest, files=files).to_bytes()
+    path = workshop / MANIFEST
+    path.write_bytes(content)
+    _flush(path)
+    path.replace(folder / MANIFEST)
+    _flush(folder)
+    return Manifest.from_bytes(content, str(folder / MANIFEST))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what no manifest names: leftovers of killed writers, and the files of a replaced index."""
+    shutil.rmtree(folder / _WORKSHOP, ignore_errors=True)
+    try:
+        named = {record.name for record in read_manifest(folder).files.values()}
+    except IndexFormatError:
+        if (folder / MANIFEST).exists():
+            return  # a damaged manifest: leave the files to whoever looks into it
+        named = set()
+    for path in folder.iterdir():
+        if _DATA_FILE.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+
+
+def _current(folder: Path) -> str | None:
+    return read_manifest(folder).checksum if (folder / MANIFEST).exists() else None
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder for the index")
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() and b'"ragalign-index"' not in (folder / MANIFEST).read_bytes()[:200]:
+            raise ConfigError(f"{folder} holds a {MANIFEST} of something else; give another folder for the index")
+        return
+    for path in folder.iterdir():
+        if path.name not in {_LOCK, _WORKSHOP} and not _DATA_FILE.fullmatch(path.name):
+            raise ConfigError(
+                f"{folder} is neither empty nor an index (it holds {path.name!r}); give another folder for the index"
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the writers' lock. The lock file goes away with it, hence the check that it is still the same file."""
+    path = folder / _LOCK
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise IndexFormatError(f"another process is writing the index {folder}; wait until it is done") from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _check_file(path: Path, record: FileRecord, verify: Verification) -> None:
+    size = path.stat().st_size
+    if size != record.size:
+        raise IndexFormatError(f"{path} is damaged: {size} bytes instead of {record.size}; build the index again")
+    if verify == "full" and _sha256(path) != record.sha256:
+        raise IndexFormatError(f"{path} is damaged: its SHA-256 does not agree; build the index again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
