@@ -1,4 +1,4 @@
-"""The words of the library as frozen dataclasses; imports nothing but the standard library."""
+"""The words of the library as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
 DropReason = Literal["too_long", "budget", "context", "stopped"]
@@ -108,17 +111,18 @@ class Prompt:
 
     Attributes:
         pieces: the text in parts: preamble, one part per demonstration, conversation.
-        token_ids: the ids of the whole prompt, with the special tokens that the tokenizer adds (BOS).
+        ids: int32 [n], the ids of the whole prompt, with the special tokens that the tokenizer adds (BOS). An
+            array, since a million small integers in lists would keep the garbage collector busy.
         demonstrations: those used, in prompt order.
         dropped: candidates not used, best first, each with its reason.
         stop: strings that end the completion.
-        n_special_tokens: how many of `token_ids` are not text, such as BOS.
+        n_special_tokens: how many of `ids` are not text, such as BOS.
         n_preamble_tokens, n_query_tokens: tokens of the preamble and of the conversation.
         max_tokens: the token budget that the demonstrations had.
     """
 
     pieces: tuple[str, ...]
-    token_ids: list[int]
+    ids: NDArray[np.int32] = field(compare=False)
     demonstrations: tuple[UsedDemonstration, ...] = ()
     dropped: tuple[DroppedDemonstration, ...] = ()
     stop: tuple[str, ...] = ()
@@ -134,8 +138,14 @@ class Prompt:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the text: all of `token_ids` but the special ones."""
-        return len(self.token_ids) - self.n_special_tokens
+        """Tokens of the text: all of `ids` but the special ones."""
+        return len(self.ids) - self.n_special_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """`ids` as a list: what engines take, and what ``tokenizer(prompt.text)`` gives."""
+        ids: list[int] = self.ids.tolist()
+        return ids
 
     @property
     def n_demonstration_tokens(self) -> int:
@@ -182,7 +192,7 @@ class Completion:
     @property
     def n_prompt_tokens(self) -> int:
         """Tokens of the prompt, special ones included: what the engine was given."""
-        return len(self.prompt.token_ids)
+        return len(self.prompt.ids)
 
     @property
     def n_output_tokens(self) -> int:

@@ -1,0 +1,356 @@
+"""Candidates, a conversation and a token budget in; a token-exact prompt out."""
+
+from __future__ import annotations
+
+import gc
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from ragalign.errors import BudgetError, ConfigError
+from ragalign.packing.joins import Join
+from ragalign.packing.pieces import Ids, Piece, Pieces, TokenStore
+from ragalign.pool import Pool
+from ragalign.templates import Constant, Template
+from ragalign.templates.template import system_text
+from ragalign.tokenization import Tokenizer
+from ragalign.types import DroppedDemonstration, DropReason, Hit, Prompt, Turn, UsedDemonstration
+
+Order = Literal["most_similar_last", "most_similar_first", "random"]
+WhenFull = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The knobs of the packer; the defaults are those of in-context alignment (Han 2023).
+
+    Attributes:
+        max_demonstrations: most demonstrations in a prompt, constant ones included.
+        max_tokens: most tokens of all demonstrations together; preamble and conversation do not count.
+        max_demonstration_tokens: longer candidates are skipped; constant demonstrations may be longer.
+        when_full: at the first candidate that does not fit, "stop", or "skip" it and try the next.
+        order: of the retrieved demonstrations.
+    """
+
+    max_demonstrations: int = 20
+    max_tokens: int = 3000
+    max_demonstration_tokens: int = 500
+    when_full: WhenFull = "stop"
+    order: Order = "most_similar_last"
+
+    def __post_init__(self) -> None:
+        for name in ("max_demonstrations", "max_tokens", "max_demonstration_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"packing: {name} is {getattr(self, name)}; it must be 0 or more")
+        for name, choices in (("when_full", get_args(WhenFull)), ("order", get_args(Order))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"packing: {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+
+
+class _Static(NamedTuple):
+    """The part of a prompt that does not depend on the query."""
+
+    texts: tuple[str, ...]
+    ids: Ids
+    n_preamble_tokens: int
+    used: tuple[UsedDemonstration, ...]
+    exact: bool  # whether its ids may be put before others as they are
+
+    @property
+    def n_constant_tokens(self) -> int:
+        return sum(used.n_tokens for used in self.used)
+
+
+class Packer:
+    """Packs prompts whose ids equal ``tokenizer(prompt.text)``, from demonstrations that are tokenised once.
+
+    Args:
+        template: the prompt's form, its preamble and what happens to delimiters in texts.
+        tokenizer: the model's.
+        pool: where hits are looked up.
+        packing: the knobs.
+        constants: demonstrations that every prompt begins with, as they are in a prompt file.
+        context_length: tokens that prompt and completion share; None for no such limit.
+        cache: a folder for the ids of demonstrations, kept between runs; None keeps them in memory only.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        tokenizer: Tokenizer,
+        pool: Pool,
+        *,
+        packing: Packing | None = None,
+        constants: Sequence[Constant] = (),
+        context_length: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        # Special tokens of this tokenizer join the delimiters, so that the text alone already gives no special id.
+        template = template.protecting(tokenizer.special_tokens)
+        self.template = template
+        self.tokenizer = tokenizer
+        self.pool = pool
+        self.packing = packing or Packing()
+        self.constants = tuple(constants)
+        self.context_length = context_length
+        self._prefix, self._suffix = _array(tokenizer.prefix_ids), _array(tokenizer.suffix_ids)
+        self._join = Join(tokenizer, template.closing, template.opening)
+        self._join_behind = lru_cache(maxsize=64)(lambda left: Join(tokenizer, left, template.opening))
+        self._static = lru_cache(maxsize=64)(self._make_static)
+        self._exact_parts = self._join.safe
+        self._exact_parts = self._static("", len(self.constants)).exact
+        if not self._exact_parts:
+            warnings.warn(
+                f"template {template.name!r}: its joins are not proven safe with this tokenizer, "
+                "so every prompt is tokenised as a whole (exact, but slower)",
+                stacklevel=2,
+            )
+        store = None
+        if cache is not None and self._exact_parts:
+            store = TokenStore(cache / f"{template.fingerprint}-{tokenizer.fingerprint}.sqlite")
+        self._pieces = Pieces(template.render_demonstration, self._encode_demonstrations, store)
+
+    def pack(self, turns: Sequence[Turn], hits: Sequence[Hit], *, max_new_tokens: int = 0) -> Prompt:
+        """Pack one prompt.
+
+        Args:
+            turns: the conversation, ending with a user turn; system turns lead it, if any.
+            hits: candidates, best first.
+            max_new_tokens: room to leave for the completion inside `context_length`.
+
+        Raises:
+            BudgetError: the conversation does not fit; it is never truncated.
+            DataError: the turns are in no order that a template can render.
+        """
+        [prompt] = self.pack_many([turns], [hits], max_new_tokens=max_new_tokens)
+        if isinstance(prompt, BudgetError):
+            raise prompt
+        return prompt
+
+    def pack_many(
+        self, conversations: Sequence[Sequence[Turn]], hits: Sequence[Sequence[Hit]], *, max_new_tokens: int = 0
+    ) -> list[Prompt | BudgetError]:
+        """Pack a batch, in order: a prompt for each conversation, or the error of one that does not fit.
+
+        Raises:
+            DataError: the turns of a conversation are in no order that a template can render.
+        """
+        pieces = self._pieces.load({hit.id for found in hits for hit in found}, self.pool.get)
+        texts = [self.template.render_turns(turns) for turns in conversations]
+        queries = self._join.encode_after(texts) if self._exact_parts else self.tokenizer.encode_batch(texts)
+        prompts: list[Prompt | BudgetError] = []
+        with _collector_paused():
+            for turns, text, ids, found in zip(conversations, texts, queries, hits, strict=True):
+                try:
+                    prompts.append(self._pack(text, ids, system_text(turns), found, pieces, max_new_tokens))
+                except BudgetError as error:
+                    prompts.append(error)
+        return prompts
+
+    def _pack(
+        self,
+        query_text: str,
+        query_ids: list[int],
+        system: str,
+        hits: Sequence[Hit],
+        pieces: dict[str, Piece],
+        max_new_tokens: int,
+    ) -> Prompt:
+        static, room = self._fit_static(system, len(query_ids), max_new_tokens)
+        chosen, dropped = self._choose(hits, pieces, static, room)
+        if not len(static.ids) and not chosen and self._exact_parts:
+            # The conversation stands at the start of the prompt, where its ids can differ.
+            query_ids = self.tokenizer.encode(query_text)
+            self._fit_static(system, len(query_ids), max_new_tokens)
+        while True:
+            prompt = self._assemble(static, chosen, dropped, pieces, query_text, query_ids)
+            # Parts that are tokenised on their own may be shorter than in the whole: where parts are not exact,
+            # the least similar demonstrations give way until the whole fits.
+            if static.exact or not chosen or self._fits(prompt, max_new_tokens):
+                return prompt
+            hit = chosen.pop()
+            over = prompt.n_demonstration_tokens > self.packing.max_tokens
+            dropped.insert(0, _dropped(hit, pieces[hit.id], "budget" if over else "context"))
+
+    def _fit_static(self, system: str, n_query_tokens: int, max_new_tokens: int) -> tuple[_Static, int]:
+        """The static part with as many constants as the context has room for, and the room that is left."""
+        n_constants = min(len(self.constants), self.packing.max_demonstrations)
+        while True:
+            static = self._static(system, n_constants)
+            if self.context_length is None:
+                return static, self.packing.max_tokens
+            n_fixed = self.tokenizer.n_special_tokens + len(static.ids) + n_query_tokens
+            room = self.context_length - max_new_tokens - n_fixed
+            if room >= 0:
+                return static, room
+            if n_constants == 0:
+                raise BudgetError(
+                    f"the query takes {n_query_tokens:,} tokens; with the preamble ({len(static.ids):,}), special "
+                    f"tokens ({self.tokenizer.n_special_tokens}) and {max_new_tokens:,} tokens kept for the "
+                    f"completion it exceeds the model's context of {self.context_length:,} by {-room:,}"
+                )
+            n_constants -= 1
+
+    def _choose(
+        self, hits: Sequence[Hit], pieces: dict[str, Piece], static: _Static, room: int
+    ) -> tuple[list[Hit], list[DroppedDemonstration]]:
+        """Which candidates go in, best first, and why the others do not."""
+        packing = self.packing
+        budget = packing.max_tokens - static.n_constant_tokens
+        places = packing.max_demonstrations - len(static.used)
+        at_start = not len(static.ids)
+        chosen: list[Hit] = []
+        dropped = self._dropped_constants(len(static.used))
+        stopped = False
+        for hit in hits:
+            piece = pieces[hit.id]
+            # Any demonstration may end up first in the prompt, where its ids can differ.
+            cost = max(len(piece.ids), len(piece.start_ids)) if at_start else len(piece.ids)
+            reason: DropReason
+            if stopped or len(chosen) >= places:
+                reason = "stopped"
+            elif cost > packing.max_demonstration_tokens:
+                reason = "too_long"
+            elif cost > budget or cost > room:
+                reason = "budget" if cost > budget else "context"
+                stopped = packing.when_full == "stop"
+            else:
+                budget -= cost
+                room -= cost
+                chosen.append(hit)
+                continue
+            dropped.append(_dropped(hit, piece, reason))
+        return chosen, dropped
+
+    def _assemble(
+        self,
+        static: _Static,
+        chosen: list[Hit],
+        dropped: list[DroppedDemonstration],
+        pieces: dict[str, Piece],
+        query_text: str,
+        query_ids: list[int],
+    ) -> Prompt:
+        ordered = self._ordered(chosen, query_text)
+        parts = [self._prefix, static.ids]
+        texts = list(static.texts)
+        used = list(static.used)
+        at_start = not len(static.ids)
+        for hit in ordered:
+            piece = pieces[hit.id]
+            ids = piece.start_ids if at_start else piece.ids
+            at_start = False
+            parts.append(ids)
+            texts.append(piece.text)
+            used.append(UsedDemonstration(hit.id, piece.source_id, hit.score, len(ids)))
+        parts += [_array(query_ids), self._suffix]
+        texts.append(query_text)
+        counts = (static.n_preamble_tokens, len(query_ids))
+        if not static.exact:
+            parts, used, counts = self._retokenise(texts, used)
+        return Prompt(
+            pieces=tuple(texts),
+            ids=np.concatenate(parts),
+            demonstrations=tuple(used),
+            dropped=tuple(dropped),
+            stop=self.template.stop,
+            n_special_tokens=self.tokenizer.n_special_tokens,
+            n_preamble_tokens=counts[0],
+            n_query_tokens=counts[1],
+            max_tokens=self.packing.max_tokens,
+        )
+
+    def _ordered(self, chosen: list[Hit], query_text: str) -> Sequence[Hit]:
+        if self.packing.order == "most_similar_last":
+            return chosen[::-1]
+        if self.packing.order == "random":
+            # Seeded by the query: the same query gets the same prompt, whatever else is in the batch.
+            return random.Random(query_text).sample(chosen, len(chosen))
+        return chosen
+
+    def _retokenise(
+        self, texts: list[str], used: list[UsedDemonstration]
+    ) -> tuple[list[Ids], list[UsedDemonstration], tuple[int, int]]:
+        """Ids of the whole text, its tokens counted to the parts in which they start."""
+        ids = self.tokenizer.encode("".join(texts))
+        sizes = self._sizes(texts, ids)
+        first = len(sizes) - 1 - len(used)
+        counted = [replace(one, n_tokens=size) for one, size in zip(used, sizes[first:-1], strict=True)]
+        parts = [self._prefix, _array(ids), self._suffix]
+        return parts, counted, (sum(sizes[:first]), sizes[-1])
+
+    def _fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
+        within = self.context_length is None or len(prompt.token_ids) + max_new_tokens <= self.context_length
+        return within and prompt.n_demonstration_tokens <= self.packing.max_tokens
+
+    def _encode_demonstrations(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
+        """Ids behind another part and at the start of the prompt, for each text."""
+        if not self._exact_parts:
+            return [(ids, ids) for ids in map(_array, self.tokenizer.encode_batch(texts))]
+        behind, first = self._join.encode_between(texts), self._join.encode_before(texts)
+        return [(_array(ids), _array(start_ids)) for ids, start_ids in zip(behind, first, strict=True)]
+
+    def _dropped_constants(self, n_used: int) -> list[DroppedDemonstration]:
+        """The constants that are not in the prompt: beyond `max_demonstrations`, or without room in the context."""
+        dropped = []
+        for number, constant in enumerate(self.constants[n_used:], start=n_used):
+            reason: DropReason = "context" if number < self.packing.max_demonstrations else "stopped"
+            one = constant.demonstration
+            n_tokens = len(self.tokenizer.encode(constant.text))
+            dropped.append(DroppedDemonstration(one.id, one.source_id, None, n_tokens, reason))
+        return dropped
+
+    def _make_static(self, system: str, n_constants: int) -> _Static:
+        preamble = self.template.render_preamble(system)
+        used = self.constants[:n_constants]
+        texts = (preamble, *(constant.text for constant in used))
+        whole = "".join(texts)
+        if not whole:
+            return _Static((), _array([]), 0, (), self._exact_parts)
+        join = self._join_behind(whole[len(whole.rstrip()) :] or whole[-1])
+        exact = self._exact_parts and join.safe
+        ids = join.encode_before([whole])[0] if exact else self.tokenizer.encode(whole)
+        sizes = self._sizes(texts, ids)
+        counted = tuple(
+            UsedDemonstration(constant.demonstration.id, constant.demonstration.source_id, None, size)
+            for constant, size in zip(used, sizes[1:], strict=True)
+        )
+        return _Static(texts, _array(ids), sizes[0], counted, exact)
+
+    def _sizes(self, texts: Sequence[str], ids: list[int]) -> list[int]:
+        """How many of the `ids` of the joined `texts` start in each of them."""
+        starts = self.tokenizer.token_starts("".join(texts))
+        if starts is None:
+            sizes = [len(self.tokenizer.encode(text)) for text in texts[:-1]]
+            return [*sizes, len(ids) - sum(sizes)]
+        ends = np.cumsum([len(text) for text in texts[:-1]])
+        marks = [0, *np.searchsorted(starts, ends).tolist(), len(ids)]
+        return [after - before for before, after in pairwise(marks)]
+
+
+def _dropped(hit: Hit, piece: Piece, reason: DropReason) -> DroppedDemonstration:
+    return DroppedDemonstration(hit.id, piece.source_id, hit.score, len(piece.ids), reason)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: a batch makes many small objects without cycles, half its time otherwise."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _array(ids: Sequence[int]) -> Ids:
+    return np.array(ids, dtype=np.int32)

@@ -1,0 +1,170 @@
+"""Published prompt files: a preamble, constant demonstrations and nothing else, as one text.
+
+Reads the families of URIAL (Lin et al. 2023) and icl-alignment (Zhao et al. 2024), and any file in the form of a
+template. Every piece keeps its text as it stands, so the pieces add up to the file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.templates.template import Template
+from ragalign.types import Demonstration, Turn
+
+# What upstream's code puts between a prompt file and the conversation, by form.
+_JOIN = {"urial": "\n", "urial-v5": "\n", "urial-v6": "\n\n"}
+_FENCE = "```"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant demonstration and the text that stands for it in the prompt, taken as it is."""
+
+    demonstration: Demonstration
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A parsed prompt file.
+
+    Attributes:
+        template: the form that conversations after it take.
+        preamble: the text before the first demonstration.
+        constants: the demonstrations; an empty response where the file shows none.
+        tail: what follows the last demonstration.
+    """
+
+    template: Template
+    preamble: str
+    constants: tuple[Constant, ...]
+    tail: str
+
+    @classmethod
+    def load(cls, path: str | Path, form: str = "auto") -> PromptFile:
+        """Read and parse a file; `form` names a template where the content does not tell.
+
+        Raises:
+            DataError: the file cannot be read, or is not UTF-8.
+            ConfigError: the form is unknown, or cannot be told from the content.
+        """
+        try:
+            # newline="" keeps carriage returns: rendering back must give the same bytes.
+            with Path(path).open(encoding="utf-8", newline="") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot read the prompt file: {error}") from None
+        return cls.parse(text, form=form, source=Path(path).name)
+
+    @classmethod
+    def parse(cls, text: str, form: str = "auto", source: str = "") -> PromptFile:
+        """Parse the content of a prompt file.
+
+        Raises:
+            ConfigError: the form is unknown, or cannot be told from the content.
+        """
+        template = Template.load(_detect_form(text, source) if form == "auto" else form)
+        sections = _sections(text, template)
+        starts = [start for start, role, _, _ in sections if role == "user"]
+        if not starts:
+            return cls(template, text, (), "")
+        end = sections[-1][3]
+        constants = []
+        for number, start in enumerate(starts):
+            stop = starts[number + 1] if number + 1 < len(starts) else end
+            inside = [(role, content) for at, role, content, _ in sections if start <= at < stop]
+            response = next((content for role, content in inside if role == "assistant"), "")
+            demonstration = Demonstration(inside[0][1], response, source=source, source_id=str(number + 1))
+            constants.append(Constant(demonstration, text[start:stop]))
+        return cls(template, text[: starts[0]], tuple(constants), text[end:])
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        return self.preamble + "".join(constant.text for constant in self.constants) + self.tail
+
+    @property
+    def join(self) -> str:
+        """What stands between the file's text and the conversation."""
+        if self.template.name in _JOIN:
+            return _JOIN[self.template.name]
+        text = self.text
+        closing = self.template.closing
+        held = max((n for n in range(len(closing) + 1) if text.endswith(closing[:n])), default=0)
+        return closing[held:] if text else ""
+
+    def prompt_constants(self) -> tuple[Constant, ...]:
+        """The constants with tail and join behind the last one: texts that a packer can use as they are."""
+        if not self.constants:
+            return ()
+        *others, last = self.constants
+        return (*others, replace(last, text=last.text + self.tail + self.join))
+
+    def prompt_template(self) -> Template:
+        """The template with this file's preamble (and tail and join, where there are no constants)."""
+        return self.template.with_preamble(self.preamble if self.constants else self.text + self.join)
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The file, then the conversation in the file's form, as upstream's code builds it."""
+        return self.text + self.join + self.template.render_turns(turns)
+
+
+def _headings(template: Template) -> tuple[str, str]:
+    """The first lines of a user's and an assistant's part, such as ``# Query:`` and ``# Answer:``."""
+    user = template.opening.strip().splitlines()[0]
+    assistant = next(line for line in template.middle.splitlines() if line.strip() not in ("", _FENCE))
+    return user.strip(), assistant.strip()
+
+
+def _find(text: str, template: Template) -> list[re.Match[str]]:
+    """Where the headings are. In fenced forms only those above a fence count: answers may hold headings too."""
+    user, assistant = (re.escape(heading) for heading in _headings(template))
+    behind = rf"[ \t]*\r?\n(?={_FENCE})" if template.fenced else r"[ \t]*(?:\r?\n)?"
+    return list(re.finditer(rf"^(?:(?P<user>{user})|{assistant}){behind}", text, re.MULTILINE))
+
+
+def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
+    """(start, role, content, end of content and fence) of every part, in order."""
+    found = _find(text, template)
+    sections = []
+    for number, match in enumerate(found):
+        limit = found[number + 1].start() if number + 1 < len(found) else len(text)
+        body = text[match.end() : limit]
+        if template.fenced:
+            # The last fence of a part closes it: instructions and answers may hold code fences of their own.
+            close = body.rfind(_FENCE)
+            content = body[len(_FENCE) : close if close > 0 else len(body)]
+            content = content.removeprefix("\r\n").removeprefix("\n").removesuffix("\n").removesuffix("\r")
+            end = match.end() + (close + len(_FENCE) if close > 0 else len(body))
+        else:
+            content = body.strip("\r\n").strip() if template.cue != template.middle else body.strip("\r\n")
+            end = match.end() + len(body.rstrip("\r\n"))
+        sections.append((match.start(), "user" if match["user"] else "assistant", content, end))
+    return sections
+
+
+def _detect_form(text: str, source: str) -> str:
+    """The form that the content shows.
+
+    Raises:
+        ConfigError: there are no demonstrations to tell by, or none of a known form.
+    """
+    fenced = len(_find(text, Template.load("urial")))
+    headed = re.findall(r"^# User:[ \t]*\r?\n(\r?\n)?", text, re.MULTILINE)
+    if fenced or headed:
+        if fenced >= len(headed):
+            return "urial"
+        return "urial-v5" if sum(map(bool, headed)) * 2 > len(headed) else "urial-v6"
+    if "# Query" in text and "# User" not in text:
+        return "urial"
+    where = source or "prompt file"
+    if "# User" in text:
+        raise ConfigError(f"{where}: no demonstrations to tell the form by; choose urial-v5 or urial-v6 (--form)")
+    for form in ("ica", "plain"):
+        if _find(text, Template.load(form)):
+            return form
+    raise ConfigError(f"{where}: cannot tell the form of this prompt file; choose one (--form)")

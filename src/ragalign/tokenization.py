@@ -1,0 +1,208 @@
+"""Tokenizers as the packer needs them: exact ids of parts of a text, special-token strings taken as plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+
+
+class Tokenizer(ABC):
+    """Turns text into ids.
+
+    Special-token strings inside a text, such as ``</s>``, become the ids of their characters, never the special
+    id (transformers calls this ``split_special_tokens``).
+
+    Attributes:
+        prefix_ids, suffix_ids: the special ids that the tokenizer puts around a text, such as BOS.
+        special_tokens: the strings of its special tokens.
+    """
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    special_tokens: frozenset[str]
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path) -> Tokenizer:
+        """The tokenizer of a model: a local folder or a hub id.
+
+        Raises:
+            ConfigError: there is no tokenizer to load there.
+        """
+        try:
+            with _quiet():
+                tokenizer = _auto_tokenizer(name_or_folder)
+        # transformers raises whatever its many loaders raise; all of it means "no tokenizer here".
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"cannot load a tokenizer from {str(name_or_folder)!r}: {reason}") from None
+        return cls.wrap(tokenizer)
+
+    @classmethod
+    def wrap(cls, tokenizer: Any) -> Tokenizer:
+        """A transformers tokenizer object in this interface."""
+        if getattr(tokenizer, "is_fast", False):
+            return FastTokenizer(tokenizer)
+        return PythonTokenizer(tokenizer)
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the special ids around it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without the special ids around it."""
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def split_at(self, text: str, position: int) -> int | None:
+        """How many of the ids of `text` stand before character `position`.
+
+        None where an id crosses that position, or where this tokenizer cannot tell.
+        """
+
+    @abstractmethod
+    def token_starts(self, text: str) -> list[int] | None:
+        """For each id of `text` the character where it starts; None where this tokenizer cannot tell."""
+
+    @abstractmethod
+    def may_cross(self, left: str, right: str) -> bool:
+        """Whether the vocabulary has a piece in which character `left` is directly followed by `right`."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides ids, 16 hex digits."""
+
+    @property
+    def n_special_tokens(self) -> int:
+        """How many special ids stand around a text."""
+        return len(self.prefix_ids) + len(self.suffix_ids)
+
+
+class FastTokenizer(Tokenizer):
+    """A transformers tokenizer that is backed by the `tokenizers` package."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        # A copy of its own: flags and truncation set here must not change the caller's object.
+        self._backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
+        # Added tokens that are not special (runs of spaces in GPT-NeoX) are ordinary pieces of text.
+        added = tokenizer.added_tokens_decoder.values()
+        self.special_tokens = frozenset(str(token) for token in added if token.special and str(token).strip())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the special ids around it."""
+        if len(texts) == 1:
+            return [self._backend.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def split_at(self, text: str, position: int) -> int | None:
+        """How many ids stand before character `position`; None where an id crosses it."""
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        before = 0
+        for start, end in offsets:
+            if start < position < end:
+                return None
+            before += end <= position
+        return before
+
+    def token_starts(self, text: str) -> list[int] | None:
+        """For each id of `text` the character where it starts."""
+        return [start for start, _ in self._backend.encode(text, add_special_tokens=False).offsets]
+
+    def may_cross(self, left: str, right: str) -> bool:
+        """Whether the vocabulary has a piece in which `left` is directly followed by `right`."""
+        pairs = {f"{left}{right}", _byte_level(left + right), f"{left}{right}".replace(" ", "\u2581")}
+        return any(pair in piece for piece in self._pieces for pair in pairs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the serialised tokenizer and its special ids, 16 hex digits."""
+        content = self._backend.to_str() + repr((self.prefix_ids, self.suffix_ids))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return [piece for piece in self._backend.get_vocab() if piece not in self.special_tokens]
+
+
+class PythonTokenizer(Tokenizer):
+    """Any other transformers tokenizer, such as Mistral's own. Nothing is known of its pieces."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
+        self.special_tokens = frozenset(tokenizer.all_special_tokens)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the special ids around it."""
+        return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    def split_at(self, text: str, position: int) -> int | None:
+        """Not known."""
+        return None
+
+    def token_starts(self, text: str) -> list[int] | None:
+        """Not known."""
+        return None
+
+    def may_cross(self, left: str, right: str) -> bool:
+        """Not known, so possible."""
+        return True
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and the special ids, 16 hex digits."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(repr((vocabulary, self.prefix_ids, self.suffix_ids)).encode()).hexdigest()[:16]
+
+
+def _auto_tokenizer(name_or_folder: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(name_or_folder))
+
+
+def _special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that `tokenizer` puts before and behind a text."""
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    raise ConfigError("cannot tell which special ids this tokenizer puts around a text")
+
+
+def _byte_level(text: str) -> str:
+    """`text` in the alphabet of byte-level BPE (GPT-2), in which every byte is a visible character."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    alphabet = {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+    return "".join(alphabet[byte] for byte in text.encode())
+
+
+class _quiet:  # noqa: N801 - reads as what it does
+    """Keeps the hub client's and transformers' chatter from stderr while a tokenizer loads."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._verbosity = logging.get_verbosity()
+        self._bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+        logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
