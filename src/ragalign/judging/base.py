@@ -268,12 +268,14 @@ class Protocol(ABC):
     """How one upstream tool asks a judge, reads its replies and averages them.
 
     Subclasses implement `build`, `read` and `aggregate` for judging, `replay` and `record` for upstream's files.
-    `strict` makes `read` refuse what upstream would guess.
+    `strict` makes `read` refuse what upstream would guess. `needs_text` is False where the decision is not in the
+    reply's text.
     """
 
     name: ClassVar[str]
     is_pairwise: ClassVar[bool]
     file_format: ClassVar[Literal["json", "jsonl"]]
+    needs_text: ClassVar[bool] = True
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
@@ -315,15 +317,15 @@ class Protocol(ABC):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """The rows of an upstream judgement file, in the order of the judgements."""
 
-    def settle(self, item: Item) -> Verdict | None:
-        """The verdict on an item that needs no judge, such as identical answers; None for all others."""
+    def settle(self, item: Item, judge: str) -> Verdict | None:
+        """The verdict on an item that `judge` need not be asked about, such as identical answers; None for others."""
         return None
 
     def parse(self, request: JudgeRequest, reply: JudgeReply) -> Verdict:
         """The verdict in a reply: scored, or unscored with the reason. Never raises on what a judge says."""
         if reply.refusal is not None:
             return self.unscored(request, f"the judge refused: {reply.refusal}", reply)
-        if not reply.text.strip():
+        if self.needs_text and not reply.text.strip():
             return self.unscored(request, "the judge's reply is empty", reply)
         try:
             reading = self.read(request, reply)
