@@ -1,0 +1,34 @@
+"""Retrieval: strategies that find demonstrations for queries in an index."""
+
+from __future__ import annotations
+
+from ragalign.retrieval.base import Exclusion, Retriever
+from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.bm25 import Bm25Retriever
+from ragalign.retrieval.dense import DenseRetriever
+from ragalign.retrieval.dpp import DppRetriever
+from ragalign.retrieval.fixed import FixedRetriever
+from ragalign.retrieval.hybrid import HybridRetriever
+from ragalign.retrieval.mmr import MmrRetriever
+from ragalign.retrieval.random import RandomRetriever
+from ragalign.retrieval.ranking import Ranking
+from ragalign.retrieval.registry import make_retriever, retriever_names, retriever_options
+from ragalign.retrieval.rerank import RerankRetriever
+
+__all__ = [
+    "Batch",
+    "Bm25Retriever",
+    "DenseRetriever",
+    "DppRetriever",
+    "Exclusion",
+    "FixedRetriever",
+    "HybridRetriever",
+    "MmrRetriever",
+    "RandomRetriever",
+    "Ranking",
+    "RerankRetriever",
+    "Retriever",
+    "make_retriever",
+    "retriever_names",
+    "retriever_options",
+]

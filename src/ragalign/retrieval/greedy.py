@@ -1,0 +1,80 @@
+"""Greedy selection from candidates: what MMR and DPP share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign.indexes import Index
+from ragalign.retrieval.base import Retriever
+from ragalign.retrieval.batch import CHUNK_BYTES, Batch, unit
+from ragalign.retrieval.dense import DenseRetriever
+from ragalign.retrieval.options import whole
+from ragalign.retrieval.ranking import Ranking
+
+
+class GreedyRetriever(Retriever):
+    """Takes candidates from a first stage and selects k of them one by one.
+
+    Relevance and similarity are cosines of the index's vectors in whatever metric it searches, so that the two are on
+    one scale. Filters and exclusion hold for the candidates. Among equals, the one that the first stage ranks higher
+    is selected.
+    """
+
+    def __init__(self, index: Index, *, first: Retriever | None = None, n_candidates: int = 100) -> None:
+        """Set up the first stage.
+
+        Args:
+            index: where the demonstrations and their vectors are.
+            first: the retriever that finds the candidates; dense unless given.
+            n_candidates: how many of them; k where that is more.
+        """
+        super().__init__(index.pool, index)
+        self._index = index
+        self._first = first if first is not None else DenseRetriever(index)
+        self._check_stage(self._first)
+        self._n_candidates = whole(self.name, "n_candidates", n_candidates)
+
+    @abstractmethod
+    def select(
+        self,
+        relevance: NDArray[np.float64],
+        similarity: NDArray[np.float64],
+        available: NDArray[np.bool_],
+        k: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Select k of c candidates for each of m queries.
+
+        Args:
+            relevance: cosine of query and candidate, float64 [m, c].
+            similarity: cosine of candidate and candidate, float64 [m, c, c].
+            available: which candidates there are, bool [m, c]; the others are padding, in the last columns.
+            k: how many, at most c.
+
+        Returns:
+            Scores float64 [m, k] and columns int64 [m, k] in the order of selection; the score is -inf in the last
+            columns of queries with fewer than k candidates.
+        """
+
+    def rank(self, batch: Batch, k: int) -> Ranking:
+        """See `Retriever.rank`."""
+        candidates = self._first.rank(batch, max(k, self._n_candidates)).positions
+        k = min(k, candidates.shape[1])
+        out = Ranking.empty(len(batch), k)
+        if not k:
+            return out
+        queries = unit(batch.vectors(self._index.encoder).astype(np.float64))
+        c, d = candidates.shape[1], queries.shape[1]
+        size = max(1, CHUNK_BYTES // (8 * (c * d + c * c)))
+        for start in range(0, len(batch), size):
+            rows = slice(start, start + size)
+            positions = candidates[rows]
+            vectors = unit(self._index.vectors[np.maximum(positions, 0)].astype(np.float64))
+            relevance = np.matmul(vectors, queries[rows, :, None])[:, :, 0]
+            similarity = np.matmul(vectors, vectors.transpose(0, 2, 1))
+            scores, columns = self.select(relevance, similarity, positions >= 0, k)
+            out.scores[rows] = scores
+            out.positions[rows] = np.where(np.isneginf(scores), -1, np.take_along_axis(positions, columns, axis=1))
+        return out

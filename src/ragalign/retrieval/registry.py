@@ -1,0 +1,92 @@
+"""Retrievers by name, as recipes and the command line ask for them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from keyword import iskeyword
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.indexes import Index
+from ragalign.retrieval.base import Retriever
+from ragalign.retrieval.bm25 import Bm25Retriever
+from ragalign.retrieval.dense import DenseRetriever
+from ragalign.retrieval.dpp import DppRetriever
+from ragalign.retrieval.fixed import FixedRetriever
+from ragalign.retrieval.hybrid import HybridRetriever
+from ragalign.retrieval.mmr import MmrRetriever
+from ragalign.retrieval.random import RandomRetriever
+from ragalign.retrieval.rerank import RerankRetriever
+
+_STRATEGIES: Mapping[str, type[Retriever]] = {
+    strategy.name: strategy
+    for strategy in (
+        DenseRetriever,
+        Bm25Retriever,
+        HybridRetriever,
+        MmrRetriever,
+        DppRetriever,
+        RerankRetriever,
+        RandomRetriever,
+        FixedRetriever,
+    )
+}
+
+
+def retriever_names() -> tuple[str, ...]:
+    """The names that `make_retriever` knows."""
+    return tuple(_STRATEGIES)
+
+
+def retriever_options(name: str) -> tuple[str, ...]:
+    """The options of the strategy called ``name``, as recipes write them.
+
+    Raises:
+        ConfigError: there is no such strategy.
+    """
+    return tuple(parameter.rstrip("_") for parameter in _parameters(name))
+
+
+def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
+    """The strategy called ``name`` over ``index``.
+
+    Options are those of the strategy's constructor; ``lambda`` may be written as such. Where an option takes another
+    retriever (``first``, ``retrievers``), it may be given by name, as in ``first="bm25"``, or as a mapping of its name
+    and options, as in ``first={"name": "bm25", "k1": 1.2}``.
+
+    Raises:
+        ConfigError: the name, an option or its value is wrong; the message lists the valid names or options.
+    """
+    parameters = _parameters(name)
+    given = {f"{option}_" if iskeyword(option) else option: value for option, value in options.items()}
+    unknown = [option.rstrip("_") for option in given if option not in parameters]
+    if unknown:
+        valid = ", ".join(retriever_options(name)) or "none"
+        raise ConfigError(f"retriever {name!r} has no option {', '.join(map(repr, unknown))}; its options: {valid}")
+    if given.get("first") is not None:
+        given["first"] = _stage(given["first"], index)
+    if given.get("retrievers") is not None:
+        stages = given["retrievers"]
+        if not isinstance(stages, list | tuple):
+            raise ConfigError(f"{name}: retrievers must be a list of retrievers, not {stages!r}")
+        given["retrievers"] = [_stage(stage, index) for stage in stages]
+    return _STRATEGIES[name](index, **given)  # type: ignore[arg-type]
+
+
+def _parameters(name: str) -> list[str]:
+    if name not in _STRATEGIES:
+        raise ConfigError(f"there is no retriever {name!r}; choose one of: {', '.join(_STRATEGIES)}")
+    signature = inspect.signature(_STRATEGIES[name])
+    return [parameter.name for parameter in signature.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _stage(stage: object, index: Index) -> Retriever:
+    if isinstance(stage, Retriever):
+        return stage
+    if isinstance(stage, str):
+        return make_retriever(stage, index)
+    if isinstance(stage, Mapping) and isinstance(stage.get("name"), str):
+        options = {option: value for option, value in stage.items() if option != "name"}
+        return make_retriever(stage["name"], index, **options)
+    raise ConfigError(f"a retriever is given by name or as a mapping with a name and options, not as {stage!r}")

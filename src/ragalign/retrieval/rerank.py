@@ -1,0 +1,94 @@
+"""Cross-encoder reranking: retrieve more, score query and candidate together, keep k."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ragalign._optional import require
+from ragalign.errors import ConfigError
+from ragalign.indexes import Index
+from ragalign.retrieval.base import Retriever
+from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.dense import DenseRetriever
+from ragalign.retrieval.options import whole
+from ragalign.retrieval.ranking import Ranking
+from ragalign.retrieval.texts import indexed_texts
+
+DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
+
+
+class RerankRetriever(Retriever):
+    """Candidates of a first stage in the order of a cross-encoder.
+
+    `Hit.score` is the cross-encoder's score as `sentence_transformers.CrossEncoder.predict` gives it. Equal scores
+    keep the first stage's order.
+    """
+
+    name: ClassVar[str] = "rerank"
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        model: str | Path = DEFAULT_MODEL,
+        first: Retriever | None = None,
+        n_candidates: int = 100,
+        batch_size: int = 32,
+        device: str | None = None,
+    ) -> None:
+        """Set up the stages; the model is loaded on first use.
+
+        Args:
+            index: where the demonstrations are; the model sees its text form.
+            model: a cross-encoder with one output, as hub id or local folder.
+            first: the retriever that finds the candidates; dense unless given.
+            n_candidates: how many of them; k where that is more.
+            batch_size: pairs per forward pass.
+            device: such as ``"cpu"`` or ``"cuda"``; None chooses.
+        """
+        super().__init__(index.pool, index)
+        self._index = index
+        self._name = str(model)
+        self._first = first if first is not None else DenseRetriever(index)
+        self._check_stage(self._first)
+        self._n_candidates = whole("rerank", "n_candidates", n_candidates)
+        self._batch_size = whole("rerank", "batch_size", batch_size)
+        self._device = device
+
+    def rank(self, batch: Batch, k: int) -> Ranking:
+        """See `Retriever.rank`.
+
+        Raises:
+            ConfigError: the model cannot be loaded, or has more than one output.
+        """
+        positions = self._first.rank(batch, max(k, self._n_candidates)).positions
+        scores = np.full(positions.shape, -np.inf)
+        here = positions >= 0
+        rows, _ = np.nonzero(here)
+        distinct, which = np.unique(positions[here], return_inverse=True)
+        texts = indexed_texts(self._index, self.pool.take(distinct))
+        pairs = [(batch.texts[row], texts[at]) for row, at in zip(rows, which, strict=True)]
+        if pairs:
+            # All pairs of the batch in one call: the model sorts them by length.
+            scores[here] = self._model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return Ranking(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1))
+
+    @cached_property
+    def _model(self) -> Any:
+        cross_encoder = require("sentence_transformers", "reranking").CrossEncoder
+        try:
+            model = cross_encoder(self._name, device=self._device)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"rerank: the cross-encoder {self._name!r} cannot be loaded: {reason}") from error
+        if model.num_labels != 1:
+            raise ConfigError(
+                f"rerank: the cross-encoder {self._name!r} has {model.num_labels} outputs; one with a single relevance "
+                "score is needed"
+            )
+        return model
