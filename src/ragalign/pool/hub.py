@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ragalign._optional import require
@@ -12,6 +14,7 @@ from ragalign.pool.readers import Rows
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::(?P<first>[\w.-]+))?(?::(?P<second>[\w.-]+))?")
 _BATCH_ROWS = 1000
+_PROBE_SECONDS = 10
 
 
 def looks_like_dataset(text: str, extensions: tuple[str, ...]) -> bool:
@@ -22,7 +25,8 @@ def looks_like_dataset(text: str, extensions: tuple[str, ...]) -> bool:
 def read_dataset(text: str) -> Rows:
     """The rows of a dataset named ``name``, ``name:split`` or ``name:config:split``.
 
-    Without a split it is ``train``, or the only one there is.
+    Without a split it is ``train``, or the only one there is. Where the hub is switched off (``HF_HUB_OFFLINE=1``)
+    a cached copy is read.
 
     Raises:
         DataError: the dataset cannot be loaded: no such name, configuration or split, or no way to the hub.
@@ -33,16 +37,47 @@ def read_dataset(text: str) -> Rows:
     name, first, second = match["name"], match["first"], match["second"]
     config, split = (first, second) if second else (None, first)
     datasets = require("datasets", "a dataset name")
+    _probe_hub(text, name)
     try:
-        # `datasets` raises its own errors, those of the hub client, and plain ValueErrors: any of them means the same.
-        loaded = datasets.load_dataset(name, config, split=split)
+        with _quiet_unless_terminal(datasets):
+            loaded = datasets.load_dataset(name, config, split=split)
+    # `datasets` raises its own errors, those of the hub's client, and plain ValueErrors: all mean the same here.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"{text}: there is no such file, and no dataset of this name could be loaded "
-            f"({type(error).__name__}: {reason}); check the name and the network, or give a file"
+            f"{text}: there is no such file, and no dataset of this name could be loaded ({_first_line(error)}); "
+            "check its name, configuration and split, or give a file"
         ) from None
     return _rows(loaded if split else _choose_split(text, loaded))
+
+
+def _probe_hub(text: str, name: str) -> None:
+    """Ask the hub once, since `datasets` would try for half a minute to reach it."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
+    except (HfHubHTTPError, ValueError):
+        return  # the hub is there, and `datasets` says best what is wrong with the name
+    except Exception as error:
+        raise DataError(
+            f"{text}: there is no such file, and the hub cannot be reached to look for a dataset of this name "
+            f"({_first_line(error)}); check the name and the network, or set HF_HUB_OFFLINE=1 to use a cached copy"
+        ) from None
+
+
+@contextmanager
+def _quiet_unless_terminal(datasets: Any) -> Iterator[None]:
+    hide = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
 
 
 def _choose_split(text: str, loaded: Any) -> Any:
@@ -50,9 +85,8 @@ def _choose_split(text: str, loaded: Any) -> Any:
         return loaded["train"]
     if len(loaded) == 1:
         return next(iter(loaded.values()))
-    raise DataError(
-        f"{text}: the dataset has the splits {', '.join(loaded)}; name one, as in {text}:{next(iter(loaded))}"
-    )
+    splits = list(loaded)
+    raise DataError(f"{text}: the dataset has the splits {', '.join(splits)}; name one, as in {text}:{splits[0]}")
 
 
 def _rows(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,3 +95,8 @@ def _rows(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         for values in zip(*batch.values(), strict=True):
             number += 1
             yield number, dict(zip(batch, values, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ragalign.pool.report import Unit, location
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_DOCUMENT = re.compile(rb'\{\s*"data"\s*:\s*\[')
 _CSV_FIELD_LIMIT = 2**30
 
 
@@ -55,7 +57,7 @@ def read_file(path: Path) -> tuple[Unit, Rows]:
     if path.is_dir():
         raise DataError(f"{path}: this is a directory; name the files in it ({', '.join(EXTENSIONS)})")
     if not path.exists():
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: there is no such file; check the path")
     extension = path.suffix.lower()
     if extension not in _UNITS:
         raise DataError(f"{path}: unknown extension {path.suffix!r}; use one of {', '.join(EXTENSIONS)}")
@@ -127,9 +129,9 @@ def read_csv(path: Path, delimiter: str) -> Rows:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield number, Problem(f"not valid CSV ({error})")
+                    yield number, Problem(_csv_reason(error))
                     continue
-                if not cells or (len(header) > 1 and not any(cells)):
+                if not cells:
                     continue
                 if len(cells) != len(header):
                     yield number, Problem(f"the row has {len(cells)} cells, the header has {len(header)}")
@@ -168,8 +170,9 @@ def _parse_object(text: str) -> dict[str, Any] | Problem:
 def _is_json_lines(path: Path) -> bool:
     """Whether the first line is an object by itself that holds no list of rows."""
     with path.open("rb") as file:
-        start = file.read(64).removeprefix(_BOM).lstrip()
-        if not start.startswith(b"{"):
+        start = file.read(1024).removeprefix(_BOM).lstrip()
+        # A document may be one line of gigabytes: only look on where its start leaves it open what it is.
+        if not start.startswith(b"{") or _DOCUMENT.match(start):
             return False
         file.seek(0)
         line = next((line for line in file if line.removeprefix(_BOM).strip()), b"")
@@ -287,11 +290,19 @@ def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     except StopIteration:
         raise DataError(f"{path}: the file is empty; give a file with a header and at least one row") from None
     except csv.Error as error:
-        raise DataError(f"{path}:1: not valid CSV ({error}); mend the header") from None
+        raise DataError(f"{path}:1: {_csv_reason(error)}; mend the header") from None
+    if (bad := _escaped_byte("".join(header))) is not None:
+        raise DataError(f"{path}:1: not UTF-8: byte 0x{bad:02x}; convert the file to UTF-8")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{path}:1: the header names the column {twice!r} twice; give each column its own name")
     return header
+
+
+def _csv_reason(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "not valid CSV (a quote is opened here and not closed up to the end of the file)"
+    return f"not valid CSV ({error})"
 
 
 def _escaped_byte(text: str) -> int | None:
