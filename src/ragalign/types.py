@@ -244,5 +244,11 @@ class Generator(Protocol):
             GenerationError: the engine or the endpoint failed.
         """
 
+    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+        """Answer all prompts, yielding (position in `prompts`, completion) as each is finished."""
+
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """Answer one prompt, yielding pieces of text as they come; stop strings never appear."""
+
+    def close(self) -> None:
+        """Release what the generator holds."""

@@ -34,6 +34,7 @@ class Template:
         middle: between a user's text and the assistant's.
         closing: after the assistant's text, up to the next turn.
         cue: what the prompt ends in; `middle` where it is not given.
+        heading: what stands above a system text where there is no preamble yet.
         preamble: what the prompt begins with, up to the first turn.
         stop: strings that end a completion.
         protect: delimiters beside those that the four strings show.
@@ -47,6 +48,7 @@ class Template:
     middle: str
     closing: str
     cue: str = ""
+    heading: str = ""
     preamble: str = ""
     stop: tuple[str, ...] = ()
     protect: tuple[str, ...] = ()
@@ -131,6 +133,10 @@ class Template:
         """The same template behind another preamble."""
         return replace(self, preamble=preamble)
 
+    def with_system(self, system: str) -> Template:
+        """The same template with an operator's system text, taken as it is, in its preamble."""
+        return self.with_preamble(replace(self, escape="none").render_preamble(system))
+
     def protecting(self, tokens: Iterable[str]) -> Template:
         """The same template with more delimiters, such as the special tokens of the tokenizer at hand."""
         return replace(self, protect=tuple(dict.fromkeys([*self.protect, *sorted(tokens)])))
@@ -170,7 +176,7 @@ class Template:
             return self.preamble
         body = self.preamble.rstrip()
         gap = self.preamble[len(body) :] or self.closing[len(self.closing.rstrip()) :] or "\n\n"
-        return (f"{body}\n\n" if body else "") + self._protect()(system.strip()) + gap
+        return (f"{body}\n\n" if body else self.heading) + self._protect()(system.strip()) + gap
 
     def render(self, turns: Sequence[Turn], demonstrations: Sequence[Demonstration] = ()) -> str:
         """The whole prompt as text: preamble, demonstrations, conversation."""

@@ -1,0 +1,363 @@
+"""The aligner: retrieve, pack, generate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Self, cast, get_args
+
+from ragalign._progress import progress
+from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
+from ragalign.indexes import Index
+from ragalign.packing import Packer
+from ragalign.pool import Pool
+from ragalign.recipes import Recipe
+from ragalign.retrieval import Exclusion, Retriever, make_retriever
+from ragalign.templates.streaming import CleanStream
+from ragalign.templates.template import check_turns
+from ragalign.tokenization import Tokenizer
+from ragalign.types import Completion, Decoding, Generator, Hit, Prompt, Query, Role, Turn
+
+# Prompts that are packed and handed to the engine together: enough to keep any engine busy, and few enough to
+# hold them in memory.
+_BATCH = 4096
+
+Message = Turn | Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A query that got no completion, and why."""
+
+    query: Query
+    error: RagalignError
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What `Aligner.generate_file` did: completions written, found there already, and failures."""
+
+    n_written: int
+    n_present: int
+    failures: tuple[Failure, ...]
+
+
+class Aligner:
+    """A retriever, a packer and a generator, put together.
+
+    Args:
+        packer: makes prompts.
+        retriever: finds demonstrations; None retrieves nothing.
+        generator: answers prompts; None for an aligner that only packs.
+        decoding: how to decode, unless a call says otherwise.
+        candidates: hits that the packer chooses from, per query; None is the packer's `max_demonstrations`.
+        exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
+        where: metadata that demonstrations must have.
+        name: what to call this setting in files, such as a recipe's name.
+    """
+
+    def __init__(
+        self,
+        packer: Packer,
+        retriever: Retriever | None = None,
+        generator: Generator | None = None,
+        *,
+        decoding: Decoding | None = None,
+        candidates: int | None = None,
+        exclude: Exclusion | None = None,
+        where: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        self.packer = packer
+        self.retriever = retriever
+        self.decoding = decoding or Decoding()
+        self.candidates = packer.packing.max_demonstrations if candidates is None else candidates
+        self.exclude = Exclusion() if exclude is None else exclude
+        self.where = where or None
+        self.name = name
+        self._generator = generator
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Path | Recipe,
+        *,
+        index: str | Path | Index | None = None,
+        model: str | Path | Generator | None = None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        context_length: int | None = None,
+        **generator_options: Any,
+    ) -> Self:
+        """Put together what a recipe names.
+
+        Args:
+            recipe: a packaged recipe's name, a TOML file, or a `Recipe`.
+            index: an index or its folder; needed where the recipe retrieves.
+            model: a model's folder or hub id, the URL of an OpenAI-compatible server, or a generator. None for an
+                aligner that only packs.
+            tokenizer: the model's tokenizer, where it is not in the model's own place.
+            context_length: tokens that prompt and completion share; the model's by default.
+            generator_options: passed to `ragalign.generation.make_generator`, such as ``backend="transformers"``.
+
+        Raises:
+            ConfigError: the recipe is wrong, or lacks an index, a model or a tokenizer.
+            GenerationError: the engine did not start.
+        """
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+        # Everything that can be wrong is looked at before the engine starts, which takes long.
+        template, constants = recipe.make_template()
+        retriever, pool, cache = None, Pool.from_demonstrations([]), None
+        if recipe.retriever.name != "none":
+            if index is None:
+                raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give it an index")
+            if not isinstance(index, Index):
+                cache = Path(f"{os.path.normpath(index)}.tokens")
+                index = Index.open(index)
+            retriever = make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
+            pool = retriever.pool
+        if tokenizer is None:
+            if not isinstance(model, str | Path):
+                raise ConfigError("no tokenizer: give the folder or hub id of the model's")
+            tokenizer = model
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.load(tokenizer)
+        generator = _generator(model, generator_options)
+        if context_length is None and generator is not None:
+            context_length = generator.context_length
+        packer = Packer(
+            template,
+            tokenizer,
+            pool,
+            packing=recipe.packing,
+            constants=constants,
+            context_length=context_length,
+            cache=cache,
+        )
+        settings = recipe.retriever
+        return cls(
+            packer,
+            retriever,
+            generator,
+            decoding=recipe.decoding,
+            candidates=settings.candidates,
+            exclude=Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near),
+            where=settings.where,
+            name=recipe.name,
+        )
+
+    @property
+    def generator(self) -> Generator:
+        """The generator.
+
+        Raises:
+            ConfigError: this aligner was made without a model.
+        """
+        if self._generator is None:
+            raise ConfigError("this aligner only packs: make it with a model to generate")
+        return self._generator
+
+    def retrieve(self, queries: Sequence[str]) -> list[list[Hit]]:
+        """Candidates for each query, best first."""
+        if self.retriever is None or self.candidates == 0:
+            return [[] for _ in queries]
+        return self.retriever.retrieve(queries, self.candidates, exclude=self.exclude, where=self.where)
+
+    def pack(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Prompt:
+        """Retrieve for one conversation (or a single question) and pack its prompt.
+
+        Raises:
+            BudgetError: the conversation does not fit.
+            DataError: the messages are in no order that a template can render.
+        """
+        [prompt] = self.pack_many([_query(messages)], decoding=decoding)
+        if isinstance(prompt, BudgetError):
+            raise prompt
+        return prompt
+
+    def pack_many(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> list[Prompt | BudgetError]:
+        """Retrieve and pack in one batch: for each query its prompt, or why it does not fit."""
+        hits = self.retrieve([query.text for query in queries])
+        # Without a generator nothing is decoded, so nothing need be kept free.
+        reserved = (decoding or self.decoding).max_tokens if self._generator is not None else 0
+        return self.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=reserved)
+
+    def chat(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Completion:
+        """Answer one conversation, given as messages (or a single question).
+
+        Raises:
+            BudgetError: the conversation does not fit.
+            DataError: the messages are in no order that a template can render.
+            GenerationError: the generator failed.
+        """
+        prompt = self.pack(messages, decoding=decoding)
+        [completion] = self.generator.generate([prompt], decoding or self.decoding)
+        return self._clean(completion)
+
+    def stream(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Iterator[str]:
+        """Answer one conversation, yielding pieces of the cleaned text as they come.
+
+        Raises:
+            BudgetError, DataError, GenerationError: as `chat`.
+        """
+        prompt = self.pack(messages, decoding=decoding)
+        clean = CleanStream(self.packer.template)
+        for piece in self.generator.stream(prompt, decoding or self.decoding):
+            if text := clean.push(piece):
+                yield text
+        if text := clean.finish():
+            yield text
+
+    def generate(
+        self, queries: Sequence[Query | str | Sequence[Message]], *, decoding: Decoding | None = None
+    ) -> list[Completion]:
+        """Answer a batch, in input order.
+
+        Raises:
+            BudgetError, DataError, GenerationError: the first query that fails.
+        """
+        asked = [query if isinstance(query, Query) else _query(query, str(n)) for n, query in enumerate(queries)]
+        found: dict[int, Completion] = {}
+        for position, result in self.iter_generate(asked, decoding=decoding):
+            if isinstance(result, Failure):
+                raise result.error
+            found[position] = result
+        return [found[position] for position in range(len(asked))]
+
+    def iter_generate(
+        self, queries: Sequence[Query], *, decoding: Decoding | None = None
+    ) -> Iterator[tuple[int, Completion | Failure]]:
+        """Answer a batch, yielding (position, result) as each is finished; queries that do not fit come as failures.
+
+        Raises:
+            GenerationError: the generator failed as a whole.
+        """
+        for start in range(0, len(queries), _BATCH):
+            batch = queries[start : start + _BATCH]
+            packed = self.pack_many(batch, decoding=decoding)
+            positions, prompts = [], []
+            for position, prompt in enumerate(packed, start=start):
+                if isinstance(prompt, BudgetError):
+                    yield position, Failure(queries[position], prompt)
+                else:
+                    positions.append(position)
+                    prompts.append(prompt)
+            for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
+                yield positions[number], self._clean(completion)
+
+    def generate_file(
+        self, queries: Sequence[Query], output: str | Path, *, decoding: Decoding | None = None
+    ) -> FileReport:
+        """Answer queries into a JSON Lines file, one line per completion, appended as each is finished.
+
+        Queries whose id is in the file already are not asked again, so an interrupted run resumes; a last line that
+        was cut off is removed first. Failures are not written: a later run tries them again.
+
+        Raises:
+            DataError: the file holds something else, or completions of another recipe or model.
+            GenerationError: the generator failed as a whole; what was answered is in the file.
+        """
+        path = Path(output)
+        made_by = {"recipe": self.name, "model": self.generator.model}
+        present = _present_ids(path, made_by)
+        missing = [query for query in queries if query.id not in present]
+        failures = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file, progress("generating", len(missing), "queries") as advance:
+            for position, result in self.iter_generate(missing, decoding=decoding):
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    _append(file, _record(missing[position], result) | made_by)
+                advance(1)
+        return FileReport(len(missing) - len(failures), len(queries) - len(missing), tuple(failures))
+
+    def close(self) -> None:
+        """Release what the generator holds."""
+        if self._generator is not None:
+            self._generator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _clean(self, completion: Completion) -> Completion:
+        """The completion with its answers cleaned as the template wants it."""
+        clean = self.packer.template.clean
+        outputs = tuple(
+            replace(output, text=clean(output.text, finished=output.finish_reason != "length"))
+            for output in completion.outputs
+        )
+        return replace(completion, outputs=outputs)
+
+
+def _generator(model: str | Path | Generator | None, options: Mapping[str, Any]) -> Generator | None:
+    if isinstance(model, str | Path):
+        from ragalign.generation import make_generator
+
+        return make_generator(str(model), **options)
+    if options:
+        raise ConfigError(f"options for a generator ({', '.join(options)}), but no model to load")
+    return model
+
+
+def _query(messages: str | Sequence[Message], id_: str = "0") -> Query:
+    if isinstance(messages, str):
+        return Query(id_, (Turn("user", messages),))
+    turns = tuple(message if isinstance(message, Turn) else _turn(message, n) for n, message in enumerate(messages, 1))
+    check_turns(turns)
+    return Query(id_, turns)
+
+
+def _turn(message: Mapping[str, str], number: int) -> Turn:
+    role, content = message.get("role"), message.get("content")
+    if role not in get_args(Role) or not isinstance(content, str):
+        raise DataError(f"message {number}: expected 'role' (system, user or assistant) and 'content' (text)")
+    return Turn(cast("Role", role), content)
+
+
+def _record(query: Query, completion: Completion) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": query.id, "instruction": query.text, "response": completion.text}
+    if len(completion.outputs) > 1:
+        record["responses"] = [output.text for output in completion.outputs]
+    return record | {
+        "finish_reason": completion.finish_reason,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_cached_tokens": completion.n_cached_tokens,
+        "n_output_tokens": completion.n_output_tokens,
+        "latency_s": round(completion.latency_s, 4),
+        "demonstrations": [used.id for used in completion.prompt.demonstrations],
+    }
+
+
+def _append(file: IO[str], record: Mapping[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def _present_ids(path: Path, made_by: Mapping[str, str]) -> set[str]:
+    """Ids of the completions in a file; cuts off a last line that was not finished."""
+    if not path.exists():
+        return set()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    ids = set()
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            ids.add(str(record["id"]))
+            other = {key: record[key] for key in made_by if record[key] != made_by[key]}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}:{number}: not a completion of ragalign; choose another output file") from None
+        if other:
+            key, value = next(iter(other.items()))
+            raise DataError(
+                f"{path}:{number}: made with the {key} {value!r}, not {made_by[key]!r}; choose another output file"
+            )
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return ids

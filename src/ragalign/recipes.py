@@ -1,0 +1,169 @@
+"""Recipes: TOML files that name the parts of one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from ragalign._settings import from_table, read_toml
+from ragalign.errors import ConfigError
+from ragalign.generation.presets import decoding_preset
+from ragalign.packing import Packing
+from ragalign.pool import Pool
+from ragalign.templates import Constant, PromptFile, Template
+from ragalign.types import Decoding
+
+_PACKAGED = "package:"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """How `ragalign index --recipe` builds; relative paths start at the recipe's folder."""
+
+    pool: tuple[str, ...] = ()
+    shape: str = "auto"
+    fields: Mapping[str, str] = field(default_factory=dict)
+    unwrap: bool = False
+    on_error: Literal["strict", "skip"] = "strict"
+    near_duplicates: float | None = None
+    encoder: str = ""
+    kind: str = "auto"
+    metric: Literal["cosine", "ip", "l2"] = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSettings:
+    """The prompt's form.
+
+    Attributes:
+        form: a built-in template's name or a TOML file; "auto" takes it from `prompt_file`.
+        prompt_file: a published prompt file, whose preamble and demonstrations are taken as they are.
+        system_file: a text that becomes the preamble, under the form's heading.
+        escape: see `Template`.
+    """
+
+    form: str = "auto"
+    prompt_file: str = ""
+    system_file: str = ""
+    escape: Literal["neutralise", "none"] = "neutralise"
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSettings:
+    """Demonstrations that every prompt begins with: the rows of a pool file, in its order."""
+
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverSettings:
+    """What is retrieved for each query.
+
+    Attributes:
+        name: a retriever's name; "none" retrieves nothing.
+        candidates: how many hits the packer chooses from; None is its `max_demonstrations`.
+        exclude_same_text: leave out demonstrations whose instruction is the query itself.
+        exclude_near: leave out demonstrations at least this similar (cosine) to the query.
+        where: metadata that demonstrations must have.
+        options: the retriever's own.
+    """
+
+    name: str = "dense"
+    candidates: int | None = None
+    exclude_same_text: bool = True
+    exclude_near: float | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One method, from index to decoding.
+
+    Attributes:
+        name: what people call it.
+        description: one line on what it does.
+        folder: where relative paths start.
+        index, template, constants, retriever, packing, decoding: the parts.
+    """
+
+    name: str
+    description: str = ""
+    folder: Path = Path()
+    index: IndexSettings = field(default_factory=IndexSettings)
+    template: TemplateSettings = field(default_factory=TemplateSettings)
+    constants: ConstantSettings = field(default_factory=ConstantSettings)
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
+    packing: Packing = field(default_factory=Packing)
+    decoding: Decoding = field(default_factory=Decoding)
+
+    @classmethod
+    def load(cls, name_or_file: str | Path) -> Recipe:
+        """A packaged recipe by name, or a TOML file.
+
+        Raises:
+            ConfigError: there is no such recipe, or it has an unknown key or a wrong value.
+        """
+        path = Path(name_or_file)
+        if path.suffix != ".toml":
+            names = packaged_recipes()
+            if str(name_or_file) not in names:
+                raise ConfigError(f"no recipe {str(name_or_file)!r}: use one of {', '.join(names)}, or a .toml file")
+            path = data_folder() / "recipes" / f"{name_or_file}.toml"
+        table = read_toml(path)
+        where = f"recipe {path}"
+        if "preset" in table.get("decoding", {}):
+            preset, own = table["decoding"]["preset"], {k: v for k, v in table["decoding"].items() if k != "preset"}
+            table["decoding"] = asdict(decoding_preset(preset)) | own
+        recipe = from_table(cls, {"name": path.stem, **table, "folder": path.parent}, where)
+        if recipe.template.prompt_file and recipe.constants.file:
+            raise ConfigError(f"{where}: a prompt_file brings its own demonstrations; leave [constants] out")
+        if recipe.template.prompt_file and recipe.template.system_file:
+            raise ConfigError(f"{where}: a prompt_file brings its own preamble; leave system_file out")
+        return recipe
+
+    def path(self, name: str) -> Path:
+        """A file that the recipe names: packaged (``package:NAME``), absolute, or relative to its folder."""
+        if name.startswith(_PACKAGED):
+            return data_folder() / name.removeprefix(_PACKAGED)
+        return self.folder / name
+
+    def make_template(self) -> tuple[Template, tuple[Constant, ...]]:
+        """The template with its preamble, and the constant demonstrations as they stand in the prompt.
+
+        Raises:
+            ConfigError, DataError: a file that the recipe names is missing or wrong.
+        """
+        settings = self.template
+        if settings.prompt_file:
+            file = PromptFile.load(self.path(settings.prompt_file), settings.form)
+            return replace(file.prompt_template(), escape=settings.escape), file.prompt_constants()
+        form = "plain" if settings.form == "auto" else settings.form
+        template = Template.load(self.path(form) if form.endswith(".toml") else form)
+        template = replace(template, escape=settings.escape)
+        if settings.system_file:
+            template = template.with_system(_read_text(self.path(settings.system_file)))
+        if not self.constants.file:
+            return template, ()
+        pool = Pool.load(self.path(self.constants.file))
+        return template, tuple(Constant(one, template.render_demonstration(one)) for one in pool)
+
+
+def packaged_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in (data_folder() / "recipes").glob("*.toml"))
+
+
+def data_folder() -> Path:
+    """Where the package's own data files are: the starter pool, recipes, the system prompt."""
+    return Path(str(files("ragalign") / "data"))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
