@@ -1,0 +1,55 @@
+"""Prompts to completions: vLLM's engine, OpenAI-compatible endpoints, transformers.
+
+Names load on first use; the engines themselves load when a generator is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ragalign.generation.base import BaseGenerator
+    from ragalign.generation.factory import make_generator
+    from ragalign.generation.openai import OpenAIGenerator
+    from ragalign.generation.presets import PRESETS, decoding_preset, validate
+    from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
+    from ragalign.generation.toy import build_toy_model
+    from ragalign.generation.transformers import TransformersGenerator
+    from ragalign.generation.vllm import VllmGenerator
+
+_HOME = {
+    "BaseGenerator": "base",
+    "OpenAIGenerator": "openai",
+    "PRESETS": "presets",
+    "StopFilter": "stopping",
+    "TransformersGenerator": "transformers",
+    "VllmGenerator": "vllm",
+    "build_toy_model": "toy",
+    "cut_at_stop": "stopping",
+    "decoding_preset": "presets",
+    "make_generator": "factory",
+    "merge_stops": "stopping",
+    "validate": "presets",
+}
+
+__all__ = [
+    "PRESETS",
+    "BaseGenerator",
+    "OpenAIGenerator",
+    "StopFilter",
+    "TransformersGenerator",
+    "VllmGenerator",
+    "build_toy_model",
+    "cut_at_stop",
+    "decoding_preset",
+    "make_generator",
+    "merge_stops",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,103 @@
+"""Drives a vLLM `LLMEngine` step by step for several callers at once."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from ragalign.errors import GenerationError
+from ragalign.generation.base import one_line
+
+
+class EngineLoop:
+    """Adds requests to an engine and hands each caller the outputs of its own.
+
+    `LLM.generate` runs until the engine is empty and keeps what it sees, so two interleaved callers would
+    take each other's outputs. Here a step by any caller serves all: outputs go to the box of the caller who
+    asked, so batches and streams from several threads share the engine's batches.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._boxes: dict[str, deque[tuple[Any, float]]] = {}
+        self._counter = itertools.count()
+        self._failure: str | None = None
+
+    def run(self, inputs: Sequence[tuple[list[int], Any]]) -> Generator[tuple[int, Any, float], None, None]:
+        """Answer (token ids, SamplingParams) pairs, enqueued in the order given.
+
+        Yields (position, RequestOutput, seconds since the requests were added), and aborts what is
+        unfinished when it is closed or an error passes through.
+
+        Raises:
+            GenerationError: the engine failed, now or earlier.
+        """
+        box: deque[tuple[Any, float]] = deque()
+        positions: dict[str, int] = {}
+        try:
+            with self._lock:
+                self._check()
+                for position, (token_ids, params) in enumerate(inputs):
+                    name = f"ragalign-{next(self._counter)}"
+                    self._add(name, token_ids, params)
+                    positions[name] = position
+                    self._boxes[name] = box
+                started = time.perf_counter()
+            while positions or box:
+                if not box:
+                    self._step(box)
+                    continue
+                output, finished_at = box.popleft()
+                position = positions[output.request_id]
+                if output.finished:
+                    del positions[output.request_id]
+                yield position, output, finished_at - started
+        finally:
+            if positions:
+                self._abort(list(positions))
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise GenerationError(f"the vLLM engine cannot go on: {self._failure}; make a new generator")
+
+    def _add(self, name: str, token_ids: list[int], params: Any) -> None:
+        try:
+            # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
+            self._engine.add_request(name, {"type": "token", "prompt_token_ids": token_ids}, params)
+        except ValueError as error:
+            raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
+
+    def _step(self, box: deque[tuple[Any, float]]) -> None:
+        with self._lock:
+            if box:  # another caller's step has filled it meanwhile
+                return
+            self._check()
+            try:
+                outputs = self._engine.step()
+            except BaseException as error:
+                # A step that was cut short, by Ctrl-C too, leaves scheduler and model out of step.
+                self._failure = f"a step was interrupted ({one_line(error)})"
+                if isinstance(error, Exception):
+                    self._failure = f"a step failed ({one_line(error)})"
+                    raise GenerationError(f"the vLLM engine failed: {one_line(error)}") from error
+                raise
+            now = time.perf_counter()
+            for output in outputs:
+                owner = self._boxes.get(output.request_id)
+                if owner is None:
+                    continue
+                owner.append((output, now))
+                if output.finished:
+                    del self._boxes[output.request_id]
+
+    def _abort(self, names: list[str]) -> None:
+        with self._lock:
+            for name in names:
+                self._boxes.pop(name, None)
+            if self._failure is None:
+                self._engine.abort_request(names)

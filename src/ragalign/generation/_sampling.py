@@ -1,0 +1,86 @@
+"""Decoding parameters for transformers' `generate`, with vLLM's meaning and order, per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ragalign.types import Decoding
+
+
+def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None]) -> Any:
+    """A logits processor whose highest score per row is the drawn token.
+
+    Penalties come first, then temperature, then top-p, as in vLLM. Adding Gumbel noise to log-probabilities
+    and taking the highest draws from them exactly (Gumbel-max), so rows keep random streams of their own
+    while `generate` only ever takes the highest score.
+
+    Args:
+        decoding: the parameters.
+        prompt_mask: torch int64 [b, t], 1 where the left-padded prompts hold tokens. Padding must not be penalised.
+        seeds: one per row; None draws one.
+    """
+    import torch
+    from transformers import LogitsProcessor
+
+    generators = []
+    for seed in seeds:
+        generator = torch.Generator(device="cpu")
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        generators.append(generator)
+
+    class Sampler(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            scores = _penalised(decoding, prompt_mask, input_ids, scores.float())
+            if decoding.temperature == 0:
+                return scores
+            scores = _nucleus(torch.log_softmax(scores / decoding.temperature, dim=-1), decoding.top_p)
+            noise = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
+            return scores - torch.log(-torch.log(noise.clamp_min(1e-30).to(scores.device)))
+
+    return Sampler()
+
+
+def stopper(push: Sequence[Callable[[int], bool]]) -> Any:
+    """A stopping criterion that shows each row its newest token and asks whether it is finished."""
+    import torch
+    from transformers import StoppingCriteria
+
+    class Stopper(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            newest = input_ids[:, -1].tolist()
+            finished = [row(token_id) for row, token_id in zip(push, newest, strict=True)]
+            return torch.tensor(finished, device=input_ids.device)
+
+    return Stopper()
+
+
+def _penalised(decoding: Decoding, prompt_mask: Any, input_ids: Any, scores: Any) -> Any:
+    """Repetition penalty over prompt and output tokens; presence and frequency penalties over output tokens."""
+    import torch
+
+    width = prompt_mask.shape[1]
+    counts = torch.zeros_like(scores)
+    counts.scatter_add_(1, input_ids[:, width:], torch.ones_like(input_ids[:, width:], dtype=scores.dtype))
+    if decoding.repetition_penalty != 1:
+        in_prompt = torch.zeros_like(scores)
+        in_prompt.scatter_add_(1, input_ids[:, :width], prompt_mask.to(scores.dtype))
+        seen = (in_prompt > 0) | (counts > 0)
+        weaker = torch.where(scores > 0, scores / decoding.repetition_penalty, scores * decoding.repetition_penalty)
+        scores = torch.where(seen, weaker, scores)
+    return scores - decoding.frequency_penalty * counts - decoding.presence_penalty * (counts > 0)
+
+
+def _nucleus(log_probabilities: Any, top_p: float) -> Any:
+    """Keep the smallest set of most likely tokens whose probabilities reach `top_p`."""
+    import torch
+
+    if top_p == 1:
+        return log_probabilities
+    ordered, order = torch.sort(log_probabilities, descending=True, dim=-1)
+    before = torch.cumsum(ordered.exp(), dim=-1) - ordered.exp()
+    ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    return torch.empty_like(ordered).scatter_(1, order, ordered)

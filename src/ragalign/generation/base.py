@@ -1,0 +1,182 @@
+"""What all generators share: checks before any work, input order, gathering samples to completions."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Generator as PyGenerator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ragalign._progress import progress
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.presets import validate
+from ragalign.generation.stopping import merge_stops
+from ragalign.types import Completion, Decoding, Output, Prompt
+
+# The prompts for which URIAL chose its repetition penalty hold one to two thousand tokens.
+LONG_PROMPT_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One finished answer: the `sample`-th of the prompt at `index`."""
+
+    index: int
+    sample: int
+    output: Output
+    n_cached_tokens: int | None
+    latency_s: float
+
+
+class BaseGenerator(ABC):
+    """A generator that yields samples in any order; this class checks, gathers and orders them.
+
+    `Decoding.n` answers are `n` separate requests; with a seed, the i-th one (from 0) gets seed + i, so that
+    an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens`
+    is that of the first: its siblings find the whole prompt in the cache.
+    """
+
+    _warned = False
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The model's name or folder."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int | None:
+        """Tokens that prompt and completion share; None where it is not known."""
+
+    @abstractmethod
+    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+        """Answer every prompt `decoding.n` times; yields samples as they finish, in any order."""
+
+    @abstractmethod
+    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        """Answer one prompt once, yielding pieces of text as they come."""
+
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
+        """Answer all prompts; the completions come back in input order.
+
+        Raises:
+            ConfigError: a decoding parameter is out of range.
+            GenerationError: a prompt leaves no room in the context, or the engine or endpoint failed;
+                `iter_generate` hands over what was answered before that.
+        """
+        completions: list[Completion | None] = [None] * len(prompts)
+        # A bar for one prompt would only flicker.
+        bar = progress("generating", len(prompts), "prompts") if len(prompts) > 1 else nullcontext(lambda _: None)
+        with bar as advance:
+            for index, completion in self.iter_generate(prompts, decoding):
+                completions[index] = completion
+                advance(1)
+        return [completion for completion in completions if completion is not None]
+
+    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+        """Answer all prompts, yielding (position in `prompts`, completion) as each is finished.
+
+        Whoever writes each completion down as it comes loses nothing when a later one fails. Arguments are
+        checked at once, not at the first step. Closing the iterator ends the work that is left.
+
+        Raises:
+            ConfigError, GenerationError: as `generate`.
+        """
+        prompts = list(prompts)
+        self._check(prompts, decoding)
+        return self._gathered(prompts, decoding)
+
+    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        """Answer one prompt, yielding pieces of text as they come.
+
+        The pieces add up to the text that `generate` gives. No stop string or part of one appears, and no
+        character is split. Closing the iterator ends the request.
+
+        Raises:
+            ConfigError: a decoding parameter is out of range, or `n` is not 1.
+            GenerationError: as `generate`.
+        """
+        self._check([prompt], decoding)
+        if decoding.n != 1:
+            raise ConfigError(f"decoding: a stream is one answer, so n must be 1, not {decoding.n}")
+        return self._stream(prompt, decoding)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the generator holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _gathered(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+        waiting: dict[int, dict[int, Sample]] = {}
+        with closing(self._samples(prompts, decoding)) as samples:
+            for sample in samples:
+                group = waiting.setdefault(sample.index, {})
+                group[sample.sample] = sample
+                if len(group) == decoding.n:
+                    del waiting[sample.index]
+                    yield (
+                        sample.index,
+                        Completion(
+                            prompt=prompts[sample.index],
+                            outputs=tuple(group[i].output for i in range(decoding.n)),
+                            n_cached_tokens=group[0].n_cached_tokens,
+                            latency_s=max(one.latency_s for one in group.values()),
+                        ),
+                    )
+
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        validate(decoding)
+        context = self.context_length
+        for index, prompt in enumerate(prompts):
+            where = f"prompt {index + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+            merge_stops(prompt.stop)
+            length = len(prompt.ids)
+            if length == 0:
+                raise GenerationError(f"{where} holds no tokens; there is nothing to continue")
+            if context is not None and length >= context:
+                raise GenerationError(
+                    f"{where} holds {length:,} tokens, but {self.model} takes {context:,} for prompt and completion "
+                    "together; use fewer or shorter demonstrations, or a longer context"
+                )
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        if decoding.repetition_penalty > 1 and longest > LONG_PROMPT_TOKENS and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"repetition_penalty {decoding.repetition_penalty:g} counts the prompt's tokens too: with prompts of "
+                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; presence_penalty and "
+                "frequency_penalty count the output only",
+                stacklevel=3,
+            )
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of a foreign error on one line, shortened; its class name where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def model_name(model: str | Path) -> str:
+    """The hub name or folder as engines take it.
+
+    Raises:
+        ConfigError: it can only be a folder, and there is none.
+    """
+    name = str(model)
+    if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"there is no model folder {name}")
+        return str(folder)
+    return name

@@ -1,0 +1,58 @@
+"""Generators by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ragalign._optional import is_installed
+from ragalign.errors import ConfigError
+from ragalign.generation.base import BaseGenerator
+
+
+def make_generator(backend: str = "auto", *, model: str, **options: Any) -> BaseGenerator:
+    """The generator `backend` for `model`.
+
+    Args:
+        backend: "vllm", "transformers" or "openai" (which needs `base_url`); the ``http(s)://`` URL of an
+            OpenAI-compatible endpoint; or "auto": vLLM where it is installed, else transformers.
+        model: a folder or hub name, or the name under which an endpoint serves it.
+        options: arguments of the generator's class.
+
+    Raises:
+        ConfigError: there is no such backend, or it has no such option.
+        GenerationError, MissingDependencyError: as the generator's class.
+    """
+    if backend.startswith(("http://", "https://")):
+        options = {"base_url": backend, **options}
+        backend = "openai"
+    if backend == "auto":
+        backend = "vllm" if is_installed("vllm") else "transformers"
+    kind = _class(backend)
+    parameters = inspect.signature(kind).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = [name for name in parameters if name != "model"]
+        if unknown := sorted(set(options) - set(known)):
+            raise ConfigError(f"the {backend} generator has no option {unknown[0]!r}; it has {', '.join(known)}")
+    if "base_url" in parameters and "base_url" not in options:
+        raise ConfigError("the openai generator needs base_url, such as http://localhost:8000/v1")
+    generator: BaseGenerator = kind(model=model, **options)
+    return generator
+
+
+def _class(backend: str) -> Any:
+    if backend == "vllm":
+        from ragalign.generation.vllm import VllmGenerator
+
+        return VllmGenerator
+    if backend == "transformers":
+        from ragalign.generation.transformers import TransformersGenerator
+
+        return TransformersGenerator
+    if backend == "openai":
+        from ragalign.generation.openai import OpenAIGenerator
+
+        return OpenAIGenerator
+    raise ConfigError(
+        f"no generator {backend!r}; there are auto, vllm, transformers, openai, or the URL of an endpoint"
+    )

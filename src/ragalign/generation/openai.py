@@ -1,0 +1,294 @@
+"""Generation through any endpoint that speaks the OpenAI completions protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as PyGenerator
+from contextlib import suppress
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from ragalign._optional import require
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.base import BaseGenerator, Sample, one_line
+from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
+from ragalign.types import Decoding, Output, Prompt
+
+# Statuses that are about one request, not about the endpoint: the others may still be answered.
+_ABOUT_ONE_REQUEST = frozenset({400, 413, 422})
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 8.0
+
+
+class OpenAIGenerator(BaseGenerator):
+    """An OpenAI-compatible ``/v1/completions`` endpoint: vLLM's server, SGLang, llama.cpp and others.
+
+    Rate limits (429), server errors (5xx), timeouts, dropped connections and unreadable answers are retried with
+    exponential backoff and jitter, honouring Retry-After. When a request fails for good, those under way are
+    finished and yielded before the error is raised; further ones are sent only if the failure is about that
+    request (status 400, 413, 422).
+
+    `Completion.n_cached_tokens` is what the server reports; vLLM's does with ``--enable-prompt-tokens-details``.
+    `Output.n_tokens` is 0 where a server reports no usage.
+
+    Args:
+        model: the name under which the endpoint serves the model.
+        base_url: such as "http://localhost:8000/v1".
+        api_key: by default OPENAI_API_KEY, or none where that is not set.
+        concurrency: most requests under way at once.
+        timeout_s: seconds without an answer after which a request is retried.
+        max_retries: how often a request is repeated before it counts as failed.
+        context_length: tokens that prompt and completion share, if prompts are to be checked before sending.
+        send: "token_ids" sends the prompt's exact tokens, which vLLM and SGLang take; "text" sends its text for
+            servers that take none, and leaves it to the server to add BOS.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        MissingDependencyError: the `openai` package is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 32,
+        timeout_s: float = 600.0,
+        max_retries: int = 5,
+        context_length: int | None = None,
+        send: Literal["token_ids", "text"] = "token_ids",
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        if concurrency < 1:
+            raise ConfigError(f"concurrency must be at least 1, not {concurrency}")
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s must be above 0, not {timeout_s}")
+        if max_retries < 0:
+            raise ConfigError(f"max_retries must be at least 0, not {max_retries}")
+        if send not in ("token_ids", "text"):
+            raise ConfigError(f'send must be "token_ids" or "text", not {send!r}')
+        self._openai: Any = require("openai", "an OpenAI-compatible endpoint")
+        self._model = model
+        self._base_url = base_url
+        self._endpoint = _without_credentials(base_url)
+        # Servers without authentication still get a header; the client insists on one.
+        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._max_retries = max_retries
+        self._context_length = context_length
+        self._send = send
+
+    @property
+    def model(self) -> str:
+        """The name under which the endpoint serves the model."""
+        return self._model
+
+    @property
+    def context_length(self) -> int | None:
+        """As given; the protocol does not tell."""
+        return self._context_length
+
+    def close(self) -> None:
+        """Nothing to release: connections live as long as a call."""
+
+    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+        """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
+        results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._work(prompts, decoding, results.put))
+
+        def work() -> None:
+            try:
+                loop.run_until_complete(task)
+                results.put(None)
+            except BaseException as error:
+                results.put(error)
+            finally:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.close()
+
+        worker = threading.Thread(target=work, name="ragalign-openai", daemon=True)
+        worker.start()
+        finished = False
+        try:
+            while (result := results.get()) is not None:
+                if isinstance(result, BaseException):
+                    finished = True
+                    raise result
+                yield result
+            finished = True
+        finally:
+            if not finished:
+                with suppress(RuntimeError):  # the loop may have ended by itself meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
+            worker.join()
+
+    async def _work(self, prompts: Sequence[Prompt], decoding: Decoding, put: Callable[[Sample], None]) -> None:
+        total = len(prompts) * decoding.n
+        # Workers share one iterator, so requests start in the order given.
+        todo = iter([(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)])
+        failures: list[_RequestError] = []
+        n_sent = 0
+
+        async def worker(client: Any) -> None:
+            nonlocal n_sent
+            while all(failure.is_about_request for failure in failures):
+                position = next(todo, None)
+                if position is None:
+                    return
+                n_sent += 1
+                index, sample = position
+                started = time.perf_counter()
+                try:
+                    output, n_cached = await self._ask(client, prompts[index], decoding, sample)
+                except _RequestError as failure:
+                    failures.append(failure)
+                else:
+                    put(Sample(index, sample, output, n_cached, time.perf_counter() - started))
+
+        async with self._openai.AsyncOpenAI(**self._client_options()) as client:
+            await asyncio.gather(*(worker(client) for _ in range(min(self._concurrency, total))))
+        if failures:
+            message = str(failures[0])
+            if total > 1:
+                message = f"{len(failures)} of {n_sent} requests failed, {total - n_sent} were not sent: {message}"
+            raise GenerationError(message) from failures[0].__cause__
+
+    async def _ask(self, client: Any, prompt: Prompt, decoding: Decoding, sample: int) -> tuple[Output, int | None]:
+        """One request; the client itself repeats it after errors of connection and status."""
+        stops = merge_stops(prompt.stop, decoding.stop)
+        parameters = self._parameters(prompt, decoding, stops, sample)
+        attempt = 0
+        while True:
+            try:
+                return _parse(await client.completions.create(**parameters), stops)
+            except self._openai.OpenAIError as error:
+                raise self._request_error(error) from error
+            except ValueError as error:  # no JSON, or JSON that is no completion
+                if attempt == self._max_retries:
+                    raise self._request_error(error) from error
+            await asyncio.sleep(min(_FIRST_DELAY_S * 2**attempt, _LONGEST_DELAY_S) * random.uniform(0.75, 1.0))
+            attempt += 1
+
+    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        stops = merge_stops(prompt.stop, decoding.stop)
+        # Servers differ in what they let through in streams; the filter is what keeps the promise.
+        pieces = StopFilter(stops)
+        finished = False
+        try:
+            with (
+                self._openai.OpenAI(**self._client_options()) as client,
+                client.completions.create(**self._parameters(prompt, decoding, stops, 0), stream=True) as chunks,
+            ):
+                for chunk in chunks:
+                    for choice in chunk.choices or ():
+                        finished = finished or choice.finish_reason is not None
+                        if text := pieces.push(choice.text or ""):
+                            yield text
+                    if pieces.stopped:
+                        break
+        except GeneratorExit:
+            raise
+        except Exception as error:  # the HTTP library's own errors come through while a stream is read
+            raise GenerationError(str(self._request_error(error))) from error
+        if not finished and not pieces.stopped:
+            raise GenerationError(f"{self._endpoint} ended its stream before the answer was finished")
+        if text := pieces.finish():
+            yield text
+
+    def _client_options(self) -> dict[str, Any]:
+        return {
+            "base_url": self._base_url,
+            "api_key": self._api_key,
+            "timeout": self._timeout_s,
+            "max_retries": self._max_retries,
+        }
+
+    def _parameters(self, prompt: Prompt, decoding: Decoding, stops: Sequence[str], sample: int) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            "model": self._model,
+            "prompt": prompt.token_ids if self._send == "token_ids" else prompt.text,
+            "max_tokens": decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "presence_penalty": decoding.presence_penalty,
+            "frequency_penalty": decoding.frequency_penalty,
+        }
+        if stops:
+            parameters["stop"] = list(stops)
+        if decoding.seed is not None:
+            parameters["seed"] = decoding.seed + sample
+        if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
+            parameters["extra_body"] = {"repetition_penalty": decoding.repetition_penalty}
+        return parameters
+
+    def _request_error(self, error: Exception) -> _RequestError:
+        openai = self._openai
+        about_request = False
+        if isinstance(error, openai.APITimeoutError):
+            reason = f"gave no answer within {self._timeout_s:g} s, {self._max_retries + 1} times"
+        elif isinstance(error, openai.APIConnectionError):
+            reason = f"cannot be reached: {one_line(error.__cause__ or error)}"
+        elif isinstance(error, openai.APIStatusError):
+            about_request = error.status_code in _ABOUT_ONE_REQUEST
+            reason = f"answered with status {error.status_code}: {_server_message(error)}"
+            if error.status_code in (401, 403):
+                reason += "; is OPENAI_API_KEY right?"
+            elif about_request and self._send == "token_ids":
+                reason += '; if this server takes no token ids, use send="text"'
+        elif isinstance(error, ValueError):
+            reason = f"sent no readable completion: {one_line(error)}"
+        else:
+            reason = f"failed: {one_line(error)}"
+        message = f"{self._endpoint} {reason}"
+        if self._api_key != "none":  # a server may repeat what it was sent
+            message = message.replace(self._api_key, "***")
+        return _RequestError(message, about_request)
+
+
+class _RequestError(Exception):
+    """A request that failed for good, and whether others may fare better."""
+
+    def __init__(self, message: str, is_about_request: bool) -> None:
+        super().__init__(message)
+        self.is_about_request = is_about_request
+
+
+def _parse(answer: Any, stops: Sequence[str]) -> tuple[Output, int | None]:
+    """The single choice of a completion and the cached prompt tokens.
+
+    Raises:
+        ValueError: `answer` is no completion with one choice.
+    """
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].text, str):
+        raise ValueError(f"expected a completion with one choice, got {one_line(ValueError(str(answer)), 80)}")
+    usage = getattr(answer, "usage", None)
+    details = getattr(usage, "prompt_tokens_details", None)
+    output = Output(
+        text=cut_at_stop(choices[0].text, stops),
+        finish_reason=choices[0].finish_reason or "stop",
+        n_tokens=getattr(usage, "completion_tokens", None) or 0,
+    )
+    return output, getattr(details, "cached_tokens", None)
+
+
+def _server_message(error: Any) -> str:
+    """The server's own words, where it follows the protocol; else the start of what it sent."""
+    body = error.body
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body
+    return one_line(ValueError(str(body))) if body else error.response.reason_phrase
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

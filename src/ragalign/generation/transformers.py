@@ -1,0 +1,222 @@
+"""Generation with transformers: no prefix cache and no scheduler, but it runs wherever torch does."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as PyGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.stopping import StopFilter, merge_stops
+from ragalign.types import Decoding, Output, Prompt
+
+
+class TransformersGenerator(BaseGenerator):
+    """A causal language model through `transformers`, with the semantics of `VllmGenerator`.
+
+    Prompts run in left-padded batches in the order given. Penalties, temperature, top-p and seeds are applied per
+    request and never read from the model's own generation config, so that an answer does not depend on its
+    batch; with temperature 0 it equals vLLM's up to rounding.
+
+    Args:
+        model: a folder or hub name.
+        tokenizer: a folder or hub name where it is not the model's; it must be a "fast" one.
+        device: such as "cpu" or "cuda:1"; by default a GPU where there is one.
+        dtype: of weights and activations, such as "bfloat16"; "auto" follows the model.
+        batch_size: requests that run together.
+
+    Raises:
+        ConfigError: the model folder does not exist, or the tokenizer is not a fast one.
+        GenerationError: the model could not be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int = 8,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        self._name = model_name(model)
+        self._batch_size = batch_size
+        try:
+            loaded_tokenizer = AutoTokenizer.from_pretrained(self._name if tokenizer is None else model_name(tokenizer))
+            loaded = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype)
+            loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise GenerationError(f"transformers could not load {self._name}: {one_line(error)}") from error
+        if not loaded_tokenizer.is_fast:
+            raise ConfigError(f"{self._name} has no fast tokenizer (tokenizer.json); text cannot be streamed from it")
+        # transformers fills what a call leaves open from here, such as a model's own temperature or top-k.
+        loaded.generation_config = GenerationConfig()
+        self._model: Any = loaded
+        self._tokenizer: Any = loaded_tokenizer
+        self._context_length: int | None = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def model(self) -> str:
+        """The model's name or folder."""
+        return self._name
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and completion share, as the model's config says."""
+        return self._context_length
+
+    def close(self) -> None:
+        """Release the model."""
+        self._model = None
+
+    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+        where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
+        started = time.perf_counter()
+        for begin in range(0, len(where), self._batch_size):
+            batch = where[begin : begin + self._batch_size]
+            requests = [self._request(prompts[index], decoding, sample) for index, sample in batch]
+            self._run(requests, decoding)
+            for (index, sample), request in zip(batch, requests, strict=True):
+                yield Sample(
+                    index=index,
+                    sample=sample,
+                    output=Output("".join(request.pieces), request.finish_reason or "abort", request.n_tokens),
+                    n_cached_tokens=None,
+                    latency_s=time.perf_counter() - started,
+                )
+
+    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        """`generate` runs in a thread and hands pieces over through a queue; None ends them."""
+        pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        request = self._request(prompt, decoding, 0, on_text=pieces.put)
+
+        def work() -> None:
+            try:
+                self._run([request], decoding)
+                pieces.put(None)
+            except Exception as error:
+                pieces.put(error)
+
+        worker = threading.Thread(target=work, name="ragalign-transformers-stream", daemon=True)
+        worker.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            request.finish_reason = request.finish_reason or "abort"
+            worker.join()
+
+    def _request(
+        self, prompt: Prompt, decoding: Decoding, sample: int, on_text: Callable[[str], None] | None = None
+    ) -> _Request:
+        from tokenizers.decoders import DecodeStream
+
+        token_ids = prompt.token_ids
+        room = decoding.max_tokens
+        if self._context_length is not None:
+            room = min(room, self._context_length - len(token_ids))
+        return _Request(
+            token_ids=token_ids,
+            room=room,
+            seed=None if decoding.seed is None else decoding.seed + sample,
+            eos_id=self._tokenizer.eos_token_id,
+            # Primed with the prompt, as vLLM does: the first piece keeps its leading space.
+            decode=DecodeStream(ids=token_ids, skip_special_tokens=True),
+            backend=self._tokenizer.backend_tokenizer,
+            filter=StopFilter(merge_stops(prompt.stop, decoding.stop)),
+            on_text=on_text,
+        )
+
+    def _run(self, requests: Sequence[_Request], decoding: Decoding) -> None:
+        """Answer a batch; the requests hold the answers afterwards."""
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        from ragalign.generation._sampling import sampler, stopper
+
+        if self._model is None:
+            raise GenerationError(f"the generator of {self._name} is closed")
+        device = self._model.device
+        width = max(len(request.token_ids) for request in requests)
+        ids = torch.zeros((len(requests), width), dtype=torch.long, device=device)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(requests):
+            ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids, device=device)
+            mask[row, width - len(request.token_ids) :] = 1
+        config = GenerationConfig(
+            do_sample=False,  # the sampler has already drawn: its choice is the highest score
+            max_new_tokens=max(request.room for request in requests),
+            pad_token_id=self._tokenizer.eos_token_id or 0,
+        )
+        try:
+            with torch.inference_mode():
+                self._model.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList(
+                        [sampler(decoding, mask, [request.seed for request in requests])]
+                    ),
+                    stopping_criteria=StoppingCriteriaList(
+                        [stopper([request.push for request in requests])],
+                    ),
+                )
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
+        for request in requests:
+            request.finish()
+
+
+@dataclass
+class _Request:
+    """One answer in the making."""
+
+    token_ids: list[int]
+    room: int
+    seed: int | None
+    eos_id: int | None
+    decode: Any
+    backend: Any
+    filter: StopFilter
+    on_text: Callable[[str], None] | None
+    pieces: list[str] = field(default_factory=list)
+    n_tokens: int = 0
+    finish_reason: str | None = None
+
+    def push(self, token_id: int) -> bool:
+        """Take the next token; return whether the answer is finished."""
+        if self.finish_reason is not None:
+            return True
+        self.n_tokens += 1
+        if token_id == self.eos_id:
+            self.finish_reason = "stop"
+            return True
+        self._emit(self.filter.push(self.decode.step(self.backend, token_id) or ""))
+        if self.filter.stopped:
+            self.finish_reason = "stop"
+        elif self.n_tokens >= self.room:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def finish(self) -> None:
+        """No more tokens come: release the text that might have begun a stop string."""
+        self._emit(self.filter.finish())
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self.pieces.append(text)
+            if self.on_text is not None:
+                self.on_text(text)

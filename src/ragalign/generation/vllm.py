@@ -1,0 +1,266 @@
+"""Generation with vLLM's offline engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import weakref
+from collections.abc import Generator as PyGenerator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ragalign._optional import require
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation._engine import EngineLoop
+from ragalign.generation._quiet import environment, is_verbose, kept_random_state, quiet
+from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.stopping import merge_stops
+from ragalign.types import Decoding, Output, Prompt
+
+# Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;
+# its CPU attention takes multiples of 32 only (and would default to 128).
+GPU_BLOCK_SIZE = 16
+CPU_BLOCK_SIZE = 32
+# What vLLM does not see in its memory figures on a CPU machine: a quarter of the free memory, at most this.
+CPU_CACHE_GIB = 4
+
+_OWN_OPTIONS = {
+    "disable_log_stats": "ragalign reads the prefix-cache counters from it",
+    "generation_config": "every decoding parameter is passed explicitly",
+    "skip_tokenizer_init": "stop strings need the tokenizer",
+}
+
+
+class VllmGenerator(BaseGenerator):
+    """vLLM's offline engine: token ids in, all prompts of a call in one batch, prefix caching on.
+
+    The engine runs inside this process when it needs one device only. It then leaves no process behind however the
+    program ends, and needs no ``if __name__ == "__main__"`` guard. One such engine can live at a time; setting
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 gives each engine a process of its own instead. Calls from several threads
+    share the engine's batches.
+
+    Args:
+        model: a folder or hub name.
+        tokenizer: a folder or hub name where it is not the model's.
+        dtype: of weights and activations, such as "bfloat16" or "float32"; "auto" follows the model.
+        max_model_len: tokens of prompt and completion together; by default what the model was made for.
+        block_size: tokens per block of the prefix cache; by default 16, on CPUs 32.
+        gpu_memory_utilization: share of the GPU's memory for weights and cache, in (0, 1].
+        enforce_eager: run without graph capture; by default only on CPUs.
+        tensor_parallel_size: devices that share the model.
+        seed: of the engine. `Decoding.seed` seeds single requests.
+        engine_options: any other argument of `vllm.EngineArgs`, such as ``quantization="awq"``.
+
+    On CPUs the cache takes a quarter of the free memory, 1 to 4 GiB, unless VLLM_CPU_KVCACHE_SPACE (GiB) or
+    `kv_cache_memory_bytes` says otherwise. vLLM's messages are shown when RAGALIGN_VERBOSE is set.
+
+    Raises:
+        ConfigError: an option is unknown or out of range, or the model folder does not exist.
+        GenerationError: the engine did not start, for instance for lack of memory.
+        MissingDependencyError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        block_size: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool | None = None,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        **engine_options: Any,
+    ) -> None:
+        self._model = model_name(model)
+        options = {
+            "model": self._model,
+            "tokenizer": None if tokenizer is None else model_name(tokenizer),
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "block_size": block_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel_size,
+            "seed": seed,
+            "enable_prefix_caching": True,
+            "use_tqdm_on_load": is_verbose(),
+            **engine_options,
+        }
+        engine = _start(options)
+        self._llm: Any = engine
+        self._context_length = int(engine.llm_engine.model_config.max_model_len)
+        self._loop = EngineLoop(engine.llm_engine)
+        # Runs at close, at garbage collection or at exit, whichever comes first.
+        self._finalizer = weakref.finalize(self, _stop, engine)
+
+    @property
+    def model(self) -> str:
+        """The model's name or folder."""
+        return self._model
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and completion share: the engine's `max_model_len`."""
+        return self._context_length
+
+    def prefix_cache_counters(self) -> tuple[int, int]:
+        """Prompt tokens looked up in the prefix cache and those found there, since the engine started."""
+        totals = {"vllm:prefix_cache_queries": 0, "vllm:prefix_cache_hits": 0}
+        for metric in self._engine().get_metrics():
+            if metric.name in totals:
+                totals[metric.name] += metric.value
+        queries, hits = totals.values()
+        return queries, hits
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; the generator cannot be used afterwards."""
+        self._llm = None
+        self._finalizer()
+
+    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+        self._engine()
+        where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
+        inputs = [
+            (prompts[index].token_ids, _sampling_params(prompts[index], decoding, sample)) for index, sample in where
+        ]
+        with closing(self._loop.run(inputs)) as outputs:
+            for position, output, latency_s in outputs:
+                (answer,) = output.outputs
+                index, sample = where[position]
+                yield Sample(
+                    index=index,
+                    sample=sample,
+                    output=Output(answer.text, answer.finish_reason or "abort", len(answer.token_ids)),
+                    n_cached_tokens=output.num_cached_tokens,
+                    latency_s=latency_s,
+                )
+
+    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        self._engine()
+        params = _sampling_params(prompt, decoding, 0, stream=True)
+        with closing(self._loop.run([(prompt.token_ids, params)])) as outputs:
+            for _, output, _ in outputs:
+                if text := output.outputs[0].text:
+                    yield text
+
+    def _engine(self) -> Any:
+        if self._llm is None:
+            raise GenerationError(f"the generator of {self._model} is closed")
+        return self._llm
+
+
+def _sampling_params(prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_tokens=decoding.max_tokens,
+        seed=None if decoding.seed is None else decoding.seed + sample,
+        repetition_penalty=decoding.repetition_penalty,
+        presence_penalty=decoding.presence_penalty,
+        frequency_penalty=decoding.frequency_penalty,
+        stop=list(merge_stops(prompt.stop, decoding.stop)),
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _start(options: dict[str, Any]) -> Any:
+    """A `vllm.LLM` with these options; None stands for the default."""
+    in_process = options["tensor_parallel_size"] == 1 and options.get("pipeline_parallel_size", 1) == 1
+    in_process = in_process and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") == "0"
+    with ExitStack() as stack:
+        # Usage reports are the user's to switch on, and results own stdout.
+        stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
+        if not is_verbose() and not in_process:
+            stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR"))
+        if in_process:
+            stack.enter_context(environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"))
+            stack.enter_context(kept_random_state())
+            if not is_verbose():
+                # Without handlers of its own vLLM follows the program's logging; and only native code is silenced,
+                # so this cannot go together with worker processes, which would inherit the redirection.
+                stack.enter_context(environment(VLLM_CONFIGURE_LOGGING="0"))
+                stack.enter_context(quiet())
+        if not is_verbose() and (logger := logging.getLogger("vllm")).level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
+        vllm = require("vllm", "the vLLM engine")
+        _check_options(options)
+        _fill_in(options, stack)
+        if in_process:
+            _check_alone()
+        try:
+            return vllm.LLM(**options, generation_config="vllm", disable_log_stats=False)
+        except Exception as error:
+            if in_process:
+                from vllm.distributed import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
+            raise _start_error(options["model"], error) from error
+
+
+def _fill_in(options: dict[str, Any], stack: ExitStack) -> None:
+    """Replace None by the defaults that depend on the device."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if options["block_size"] is None:
+        options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
+    if options["enforce_eager"] is None:
+        options["enforce_eager"] = on_cpu
+    if on_cpu and options.get("kv_cache_memory_bytes") is None:
+        gib = require("psutil", "the vLLM engine").virtual_memory().available // 4 // 2**30
+        stack.enter_context(environment(VLLM_CPU_KVCACHE_SPACE=str(min(max(gib, 1), CPU_CACHE_GIB))))
+
+
+def _stop(llm: Any) -> None:
+    """Shut an engine down. Twice is harmless."""
+    with quiet():
+        llm.llm_engine.engine_core.shutdown()
+        gc.collect()
+
+
+def _check_alone() -> None:
+    """Refuse a second engine in this process: they would share process groups, which closing one destroys."""
+    from vllm.distributed.parallel_state import model_parallel_is_initialized
+
+    if model_parallel_is_initialized():
+        gc.collect()  # an engine that nobody holds any more
+    if model_parallel_is_initialized():
+        raise GenerationError(
+            "a vLLM engine is already running in this process; close() the first generator, "
+            "or set VLLM_ENABLE_V1_MULTIPROCESSING=1 to give each engine its own process"
+        )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    from vllm import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in options:
+        if name in _OWN_OPTIONS:
+            raise ConfigError(f"the vLLM option {name!r} cannot be changed: {_OWN_OPTIONS[name]}")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ConfigError(f"vLLM has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _start_error(model: str, error: Exception) -> ConfigError | GenerationError:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        reasons = "; ".join(
+            f"{'.'.join(map(str, detail['loc'])) or 'options'}: {detail['msg']}" for detail in error.errors()
+        )
+        return ConfigError(f"vLLM does not take these options for {model}: {' '.join(reasons.split())}")
+    return GenerationError(f"vLLM could not start {model}: {one_line(error)}")
