@@ -25,7 +25,7 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
     preferences = np.array([verdict.preference for verdict in scored], dtype=np.float64)
     n = len(scored)
     wins, losses = int((preferences > 0.5).sum()), int((preferences < 0.5).sum())
-    lengths = [verdict.metadata["len_2"] for verdict in verdicts]
+    lengths = [verdict.metadata["len_2"] for verdict in verdicts if "len_2" in verdict.metadata]
     values: dict[str, Any] = {
         "win_rate": 100 * float(preferences.mean()) if n else None,
         "standard_error": 100 * float(preferences.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
@@ -34,11 +34,12 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
         "n_draws": n - wins - losses,
         "n_total": n,
         "discrete_win_rate": 100 * (wins + (n - wins - losses) / 2) / n if n else None,
-        "avg_length": int(sum(lengths) / len(lengths)),
+        "avg_length": int(sum(lengths) / len(lengths)) if lengths else None,
     }
     notes = []
     if control is not None:
-        controlled, note = _control(control, verdicts)
+        readable = [verdict for verdict in verdicts if "len_2" in verdict.metadata]
+        controlled, note = _control(control, readable)
         values |= controlled
         notes += note
     checked = [verdict for verdict in verdicts if "rederived" in verdict.metadata]
@@ -59,6 +60,8 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
 
 
 def _control(control: LengthControl, verdicts: Sequence[Verdict]) -> tuple[dict[str, Any], list[str]]:
+    if not verdicts:
+        return {"length_controlled_winrate": None}, ["no length-controlled win rate: no row can be read"]
     source = verdicts[0].metadata.get("source")
     folder = [Path(source).resolve().parent.name] if isinstance(source, str) else []
     unknown = float("nan")
@@ -88,7 +91,7 @@ def _control(control: LengthControl, verdicts: Sequence[Verdict]) -> tuple[dict[
 
 def _is_leaderboard_set(verdicts: Sequence[Verdict]) -> bool:
     """Whether these are AlpacaEval's 805 instructions, for which the leaderboard defines the figure."""
-    return len(verdicts) == _N_INSTRUCTIONS and {v.metadata.get("dataset") for v in verdicts} <= _DATASETS
+    return len(verdicts) == _N_INSTRUCTIONS and {str(v.metadata.get("dataset")) for v in verdicts} <= _DATASETS
 
 
 def _differs(verdict: Verdict) -> bool:

@@ -1,0 +1,99 @@
+"""Rows of JSON and JSON Lines files: read with the place of every bad one, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ragalign.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file: its value, or the problem that keeps it from being read.
+
+    Attributes:
+        position: its place among the rows, from 0.
+        where: file and line (or entry), for messages.
+    """
+
+    position: int
+    where: str
+    value: Mapping[str, Any] | None = None
+    problem: str | None = None
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a JSON array or of a JSON Lines file; which of the two it is, its first character says.
+
+    A line or entry that is no JSON object is a row with a problem, so that nothing is lost.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or is a JSON array that breaks off.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise DataError(f"cannot read {path}: {reason}") from None
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    if text.lstrip().startswith("["):
+        return _array(path, text)
+    # Only \n ends a line: other Unicode line breaks may stand inside strings.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [_line(position, f"{path} line {number}", line) for position, (number, line) in enumerate(lines)]
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], form: Literal["json", "jsonl"]) -> None:
+    """Write a JSON array or JSON Lines; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "json":
+        text = json.dumps(list(rows), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _array(path: str | Path, text: str) -> list[Row]:
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise DataError(f"{path} is a JSON array that cannot be read: {reason}") from None
+    if not isinstance(values, list):
+        raise DataError(f"{path} holds no JSON array")
+    return [
+        Row(position, f"{path} entry {position + 1}", value)
+        if isinstance(value, dict)
+        else Row(position, f"{path} entry {position + 1}", problem="no JSON object")
+        for position, value in enumerate(values)
+    ]
+
+
+def _line(position: int, where: str, line: str) -> Row:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        return Row(position, where, problem=f"no JSON: {reason}")
+    if not isinstance(value, dict):
+        return Row(position, where, problem="no JSON object")
+    return Row(position, where, value)

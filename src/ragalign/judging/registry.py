@@ -1,0 +1,47 @@
+"""Protocols by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.judging.alpaca_eval import AlpacaEval1, AlpacaEval2
+from ragalign.judging.arena_hard import ArenaHard
+from ragalign.judging.base import Protocol
+from ragalign.judging.ica import Ica
+from ragalign.judging.just_eval import JustEval
+from ragalign.judging.mt_bench import MtBench
+from ragalign.judging.mt_bench_pairwise import MtBenchPairwise
+from ragalign.judging.urial_pairwise import UrialPairwise
+
+PROTOCOLS: Mapping[str, type[Protocol]] = {
+    "ica": Ica,
+    "alpaca-eval-1": AlpacaEval1,
+    "alpaca-eval-2": AlpacaEval2,
+    "mt-bench": MtBench,
+    "mt-bench-pairwise": MtBenchPairwise,
+    "just-eval": JustEval,
+    "urial-pairwise": UrialPairwise,
+    "arena-hard": ArenaHard,
+}
+
+
+def make_protocol(name: str, **options: Any) -> Protocol:
+    """Build a protocol.
+
+    Args:
+        name: a key of `PROTOCOLS`.
+        options: what the protocol's class takes: `strict` and `prompt_file` always, others as it says.
+
+    Raises:
+        ConfigError: the protocol is unknown, or does not have an option.
+    """
+    protocol = PROTOCOLS.get(name)
+    if protocol is None:
+        raise ConfigError(f"unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
+    known = inspect.signature(protocol).parameters
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError(f"the protocol {name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return protocol(**options)

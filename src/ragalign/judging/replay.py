@@ -1,0 +1,91 @@
+"""Recorded judgements: upstream's files back into verdicts, every row counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragalign.errors import DataError
+from ragalign.judging.base import Protocol, Verdict
+from ragalign.judging.files import Row, read_rows
+
+_UNKNOWN = "(unknown)"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that could not be read: file and line, and what is wrong with it."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The verdicts of recorded files.
+
+    Attributes:
+        verdicts: all of them; a row that cannot be read is one unscored verdict.
+        problems: those rows.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    problems: tuple[Problem, ...]
+
+
+def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
+    """Read judgement files of one protocol.
+
+    An unreadable row belongs to the model of its file if the file has only one, else to the model ``(unknown)``.
+
+    Raises:
+        DataError: a file cannot be read, or none of its rows is of this protocol.
+    """
+    verdicts: list[Verdict] = []
+    problems: list[Problem] = []
+    for path in paths:
+        found, bad = _replay_file(protocol, path)
+        verdicts += found
+        problems += bad
+    return Replay(tuple(verdicts), tuple(problems))
+
+
+def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], list[Problem]]:
+    found: list[Verdict | Row] = []
+    problems = []
+    for row in read_rows(path):
+        reason = row.problem
+        if row.value is not None:
+            try:
+                found += protocol.replay(row.value, row.position, str(path))
+                continue
+            except DataError as error:
+                reason = str(error)
+        problems.append(Problem(row.where, reason or "unreadable"))
+        found.append(row)
+    readable = [one for one in found if isinstance(one, Verdict)]
+    if not readable:
+        first = problems[0]
+        raise DataError(f"{path} holds no judgement of the protocol {protocol.name}: {first.where}: {first.reason}")
+    reasons = iter(problems)
+    verdicts = [
+        one if isinstance(one, Verdict) else _unreadable(protocol, one, next(reasons), readable, str(path))
+        for one in found
+    ]
+    return verdicts, problems
+
+
+def _unreadable(protocol: Protocol, row: Row, problem: Problem, others: Sequence[Verdict], source: str) -> Verdict:
+    lines = {(verdict.model, verdict.baseline, verdict.judge) for verdict in others}
+    model, baseline, judge = lines.pop() if len(lines) == 1 else (_UNKNOWN, None, "")
+    return Verdict(
+        f"row-{row.position}",
+        f"row-{row.position}",
+        protocol.name,
+        judge,
+        model,
+        baseline,
+        reason=f"unreadable row: {problem.reason}",
+        metadata={"source": source},
+    )
