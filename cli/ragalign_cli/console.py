@@ -12,7 +12,6 @@ from rich.table import Table
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def stdout() -> Console:
@@ -33,6 +32,16 @@ def print_json(value: Any) -> None:
 def note(message: str) -> None:
     """One line on stderr that is no result, such as a count or a next step."""
     stderr().print(message, markup=False)
+
+
+def heading(text: str) -> None:
+    """A bold line on stdout, set off from what came before."""
+    stdout().print(f"\n[bold]{_escape(text)}[/bold]")
+
+
+def warning(message: str) -> None:
+    """One yellow line on stderr."""
+    stderr().print(f"[bold yellow]warning:[/bold yellow] {_escape(' '.join(message.split()))}")
 
 
 def error(message: str) -> None:

@@ -6,18 +6,17 @@ the command functions, so that `ragalign --help` stays quick.
 
 from __future__ import annotations
 
-import os
 import sys
+import warnings
+from typing import Annotated
 
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import console
+from ragalign_cli import console, pack
 
 app = typer.Typer(
     name="ragalign",
-    help="Make base language models answer like assistants: retrieve demonstrations, pack them, decode.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -25,8 +24,27 @@ app = typer.Typer(
 )
 
 
+app.command("pack")(pack.pack)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Make base language models answer like assistants: retrieve demonstrations, pack them, decode."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"ragalign {version_of('ragalign')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(console.EXIT_USAGE)
+
+
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; every expected error becomes one line and an exit code."""
+    warnings.showwarning = lambda message, *_: console.warning(str(message))
     try:
         app()
     except ConfigError as error:
@@ -35,13 +53,6 @@ def main() -> None:
     except RagalignError as error:
         console.error(str(error))
         sys.exit(console.EXIT_FAILURE)
-    except BrokenPipeError:
-        # The reader of a pipe went away (`ragalign ... | head`); keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(console.EXIT_FAILURE)
-    except KeyboardInterrupt:
-        console.note("interrupted")
-        sys.exit(console.EXIT_INTERRUPTED)
     except OSError as error:
         console.error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(console.EXIT_FAILURE)

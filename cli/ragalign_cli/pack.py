@@ -1,0 +1,72 @@
+"""`ragalign pack`: the prompt that a model would see, and how it came about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ragalign_cli import console, prompts
+
+_BATCH = 1024
+
+
+def pack(
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
+    question: Annotated[Optional[str], typer.Argument(help="One question, instead of --queries.")] = None,  # noqa: UP045
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False),
+    ] = None,
+    queries: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False),
+    ] = None,
+    context_length: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens that prompt and completion share.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
+) -> None:
+    """Show packed prompts: what was used, what was dropped and why, and token counts.
+
+    \b
+    Examples:
+      ragalign pack indexes/lima "How do brain cells move?" --tokenizer meta-llama/Llama-2-13b-hf --show
+      ragalign pack indexes/lima --recipe ica --tokenizer ./llama-2 --queries queries.jsonl --json
+    """
+    from ragalign.aligner import Aligner
+    from ragalign.errors import BudgetError, ConfigError
+    from ragalign.pool.queries import read_queries
+    from ragalign.types import Query, Turn
+
+    if tokenizer is None:
+        raise ConfigError("give --tokenizer: the folder or hub id of the model's tokenizer")
+    if (question is None) == (queries is None):
+        raise ConfigError("give either a question or --queries FILE")
+    asked = [Query("0", (Turn("user", question),))] if question is not None else read_queries(queries or Path())
+    aligner = Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=context_length)
+    failed = False
+    for start in range(0, len(asked), _BATCH):
+        batch = asked[start : start + _BATCH]
+        for query, prompt in zip(batch, aligner.pack_many(batch), strict=True):
+            if isinstance(prompt, BudgetError):
+                failed = True
+                console.error(f"query {query.id}: {prompt}")
+                if json:
+                    console.print_json({"id": query.id, "error": str(prompt)})
+            elif json:
+                console.print_json(prompts.prompt_record(query.id, prompt))
+            else:
+                if queries is not None:
+                    console.heading(f"query {query.id}")
+                if show:
+                    prompts.show_prompt(prompt)
+                else:
+                    prompts.show_demonstrations(prompt)
+                prompts.show_budget(prompt, context_length)
+    if failed:
+        raise typer.Exit(console.EXIT_FAILURE)
