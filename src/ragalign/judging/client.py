@@ -1,0 +1,195 @@
+"""Asks one judge: an asynchronous client of the OpenAI chat-completions protocol that retries by its own rules."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ragalign.judging.base import JudgeReply, Usage
+from ragalign.judging.budget import Ledger
+from ragalign.judging.judges import Judge
+from ragalign.judging.limits import TokenWindow
+from ragalign.judging.pricing import Quote
+from ragalign.judging.retries import RetryableError, RetryPolicy, failure
+
+if TYPE_CHECKING:
+    import httpx
+
+# Until an endpoint has said anything at all, a refused connection more likely means a wrong address than a bad moment.
+_ATTEMPTS_TO_CONNECT = 5
+# A shorter key (such as "EMPTY" for a local server) is no secret, and may be an ordinary word in a reply.
+_SHORTEST_SECRET = 8
+
+
+class ChatClient:
+    """One judge's connections; close it with `aclose`.
+
+    Args:
+        judge: whom to ask. Its key is read from the environment now, and only ever put into the request header.
+        ledger: books each request before it is sent.
+        concurrency: most requests in flight.
+        timeout_s: most seconds from sending a request to the end of its reply.
+        retry: what to do after failures.
+        window: the limit on tokens per minute.
+
+    Raises:
+        ConfigError: the key is missing or unusable.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        ledger: Ledger,
+        concurrency: int,
+        timeout_s: float,
+        retry: RetryPolicy,
+        window: TokenWindow,
+    ) -> None:
+        import httpx
+
+        self.judge = judge
+        self.n_requests = 0
+        self._has_responded = False
+        self._key = judge.key()
+        self._ledger = ledger
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._window = window
+        # Only spreads retries over time; results do not depend on it.
+        self._random = random.Random()
+        # One client, hence one connection, per request in flight: the work of a shared pool grows with the square
+        # of its connections (at 64 it took most of the time). Last in, first out, so that few stay open.
+        verify = httpx.create_ssl_context()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else None
+        self._clients = [httpx.AsyncClient(headers=headers, verify=verify, timeout=None) for _ in range(concurrency)]
+        self._idle: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        for client in self._clients:
+            self._idle.put_nowait(client)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            await client.aclose()
+
+    async def ask(self, body: Mapping[str, Any], *, n_tokens: int, quote: Quote) -> JudgeReply:
+        """Send a question until it is answered.
+
+        Args:
+            body: the request without the model.
+            n_tokens: what the request may use, for the limit on tokens per minute.
+            quote: what it may cost, for the budget.
+
+        Raises:
+            BudgetSpentError: the budget is spent.
+            RequestError: it was not answered, and asking again does not help or has been tried often enough.
+        """
+        content = json.dumps({"model": self.judge.model, **body}).encode()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._attempt(content, n_tokens, quote)
+            except RetryableError as error:
+                wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._random)
+                if wait_s is None or (not self._has_responded and attempt >= _ATTEMPTS_TO_CONNECT):
+                    raise RetryableError(f"{error.reason} (given up after {_times(attempt)})") from None
+            # The slot is free meanwhile: whoever waits is not in flight.
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, content: bytes, n_tokens: int, quote: Quote) -> JudgeReply:
+        client = await self._idle.get()
+        try:
+            grant = await self._window.acquire(n_tokens)
+            await self._ledger.reserve(quote.at_most)
+            spent = 0.0
+            try:
+                self.n_requests += 1
+                reply = await self._send(client, content)
+                spent = quote.of(reply.usage)
+            finally:
+                self._ledger.settle(quote.at_most, spent)
+        finally:
+            self._idle.put_nowait(client)
+        if reply.usage is not None:
+            self._window.correct(grant, reply.usage.n_prompt_tokens + reply.usage.n_output_tokens)
+        return reply
+
+    async def _send(self, client: httpx.AsyncClient, content: bytes) -> JudgeReply:
+        """One request and its reply.
+
+        Errors are raised outside of `except`, so that no chain leads from them to the request and its key.
+        """
+        import httpx
+
+        started = time.perf_counter()
+        problem = ""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await client.post(
+                    self.judge.url, content=content, headers={"Content-Type": "application/json"}
+                )
+        except TimeoutError:
+            self._has_responded = True  # something did accept the connection, or swallowed it for long enough
+            problem = f"no reply within {self._timeout_s:g} s"
+        except httpx.TransportError as error:
+            problem = f"the connection failed ({type(error).__name__})"
+        if problem:
+            raise RetryableError(problem)
+        self._has_responded = True
+        latency_s = time.perf_counter() - started
+        body = self._parsed(response)
+        if not response.is_success:
+            raise failure(response.status_code, body, response.headers)
+        if not isinstance(body, dict):
+            raise RetryableError("the reply is no complete JSON object")
+        choices, error = body.get("choices"), body.get("error")
+        if error and not choices:
+            # Gateways pass on a provider's failure inside a success; without a status of its own it may pass.
+            code = error.get("code") if isinstance(error, dict) else None
+            raise failure(code if isinstance(code, int) else 502, body, response.headers)
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise RetryableError("the reply holds no message")
+        return JudgeReply(
+            judge=self.judge.name, choice=choice, usage=_usage(body), latency_s=latency_s, created=time.time()
+        )
+
+    def _parsed(self, response: httpx.Response) -> Any:
+        """The body's JSON without the key, should the endpoint have quoted it; None if it is no JSON."""
+        text = response.text
+        if self._key is not None and len(self._key) >= _SHORTEST_SECRET:
+            text = text.replace(self._key, "[API key]")
+        try:
+            return without_surrogates(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
+
+
+def without_surrogates(value: Any) -> Any:
+    """JSON values with U+FFFD for halves of surrogate pairs, which no file could be encoded with."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [without_surrogates(part) for part in value]
+    if isinstance(value, dict):
+        return {without_surrogates(name): without_surrogates(part) for name, part in value.items()}
+    return value
+
+
+def _usage(body: Mapping[str, Any]) -> Usage | None:
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (isinstance(prompt, int) and isinstance(output, int) and prompt >= 0 and output >= 0):
+        return None
+    return Usage(prompt, output)
+
+
+def _times(count: int) -> str:
+    return "1 attempt" if count == 1 else f"{count} attempts"

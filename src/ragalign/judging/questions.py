@@ -1,0 +1,97 @@
+"""What has to be asked: requests of a protocol, grouped so that the same question is asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+
+from ragalign.judging.base import Item, Judgement, JudgeReply, JudgeRequest, Protocol, Verdict
+from ragalign.judging.cache import ReplyCache, reply_key
+from ragalign.judging.judges import Judge
+
+
+@dataclass(slots=True)
+class Question:
+    """One text to send to one judge, and what came back so far.
+
+    Attributes:
+        key: its key in the cache.
+        requests: all requests that come to this same text, such as those of two equal answers.
+        replies: replies, oldest first.
+        reason: why there is none (or no other); None while it has not been tried.
+    """
+
+    key: str
+    requests: list[JudgeRequest]
+    replies: list[JudgeReply]
+    reason: str | None = None
+
+    def is_open(self, protocol: Protocol, tries: int) -> bool:
+        """Whether to ask (again): no reply can be read, and `tries` are not used up."""
+        return len(self.replies) < tries and not any(self._is_readable(protocol, reply) for reply in self.replies)
+
+    def _is_readable(self, protocol: Protocol, reply: JudgeReply) -> bool:
+        return all(protocol.parse(request, reply).is_scored for request in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One verdict to be: settled without a judge, or waiting for a question's replies."""
+
+    judge: Judge
+    item: Item
+    settled: Verdict | None = None
+    request: JudgeRequest | None = None
+    question: Question | None = None
+
+    def judgement(self, protocol: Protocol) -> Judgement:
+        """The verdict, from the first reply that can be read, or else unscored with the reason."""
+        if self.request is None or self.question is None:
+            if self.settled is None:
+                raise ValueError("a slot is settled or has a question")
+            return Judgement(self.item, self.settled)
+        request, question = self.request, self.question
+        if not question.replies:
+            verdict = protocol.unscored(request, question.reason or "not asked", judge=self.judge.name)
+            return Judgement(self.item, verdict, request)
+        verdicts = [protocol.parse(request, reply) for reply in question.replies]
+        chosen = next((at for at, verdict in enumerate(verdicts) if verdict.is_scored), len(verdicts) - 1)
+        usages = [reply.usage for reply in question.replies if reply.usage is not None]
+        # All tries were paid for, also those that could not be read.
+        verdict = replace(verdicts[chosen], usage=reduce(add, usages) if usages else None)
+        return Judgement(self.item, verdict, request, question.replies[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All slots in order, and each judge's distinct questions."""
+
+    slots: list[Slot] = field(default_factory=list)
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, protocol: Protocol, items: Sequence[Item], judges: Sequence[Judge], cache: ReplyCache) -> Work:
+        """Build every item's requests and look up what is already answered.
+
+        Raises:
+            DataError: an item lacks what the protocol needs.
+        """
+        work = cls()
+        # An item that is settled for one judge is settled for all; only the verdict names the judge.
+        asks = [None if protocol.settle(item, judges[0].name) else protocol.build(item) for item in items]
+        for judge in judges:
+            known: dict[str, Question] = {}
+            for item, requests in zip(items, asks, strict=True):
+                if requests is None:
+                    work.slots.append(Slot(judge, item, settled=protocol.settle(item, judge.name)))
+                for request in requests or ():
+                    key = reply_key(judge.name, request.as_body())
+                    question = known.get(key)
+                    if question is None:
+                        question = known[key] = Question(key, [], cache.get(key))
+                    question.requests.append(request)
+                    work.slots.append(Slot(judge, item, request=request, question=question))
+            work.questions[judge.name] = list(known.values())
+        return work

@@ -1,0 +1,128 @@
+"""After a failed request: whether another try is worth it, and when."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from ragalign.errors import ConfigError
+
+# Beside all 5xx: request timeout, conflict, too early and rate limit.
+_RETRYABLE = frozenset({408, 409, 425, 429})
+# About the judge, not the question: a missing or wrong key, nothing left to pay with, no such model or address.
+_FATAL = frozenset({301, 302, 307, 308, 401, 402, 404, 405})
+_FATAL_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "account_deactivated"})
+
+
+class RequestError(Exception):
+    """A request without a reply; the message says why, without any key."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryableError(RequestError):
+    """Asking again may help; `retry_after_s` is how long the endpoint wants to be left alone."""
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class FinalError(RequestError):
+    """Asking this again would fail again."""
+
+
+class FatalError(RequestError):
+    """Asking this judge anything would probably fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter (Brooker 2015, AWS Architecture Blog).
+
+    Before attempt k + 1 it waits a random time between 0 and min(max_wait_s, base_s * 2 ** (k - 1)), and no less than
+    the endpoint's Retry-After.
+
+    Attributes:
+        max_attempts: how often one question is sent, the first time included.
+        base_s: the longest wait after the first failure.
+        max_wait_s: the longest wait that is not asked for by the endpoint.
+        max_retry_after_s: a longer Retry-After ends the attempts.
+    """
+
+    max_attempts: int = 10
+    base_s: float = 0.5
+    max_wait_s: float = 60.0
+    max_retry_after_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or min(self.base_s, self.max_wait_s, self.max_retry_after_s) < 0:
+            raise ConfigError("a retry policy needs at least one attempt, and waits of at least 0 seconds")
+
+    def wait_s(self, attempt: int, retry_after_s: float | None, generator: random.Random) -> float | None:
+        """Seconds to wait after failed attempt `attempt` (from 1); None if there is to be no other."""
+        if attempt >= self.max_attempts:
+            return None
+        # The exponent is bounded so that a huge max_attempts cannot overflow.
+        jittered = generator.uniform(0, min(self.max_wait_s, self.base_s * 2 ** min(attempt - 1, 60)))
+        if retry_after_s is None:
+            return jittered
+        if retry_after_s > self.max_retry_after_s:
+            return None
+        # The jitter comes on top, or all who were told the same time would come back at once.
+        return retry_after_s + min(jittered, self.base_s)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """The Retry-After header in seconds from now (RFC 9110, section 10.2.3): a number, or an HTTP date."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
+        except (ValueError, TypeError, OverflowError):
+            return None
+    # A NaN is no time; a date in the past means now.
+    return max(0.0, seconds) if seconds == seconds else None
+
+
+def failure(status: int, body: Any, headers: Mapping[str, str]) -> RequestError:
+    """What an HTTP error (or an error object sent as a success) means.
+
+    Args:
+        status: the HTTP status.
+        body: the parsed JSON body, or None.
+        headers: with lower-case names.
+    """
+    message, code = _described(body)
+    reason = f"HTTP {status}" + (f": {message}" if message else "")
+    if status in _FATAL or code in _FATAL_CODES:
+        return FatalError(reason)
+    if status in _RETRYABLE or status >= 500:
+        # The message of a passing failure may differ each time; the status is what counts are grouped by.
+        return RetryableError(f"HTTP {status}", retry_after_s(headers))
+    return FinalError(reason)
+
+
+def _described(body: Any) -> tuple[str, str]:
+    """Message and code of an OpenAI-style error body."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):
+        return _short(error), ""
+    if not isinstance(error, dict):
+        detail = body.get("message") if isinstance(body, dict) else None
+        return (_short(detail), "") if isinstance(detail, str) else ("", "")
+    message, code = error.get("message"), error.get("code") or error.get("type")
+    return _short(message) if isinstance(message, str) else "", code if isinstance(code, str) else ""
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:199] + "…"
