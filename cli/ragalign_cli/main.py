@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import console, pack
+from ragalign_cli import chat, console, demo, generate, pack, search
 
 app = typer.Typer(
     name="ragalign",
@@ -25,6 +25,10 @@ app = typer.Typer(
 
 
 app.command("pack")(pack.pack)
+app.command("search")(search.search)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("demo")(demo.demo)
 
 
 @app.callback(invoke_without_command=True)

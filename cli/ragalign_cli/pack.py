@@ -14,18 +14,18 @@ _BATCH = 1024
 
 def pack(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
-    question: Annotated[Optional[str], typer.Argument(help="One question, instead of --queries.")] = None,  # noqa: UP045
+    question: Annotated[Optional[str], typer.Argument(help="One question, instead of --queries.")] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
     tokenizer: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],
         typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False),
     ] = None,
     queries: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False),
     ] = None,
     context_length: Annotated[
-        Optional[int],  # noqa: UP045
+        Optional[int],
         typer.Option(help="Tokens that prompt and completion share.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,

@@ -1,0 +1,63 @@
+"""`ragalign generate`: a file of queries in, a file of completions out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragalign_cli import console, decoding
+
+
+def generate(
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
+    model: decoding.Model,
+    queries: Annotated[Path, typer.Option("--input", help="JSON Lines with `id` and `instruction` (or `messages`).")],
+    output: Annotated[Path, typer.Option(help="JSON Lines; appended to, and resumed by id.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    backend: decoding.Backend = "auto",
+    tokenizer: decoding.Tokenizer = None,
+    context_length: decoding.ContextLength = None,
+    max_new_tokens: decoding.MaxNewTokens = None,
+    temperature: decoding.Temperature = None,
+    top_p: decoding.TopP = None,
+    seed: decoding.Seed = None,
+    n: decoding.Samples = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    r"""Answer a file of queries. Interrupted, it goes on where it stopped.
+
+    \b
+    Examples:
+      ragalign generate indexes/lima --recipe ica --model meta-llama/Llama-2-13b-hf --input q.jsonl --output a.jsonl
+      ragalign generate indexes/lima --model llama-2-13b --backend http://localhost:8000/v1 \
+          --tokenizer ./llama-2 --input q.jsonl --output a.jsonl
+    """
+    from ragalign.aligner import Aligner
+    from ragalign.pool.queries import read_queries
+    from ragalign.recipes import Recipe
+
+    asked = read_queries(queries)
+    chosen = Recipe.load(recipe)
+    settings = decoding.override(
+        chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n
+    )
+    aligner = Aligner.from_recipe(
+        chosen, index=index, model=model, backend=backend, tokenizer=tokenizer, context_length=context_length
+    )
+    with aligner:
+        start = time.perf_counter()
+        report = aligner.generate_file(asked, output, decoding=settings)
+        seconds = time.perf_counter() - start
+    for failure in report.failures:
+        console.error(f"query {failure.query.id}: {failure.error}")
+    if json:
+        counts = {"n_written": report.n_written, "n_present": report.n_present, "n_failed": len(report.failures)}
+        console.print_json(counts | {"seconds": round(seconds, 3), "output": str(output)})
+    else:
+        present = f", {report.n_present:,} were there already" if report.n_present else ""
+        console.note(f"{report.n_written:,} completions in {seconds:.1f} s -> {output}{present}")
+    if report.failures:
+        raise typer.Exit(console.EXIT_FAILURE)
