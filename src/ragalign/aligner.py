@@ -87,6 +87,7 @@ class Aligner:
         *,
         index: str | Path | Index | None = None,
         model: str | Path | Generator | None = None,
+        backend: str = "auto",
         tokenizer: str | Path | Tokenizer | None = None,
         context_length: int | None = None,
         **generator_options: Any,
@@ -96,11 +97,11 @@ class Aligner:
         Args:
             recipe: a packaged recipe's name, a TOML file, or a `Recipe`.
             index: an index or its folder; needed where the recipe retrieves.
-            model: a model's folder or hub id, the URL of an OpenAI-compatible server, or a generator. None for an
-                aligner that only packs.
+            model: a model's folder or hub id, or a generator; None for an aligner that only packs.
+            backend: what runs the model: see `ragalign.generation.make_generator`.
             tokenizer: the model's tokenizer, where it is not in the model's own place.
             context_length: tokens that prompt and completion share; the model's by default.
-            generator_options: passed to `ragalign.generation.make_generator`, such as ``backend="transformers"``.
+            generator_options: arguments of the backend's class, such as ``dtype="bfloat16"``.
 
         Raises:
             ConfigError: the recipe is wrong, or lacks an index, a model or a tokenizer.
@@ -124,7 +125,7 @@ class Aligner:
             tokenizer = model
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
-        generator = _generator(model, generator_options)
+        generator = _generator(model, backend, context_length, generator_options)
         if context_length is None and generator is not None:
             context_length = generator.context_length
         packer = Packer(
@@ -295,11 +296,13 @@ class Aligner:
         return replace(completion, outputs=outputs)
 
 
-def _generator(model: str | Path | Generator | None, options: Mapping[str, Any]) -> Generator | None:
+def _generator(
+    model: str | Path | Generator | None, backend: str, context_length: int | None, options: Mapping[str, Any]
+) -> Generator | None:
     if isinstance(model, str | Path):
         from ragalign.generation import make_generator
 
-        return make_generator(str(model), **options)
+        return make_generator(backend, model=str(model), context_length=context_length, **options)
     if options:
         raise ConfigError(f"options for a generator ({', '.join(options)}), but no model to load")
     return model

@@ -10,13 +10,16 @@ from ragalign.errors import ConfigError
 from ragalign.generation.base import BaseGenerator
 
 
-def make_generator(backend: str = "auto", *, model: str, **options: Any) -> BaseGenerator:
+def make_generator(
+    backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any
+) -> BaseGenerator:
     """The generator `backend` for `model`.
 
     Args:
         backend: "vllm", "transformers" or "openai" (which needs `base_url`); the ``http(s)://`` URL of an
             OpenAI-compatible endpoint; or "auto": vLLM where it is installed, else transformers.
         model: a folder or hub name, or the name under which an endpoint serves it.
+        context_length: tokens that prompt and completion share, where it is to be less than the model's.
         options: arguments of the generator's class.
 
     Raises:
@@ -28,6 +31,8 @@ def make_generator(backend: str = "auto", *, model: str, **options: Any) -> Base
         backend = "openai"
     if backend == "auto":
         backend = "vllm" if is_installed("vllm") else "transformers"
+    if context_length is not None:
+        options["max_model_len" if backend == "vllm" else "context_length"] = context_length
     kind = _class(backend)
     parameters = inspect.signature(kind).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -44,6 +44,7 @@ class TransformersGenerator(BaseGenerator):
         device: str | None = None,
         dtype: str = "auto",
         batch_size: int = 8,
+        context_length: int | None = None,
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -64,7 +65,8 @@ class TransformersGenerator(BaseGenerator):
         loaded.generation_config = GenerationConfig()
         self._model: Any = loaded
         self._tokenizer: Any = loaded_tokenizer
-        self._context_length: int | None = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        limits = (context_length, getattr(loaded.config.get_text_config(), "max_position_embeddings", None))
+        self._context_length = min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def model(self) -> str:
@@ -204,7 +206,7 @@ class _Request:
         if token_id == self.eos_id:
             self.finish_reason = "stop"
             return True
-        self._emit(self.filter.push(self.decode.step(self.backend, token_id) or ""))
+        self._emit(self.filter.push(self._text_of(token_id)))
         if self.filter.stopped:
             self.finish_reason = "stop"
         elif self.n_tokens >= self.room:
@@ -214,6 +216,19 @@ class _Request:
     def finish(self) -> None:
         """No more tokens come: release the text that might have begun a stop string."""
         self._emit(self.filter.finish())
+
+    def _text_of(self, token_id: int) -> str:
+        """The text that `token_id` completes: nothing while a character is still in parts."""
+        from tokenizers.decoders import DecodeStream
+
+        try:
+            return self.decode.step(self.backend, token_id) or ""
+        except Exception as error:
+            if not str(error).startswith("Invalid prefix"):
+                raise
+            # Bytes that are no UTF-8 can confuse the decoder's state; it has no type of its own for that.
+            self.decode = DecodeStream(skip_special_tokens=True)
+            return self.decode.step(self.backend, token_id) or ""
 
     def _emit(self, text: str) -> None:
         if text:
