@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.alpaca_eval import AlpacaEval1, AlpacaEval2
-from ragalign.judging.arena_hard import ArenaHard
 from ragalign.judging.base import Protocol
-from ragalign.judging.ica import Ica
-from ragalign.judging.just_eval import JustEval
-from ragalign.judging.mt_bench import MtBench
-from ragalign.judging.mt_bench_pairwise import MtBenchPairwise
-from ragalign.judging.urial_pairwise import UrialPairwise
+from ragalign.judging.protocols.alpaca_eval import AlpacaEval1, AlpacaEval2
+from ragalign.judging.protocols.arena_hard import ArenaHard
+from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.protocols.just_eval import JustEval
+from ragalign.judging.protocols.mt_bench import MtBench
+from ragalign.judging.protocols.mt_bench_pairwise import MtBenchPairwise
+from ragalign.judging.protocols.urial_pairwise import UrialPairwise
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     "ica": Ica,

@@ -1,0 +1,68 @@
+"""Groups verdicts into the lines of a table, merges both orders, and counts what is unscored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ragalign.judging.base import Verdict
+
+_T = TypeVar("_T")
+
+
+def group(values: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
+    """Groups in order of first appearance."""
+    groups: dict[Hashable, list[_T]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return list(groups.values())
+
+
+def line(verdict: Verdict) -> tuple[Hashable, ...]:
+    """What tells lines of a table of comparisons apart.
+
+    The file counts too: upstream's files hold one model each, and some carry another model's name.
+    """
+    return verdict.model, verdict.baseline, verdict.judge, verdict.metadata.get("source")
+
+
+def unit(verdict: Verdict) -> Hashable:
+    """What was judged, whichever order the answers stood in."""
+    return (*line(verdict), verdict.item_id, verdict.sample, verdict.turn)
+
+
+def merge_orders(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """One verdict per comparison where both orders were asked; all others are left as they are.
+
+    The merged preference and scores are the means of the two orders, which cancels a constant preference for
+    one position. If one order is unscored, so is the comparison.
+    """
+    merged = []
+    for pair in group(verdicts, unit):
+        if {verdict.swapped for verdict in pair} != {False, True} or len(pair) != 2:
+            merged += pair
+            continue
+        first, second = pair
+        if missing := [verdict for verdict in pair if not verdict.is_scored]:
+            merged.append(replace(missing[0], swapped=None, reason=f"one of both orders: {missing[0].reason}"))
+            continue
+        names = [name for name in first.scores if name in second.scores]
+        scores = {name: (first.scores[name] + second.scores[name]) / 2 for name in names}
+        both = first.preference is not None and second.preference is not None
+        preference = (first.preference + second.preference) / 2 if both else None  # type: ignore[operator]
+        merged.append(replace(first, swapped=None, scores=scores, preference=preference))
+    return merged
+
+
+def split_scored(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], Mapping[str, int]]:
+    """The scored verdicts, and how many are unscored for which reason."""
+    verdicts = list(verdicts)
+    reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
+    return [verdict for verdict in verdicts if verdict.is_scored], dict(reasons.most_common())
+
+
+def names(values: Iterable[str]) -> str:
+    """Different names, joined with commas in order of first appearance."""
+    return ", ".join(dict.fromkeys(value for value in values if value))

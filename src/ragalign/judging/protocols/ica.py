@@ -1,0 +1,156 @@
+"""The judge of the Llama-2 note on in-context alignment (ICA): two scores from 1 to 10 on the first line.
+
+The judged model is Assistant 1 and the baseline Assistant 2, always: the published figures have no swap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import DataError
+from ragalign.judging.base import (
+    Answer,
+    Figures,
+    Item,
+    Json,
+    Judgement,
+    JudgeParameters,
+    JudgeReply,
+    JudgeRequest,
+    Protocol,
+    Reading,
+    UnreadableReplyError,
+    Verdict,
+)
+from ragalign.judging.protocols.grouping import group, line, merge_orders, names, split_scored
+from ragalign.judging.protocols.parsing import finite, in_range
+from ragalign.judging.protocols.prompt_files import parse_reviewer, prompt_text
+
+_FILE_NAME = re.compile(r"(?P<model>.+)_vs_(?P<baseline>.+?)(?:_autoeval)?")
+_PARAMETERS = JudgeParameters(temperature=0.2, max_tokens=500)
+
+
+class Ica(Protocol):
+    """Two answers, two scores; the higher one wins, equal scores are a draw.
+
+    Args:
+        strict: the first line must be two numbers from 1 to 10 and nothing else.
+        prompt_file: a reviewer prompt in FastChat's ``prompt.jsonl`` format.
+        both_orders: ask a second time with the answers swapped, and average.
+    """
+
+    name = "ica"
+    is_pairwise = True
+    file_format = "jsonl"
+
+    def __init__(
+        self, *, strict: bool = False, prompt_file: str | Path | None = None, both_orders: bool = False
+    ) -> None:
+        super().__init__(strict=strict)
+        self._orders = (False, True) if both_orders else (False,)
+        text, where = prompt_text(prompt_file, "ica.jsonl")
+        self._prompt = parse_reviewer(text, where)
+        self._prompt.check(("question", "answer_1", "answer_2"), (), where)
+
+    def build(self, item: Item) -> list[JudgeRequest]:
+        """One request per order."""
+        if item.baseline is None:
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+        answers = (item.answer.text, item.baseline.text)
+        requests = []
+        for swapped in self._orders:
+            first, second = reversed(answers) if swapped else answers
+            values = {"question": item.instruction, "answer_1": first, "answer_2": second}
+            name = f"{item.id}/{item.sample}" + ("/swapped" if swapped else "")
+            requests.append(JudgeRequest(name, item, self._prompt.render(values), _PARAMETERS, swapped=swapped))
+        return requests
+
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+        """Two scores from the first line."""
+        first, second = self._scores(reply.text)
+        model, baseline = (second, first) if request.swapped else (first, second)
+        preference = 0.5 if model == baseline else float(model > baseline)
+        return Reading({"model": model, "baseline": baseline}, preference)
+
+    def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
+        """Wins, draws and losses with their shares of all scored comparisons (draws are not halved)."""
+        return [self._figures(verdicts) for verdicts in group(merge_orders(verdicts), line)]
+
+    def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
+        """One verdict per text in ``autoeval_text_list``; models are named as in the file's name."""
+        texts = row.get("autoeval_text_list")
+        if not isinstance(texts, list) or not texts:
+            raise DataError("no list 'autoeval_text_list', or an empty one")
+        match = _FILE_NAME.fullmatch(Path(source).stem)
+        model, baseline = (match["model"], match["baseline"]) if match else (Path(source).stem, "baseline")
+        unknown = ("",)
+        return [
+            self.parse_recorded(
+                Item(
+                    str(position),
+                    unknown,
+                    Answer(model, unknown),
+                    Answer(baseline, unknown),
+                    sample=sample,
+                    metadata={"source": source},
+                ),
+                text,
+                judge="",
+                swapped=False,
+            )
+            for sample, text in enumerate(texts)
+        ]
+
+    def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        """One row per prompt with the scored texts in the model's position; upstream cannot read unscored ones."""
+        rows = []
+        for samples in group(judgements, lambda judgement: judgement.item.id):
+            usable = [one.verdict for one in samples if one.verdict.is_scored and not one.verdict.swapped]
+            ordered = sorted(usable, key=lambda verdict: verdict.sample)
+            rows.append({"autoeval_text_list": [verdict.raw for verdict in ordered]})
+        return rows
+
+    def _scores(self, text: str) -> tuple[float, float]:
+        first_line = text.split("\n")[0]
+        parts = first_line.split(" ")
+        if len(parts) < 2 or (self.strict and len(parts) != 2):
+            raise UnreadableReplyError(f"the first line is not two scores: {first_line[:60]!r}")
+        first, second = finite(parts[0], "the first score"), finite(parts[1], "the second score")
+        if self.strict:
+            in_range(first, 1, 10, "the first score")
+            in_range(second, 1, 10, "the second score")
+        return first, second
+
+    def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
+        scored, reasons = split_scored(verdicts)
+        n = len(scored)
+        win, draw, lose = (sum(_outcome(verdict) == outcome for verdict in scored) for outcome in (1, 0, -1))
+
+        def share(count: int) -> float | None:
+            return 100 * count / n if n else None
+
+        def mean(name: str) -> float | None:
+            return sum(verdict.scores[name] for verdict in scored) / n if n else None
+
+        values = {"win": win, "draw": draw, "lose": lose}
+        values_in_percent = {"win_rate": share(win), "draw_rate": share(draw), "lose_rate": share(lose)}
+        averages = {"avg_score_model": mean("model"), "avg_score_baseline": mean("baseline")}
+        return Figures(
+            protocol=self.name,
+            model=verdicts[0].model,
+            judge=names(verdict.judge for verdict in verdicts),
+            baseline=verdicts[0].baseline,
+            n=n,
+            n_unscored=len(verdicts) - n,
+            values={**values, **values_in_percent, **averages},
+            reasons=reasons,
+        )
+
+
+def _outcome(verdict: Verdict) -> int:
+    # The scores, not the preference: over both orders they are means, which settle more comparisons.
+    model, baseline = verdict.scores["model"], verdict.scores["baseline"]
+    return (model > baseline) - (model < baseline)

@@ -1,0 +1,213 @@
+"""AlpacaEval's length-controlled win rate: what the win rate would be if both answers were equally long.
+
+A logistic regression explains the preference by the difference in length, by the instruction's difficulty for
+the model, and by a constant; the win rate is its mean prediction at no difference (Dubois et al. 2024,
+2404.04475). Two of upstream's models are here, under upstream's names: ``length_controlled_v1``, which the
+leaderboard uses and which needs the 805 instructions' difficulties, and ``length_controlled_minimal``, without
+difficulty and without regularising rows, for any other set of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign._optional import require
+from ragalign.errors import DataError
+
+V1 = "length_controlled_v1"
+MINIMAL = "length_controlled_minimal"
+C_GRID = tuple(float(c) for c in np.logspace(-4, 4, 10))
+"""Inverse regularisation strengths that cross-validation tries: scikit-learn's default for `LogisticRegressionCV`."""
+
+_GAMED_WEIGHT = 0.1  # upstream's regularisation 0.2, shared between two gamed baselines
+_N_FOLDS = 5
+_SEED = 123
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class GlmWeights:
+    """Coefficients of the regression."""
+
+    length: float
+    difficulty: float
+    constant: float
+
+
+@dataclass(frozen=True, slots=True)
+class GamedRows:
+    """Comparisons of the baseline with itself, asked to be brief or wordy: they regularise the regression.
+
+    Arrays of shape [n]: the length feature tanh(delta / std), the difficulty, the preference in 0 to 1.
+    """
+
+    length: Floats
+    difficulty: Floats
+    preference: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """A length-controlled win rate.
+
+    Attributes:
+        glm: upstream's name of the regression.
+        win_rate: mean prediction at equal length, in percent.
+        standard_error: of that mean over the prompts, in percent; None where all predictions are the same.
+        weights: the coefficients.
+        c: inverse regularisation strength of the fit; None where published weights were taken.
+    """
+
+    glm: str
+    win_rate: float
+    standard_error: float | None
+    weights: GlmWeights
+    c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControl:
+    """How to control for length.
+
+    Attributes:
+        weights: published coefficients by model; without them the regression is fitted.
+        difficulty: instruction difficulties by row position, shape [n]; without them the minimal model is fitted.
+        gamed: regularising rows, without which the fit is not regularised.
+        c: fixes the inverse regularisation strength; otherwise cross-validation chooses it.
+        by_name: the minimal model was asked for by name, so that its figure may carry the leaderboard's name even
+            on the leaderboard's own instructions.
+    """
+
+    weights: Mapping[str, GlmWeights] | None = None
+    difficulty: Floats | None = None
+    gamed: GamedRows | None = None
+    c: float | None = None
+    by_name: bool = False
+
+    def control(
+        self, models: Sequence[str], preferences: Floats, delta_lengths: Floats, positions: NDArray[np.int64]
+    ) -> LengthControlled:
+        """The length-controlled win rate of one model.
+
+        Args:
+            models: names under which published weights may be listed, the likeliest first.
+            preferences: shape [n], 0 to 1, NaN where unscored.
+            delta_lengths: shape [n], characters of the baseline's answer minus characters of the model's.
+            positions: shape [n], rows of the difficulties.
+
+        Raises:
+            DataError: the inputs do not allow it; the message says why.
+        """
+        difficulty = None
+        if self.difficulty is not None:
+            if positions.max(initial=-1) >= len(self.difficulty):
+                n = len(self.difficulty)
+                raise DataError(f"row {positions.max() + 1} has no instruction difficulty: there are {n} of them")
+            difficulty = self.difficulty[positions]
+        if self.weights is not None:
+            if difficulty is None:
+                raise DataError("published weights need the instruction difficulties as well")
+            found = next((self.weights[name] for name in models if name in self.weights), None)
+            if found is None:
+                raise DataError(f"the weights list no model {' or '.join(models)}")
+            return _predict(V1, found, difficulty, len(preferences))
+        weights, c = fit(preferences, delta_lengths, difficulty, self.gamed, self.c)
+        return _predict(V1 if difficulty is not None else MINIMAL, weights, difficulty, len(preferences), c)
+
+
+def fit(
+    preferences: Floats,
+    delta_lengths: Floats,
+    difficulty: Floats | None = None,
+    gamed: GamedRows | None = None,
+    c: float | None = None,
+) -> tuple[GlmWeights, float]:
+    """Fit the regression as upstream does: L1, liblinear, soft labels as two weighted rows, no intercept.
+
+    Without `c`, five-fold cross-validation over `C_GRID` chooses it; grouped, so that both rows of a
+    comparison stay together.
+
+    Raises:
+        DataError: too few comparisons, all of the same difference in length, or gamed rows without difficulty.
+    """
+    linear_model = require("sklearn.linear_model", "the length-controlled win rate")
+    spread = float(np.std(delta_lengths, ddof=1)) if len(delta_lengths) > 1 else 0.0
+    if spread == 0.0:
+        raise DataError("the answers do not differ in how much longer they are than the baseline's")
+    known = ~np.isnan(preferences)
+    features = [np.tanh(delta_lengths / spread)]
+    features += [difficulty] if difficulty is not None else []
+    features += [np.ones(len(preferences))]
+    x, y, weight = np.stack(features, axis=1)[known], preferences[known], np.ones(int(known.sum()))
+    if len(y) < _N_FOLDS:
+        raise DataError(f"{len(y)} scored comparisons are too few: at least {_N_FOLDS} are needed")
+    if gamed is not None:
+        if difficulty is None:
+            raise DataError("gamed rows need the instruction difficulties as well")
+        rows = np.stack([gamed.length, gamed.difficulty, np.zeros(len(gamed.length))], axis=1)
+        x, y = np.concatenate([rows, x]), np.concatenate([gamed.preference, y])
+        weight = np.concatenate([np.full(len(rows), _GAMED_WEIGHT), weight])
+
+    def regression(c: float) -> Any:
+        return linear_model.LogisticRegression(
+            C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED
+        )
+
+    data = _SoftLabels.duplicate(x, y, weight)
+    chosen = c if c is not None else max(C_GRID, key=lambda c: _cross_validate(regression(c), data))
+    model = regression(chosen).fit(data.x, data.label, sample_weight=data.target * data.weight)
+    coefficients = [float(value) for value in model.coef_[0]]
+    middle = coefficients[1] if difficulty is not None else 0.0
+    return GlmWeights(coefficients[0], middle, coefficients[-1]), chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _SoftLabels:
+    """Every row twice, with label 1 and with label 0, weighted by the target's share of that label."""
+
+    x: Floats
+    label: NDArray[np.int64]
+    target: Floats
+    weight: Floats
+    group: NDArray[np.int64]
+
+    @classmethod
+    def duplicate(cls, x: Floats, y: Floats, weight: Floats) -> _SoftLabels:
+        label = np.repeat([1, 0], len(y))
+        return cls(
+            np.concatenate([x, x]),
+            label,
+            np.concatenate([y, 1 - y]),
+            np.concatenate([weight, weight]),
+            np.tile(np.arange(len(y)), 2),
+        )
+
+
+def _cross_validate(model: Any, data: _SoftLabels) -> float:
+    """Minus the weighted log loss on held-out rows, averaged over the folds."""
+    selection = require("sklearn.model_selection", "the length-controlled win rate")
+    scores = []
+    for train, test in selection.GroupKFold(_N_FOLDS).split(data.x, data.label, data.group):
+        model.fit(data.x[train], data.label[train], sample_weight=(data.target * data.weight)[train])
+        predicted = np.clip(model.predict_proba(data.x[test])[:, 1], 1e-15, 1 - 1e-15)
+        target = np.where(data.label[test] == 1, data.target[test], 1 - data.target[test])
+        gain = target * np.log(predicted) + (1 - target) * np.log(1 - predicted)
+        scores.append(float(np.mean(gain * data.weight[test])))
+    return float(np.mean(scores))
+
+
+def _predict(
+    glm: str, weights: GlmWeights, difficulty: Floats | None, n: int, c: float | None = None
+) -> LengthControlled:
+    at_equal_length = weights.constant + (weights.difficulty * difficulty if difficulty is not None else np.zeros(n))
+    predictions = np.exp(-np.logaddexp(0, -at_equal_length))
+    error = None
+    if difficulty is not None and n > 1:
+        error = 100 * float(np.std(predictions, ddof=1)) / float(np.sqrt(n))
+    return LengthControlled(glm, 100 * float(predictions.mean()), error, weights, c)

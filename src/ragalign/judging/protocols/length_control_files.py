@@ -1,0 +1,80 @@
+"""Reads the CSV files that AlpacaEval's length control needs: weights, difficulties, regularising rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ragalign.errors import DataError
+from ragalign.judging.protocols.length_control import Floats, GamedRows, GlmWeights
+
+_LENGTH, _DIFFICULTY, _CONSTANT = "np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)"
+
+
+def read_weights(path: str | Path) -> dict[str, GlmWeights]:
+    """Published weights by model: upstream's CSV, whose first column is the model.
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    rows = _read(path, (_LENGTH, _DIFFICULTY, _CONSTANT))
+    return {
+        name: GlmWeights(*(_number(row, key, path, number) for key in (_LENGTH, _DIFFICULTY, _CONSTANT)))
+        for number, (name, row) in enumerate(rows, start=2)
+    }
+
+
+def read_difficulty(path: str | Path) -> Floats:
+    """Instruction difficulties in row order: a CSV with the column ``instruction_difficulty``.
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    rows = _read(path, (_DIFFICULTY,))
+    return np.array([_number(row, _DIFFICULTY, path, number) for number, (_, row) in enumerate(rows, start=2)])
+
+
+def read_gamed(path: str | Path) -> GamedRows:
+    """Regularising rows: upstream's CSV, with the length feature finished (``tanh_std_delta_len``) or raw
+    (``std_delta_len``), and the preference as ``preference_pseudo`` or ``preference``, from 0 to 1.
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    rows = _read(path, (_DIFFICULTY,))
+    header = rows[0][1] if rows else {}
+    length = "tanh_std_delta_len" if "tanh_std_delta_len" in header else "std_delta_len"
+    preference = "preference_pseudo" if "preference_pseudo" in header else "preference"
+    table = np.array(
+        [
+            [_number(row, key, path, number) for key in (length, _DIFFICULTY, preference)]
+            for number, (_, row) in enumerate(rows, start=2)
+        ]
+    ).reshape(-1, 3)
+    finished = table[:, 0] if length == "tanh_std_delta_len" else np.tanh(table[:, 0])
+    return GamedRows(finished, table[:, 1], table[:, 2])
+
+
+def _read(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            header = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read {path}: {reason}") from None
+    if missing := [column for column in columns if column not in header]:
+        raise DataError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+    return [(row[header[0]], row) for row in rows]
+
+
+def _number(row: Mapping[str, str], key: str, path: str | Path, number: int) -> float:
+    try:
+        value = float(row[key])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path} line {number}: {key} is no number: {row.get(key)!r}") from None
+    return value

@@ -1,0 +1,56 @@
+"""Finds scores and JSON in what judges write; shared by several protocols."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from ragalign.judging.base import UnreadableReplyError
+
+
+def finite(text: object, what: str) -> float:
+    """A number out of text or JSON.
+
+    Raises:
+        UnreadableReplyError: it is no finite number.
+    """
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UnreadableReplyError(f"{what} is no number: {_short(text)}") from None
+    if not math.isfinite(value):
+        raise UnreadableReplyError(f"{what} is not finite: {_short(text)}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        UnreadableReplyError: the text is no JSON, or no object.
+    """
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+        raise UnreadableReplyError(f"the reply is no JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise UnreadableReplyError(f"the reply is JSON but no object: {_short(value)}")
+    return value
+
+
+def in_range(value: float, low: float, high: float, what: str) -> float:
+    """A score on its scale.
+
+    Raises:
+        UnreadableReplyError: it is off the scale.
+    """
+    if not low <= value <= high:
+        raise UnreadableReplyError(f"{what} {value:g} is not between {low:g} and {high:g}")
+    return value
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
