@@ -2,3 +2,62 @@
 
 The public names load on first use, so that ``import ragalign`` costs nothing.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ragalign.aligner import Aligner
+    from ragalign.encoders import Encoder
+    from ragalign.errors import RagalignError
+    from ragalign.indexes import Index
+    from ragalign.packing import Packer
+    from ragalign.pool import Pool
+    from ragalign.recipes import Recipe
+    from ragalign.retrieval import Retriever
+    from ragalign.templates import Template
+    from ragalign.types import Completion, Decoding, Demonstration, Generator, Hit, Prompt
+
+_HOME = {
+    "Aligner": "aligner",
+    "Completion": "types",
+    "Decoding": "types",
+    "Demonstration": "types",
+    "Encoder": "encoders",
+    "Generator": "types",
+    "Hit": "types",
+    "Index": "indexes",
+    "Packer": "packing",
+    "Pool": "pool",
+    "Prompt": "types",
+    "RagalignError": "errors",
+    "Recipe": "recipes",
+    "Retriever": "retrieval",
+    "Template": "templates",
+}
+
+__all__ = [
+    "Aligner",
+    "Completion",
+    "Decoding",
+    "Demonstration",
+    "Encoder",
+    "Generator",
+    "Hit",
+    "Index",
+    "Packer",
+    "Pool",
+    "Prompt",
+    "RagalignError",
+    "Recipe",
+    "Retriever",
+    "Template",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
