@@ -18,11 +18,15 @@ _GRAM = 5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, made odd: spreads the characters over 64 bits
 _BUCKETS = 2**22
 _CACHED_SETS = 2**16
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A demonstration that repeats an earlier one. `similarity` is 1.0 where the normalised texts are equal."""
+    """A demonstration whose instruction repeats that of an earlier one, which is kept.
+
+    `similarity` is 1.0 where the normalised instructions are equal (and where only their repetitions differ).
+    """
 
     id: str
     duplicate_of: str
@@ -34,16 +38,21 @@ def find_duplicates(ids: Sequence[str], instructions: pa.ChunkedArray, near: flo
     if near is not None and not 0 < near <= 1:
         raise ConfigError(f"near is {near}, but a similarity is above 0 and at most 1; 0.8 is a usual choice")
     first: dict[str, int] = {}
-    found: list[tuple[int, int, float]] = []
+    exact: list[tuple[int, int]] = []
     for position, instruction in enumerate(instructions):
         earlier = first.setdefault(normalise(instruction.as_py()), position)
         if earlier != position:
-            found.append((position, earlier, 1.0))
+            exact.append((position, earlier))
+    removed: dict[int, tuple[int, float]] = {}
     if near is not None:
-        texts, positions = list(first), list(first.values())
-        found.extend((positions[i], positions[j], score) for i, j, score in near_duplicates(texts, near))
-        found.sort()
-    return tuple(Duplicate(ids[position], ids[earlier], score) for position, earlier, score in found)
+        positions = list(first.values())
+        for i, j, similarity in near_duplicates(list(first), near):
+            removed[positions[i]] = positions[j], similarity
+    # Where the first of equal texts is itself removed, they all repeat what it repeats.
+    removed.update({position: removed.get(earlier, (earlier, 1.0)) for position, earlier in exact})
+    return tuple(
+        Duplicate(ids[position], ids[kept], similarity) for position, (kept, similarity) in sorted(removed.items())
+    )
 
 
 def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
@@ -59,44 +68,74 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
     if not texts:
         return
     sets = lru_cache(maxsize=_CACHED_SETS)(lambda i: _grams(texts[i]))
-    prefixes = _prefixes(len(texts), sets, threshold)
-    ends = np.cumsum([prefix.size for prefix in prefixes])
-    _, lists, capacities = np.unique(np.concatenate(prefixes), return_inverse=True, return_counts=True)
+    sizes = np.array([sets(i).size for i in range(len(texts))], dtype=np.int64)
+    prefixes = _prefixes(sets, sizes, threshold)
+    ends = np.cumsum([ranks.size for _, ranks in prefixes])
+    _, lists, capacities = np.unique(
+        np.concatenate([grams for grams, _ in prefixes]), return_inverse=True, return_counts=True
+    )
     # One inverted list per 5-gram, all in one array with room for every text; only kept texts are entered.
     starts = np.cumsum(capacities) - capacities
     filled = np.zeros(len(capacities), dtype=np.int64)
-    entries = np.empty(len(lists), dtype=np.int64)
+    entries = np.empty((2, len(lists)), dtype=np.int32)  # the text, and the rank of the 5-gram in it
     for i, end in enumerate(ends):
-        own = lists[end - prefixes[i].size : end]
-        own = own[capacities[own] > 1]
-        candidates = np.unique(entries[_ranges(starts[own], filled[own])])
+        ranks = prefixes[i][1]
+        own = lists[end - ranks.size : end]
+        shared = capacities[own] > 1
+        own, ranks = own[shared], ranks[shared]
+        places = _ranges(starts[own], filled[own])
+        candidates = _candidates(i, sizes, entries[:, places], np.repeat(ranks, filled[own]), threshold)
         best, best_score = -1, 0.0
         for j in candidates.tolist():
-            score = _jaccard(sets(i), sets(j), threshold)
+            common = np.intersect1d(sets(i), sets(j), assume_unique=True).size
+            score = common / (sizes[i] + sizes[j] - common)
             if score >= threshold and score > best_score:
-                best, best_score = j, score
+                best, best_score = j, float(score)
         if best >= 0:
             yield i, best, best_score
         else:
-            entries[starts[own] + filled[own]] = i
+            free = starts[own] + filled[own]
+            entries[0, free] = i
+            entries[1, free] = ranks
             filled[own] += 1
 
 
-def _prefixes(n_texts: int, sets: Callable[[int], NDArray[np.uint64]], threshold: float) -> list[NDArray[np.uint64]]:
-    """Per text the 5-grams of which a similar text must share one."""
+def _prefixes(
+    sets: Callable[[int], NDArray[np.uint64]], sizes: NDArray[np.int64], threshold: float
+) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    """Per text the 5-grams of which a similar text must share one, and their ranks in the text, rarest first."""
     # In how many texts a 5-gram is, or a little more where several fall into one bucket: any order is correct,
     # rare ones first is quick.
     counts = np.zeros(_BUCKETS, dtype=np.int64)
-    for i in range(n_texts):
+    for i in range(len(sizes)):
         counts[sets(i) % _BUCKETS] += 1
     prefixes = []
-    for i in range(n_texts):
+    for i, size in enumerate(sizes.tolist()):
         grams = sets(i)
         frequency = counts[grams % _BUCKETS]
-        length = grams.size - math.ceil(threshold * grams.size - 1e-9) + 1
-        prefix = np.argsort(frequency, kind="stable")[:length]
-        prefixes.append(grams[prefix[frequency[prefix] > 1]])
+        order = np.argsort(frequency, kind="stable")[: size - math.ceil(threshold * size - _ROUNDING) + 1]
+        ranks = np.flatnonzero(frequency[order] > 1)
+        prefixes.append((grams[order[ranks]], ranks))
     return prefixes
+
+
+def _candidates(
+    i: int, sizes: NDArray[np.int64], entries: NDArray[np.int32], ranks: NDArray[np.int64], threshold: float
+) -> NDArray[np.int32]:
+    """Those of the texts found for text ``i`` that can be similar enough, by size and by what can still be common.
+
+    After the last 5-gram found in common, at most the rest of the smaller remainder can be (positional filtering:
+    Xiao, Wang, Lin, Yu, "Efficient similarity joins for near duplicate detection", 2008).
+    """
+    texts, which, counts = np.unique(entries[0], return_inverse=True, return_counts=True)
+    last = np.zeros((2, len(texts)), dtype=np.int64)
+    np.maximum.at(last[0], which, ranks)
+    np.maximum.at(last[1], which, entries[1])
+    possible = counts + np.minimum(sizes[i] - 1 - last[0], sizes[texts] - 1 - last[1])
+    possible = np.minimum(possible, np.minimum(sizes[i], sizes[texts]))
+    needed = threshold / (1 + threshold) * (sizes[i] + sizes[texts])
+    chosen: NDArray[np.int32] = texts[possible >= needed - _ROUNDING]
+    return chosen
 
 
 def _grams(text: str) -> NDArray[np.uint64]:
@@ -107,15 +146,6 @@ def _grams(text: str) -> NDArray[np.uint64]:
         hashes = hashes * _FACTOR + codes[offset : offset + hashes.size] + np.uint64(1)
     hashes ^= hashes >> np.uint64(29)
     return np.unique(hashes * _FACTOR)
-
-
-def _jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64], threshold: float) -> float:
-    """The Jaccard index of two sets, or 0 where their sizes alone keep it below ``threshold``."""
-    smaller, larger = sorted((a.size, b.size))
-    if smaller < threshold * larger - 1e-9:
-        return 0.0
-    common = np.intersect1d(a, b, assume_unique=True).size
-    return common / (smaller + larger - common)
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -83,8 +83,8 @@ def read_jsonl(path: Path) -> Rows:
     """One JSON object per line; blank lines are passed over."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            content = line.removeprefix(_BOM) if number == 1 else line
-            if content.isspace() or not content:
+            content = (line.removeprefix(_BOM) if number == 1 else line).rstrip()
+            if not content:
                 continue
             try:
                 text = content.decode()

@@ -38,7 +38,7 @@ _FLAT: tuple[tuple[Shape, str, str | None, str], ...] = (
     ("plain", "prompt", None, "completion"),
     ("plain", "question", None, "answer"),
 )
-_CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
+_CONVERSATION_FIELDS = ("messages", "conversation", "conversations")
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -118,8 +118,8 @@ class RowParser:
         if "conversations" in self._fields:
             name = self._fields["conversations"]
         else:
-            usual = ("messages",) if self._shape == "messages" else ("conversations", "conversation")
-            name = next((name for name in usual if name in row), usual[0])
+            usual = _CONVERSATION_FIELDS if self._shape == "messages" else _CONVERSATION_FIELDS[::-1]
+            name = next((name for name in usual if isinstance(row.get(name), list)), usual[0])
         if name not in row:
             raise _missing(name, row)
         if not isinstance(row[name], list):

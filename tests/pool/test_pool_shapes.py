@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ragalign.errors import ConfigError
+from ragalign.pool.shapes import SHAPES, ParsedRow, RowParser
+from ragalign.pool.table import BadRowError
+
+
+def parse(row: dict[str, Any], shape: str = "auto", **fields: str) -> ParsedRow:
+    return RowParser(shape, fields).parse(row)
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in pairs]
+
+
+def messages(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text} for role, text in pairs]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "q", "input": "", "output": "a"}, ("alpaca", "q", "a")),
+        ({"instruction": "q", "input": "  \n", "output": "a"}, ("alpaca", "q", "a")),
+        ({"instruction": "q", "input": None, "output": "a"}, ("alpaca", "q", "a")),
+        ({"instruction": "q", "output": "a"}, ("alpaca", "q", "a")),
+        ({"instruction": "q", "input": "x", "output": "a"}, ("alpaca", "q\nx", "a")),
+        ({"instruction": "q", "context": "x", "response": "a"}, ("dolly", "q\nx", "a")),
+        ({"instruction": "q", "context": "", "response": "a"}, ("dolly", "q", "a")),
+        ({"instruction": "q", "response": "a"}, ("plain", "q", "a")),
+        ({"instruction": "q", "input": "x", "response": "a"}, ("plain", "q\nx", "a")),
+        ({"prompt": "q", "completion": "a"}, ("plain", "q", "a")),
+        ({"question": "q", "answer": "a"}, ("plain", "q", "a")),
+        ({"conversations": turns(("human", "q"), ("gpt", "a"))}, ("sharegpt", "q", "a")),
+        ({"conversations": turns(("user", "q"), ("assistant", "a"))}, ("sharegpt", "q", "a")),
+        ({"conversation": turns(("human", "q"), ("gpt", "a"))}, ("sharegpt", "q", "a")),
+        ({"messages": messages(("user", "q"), ("assistant", "a"))}, ("messages", "q", "a")),
+        ({"conversations": messages(("user", "q"), ("assistant", "a"))}, ("messages", "q", "a")),
+        ({"conversations": ["q", "a"], "source": "stackexchange"}, ("lima", "q", "a")),
+    ],
+)
+def test_shapes_are_recognised(row: dict[str, Any], expected: tuple[str, str, str]) -> None:
+    parsed = parse(row)
+    assert (parsed.shape, parsed.instruction, parsed.response) == expected
+    assert parse(row, shape=expected[0]) == parsed
+
+
+def test_texts_are_taken_as_they_are() -> None:
+    parsed = parse({"instruction": " q \n", "input": " x ", "output": "\ta\n"})
+    assert (parsed.instruction, parsed.response) == (" q \n\n x ", "\ta\n")
+
+
+def test_own_id_and_other_fields() -> None:
+    parsed = parse({"id": "r7", "instruction": "q", "output": "a", "source": "web", "score": 0.5, "tags": ["x"]})
+    assert parsed.source_id == "r7"
+    assert parsed.metadata == {"source": "web", "score": 0.5, "tags": ["x"]}
+    assert parsed.source is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(7, "7"), (7.0, "7"), (0.5, "0.5"), ("", None), (None, None), (0, "0")]
+)
+def test_ids_become_text(value: object, expected: str | None) -> None:
+    assert parse({"id": value, "instruction": "q", "output": "a"}).source_id == expected
+
+
+def test_system_turn_and_further_turns_are_kept() -> None:
+    row = {
+        "messages": messages(
+            ("system", "be kind"),
+            ("user", "q"),
+            ("assistant", "a"),
+            ("user", "q2"),
+            ("tool", "42"),
+            ("assistant", "a2"),
+        )
+    }
+    assert parse(row).metadata == {
+        "system_turn": "be kind",
+        "further_turns": [
+            {"role": "user", "content": "q2"},
+            {"role": "tool", "content": "42"},
+            {"role": "assistant", "content": "a2"},
+        ],
+    }
+    lima = parse({"conversations": ["q", "a", "q2", "a2"]})
+    assert lima.metadata["further_turns"] == [{"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
+
+
+def test_a_message_in_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]
+    assert parse({"messages": messages(("user", parts), ("assistant", "a"))}).instruction == "What is this?"
+
+
+def test_named_fields() -> None:
+    row = {"q": "q", "ctx": "x", "a": "a", "key": 3, "id": "kept"}
+    parsed = parse(row, instruction="q", input="ctx", response="a", id="key")
+    assert (parsed.shape, parsed.instruction, parsed.response, parsed.source_id) == ("plain", "q\nx", "a", "3")
+    assert parsed.metadata == {"id": "kept"}
+    assert parse({"instruction": "q", "best": "a"}, response="best").response == "a"
+    assert parse({"instruction": "q", "output": "b", "best": "a"}, shape="alpaca", response="best").response == "a"
+    assert parse({"dialog": ["q", "a"]}, conversations="dialog").shape == "lima"
+    assert parse({"dialog": ["q", "a"]}, shape="lima", conversations="dialog").shape == "lima"
+
+
+def test_saved_rows_keep_source_and_metadata() -> None:
+    row = {"id": "0" * 16, "instruction": "q", "response": "a", "source": "f", "source_id": None, "metadata": {"id": 1}}
+    parsed = parse(row)
+    assert (parsed.shape, parsed.source, parsed.source_id, parsed.metadata) == ("ragalign", "f", None, {"id": 1})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "no known shape has its fields (none)"),
+        ({"text": "q a"}, "no known shape has its fields (text)"),
+        ({"instruction": "q"}, "no known shape has its fields (instruction)"),
+        ({"instruction": 5, "output": "a"}, "the field 'instruction' is a number, not text"),
+        ({"instruction": "q", "output": None}, "the field 'output' is null, not text"),
+        ({"instruction": "q", "output": ["a"]}, "the field 'output' is a list, not text"),
+        ({"instruction": "q", "input": {"x": 1}, "output": "a"}, "the field 'input' is an object, not text"),
+        ({"id": ["x"], "instruction": "q", "output": "a"}, "the field 'id' is a list, not text or a number"),
+        ({"id": True, "instruction": "q", "output": "a"}, "the field 'id' is a truth value, not text or a number"),
+        ({"conversations": []}, "the conversation is empty"),
+        ({"conversations": ["q"]}, "the conversation's first user turn is not followed by an answer"),
+        ({"conversations": ["q", {"from": "gpt"}]}, "the field 'conversations' mixes turns of different types"),
+        ({"conversations": [{"a": "q"}]}, "the turns in 'conversations' have neither 'from' and 'value' nor"),
+        ({"conversations": turns(("gpt", "a"), ("human", "q"))}, "does not begin with a user's turn"),
+        ({"conversations": turns(("human", "q"), ("human", "q"))}, "first user turn is not followed by an answer"),
+        ({"conversations": turns(("system", "s"))}, "the conversation is empty"),
+        ({"messages": messages(("user", None))}, "turn 1: 'content' is null, not text"),
+        ({"messages": messages((5, "q"))}, "turn 1: 'role' is a number, not text"),
+        ({"messages": messages(("user", [{"type": "image_url"}]))}, "turn 1: its content has a part that is not text"),
+        (
+            {"messages": messages(("user", "q"), ("assistant", "a"), ("user", "r")), "further_turns": 2},
+            "the row has a field 'further_turns', a name that is kept for",
+        ),
+    ],
+)
+def test_rows_without_a_demonstration_say_why(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRowError) as caught:
+        parse(row)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "fields", "reason"),
+    [
+        ({"prompt": "q", "completion": "a"}, "alpaca", {}, "there is no field 'instruction' among its fields (prompt"),
+        ({"dialog": ["q", "a"]}, "messages", {}, "there is no field 'messages' among its fields (dialog)"),
+        ({"dialog": ["q", "a"]}, "lima", {}, "there is no field 'conversations' among its fields (dialog)"),
+        ({"conversations": ["q", "a"]}, "sharegpt", {}, "is in the shape lima, not sharegpt"),
+        ({"conversations": "q"}, "sharegpt", {}, "the field 'conversations' is text, not a list of turns"),
+        ({"x": "q"}, "auto", {"instruction": "q", "response": "a"}, "there is no field 'q' among its fields (x)"),
+        ({"x": "q"}, "auto", {"conversations": "c"}, "there is no field 'c'"),
+        ({"instruction": "q"}, "ragalign", {}, "the field 'metadata' is null, not an object"),
+    ],
+)
+def test_a_shape_or_field_that_a_row_does_not_have(
+    row: dict[str, Any], shape: str, fields: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(BadRowError) as caught:
+        parse(row, shape, **fields)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "message"),
+    [
+        ("csv", {}, f"unknown shape 'csv': use auto, {', '.join(SHAPES)}"),
+        ("auto", {"answer": "a"}, "unknown field 'answer'"),
+        ("auto", {"instruction": "q", "conversations": "c"}, "'instruction' has no place in a conversation"),
+        ("sharegpt", {"response": "a"}, "'response' has no place in a conversation"),
+        ("alpaca", {"conversations": "c"}, "'alpaca' has no conversations"),
+    ],
+)
+def test_options_that_do_not_fit(shape: str, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RowParser(shape, fields)
+    assert message in str(caught.value)
