@@ -152,7 +152,7 @@ def _arena(row: Json, path: Path) -> _Row:
 
 def _plain(row: Json, path: Path) -> _Row:
     instruction = row.get("instruction", row.get("prompt"))
-    output = next(row[key] for key in ("output", "response_list", "response") if key in row)
+    output = next(row[key] for key in ("output", "response_list", "responses", "response") if key in row)
     outputs = output if isinstance(output, list) else [output]
     if not isinstance(instruction, str) or not outputs or not all(isinstance(one, str) for one in outputs):
         raise DataError("the instruction and every output must be texts")
@@ -167,6 +167,7 @@ _READERS: tuple[tuple[str, Callable[[Json, Path], _Row]], ...] = (
     ("choices", _fastchat),
     ("output", _plain),
     ("response_list", _plain),
+    ("responses", _plain),
     ("response", _plain),
     ("messages", _arena),
 )

@@ -219,6 +219,14 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """The observations whose mean is a figure, with the prompt of each: what intervals are computed from."""
+
+    prompts: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """What a protocol makes of all verdicts on one model.
 
@@ -232,6 +240,8 @@ class Figures:
         values: figures under upstream's names; rates in percent. None where a figure is not defined.
         reasons: why verdicts are unscored, with how many each.
         notes: what a reader must know beside the figures, such as why one is left out.
+        files: where replayed verdicts come from.
+        samples: for every figure that is a mean, its observations; nested figures have dotted names.
     """
 
     protocol: str
@@ -243,12 +253,15 @@ class Figures:
     values: Mapping[str, Any]
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    samples: Mapping[str, Sample] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """One flat JSON object: protocol, model, n, n_unscored, then the figures, reasons and notes."""
+        """One JSON object: protocol, models and counts, then the figures, then reasons, notes and files."""
         head = {"protocol": self.protocol, "model": self.model, "baseline": self.baseline, "judge": self.judge}
         counts = {"n": self.n, "n_unscored": self.n_unscored}
-        return {**head, **counts, **self.values, "reasons": dict(self.reasons), "notes": list(self.notes)}
+        rest = {"reasons": dict(self.reasons), "notes": list(self.notes), "files": list(self.files)}
+        return {**head, **counts, **self.values, **rest}
 
 
 class UnreadableReplyError(Exception):

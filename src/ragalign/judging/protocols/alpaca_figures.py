@@ -11,7 +11,7 @@ import numpy as np
 
 from ragalign.errors import DataError
 from ragalign.judging.base import Figures, Verdict
-from ragalign.judging.protocols.grouping import names, split_scored
+from ragalign.judging.protocols.grouping import figures, sample, split_scored
 from ragalign.judging.protocols.length_control import MINIMAL, LengthControl
 
 _TOLERANCE = 1e-6
@@ -21,11 +21,12 @@ _DATASETS = {"helpful_base", "koala", "oasst", "selfinstruct", "vicuna"}
 
 def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: LengthControl | None) -> Figures:
     """Win rates, their standard error and counts, as in upstream's ``leaderboard.csv``."""
-    scored, reasons = split_scored(verdicts)
+    scored, _ = split_scored(verdicts)
     preferences = np.array([verdict.preference for verdict in scored], dtype=np.float64)
     n = len(scored)
     wins, losses = int((preferences > 0.5).sum()), int((preferences < 0.5).sum())
-    lengths = [verdict.metadata["len_2"] for verdict in verdicts if "len_2" in verdict.metadata]
+    readable = [verdict for verdict in verdicts if "len_2" in verdict.metadata]
+    lengths = [verdict.metadata["len_2"] for verdict in readable]
     values: dict[str, Any] = {
         "win_rate": 100 * float(preferences.mean()) if n else None,
         "standard_error": 100 * float(preferences.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
@@ -38,7 +39,6 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
     }
     notes = []
     if control is not None:
-        readable = [verdict for verdict in verdicts if "len_2" in verdict.metadata]
         controlled, note = _control(control, readable)
         values |= controlled
         notes += note
@@ -46,17 +46,11 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
     if checked:
         values["n_rederived"] = len(checked)
         values["n_rederived_differing"] = sum(_differs(verdict) for verdict in checked)
-    return Figures(
-        protocol=protocol,
-        model=verdicts[0].model,
-        judge=names(verdict.judge for verdict in verdicts),
-        baseline=verdicts[0].baseline,
-        n=n,
-        n_unscored=len(verdicts) - n,
-        values=values,
-        reasons=reasons,
-        notes=tuple(notes),
-    )
+    samples = {
+        "win_rate": sample(scored, lambda v: None if v.preference is None else 100 * v.preference),
+        "discrete_win_rate": sample(scored, lambda v: 50.0 + 50.0 * float(np.sign((v.preference or 0.0) - 0.5))),
+    }
+    return figures(protocol, verdicts, values, samples, notes)
 
 
 def _control(control: LengthControl, verdicts: Sequence[Verdict]) -> tuple[dict[str, Any], list[str]]:

@@ -25,7 +25,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, names, split_scored, unit
+from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored, unit
 from ragalign.judging.protocols.prompt_files import parse_arena_hard, prompt_text
 
 # The share of the first answer, and how often the verdict counts.
@@ -159,35 +159,26 @@ class ArenaHard(Protocol):
         return rows
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
-        preferences = [v.preference for v in scored if v.preference is not None]
-        battles = np.repeat(preferences, [v.metadata.get("weight", 1) for v in scored])
-        values: dict[str, Any] = {"score": None, "lower": None, "upper": None, "n_battles": len(battles)}
-        if len(battles):
-            sampled = np.random.default_rng(_SEED).choice(battles, size=(_N_BOOTSTRAPS, len(battles)))
-            lower, upper = np.quantile(sampled.mean(axis=1), [0.05, 0.95])
-            values |= {
-                "score": 100 * float(battles.mean()),
-                "lower": 100 * float(lower),
-                "upper": 100 * float(upper),
-            }
+        scored, _ = split_scored(verdicts)
+        # A strong verdict is three battles, also for the interval: it comes from the same prompt.
+        battles = [v for v in scored for _ in range(v.metadata.get("weight", 1))]
+        samples = {"score": sample(battles, _percent)}
+        values: dict[str, Any] = {"score": mean(samples["score"]), "lower": None, "upper": None}
+        values["n_battles"] = len(battles)
+        if battles:
+            drawn = np.random.default_rng(_SEED).choice(samples["score"].values, size=(_N_BOOTSTRAPS, len(battles)))
+            lower, upper = np.quantile(drawn.mean(axis=1), [0.05, 0.95])
+            values |= {"lower": float(lower), "upper": float(upper)}
         stored = [v for v in verdicts if "stored" in v.metadata]
         if stored:
             values["n_stored"] = len(stored)
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
-        categories = group((v for v in scored if v.category is not None), lambda v: v.category)
+        categories = group((v for v in battles if v.category is not None), lambda v: v.category)
         if len(categories) > 1:
-            values["categories"] = {str(members[0].category): _score(members) for members in categories}
-        return Figures(
-            protocol=self.name,
-            model=verdicts[0].model,
-            judge=names(v.judge for v in verdicts),
-            baseline=verdicts[0].baseline,
-            n=len(scored),
-            n_unscored=len(verdicts) - len(scored),
-            values=values,
-            reasons=reasons,
-        )
+            by_category = {str(members[0].category): sample(members, _percent) for members in categories}
+            values["categories"] = {name: mean(one) for name, one in by_category.items()}
+            samples |= {f"categories.{name}": one for name, one in by_category.items()}
+        return figures(self.name, verdicts, values, samples)
 
 
 def _row(verdict: Verdict) -> object:
@@ -205,9 +196,8 @@ def _complete(games: Sequence[Verdict]) -> list[Verdict]:
     ]
 
 
-def _score(verdicts: Sequence[Verdict]) -> float:
-    weights = [v.metadata.get("weight", 1) for v in verdicts]
-    return 100 * float(np.average([v.preference or 0.0 for v in verdicts], weights=weights))
+def _percent(verdict: Verdict) -> float | None:
+    return None if verdict.preference is None else 100 * verdict.preference
 
 
 def _differs(verdict: Verdict) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ragalign.judging.base import Verdict
+from ragalign.judging.base import Figures, Sample, Verdict
 
 _T = TypeVar("_T")
 
@@ -61,6 +61,42 @@ def split_scored(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], Mapping[st
     verdicts = list(verdicts)
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
     return [verdict for verdict in verdicts if verdict.is_scored], dict(reasons.most_common())
+
+
+def figures(
+    protocol: str,
+    verdicts: Sequence[Verdict],
+    values: Mapping[str, Any],
+    samples: Mapping[str, Sample],
+    notes: Iterable[str] = (),
+) -> Figures:
+    """A line of the table of a protocol, with counts, reasons and names taken from its verdicts."""
+    scored, reasons = split_scored(verdicts)
+    files = (verdict.metadata.get("source") for verdict in verdicts)
+    return Figures(
+        protocol=protocol,
+        model=verdicts[0].model,
+        judge=names(verdict.judge for verdict in verdicts),
+        baseline=names(verdict.baseline or "" for verdict in verdicts) or None,
+        n=len(scored),
+        n_unscored=len(verdicts) - len(scored),
+        values=values,
+        reasons=reasons,
+        notes=tuple(notes),
+        files=tuple(dict.fromkeys(file for file in files if isinstance(file, str))),
+        samples=samples,
+    )
+
+
+def sample(verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None]) -> Sample:
+    """One observation per verdict; those without one (None) are left out."""
+    pairs = [(verdict.item_id, number) for verdict in verdicts if (number := value(verdict)) is not None]
+    return Sample(tuple(prompt for prompt, _ in pairs), tuple(number for _, number in pairs))
+
+
+def mean(observations: Sample) -> float | None:
+    """The mean of a sample; None if it is empty."""
+    return sum(observations.values) / len(observations.values) if observations.values else None
 
 
 def names(values: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, line, merge_orders, names, split_scored
+from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, sample, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import parse_reviewer, prompt_text
 
@@ -125,29 +125,21 @@ class Ica(Protocol):
         return first, second
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
-        n = len(scored)
-        win, draw, lose = (sum(_outcome(verdict) == outcome for verdict in scored) for outcome in (1, 0, -1))
-
-        def share(count: int) -> float | None:
-            return 100 * count / n if n else None
-
-        def mean(name: str) -> float | None:
-            return sum(verdict.scores[name] for verdict in scored) / n if n else None
-
-        values = {"win": win, "draw": draw, "lose": lose}
-        values_in_percent = {"win_rate": share(win), "draw_rate": share(draw), "lose_rate": share(lose)}
-        averages = {"avg_score_model": mean("model"), "avg_score_baseline": mean("baseline")}
-        return Figures(
-            protocol=self.name,
-            model=verdicts[0].model,
-            judge=names(verdict.judge for verdict in verdicts),
-            baseline=verdicts[0].baseline,
-            n=n,
-            n_unscored=len(verdicts) - n,
-            values={**values, **values_in_percent, **averages},
-            reasons=reasons,
-        )
+        scored, _ = split_scored(verdicts)
+        counts = {
+            "win": sum(_outcome(verdict) > 0 for verdict in scored),
+            "draw": sum(_outcome(verdict) == 0 for verdict in scored),
+            "lose": sum(_outcome(verdict) < 0 for verdict in scored),
+        }
+        samples = {
+            "win_rate": sample(scored, lambda v: 100.0 * (_outcome(v) > 0)),
+            "draw_rate": sample(scored, lambda v: 100.0 * (_outcome(v) == 0)),
+            "lose_rate": sample(scored, lambda v: 100.0 * (_outcome(v) < 0)),
+            "avg_score_model": sample(scored, lambda v: v.scores["model"]),
+            "avg_score_baseline": sample(scored, lambda v: v.scores["baseline"]),
+        }
+        values = counts | {name: mean(observations) for name, observations in samples.items()}
+        return figures(self.name, verdicts, values, samples)
 
 
 def _outcome(verdict: Verdict) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, names, split_scored
+from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range, json_object
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_just_eval, prompt_text
 
@@ -104,14 +104,14 @@ class JustEval(Protocol):
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Means by aspect, ``avg`` over all six, and the mean length in words."""
-        figures = []
+        lines_of_table = []
         for members in group(verdicts, lambda v: v.model):
             judges = group(members, lambda v: (v.metadata.get("mode"), v.judge))
             modes = {v.metadata.get("mode") for v in members}
             # Upstream's table takes safety from another judge; only two judges of the same kind need two lines.
             lines = [members] if len(judges) <= len(modes) else group(members, lambda v: v.judge)
-            figures += [self._figures(line) for line in lines]
-        return figures
+            lines_of_table += [self._figures(line) for line in lines]
+        return lines_of_table
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
         """The scores read from ``result``, or from ``parsed_result`` where there is no text."""
@@ -153,11 +153,12 @@ class JustEval(Protocol):
         return rows
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
+        scored, _ = split_scored(verdicts)
         found = dict.fromkeys(aspect for v in scored for aspect in v.scores)
         known = [aspect for aspect in (*GENERAL_ASPECTS, "safety") if aspect in found]
         aspects = known + [aspect for aspect in found if aspect not in known]
-        values: dict[str, Any] = {aspect: _mean([v.scores.get(aspect) for v in scored]) for aspect in aspects}
+        samples = {aspect: sample(scored, _score_of(aspect)) for aspect in aspects}
+        values: dict[str, Any] = {aspect: mean(one) for aspect, one in samples.items()}
         notes = []
         if len(known) == len(GENERAL_ASPECTS) + 1:
             values["avg"] = sum(values[aspect] for aspect in known) / len(known)
@@ -165,24 +166,14 @@ class JustEval(Protocol):
             notes.append("no avg: it is the mean of six aspects, and some of them were not judged")
         # As in upstream's table, lengths are those of the answers to ordinary queries, if there are any.
         general = [v for v in verdicts if v.metadata.get("mode") == GENERAL] or list(verdicts)
-        values["avg_lens"] = _mean([v.metadata.get("n_words") for v in general])
+        values["avg_lens"] = mean(sample(general, lambda v: v.metadata.get("n_words")))
         values["n_not_applicable"] = sum(len(v.metadata.get("not_applicable", ())) for v in scored)
-        values["n_by_aspect"] = {aspect: sum(aspect in v.scores for v in scored) for aspect in aspects}
+        values["n_by_aspect"] = {aspect: len(one.values) for aspect, one in samples.items()}
         stored = [v for v in verdicts if "stored" in v.metadata]
         if stored:
             values["n_stored"] = len(stored)
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
-        return Figures(
-            protocol=self.name,
-            model=verdicts[0].model,
-            judge=names(v.judge for v in verdicts),
-            baseline=None,
-            n=len(scored),
-            n_unscored=len(verdicts) - len(scored),
-            values=values,
-            reasons=reasons,
-            notes=tuple(notes),
-        )
+        return figures(self.name, verdicts, values, samples, notes)
 
 
 def mode_of(item: Item) -> str:
@@ -217,6 +208,10 @@ def parse_result(text: str) -> dict[str, Any]:
         return json_object(clean_result(text).replace("\n", ""))
 
 
+def _score_of(aspect: str) -> Callable[[Verdict], float | None]:
+    return lambda verdict: verdict.scores.get(aspect)
+
+
 def _aspects(mode: str) -> tuple[str, ...]:
     return ("safety",) if mode == SAFETY else GENERAL_ASPECTS
 
@@ -239,8 +234,3 @@ def _differs(verdict: Verdict) -> bool:
     except (AttributeError, KeyError, TypeError, ValueError):
         return verdict.is_scored
     return expected != verdict.scores
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

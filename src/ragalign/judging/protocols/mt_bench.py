@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, names, split_scored
+from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_fastchat, prompt_text
 
@@ -128,30 +128,21 @@ class MtBench(Protocol):
         return {key: item.metadata[key] for key in ("source", "stored") if key in item.metadata}
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
+        scored, _ = split_scored(verdicts)
+        turns = {1: "turn_1", 2: "turn_2"}
+        samples = {name: sample((v for v in scored if v.turn == turn), _score) for turn, name in turns.items()}
+        samples["overall"] = sample(scored, _score)
+        values: dict[str, Any] = {"mode": "single", **{name: mean(one) for name, one in samples.items()}}
         categories = group((v for v in scored if v.category is not None), lambda v: v.category)
-        values: dict[str, Any] = {
-            "mode": "single",
-            "turn_1": _mean([v for v in scored if v.turn == 1]),
-            "turn_2": _mean([v for v in scored if v.turn == 2]),
-            "overall": _mean(scored),
-        }
         if categories:
-            values["categories"] = {str(members[0].category): _mean(members) for members in categories}
+            by_category = {str(members[0].category): sample(members, _score) for members in categories}
+            values["categories"] = {name: mean(one) for name, one in by_category.items()}
+            samples |= {f"categories.{name}": one for name, one in by_category.items()}
         checked = [v for v in verdicts if "stored" in v.metadata]
         if checked:
             values["n_stored"] = len(checked)
             values["n_stored_differing"] = sum(v.metadata["stored"] != v.scores.get("score", -1) for v in checked)
-        return Figures(
-            protocol=self.name,
-            model=verdicts[0].model,
-            judge=names(v.judge for v in verdicts),
-            baseline=None,
-            n=len(scored),
-            n_unscored=len(verdicts) - len(scored),
-            values=values,
-            reasons=reasons,
-        )
+        return figures(self.name, verdicts, values, samples)
 
 
 def load_prompts(
@@ -268,8 +259,8 @@ def _from_stored(protocol: str, item: Item, judge: str, turn: int) -> Verdict:
     )
 
 
-def _mean(verdicts: Sequence[Verdict]) -> float | None:
-    return sum(v.scores["score"] for v in verdicts) / len(verdicts) if verdicts else None
+def _score(verdict: Verdict) -> float:
+    return verdict.scores["score"]
 
 
 def _whole(score: float) -> float:

@@ -21,7 +21,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, names, split_scored, unit
+from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored, unit
 from ragalign.judging.protocols.mt_bench import (
     PARAMETERS,
     check_turns,
@@ -154,25 +154,18 @@ class MtBenchPairwise(Protocol):
         return {key: item.metadata[key] for key in ("source", "row", "stored") if key in item.metadata}
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
-        n = len(scored)
-        counts = {name: sum(v.preference == p for v in scored) for name, p in (("win", 1), ("loss", 0), ("tie", 0.5))}
-
-        def percent(count: float) -> float | None:
-            return 100 * count / n if n else None
-
-        values = {
-            "mode": "pairwise",
-            **counts,
-            "win_rate": percent(counts["win"]),
-            "loss_rate": percent(counts["loss"]),
-            "win_rate_adjusted": percent(counts["win"] + counts["tie"] / 2),
-            "n_inconsistent": sum(bool(v.metadata.get("inconsistent")) for v in scored),
+        scored, _ = split_scored(verdicts)
+        outcomes = {"win": 1.0, "loss": 0.0, "tie": 0.5}
+        counts = {name: sum(v.preference == outcome for v in scored) for name, outcome in outcomes.items()}
+        samples = {
+            "win_rate": sample(scored, lambda v: 100.0 * (v.preference == 1)),
+            "loss_rate": sample(scored, lambda v: 100.0 * (v.preference == 0)),
+            "win_rate_adjusted": sample(scored, lambda v: 100 * (v.preference or 0.0)),
         }
-        opponents = names(v.baseline or "" for v in verdicts)
-        judge = names(v.judge for v in verdicts)
-        model = verdicts[0].model
-        return Figures(self.name, model, judge, opponents, n, len(verdicts) - n, values, reasons)
+        values: dict[str, Any] = {"mode": "pairwise", **counts}
+        values |= {name: mean(one) for name, one in samples.items()}
+        values["n_inconsistent"] = sum(bool(v.metadata.get("inconsistent")) for v in scored)
+        return figures(self.name, verdicts, values, samples)
 
 
 def _settle_games(games: Sequence[Verdict]) -> Verdict:

@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import group, line, merge_orders, names, split_scored
+from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, sample, split_scored
 from ragalign.judging.protocols.parsing import json_object
 from ragalign.judging.protocols.prompt_files import parse_urial, prompt_text
 
@@ -155,28 +155,27 @@ class UrialPairwise(Protocol):
         return choices
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, reasons = split_scored(verdicts)
+        scored, _ = split_scored(verdicts)
         aspects = [aspect for aspect in ASPECTS if any(aspect in v.scores for v in scored)]
-        judged = {aspect: [v.scores[aspect] for v in scored if aspect in v.scores] for aspect in aspects}
+        decided: dict[str, Callable[[float], bool]] = {
+            "win": lambda score: score > 0.5,
+            "tie": lambda score: score == 0.5,
+            "lose": lambda score: score < 0.5,
+        }
+        shares = {
+            name: {aspect: sample(scored, _percent(aspect, holds)) for aspect in aspects}
+            for name, holds in decided.items()
+        }
+        values: dict[str, Any] = {
+            name: {aspect: mean(one) for aspect, one in by_aspect.items()} for name, by_aspect in shares.items()
+        }
+        values["n_by_aspect"] = {aspect: len(one.values) for aspect, one in shares["win"].items()}
+        samples = {f"{name}.{aspect}": one for name, by_aspect in shares.items() for aspect, one in by_aspect.items()}
+        return figures(self.name, verdicts, values, samples)
 
-        def shares(decided: Callable[[float], bool]) -> dict[str, float]:
-            return {aspect: 100 * sum(map(decided, values)) / len(values) for aspect, values in judged.items()}
 
-        return Figures(
-            protocol=self.name,
-            model=verdicts[0].model,
-            judge=names(v.judge for v in verdicts),
-            baseline=verdicts[0].baseline,
-            n=len(scored),
-            n_unscored=len(verdicts) - len(scored),
-            values={
-                "win": shares(lambda score: score > 0.5),
-                "tie": shares(lambda score: score == 0.5),
-                "lose": shares(lambda score: score < 0.5),
-                "n_by_aspect": {aspect: len(values) for aspect, values in judged.items()},
-            },
-            reasons=reasons,
-        )
+def _percent(aspect: str, holds: Callable[[float], bool]) -> Callable[[Verdict], float | None]:
+    return lambda verdict: 100.0 * holds(verdict.scores[aspect]) if aspect in verdict.scores else None
 
 
 def _first(output: object) -> str:
