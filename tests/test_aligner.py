@@ -1,0 +1,185 @@
+"""The aligner on real parts: MiniLM, FAISS, the vLLM engine on CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fixtures.tiny_model import build_tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragalign import Aligner, Index
+from ragalign.errors import BudgetError, ConfigError, DataError
+from ragalign.generation import VllmGenerator
+from ragalign.recipes import packaged_recipes
+from ragalign.templates import Template
+from ragalign.templates.streaming import CleanStream
+from ragalign.types import Decoding, Query, Turn
+
+SHORT = Decoding(temperature=0.0, max_tokens=12)
+
+
+def query(number: int, text: str) -> Query:
+    return Query(f"q{number}", (Turn("user", text),))
+
+
+QUERIES = [query(n, text) for n, text in enumerate(("Why is the sky blue?", "How do I bake bread?", "Say hello."))]
+
+
+@pytest.fixture(scope="session")
+def aligner(starter_index: Path, tiny_model: Path, vllm_engine: VllmGenerator) -> Aligner:
+    return Aligner.from_recipe("ica", index=starter_index, model=vllm_engine, tokenizer=tiny_model)
+
+
+def test_the_example_of_the_design_page(starter_index: Path, tmp_path: Path) -> None:
+    model = build_tiny_model(tmp_path / "model")
+    aligner = Aligner.from_recipe("ica", index=str(starter_index), model=str(model), backend="transformers")
+    reply = aligner.chat([{"role": "user", "content": "How do brain cells move?"}], decoding=SHORT)
+    assert isinstance(reply.text, str)
+    assert len(reply.prompt.demonstrations) > 0
+    assert reply.n_cached_tokens is None
+
+
+@pytest.mark.parametrize("recipe", packaged_recipes())
+def test_every_packaged_recipe_answers(
+    recipe: str, starter_index: Path, tiny_model: Path, vllm_engine: VllmGenerator
+) -> None:
+    aligner = Aligner.from_recipe(recipe, index=starter_index, model=vllm_engine, tokenizer=tiny_model)
+    completion = aligner.chat("Why is the sky blue?", decoding=SHORT)
+    assert completion.finish_reason in ("stop", "length")
+    assert len(completion.prompt.ids) + SHORT.max_tokens <= vllm_engine.context_length
+    assert not any(stop in completion.text for stop in completion.prompt.stop)
+
+
+def test_a_batch_comes_back_in_input_order_and_equals_single_answers(aligner: Aligner) -> None:
+    batch = aligner.generate(QUERIES, decoding=SHORT)
+    assert [one.prompt.pieces[-1] for one in batch] == [aligner.pack(q.text).pieces[-1] for q in QUERIES]
+    assert [one.text for one in batch] == [aligner.chat(q.text, decoding=SHORT).text for q in QUERIES]
+
+
+def test_a_second_question_finds_its_prefix_in_the_cache(aligner: Aligner) -> None:
+    first = aligner.chat("What shall I cook tonight?", decoding=SHORT)
+    again = aligner.chat("What shall I cook tonight?", decoding=SHORT)
+    assert again.n_cached_tokens is not None
+    assert again.n_cached_tokens > (first.n_cached_tokens or 0)
+
+
+def test_the_stream_adds_up_to_the_answer(aligner: Aligner) -> None:
+    for asked in QUERIES:
+        decoding = Decoding(temperature=0.0, max_tokens=40)
+        assert (
+            "".join(aligner.stream(asked.text, decoding=decoding)) == aligner.chat(asked.text, decoding=decoding).text
+        )
+
+
+def test_a_question_is_never_its_own_demonstration(aligner: Aligner, starter_index: Path) -> None:
+    for one in list(Index.open(starter_index).pool)[:10]:
+        prompt = aligner.pack(f"  {one.instruction.upper()} ")
+        assert one.id not in {used.id for used in prompt.demonstrations} | {left.id for left in prompt.dropped}
+
+
+def test_a_conversation_is_rendered_turn_by_turn(aligner: Aligner) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    text = aligner.pack(turns).text
+    assert text.startswith("Be brief.\n\n")
+    assert text.endswith(
+        "Question: One?\n\nHere’s an example answer: Two.\n\nQuestion: Three?\n\nHere’s an example answer:"
+    )
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "tool", "content": "a"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}],
+    ],
+)
+def test_messages_out_of_order_are_refused(aligner: Aligner, messages: Sequence[dict[str, str]]) -> None:
+    with pytest.raises(DataError):
+        aligner.pack(messages)
+
+
+def test_what_is_missing_is_said_before_any_work(starter_index: Path, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="give it an index"):
+        Aligner.from_recipe("ica", tokenizer=tiny_model)
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        Aligner.from_recipe("ica", index=starter_index)
+    with pytest.raises(ConfigError, match="only packs"):
+        Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model).chat("Hi")
+    with pytest.raises(ConfigError, match="dtype"):
+        Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model, dtype="float32")
+
+
+class TestFiles:
+    """Queries in, completions out, one line each."""
+
+    def test_every_query_gets_one_line(self, aligner: Aligner, tmp_path: Path) -> None:
+        report = aligner.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
+        lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert sorted(line["id"] for line in lines) == ["q0", "q1", "q2"]
+        assert (report.n_written, report.n_present, report.failures) == (3, 0, ())
+        assert {line["recipe"] for line in lines} == {"ica"}
+
+    def test_a_run_goes_on_where_it_stopped(self, aligner: Aligner, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        aligner.generate_file(QUERIES[:2], path, decoding=SHORT)
+        before = path.read_bytes()
+        with path.open("ab") as file:
+            file.write(b'{"id": "q2", "resp')  # killed while writing
+        report = aligner.generate_file(QUERIES, path, decoding=SHORT)
+        assert (report.n_written, report.n_present) == (1, 2)
+        assert path.read_bytes().startswith(before)
+        assert len(path.read_text().splitlines()) == 3
+
+    def test_completions_of_another_recipe_are_not_mixed(
+        self, aligner: Aligner, starter_index: Path, tiny_model: Path, vllm_engine: VllmGenerator, tmp_path: Path
+    ) -> None:
+        aligner.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
+        other = Aligner.from_recipe("zero-shot", model=vllm_engine, tokenizer=tiny_model)
+        with pytest.raises(DataError, match="made with the recipe 'ica', not 'zero-shot'"):
+            other.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
+
+    def test_a_foreign_file_is_left_alone(self, aligner: Aligner, tmp_path: Path) -> None:
+        path = tmp_path / "notes.txt"
+        path.write_text("my notes\n")
+        with pytest.raises(DataError, match=r"notes\.txt:1: not a completion"):
+            aligner.generate_file(QUERIES, path, decoding=SHORT)
+        assert path.read_text() == "my notes\n"
+
+    def test_a_query_that_does_not_fit_loses_nothing_else(self, aligner: Aligner, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        report = aligner.generate_file([QUERIES[0], query(9, "word " * 5000), QUERIES[1]], path, decoding=SHORT)
+        assert report.n_written == 2
+        [failure] = report.failures
+        assert failure.query.id == "q9"
+        assert isinstance(failure.error, BudgetError)
+        assert "by " in str(failure.error)
+
+
+texts = st.text(st.sampled_from("ab \n`#<\\:/|s") | st.characters(codec="utf-8"), max_size=60)
+
+
+@pytest.mark.parametrize("form", ["ica", "urial", "urial-v5", "urial-v6", "plain"])
+@given(
+    pieces=st.lists(
+        texts | st.sampled_from(["```", "\n```\n", "# Qu", "#\\ Query:", "</s>", "\nQuestion\\:", "<|im_end|>"])
+    )
+)
+def test_cleaning_a_stream_equals_cleaning_the_whole(form: str, pieces: list[str]) -> None:
+    template = Template.load(form)
+    stream = CleanStream(template)
+    streamed = [stream.push(piece) for piece in pieces]
+    assert "".join(streamed) + stream.finish() == template.clean("".join(pieces))

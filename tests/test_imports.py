@@ -1,0 +1,45 @@
+"""What importing costs, and what the package promises to hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ragalign
+
+HEAVY = ("faiss", "torch", "sentence_transformers", "transformers", "vllm", "datasets", "openai", "fastapi", "ray")
+
+
+def loaded_by(*command: str) -> set[str]:
+    """The heavy packages in sys.modules after running Python with `command`, in a process of its own."""
+    report = (
+        f"import sys, atexit; atexit.register(lambda: print('loaded', *[m for m in {HEAVY!r} if m in sys.modules]))"
+    )
+    code = f"{report}\n{command[0]}"
+    done = subprocess.run([sys.executable, "-c", code, *command[1:]], capture_output=True, text=True, check=False)
+    last = [line for line in done.stdout.splitlines() if line.startswith("loaded")]
+    assert last, done.stderr
+    return set(last[-1].split()[1:])
+
+
+def test_importing_ragalign_loads_nothing_heavy() -> None:
+    assert loaded_by("import ragalign") == set()
+
+
+def test_the_helper_sees_what_is_loaded() -> None:
+    assert "openai" in loaded_by("import openai")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    main = "from ragalign_cli.main import main; main()"
+    for arguments in (["--help"], ["index", "--help"], ["pack", "--help"], ["judge", "--help"], ["generate", "--help"]):
+        assert loaded_by(main, *arguments) == set(), arguments
+
+
+def test_every_public_name_is_there() -> None:
+    for name in ragalign.__all__:
+        assert getattr(ragalign, name).__name__ == name
+
+
+def test_public_names_are_listed_once_and_sorted() -> None:
+    assert ragalign.__all__ == sorted(set(ragalign.__all__))
