@@ -8,7 +8,7 @@ import pytest
 
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
-from ragalign.retrieval import Bm25Retriever, Exclusion, make_retriever
+from ragalign.retrieval import Bm25Retriever, make_retriever
 
 # Lucene's list, which bm25s calls "english".
 _STOPWORDS = """
@@ -72,15 +72,6 @@ def test_real_pool_against_the_formula(lima: Index) -> None:
         best = sorted(scores, reverse=True)[:30]
         assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-4)
         assert all(hit.score == pytest.approx(scores[lima.pool.position(hit.id)], rel=1e-4) for hit in hits)
-
-
-def test_a_prompt_is_never_its_own_demonstration(lima: Index) -> None:
-    queries = [f" {text.upper()}\n" for text in lima.pool.instructions[::20]]
-    for own, hits in zip(
-        lima.pool.ids[::20], Bm25Retriever(lima).retrieve(queries, 15, exclude=Exclusion()), strict=True
-    ):
-        assert len(hits) == 15
-        assert own not in {hit.id for hit in hits}
 
 
 def test_text_form_is_the_index_s(make_index: Any) -> None:

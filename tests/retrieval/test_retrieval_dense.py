@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ragalign.indexes import Index, Metric
-from ragalign.retrieval import DenseRetriever, Exclusion
+from ragalign.retrieval import DenseRetriever, Exclusion, make_retriever
+from ragalign.text import normalise
 
 
 def oracle(metric: Metric, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -62,12 +63,19 @@ def test_the_note_s_selection_is_found_in_its_order(lima: Index, shared_data: Pa
 
 @pytest.mark.parametrize("change", [str, lambda t: t + "  \n", lambda t: t.upper(), lambda t: "\t" + t.title() + " "])
 def test_a_prompt_is_never_its_own_demonstration(lima: Index, change: Any) -> None:
-    instructions = lima.pool.instructions[::5]
-    assert len(instructions) == 200
-    results = DenseRetriever(lima).retrieve([change(text) for text in instructions], 20, exclude=Exclusion())
-    for own, hits in zip(lima.pool.ids[::5], results, strict=True):
+    queries = [change(text) for text in lima.pool.instructions[::5]]
+    assert len(queries) == 200
+    for query, hits in zip(queries, DenseRetriever(lima).retrieve(queries, 20, exclude=Exclusion()), strict=True):
         assert len(hits) == 20
-        assert own not in {hit.id for hit in hits}
+        assert normalise(query) not in {normalise(lima.pool.get(hit.id).instruction) for hit in hits}
+
+
+@pytest.mark.parametrize("name", ["bm25", "hybrid", "mmr", "dpp", "random"])
+def test_nor_is_it_with_any_other_strategy(lima: Index, name: str) -> None:
+    queries = [f"{text.swapcase()}\n" for text in lima.pool.instructions[::20]]
+    for query, hits in zip(queries, make_retriever(name, lima).retrieve(queries, 20, exclude=Exclusion()), strict=True):
+        assert len(hits) == 20
+        assert normalise(query) not in {normalise(lima.pool.get(hit.id).instruction) for hit in hits}
 
 
 def test_without_exclusion_a_prompt_finds_itself(lima: Index) -> None:

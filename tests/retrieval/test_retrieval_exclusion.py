@@ -123,6 +123,37 @@ def test_many_copies_of_one_query(make_index: Any) -> None:
         assert {index.pool.position(hit.id) for hit in results[0]} <= set(range(300, 340))
 
 
+@pytest.mark.parametrize("chunk", [None, 10_000])
+def test_many_near_copies(make_index: Any, monkeypatch: pytest.MonkeyPatch, chunk: int | None) -> None:
+    """Their number is not known beforehand: the ranking is followed until k others have come, in parts if need be."""
+    if chunk is not None:
+        monkeypatch.setattr("ragalign.retrieval.batch.CHUNK_BYTES", chunk)
+    instructions = [f"copy {row}" for row in range(300)] + [f"instruction {row}" for row in range(100)]
+    vectors: dict[str, list[float]] = {f"copy {row}": [1, 0, row / 10_000] for row in range(300)}
+    vectors |= {f"instruction {row}": [1, 0.5 + row / 100, 0] for row in range(100)}
+    vectors |= {"close": [1, 0, 0], "far": [0, 0.1, 1]}
+    index = make_index(instructions, dimension=3, vectors=vectors)
+    for name in ("dense", "bm25", "random", "mmr"):
+        close, far = make_retriever(name, index).retrieve(["close", "far"], 20, exclude=Exclusion(near=0.95))
+        assert len(close) == len(far) == 20
+        positions = [index.pool.position(hit.id) for hit in close]
+        assert min(positions) >= 300
+        if name == "dense":
+            assert positions == list(range(300, 320))
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "IVF16,Flat", "IVF8,PQ2x4"])
+def test_approximate_indexes_give_k_too(make_index: Any, kind: str) -> None:
+    exact = make_index([f"instruction {row}" for row in range(400)], metadata=[{"part": row % 8} for row in range(400)])
+    index = Index.build(exact.pool, exact.encoder, kind=kind)
+    queries = [f" INSTRUCTION {row}" for row in range(0, 400, 40)]
+    results = DenseRetriever(index).retrieve(queries, 45, exclude=Exclusion(near=0.9), where={"part": 0})
+    for row, hits in enumerate(results):
+        good = permitted(index, queries[row], Exclusion(near=0.9), {"part": 0})
+        assert len(hits) == min(45, len(good))
+        assert {hit.id for hit in hits} <= good
+
+
 def test_near_compares_documents_with_documents(make_index: Any) -> None:
     """An encoder with other vectors for queries than for documents still recognises a copy."""
     index = make_index([f"instruction {row}" for row in range(20)], dimension=6)

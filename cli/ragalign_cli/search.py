@@ -1,0 +1,202 @@
+"""`ragalign search`: the demonstrations that an index finds for queries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.retrieval import Retriever
+    from ragalign.types import Hit, Query
+
+_BATCH = 1024
+_SOURCE_ID_WIDTH = 24
+_MIN_INSTRUCTION_WIDTH = 20
+
+
+def search(
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="One query, instead of --queries.", show_default=False)
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many demonstrations per query.")] = 10,
+    retriever: Annotated[
+        str, typer.Option(metavar="NAME", help="dense, bm25, hybrid, mmr, dpp, rerank, random or fixed.")
+    ] = "dense",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the retriever; the value may be JSON. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self/--keep-self",
+            help="Leave out demonstrations with the query's own text, whatever its case and spaces. Evaluations do; "
+            "a search does not unless asked.",
+        ),
+    ] = False,
+    near: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T", help="Leave out demonstrations with a cosine similarity of T or more.", show_default=False
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Only demonstrations with this metadata, or this `source`. Repeatable: any of one key's values, "
+            "and all keys.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
+) -> None:
+    """Find demonstrations for one query or for a file of them.
+
+    A query that is itself in the pool finds itself, unless --exclude-self is given.
+
+    \b
+    Examples:
+      ragalign search indexes/lima "How do brain cells move?"
+      ragalign search indexes/lima "Sort a list in C" --retriever bm25 -k 5 --where category=code
+      ragalign search indexes/lima "Plan a trip" --retriever mmr --option lambda=0.5 --option n_candidates=50
+      ragalign search indexes/lima "Plan a trip" --retriever rerank --option first=hybrid
+      ragalign search indexes/lima --queries queries.jsonl -k 20 --exclude-self --near 0.95 --json > hits.jsonl
+    """
+    from ragalign._progress import progress
+    from ragalign.errors import ConfigError
+    from ragalign.indexes import Index
+    from ragalign.pool.queries import read_queries
+    from ragalign.retrieval import Exclusion, make_retriever
+    from ragalign.types import Query, Turn
+
+    if (text is None) == (queries is None):
+        raise ConfigError("give either a text or --queries FILE")
+    options = {key: _json_or_text(value) for key, value in _pairs("--option", option or [], repeatable=False)}
+    conditions = _conditions(_pairs("--where", where or []))
+    exclude = Exclusion(same_text=exclude_self, near=near) if exclude_self or near is not None else None
+    asked = [Query("1", (Turn("user", _checked(text)),))] if text is not None else read_queries(queries or Path())
+    found = make_retriever(retriever, Index.open(index), **options)
+    results: list[list[Hit]] = []
+    with progress("searching", len(asked), "queries") as advance:
+        for start in range(0, len(asked), _BATCH):
+            texts = [query.text for query in asked[start : start + _BATCH]]
+            results += found.retrieve(texts, k, exclude=exclude, where=conditions)
+            advance(len(texts))
+    # Only now: a bar that is being drawn and results do not share a terminal well.
+    show = _JsonLines(found) if as_json else _Tables(found, titles=queries is not None)
+    for query, hits in zip(asked, results, strict=True):
+        show(query, hits)
+
+
+class _JsonLines:
+    """Prints each query's hits as one JSON object."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        pool = retriever.pool
+        self._source_id_of = dict(zip(pool.ids, pool.table["source_id"].to_pylist(), strict=True))
+
+    def __call__(self, query: Query, hits: Sequence[Hit]) -> None:
+        found = [
+            {"id": hit.id, "score": hit.score, "rank": hit.rank, "source_id": self._source_id_of[hit.id]}
+            for hit in hits
+        ]
+        console.print_json({"id": query.id, "hits": found})
+
+
+class _Tables:
+    """Prints each query's hits as a table that fits the terminal."""
+
+    def __init__(self, retriever: Retriever, *, titles: bool) -> None:
+        self._pool = retriever.pool
+        self._titles = titles
+
+    def __call__(self, query: Query, hits: Sequence[Hit]) -> None:
+        if self._titles:
+            console.heading(f"query {query.id}")
+        if not hits:
+            console.note(f"query {query.id}: no demonstration passes the filter and the exclusion")
+            return
+        demonstrations = [self._pool.get(hit.id) for hit in hits]
+        ranks = [str(hit.rank) for hit in hits]
+        scores = [f"{hit.score:.4f}" for hit in hits]
+        source_ids = [_shortened(demo.source_id or "-", _SOURCE_ID_WIDTH) for demo in demonstrations]
+        headings = ("rank", "score", "source id")
+        taken = sum(
+            max(map(len, [heading, *cells])) + 2
+            for heading, cells in zip(headings, (ranks, scores, source_ids), strict=True)
+        )
+        width = max(_MIN_INSTRUCTION_WIDTH, shutil.get_terminal_size().columns - taken)
+        instructions = [_shortened(demo.instruction, width) for demo in demonstrations]
+        console.print_table(
+            [("rank", "right"), ("score", "right"), ("source id", "left"), ("instruction", "left")],
+            list(zip(ranks, scores, source_ids, instructions, strict=True)),
+        )
+
+
+def _shortened(text: str, width: int) -> str:
+    """``text`` on one line of at most ``width`` terminal cells, without control characters."""
+    from rich.cells import cell_len, set_cell_size
+
+    line = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * width]).split())
+    if cell_len(line) <= width and len(text) <= 4 * width:
+        return line
+    return set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def _checked(text: str) -> str:
+    from ragalign.errors import ConfigError
+
+    if not text.strip():
+        raise ConfigError("the text to search for is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the text to search for is no valid UTF-8; check the terminal's encoding") from None
+    return text
+
+
+def _pairs(name: str, given: Sequence[str], *, repeatable: bool = True) -> list[tuple[str, str]]:
+    from ragalign.errors import ConfigError
+
+    pairs: list[tuple[str, str]] = []
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{name} {text!r}: write it as KEY=VALUE")
+        if not repeatable and any(key == other for other, _ in pairs):
+            raise ConfigError(f"{name} {key} is given twice")
+        pairs.append((key, value))
+    return pairs
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _conditions(pairs: Sequence[tuple[str, str]]) -> Mapping[str, list[Any]]:
+    """Each key with its values; what looks like a number, true, false or null may be that or its text."""
+    conditions: dict[str, list[Any]] = {}
+    for key, text in pairs:
+        value = _json_or_text(text)
+        conditions.setdefault(key, []).extend([text] if isinstance(value, str) and value == text else [value, text])
+    return conditions
