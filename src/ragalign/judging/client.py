@@ -165,7 +165,8 @@ class ChatClient:
         if self._key is not None and len(self._key) >= _SHORTEST_SECRET:
             text = text.replace(self._key, "[API key]")
         try:
-            return without_surrogates(json.loads(text))
+            # NaN and infinities, which some servers send as log-probabilities, are not JSON: no file could hold them.
+            return without_surrogates(json.loads(text, parse_constant=lambda _: None))
         except (ValueError, RecursionError):
             return None
 

@@ -1,0 +1,177 @@
+"""`ragalign judge run`: asks judges about answer files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.judging.base import Figures
+    from ragalign.judging.judges import Judge
+    from ragalign.judging.runner import JudgePlan, JudgeRun
+
+_EXIT_INTERRUPTED = 130
+_CACHE = "replies.sqlite"
+
+
+def run(
+    protocol: Annotated[str, typer.Option(help="How to judge: ica, alpaca-eval-2, mt-bench, just-eval, ...")],
+    answers: Annotated[
+        list[Path], typer.Option(help="Answers to judge, in any upstream form; repeat for more models.")
+    ],
+    judge: Annotated[
+        list[str], typer.Option(metavar="MODEL[@URL]", help="Who judges, and where; repeat for more judges.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Replies, verdicts and upstream's files; resumed from.")],
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", "--reference", help="Answers to compare with (pairwise protocols).")
+    ] = None,
+    reference_answers: Annotated[
+        Path | None, typer.Option(help="Good answers to show to the judge (MT-Bench).")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="Questions, where the answers do not repeat them.")] = None,
+    both_orders: Annotated[bool, typer.Option("--both-orders", help="Ask in both orders of the two answers.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse replies that upstream would guess at.")] = False,
+    prompt_file: Annotated[Path | None, typer.Option(help="The judge's prompt, in upstream's own form.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Most requests in flight, per judge.")] = 16,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Most tokens per minute, per judge.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds before a request is given up and repeated.")] = 120.0,
+    tries: Annotated[int, typer.Option(help="How often to ask until a reply can be read.")] = 1,
+    max_cost: Annotated[float | None, typer.Option(help="Most US dollars to spend.")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Most requests to send, repetitions included.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML with prices of your own.")] = None,
+    key_env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Variable with the API key: one for all judges, or one per judge in order."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many requests, and roughly what cost.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    r"""Ask judges about answers. Interrupted or out of budget, the same command goes on where it stopped.
+
+    API keys are read from the environment (OPENAI_API_KEY, or what --key-env names). Exits with 1 if something was
+    left unasked.
+
+    \b
+    Examples:
+      ragalign judge run --protocol ica --answers ours.jsonl --baseline davinci003.jsonl --judge gpt-4-0613 --out j
+      ragalign judge run --protocol mt-bench --answers ours.jsonl --questions question.jsonl \
+          --judge llama-70b@http://localhost:8000/v1 --out j
+      ragalign judge run --protocol alpaca-eval-2 --answers model_outputs.json --reference gpt4.json \
+          --judge gpt-4.1 --judge gpt-4o --both-orders --max-cost 5 --dry-run --out j
+    """
+    from ragalign.judging.answers import load_items
+    from ragalign.judging.budget import Budget
+    from ragalign.judging.cache import ReplyCache
+    from ragalign.judging.output import write_run
+    from ragalign.judging.pricing import PriceTable
+    from ragalign.judging.registry import make_protocol
+    from ragalign.judging.runner import RunOptions, plan_judge, run_judge
+
+    options = RunOptions(
+        concurrency=concurrency,
+        timeout_s=timeout,
+        tokens_per_minute=tokens_per_minute,
+        tries=tries,
+        budget=Budget(max_requests=max_requests, max_cost=max_cost),
+        prices=PriceTable.load(prices),
+    )
+    judges = _judges(judge, key_env or [])
+    how = make_protocol(
+        protocol, strict=strict, prompt_file=prompt_file, **({"both_orders": True} if both_orders else {})
+    )
+    items = [
+        item
+        for path in answers
+        for item in load_items(path, baseline=baseline, questions=questions, references=reference_answers)
+    ]
+    path = out / _CACHE
+    if dry_run:
+        with ReplyCache(path, read_only=True) as cache:
+            _show_plans(plan_judge(how, items, judges, cache=cache, options=options), as_json=json)
+        return
+    with ReplyCache(path) as cache:
+        try:
+            done = run_judge(how, items, judges, cache=cache, options=options, show_progress=True)
+        except KeyboardInterrupt:
+            console.note(f"interrupted; {len(cache):,} replies are kept in {path}, and the same command goes on")
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+    files = write_run(out, how, done.judgements, options.prices)
+    _show_run(done, how.aggregate(done.verdicts) if done.verdicts else [], files, as_json=json)
+    if done.n_unanswered:
+        raise typer.Exit(console.EXIT_FAILURE)
+
+
+def _judges(names: list[str], variables: list[str]) -> list[Judge]:
+    from ragalign.errors import ConfigError
+    from ragalign.judging.judges import Judge
+
+    if len(variables) > 1 and len(variables) != len(names):
+        raise ConfigError(f"--key-env is given {len(variables)} times for {len(names)} judges: once, or once per judge")
+    if not variables:
+        return [Judge.parse(name) for name in names]
+    named = variables * len(names) if len(variables) == 1 else variables
+    return [Judge.parse(name, key_variable=variable) for name, variable in zip(names, named, strict=True)]
+
+
+def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:
+    if as_json:
+        for plan in plans:
+            console.print_json(plan.to_dict())
+        return
+    headings = ("judge", "verdicts", "settled", "cached", "requests", "prompt tokens", "output tokens", "cost")
+    rows = [
+        (
+            plan.judge,
+            f"{plan.n_verdicts:,}",
+            f"{plan.n_settled:,}",
+            f"{plan.n_cached:,}",
+            f"{plan.n_requests:,}",
+            f"~{plan.usage.n_prompt_tokens:,}",
+            f"<={plan.usage.n_output_tokens:,}",
+            "unknown" if plan.cost_high is None else f"${plan.cost_low:.2f} to ${plan.cost_high:.2f}",
+        )
+        for plan in plans
+    ]
+    console.print_table([(heading, "right" if heading != "judge" else "left") for heading in headings], rows)
+    console.note("tokens are guessed from the text; retries come on top; nothing was asked")
+
+
+def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_json: bool) -> None:
+    from ragalign.judging.budget import cost_note
+
+    for judge, reason in done.stopped.items():
+        console.warning(f"{judge}: {reason}")
+    n_scored = sum(verdict.is_scored for verdict in done.verdicts)
+    if as_json:
+        result: dict[str, Any] = {
+            "n": n_scored,
+            "n_unscored": len(done.verdicts) - n_scored,
+            "n_unanswered": done.n_unanswered,
+            "reasons": done.reasons,
+            "stopped": dict(done.stopped),
+            "judges": {name: spending.to_dict() for name, spending in done.spending.items()},
+            "figures": [one.as_dict() for one in figures],
+            "files": [str(path) for path in files],
+        }
+        console.print_json(result)
+    else:
+        for one in figures:
+            shown = [(key, f"{value:.2f}" if isinstance(value, float) else value) for key, value in one.values.items()]
+            title = " ".join(filter(None, (one.model, one.baseline and f"against {one.baseline}", f"by {one.judge}")))
+            counts = [("n", one.n), ("n_unscored", one.n_unscored)]
+            console.print_table([("figure", "left"), ("value", "right")], [*counts, *shown], title=title)
+    for reason, count in done.reasons.items():
+        console.note(f"unscored: {count:,} x {reason}")
+    scored = f"{n_scored:,} of {len(done.verdicts):,} verdicts scored"
+    n_requests = sum(spending.n_requests for spending in done.spending.values())
+    console.note(f"{scored}; {n_requests:,} requests, cost {cost_note(done.spending)}")
+    console.note(f"-> {files[0].parent}")
+    if done.n_unanswered:
+        console.warning(f"{done.n_unanswered:,} verdicts still lack an answer: the same command asks for them")

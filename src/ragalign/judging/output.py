@@ -1,0 +1,81 @@
+"""What a judging run leaves behind: its verdicts, and upstream's judgement files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import DataError
+from ragalign.judging.base import Judgement, Protocol, Usage, Verdict
+from ragalign.judging.files import read_rows, write_rows
+from ragalign.judging.pricing import PriceTable
+
+VERDICTS = "verdicts.jsonl"
+# Where each upstream tool keeps its judgements.
+_PLACES: Mapping[str, str] = {
+    "ica": "{judge}/{model}_vs_{baseline}_autoeval",
+    "alpaca-eval-1": "{model}/{judge}/annotations",
+    "alpaca-eval-2": "{model}/{judge}/annotations",
+    "mt-bench": "model_judgment/{judge}_single",
+    "mt-bench-pairwise": "model_judgment/{judge}_pair",
+    "arena-hard": "model_judgment/{judge}/{model}",
+}
+_PLACE_OF_OTHERS = "{judge}/{model}"
+
+
+def write_run(folder: Path, protocol: Protocol, judgements: Sequence[Judgement], prices: PriceTable) -> list[Path]:
+    """Write `VERDICTS` and, in upstream's form and places, one file per judge (and model).
+
+    Returns:
+        The files, `VERDICTS` first.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = folder / VERDICTS
+    write_rows(path, (_as_row(one.verdict, prices) for one in judgements), "jsonl")
+    places: dict[Path, list[Judgement]] = {}
+    for one in judgements:
+        places.setdefault(folder / _place(protocol, one.verdict), []).append(one)
+    for place, group in places.items():
+        write_rows(place, protocol.record(group), protocol.file_format)
+    return [path, *places]
+
+
+def read_verdicts(path: Path) -> list[Verdict]:
+    """Read a file that `write_run` wrote.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no verdict.
+    """
+    verdicts = []
+    for row in read_rows(path):
+        if row.value is None:
+            raise DataError(f"{row.where}: {row.problem}")
+        values = {field.name: row.value[field.name] for field in fields(Verdict) if field.name in row.value}
+        try:
+            usage = Usage(**values.pop("usage")) if values.get("usage") else None
+            verdicts.append(Verdict(**{**values, "usage": usage}))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{row.where}: this is no verdict: {error}") from None
+    return verdicts
+
+
+def _as_row(verdict: Verdict, prices: PriceTable) -> dict[str, Any]:
+    return {**asdict(verdict), "cost": prices.cost(verdict.judge, verdict.usage)}
+
+
+def _place(protocol: Protocol, verdict: Verdict) -> str:
+    names = {"judge": verdict.judge, "model": verdict.model, "baseline": verdict.baseline or ""}
+    place = _PLACES.get(protocol.name, _PLACE_OF_OTHERS).format(
+        **{key: _file_name(name) for key, name in names.items()}
+    )
+    return f"{place}.{protocol.file_format}"
+
+
+def _file_name(name: str) -> str:
+    """A name that is one part of a path on any system."""
+    return re.sub(r"[^\w.+=@-]+", "_", name).strip(".") or "_"
