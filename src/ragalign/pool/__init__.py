@@ -6,5 +6,15 @@ from ragalign.pool.duplicates import Duplicate
 from ragalign.pool.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.pool.report import FileReport, LoadReport, SkippedRow
+from ragalign.pool.summary import Lengths, word_lengths
 
-__all__ = ["Duplicate", "FileReport", "LoadReport", "Pool", "SkippedRow", "read_queries"]
+__all__ = [
+    "Duplicate",
+    "FileReport",
+    "Lengths",
+    "LoadReport",
+    "Pool",
+    "SkippedRow",
+    "read_queries",
+    "word_lengths",
+]
