@@ -74,6 +74,15 @@ def load_items(
     return items
 
 
+def read_categories(questions: str | Path) -> dict[str, str]:
+    """Question ids to categories, from FastChat's or Arena-Hard's questions.
+
+    Raises:
+        DataError: the file cannot be read, or a row is no question.
+    """
+    return {question.id: question.category for question in _read_questions(questions) if question.category}
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     id: str

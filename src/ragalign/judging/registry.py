@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Protocol
+from ragalign.judging.files import read_rows
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval1, AlpacaEval2
 from ragalign.judging.protocols.arena_hard import ArenaHard
 from ragalign.judging.protocols.ica import Ica
@@ -45,3 +47,15 @@ def make_protocol(name: str, **options: Any) -> Protocol:
     if unknown := [option for option in options if option not in known]:
         raise ConfigError(f"the protocol {name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     return protocol(**options)
+
+
+def protocol_of_file(name: str, path: str | Path) -> str:
+    """The protocol of a judgement file: pairwise comparisons of MT-Bench go under ``mt-bench`` as well.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if name != "mt-bench":
+        return name
+    first = next((row.value for row in read_rows(path) if row.value is not None), {})
+    return "mt-bench-pairwise" if "model_1" in first else name

@@ -5,13 +5,53 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ragalign.errors import DataError
-from ragalign.judging.protocols.length_control import Floats, GamedRows, GlmWeights
+from ragalign.errors import ConfigError, DataError
+from ragalign.judging.protocols.length_control import Floats, GamedRows, GlmWeights, LengthControl
 
 _LENGTH, _DIFFICULTY, _CONSTANT = "np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)"
+
+
+Mode: TypeAlias = Literal["auto", "minimal", "off"]
+"""``auto`` takes the best that the given files allow, ``minimal`` asks for the model without difficulties."""
+
+
+def load_length_control(
+    mode: Mode = "auto",
+    *,
+    weights: str | Path | None = None,
+    difficulty: str | Path | None = None,
+    gamed: str | Path | None = None,
+    c: float | None = None,
+) -> LengthControl | None:
+    """The length control that the given files allow; None where it is off.
+
+    Raises:
+        ConfigError: files do not go together.
+        DataError: a file is not of its form.
+    """
+    files = {"weights": weights, "difficulty": difficulty, "gamed": gamed}
+    given = [name for name, path in files.items() if path is not None]
+    if mode != "auto" and given:
+        raise ConfigError(f"length control {mode!r} takes no files; given: {', '.join(given)}")
+    if mode == "off":
+        return None
+    if c is not None and (weights is not None or not c > 0):
+        raise ConfigError("C is a positive number for fits; published weights are not fitted")
+    if given and difficulty is None:
+        raise ConfigError(f"{' and '.join(given)} need the instruction difficulties as well")
+    if weights is not None and gamed is not None:
+        raise ConfigError("give published weights, or gamed rows for a fit, not both")
+    return LengthControl(
+        weights=read_weights(weights) if weights is not None else None,
+        difficulty=read_difficulty(difficulty) if difficulty is not None else None,
+        gamed=read_gamed(gamed) if gamed is not None else None,
+        c=c,
+        by_name=mode == "minimal",
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, GlmWeights]:

@@ -1,0 +1,1 @@
+"""Evaluation: judgements become figures with intervals, comparisons and reports."""

@@ -1,0 +1,74 @@
+"""Figures of recorded judgements: upstream's files in, upstream's figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.judging.base import Figures, Verdict
+from ragalign.judging.protocols.length_control import LengthControl
+from ragalign.judging.registry import make_protocol, protocol_of_file
+from ragalign.judging.replay import Problem, replay
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What recorded files hold.
+
+    Attributes:
+        figures: one per model (and judge, where several judged the same).
+        verdicts: all verdicts that the figures rest on.
+        problems: rows that could not be read; each is an unscored verdict.
+    """
+
+    figures: tuple[Figures, ...]
+    verdicts: tuple[Verdict, ...]
+    problems: tuple[Problem, ...]
+
+
+def aggregate_files(
+    protocol: str,
+    files: Sequence[str | Path],
+    *,
+    strict: bool = False,
+    categories: Mapping[str, str] | None = None,
+    length_control: LengthControl | None = None,
+) -> Recorded:
+    """Read judgement files again and average them as upstream does.
+
+    Args:
+        protocol: the protocol's name; ``mt-bench`` also takes files of pairwise comparisons.
+        files: upstream's judgement files.
+        strict: refuse what upstream would guess.
+        categories: MT-Bench's question ids to categories.
+        length_control: AlpacaEval's length control.
+
+    Raises:
+        ConfigError: the protocol is unknown, or an option does not belong to it.
+        DataError: a file cannot be read, or holds no judgement of the protocol.
+    """
+    options: dict[str, Any] = {"strict": strict}
+    if categories is not None:
+        if protocol != "mt-bench":
+            raise ConfigError("categories of questions belong to the protocol mt-bench")
+        options["categories"] = categories
+    if length_control is not None:
+        if not protocol.startswith("alpaca-eval"):
+            raise ConfigError("length control belongs to the protocols alpaca-eval-1 and alpaca-eval-2")
+        options["length_control"] = length_control
+    figures: list[Figures] = []
+    verdicts: list[Verdict] = []
+    problems: list[Problem] = []
+    by_protocol: dict[str, list[str | Path]] = {}
+    for file in files:
+        by_protocol.setdefault(protocol_of_file(protocol, file), []).append(file)
+    for name, members in by_protocol.items():
+        chosen = make_protocol(name, **(options if name == protocol else {"strict": strict}))
+        replayed = replay(chosen, members)
+        figures += chosen.aggregate(replayed.verdicts)
+        verdicts += replayed.verdicts
+        problems += replayed.problems
+    return Recorded(tuple(figures), tuple(verdicts), tuple(problems))
