@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.judge import figures_record, show_figures
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
@@ -144,8 +145,10 @@ def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:
 
 
 def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_json: bool) -> None:
+    from ragalign.evaluation.intervals import intervals
     from ragalign.judging.budget import cost_note
 
+    estimates = [intervals(one) for one in figures]
     for judge, reason in done.stopped.items():
         console.warning(f"{judge}: {reason}")
     n_scored = sum(verdict.is_scored for verdict in done.verdicts)
@@ -157,18 +160,12 @@ def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_j
             "reasons": done.reasons,
             "stopped": dict(done.stopped),
             "judges": {name: spending.to_dict() for name, spending in done.spending.items()},
-            "figures": [one.as_dict() for one in figures],
+            "figures": [figures_record(one, found) for one, found in zip(figures, estimates, strict=True)],
             "files": [str(path) for path in files],
         }
         console.print_json(result)
     else:
-        for one in figures:
-            shown = [(key, f"{value:.2f}" if isinstance(value, float) else value) for key, value in one.values.items()]
-            title = " ".join(filter(None, (one.model, one.baseline and f"against {one.baseline}", f"by {one.judge}")))
-            counts = [("n", one.n), ("n_unscored", one.n_unscored)]
-            console.print_table([("figure", "left"), ("value", "right")], [*counts, *shown], title=title)
-    for reason, count in done.reasons.items():
-        console.note(f"unscored: {count:,} x {reason}")
+        show_figures(figures, estimates)
     scored = f"{n_scored:,} of {len(done.verdicts):,} verdicts scored"
     n_requests = sum(spending.n_requests for spending in done.spending.values())
     console.note(f"{scored}; {n_requests:,} requests, cost {cost_note(done.spending)}")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, judge, pack, pool, search
+from ragalign_cli import chat, console, demo, generate, judge, judge_run, pack, pool, search
 
 app = typer.Typer(
     name="ragalign",
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("pack")(pack.pack)
 app.add_typer(pool.app, name="pool")
 app.command("search")(search.search)
+judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
