@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def test_filter_adds_up_to_the_cut_for_any_chunking(text: str, stops: list[str],
     bounds = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     pieces = StopFilter(stops)
     out = ""
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         out += pieces.push(text[begin:end])
         # What is out can never have to be taken back, whatever follows.
         assert cut_at_stop(text, stops).startswith(out)

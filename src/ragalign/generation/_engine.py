@@ -69,7 +69,7 @@ class EngineLoop:
         try:
             # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
             self._engine.add_request(name, {"type": "token", "prompt_token_ids": token_ids}, params)
-        except ValueError as error:
+        except Exception as error:  # vLLM's type for it differs between versions
             raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
 
     def _step(self, box: deque[tuple[Any, float]]) -> None:

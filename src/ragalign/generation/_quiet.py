@@ -82,14 +82,20 @@ def _descriptor_of(stream: object) -> int | None:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch, which an engine in this process seeds anew."""
+def kept_process_state() -> Iterator[None]:
+    """Restore what an engine in this process changes when it starts.
+
+    It seeds the random states of Python, NumPy and torch anew, and torch.distributed replaces `sys.excepthook`
+    by one that writes a rank before every line.
+    """
     import torch
 
+    hook = sys.excepthook
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
+        sys.excepthook = hook
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

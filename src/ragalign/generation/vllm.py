@@ -17,7 +17,7 @@ from typing import Any
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
-from ragalign.generation._quiet import environment, is_verbose, kept_random_state, quiet
+from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Decoding, Output, Prompt
@@ -186,7 +186,7 @@ def _start(options: dict[str, Any]) -> Any:
             stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR"))
         if in_process:
             stack.enter_context(environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"))
-            stack.enter_context(kept_random_state())
+            stack.enter_context(kept_process_state())
             if not is_verbose():
                 # Without handlers of its own vLLM follows the program's logging; and only native code is silenced,
                 # so this cannot go together with worker processes, which would inherit the redirection.
@@ -258,9 +258,10 @@ def _check_options(options: dict[str, Any]) -> None:
 def _start_error(model: str, error: Exception) -> ConfigError | GenerationError:
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        reasons = "; ".join(
-            f"{'.'.join(map(str, detail['loc'])) or 'options'}: {detail['msg']}" for detail in error.errors()
-        )
-        return ConfigError(f"vLLM does not take these options for {model}: {' '.join(reasons.split())}")
-    return GenerationError(f"vLLM could not start {model}: {one_line(error)}")
+    if not isinstance(error, ValidationError):
+        return GenerationError(f"vLLM could not start {model}: {one_line(error)}")
+    # One reason per option: alternatives of a union would each give their own.
+    reasons = {str(detail["loc"][0]) if detail["loc"] else "": detail["msg"] for detail in reversed(error.errors())}
+    text = "; ".join(f"{name}: {reason}" if name else reason for name, reason in reasons.items())
+    text = one_line(ValueError(text.replace("Value error, ", "")))
+    return ConfigError(f"vLLM does not take these options for {model}: {text}")
