@@ -56,6 +56,12 @@ def test_a_dataset_gives_its_rows_in_order(datasets_folder: Path) -> None:
     assert [row for _, row in read_dataset("demos:default:test")] == ROWS[:3]
 
 
+def test_conversations_keep_their_form(datasets_folder: Path) -> None:
+    rows = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "id": None}]
+    add_split(datasets_folder / "demos", "train", rows)
+    assert [row for _, row in read_dataset("demos")] == rows
+
+
 def test_the_only_split_is_taken(datasets_folder: Path) -> None:
     add_split(datasets_folder / "demos", "validation", ROWS[:2])
     assert [row for _, row in read_dataset("demos")] == ROWS[:2]

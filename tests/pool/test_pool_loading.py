@@ -166,6 +166,17 @@ def test_parquet_values_beyond_json(tmp_path: Path) -> None:
         Pool.load(tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + ".jsonl", "a" * 300 + ".parquet"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(DataError, match=r"cannot be looked up \(.*\); check the path"):
+        Pool.load(name)
+
+
+def test_escaped_pairs_of_surrogates_are_characters(tmp_path: Path) -> None:
+    path = write(tmp_path, "pool.jsonl", b'{"instruction": "q", "output": "\\ud83d\\ude00"}')
+    assert Pool.load(path)[0].response == "😀"
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path, "pool.jsonl", GOOD)
     with pytest.raises(ConfigError, match="unknown on_error 'ignore': use strict or skip"):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -177,6 +178,9 @@ def test_take_without_union() -> None:
         pool.take([-1])
     with pytest.raises(DataError, match="taken twice"):
         pool.take([1, 1])
+    for positions in ([0.5], np.array([True, False, True, False])):
+        with pytest.raises(ConfigError, match="positions are whole numbers, not"):
+            pool.take(positions)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", ["", "0" * 16, "é", "x" * 40, "f" * 16 + "\0"])

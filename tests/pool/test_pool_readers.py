@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragalign.errors import DataError
-from ragalign.pool.readers import Problem, read_file
+from ragalign.pool.readers import read_file
+from ragalign.pool.rows import Problem
 
 ROW = {"instruction": "q", "output": "a"}
 

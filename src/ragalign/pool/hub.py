@@ -10,7 +10,7 @@ from typing import Any
 
 from ragalign._optional import require
 from ragalign.errors import DataError
-from ragalign.pool.readers import Rows
+from ragalign.pool.rows import Rows
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::(?P<first>[\w.-]+))?(?::(?P<second>[\w.-]+))?")
 _BATCH_ROWS = 1000

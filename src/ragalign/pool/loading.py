@@ -14,8 +14,9 @@ from ragalign._progress import progress
 from ragalign.errors import ConfigError, DataError
 from ragalign.pool import storage
 from ragalign.pool.hub import looks_like_dataset, read_dataset
-from ragalign.pool.readers import EXTENSIONS, Problem, Rows, read_file
+from ragalign.pool.readers import EXTENSIONS, exists, read_file
 from ragalign.pool.report import FileReport, LoadReport, SkippedRow, Unit, location
+from ragalign.pool.rows import Problem, Rows
 from ragalign.pool.shapes import FURTHER_TURNS, ParsedRow, RowParser
 from ragalign.pool.table import BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
 from ragalign.pool.wrappers import unwrap
@@ -48,7 +49,8 @@ def load(
         raise ConfigError("no source was given: name at least one file or dataset")
     parser = RowParser(shape, fields)
     if len(sources) == 1 and shape == "auto" and not fields and not unwrap:
-        saved = storage.read_saved_parquet(Path(sources[0]))
+        path = Path(sources[0])
+        saved = storage.read_saved_parquet(path) if exists(path) else None
         if saved is not None:
             n_rows = saved.num_rows
             report = FileReport(str(sources[0]), n_rows, n_loaded=n_rows, n_duplicates=0, shapes={"ragalign": n_rows})
@@ -140,9 +142,8 @@ class _Loader:
 def _open(source: str | Path) -> tuple[str, Unit, Rows]:
     """The name that demonstrations get as their source, what rows are counted in, and the rows."""
     path = Path(source)
-    text = str(source)
-    if not path.exists() and isinstance(source, str) and looks_like_dataset(text, EXTENSIONS):
-        return text, "row", read_dataset(text)
+    if isinstance(source, str) and not exists(path) and looks_like_dataset(source, EXTENSIONS):
+        return source, "row", read_dataset(source)
     unit, rows = read_file(path)
     return path.name, unit, rows
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ragalign.errors import DataError
+from ragalign.errors import ConfigError, DataError
 from ragalign.pool import duplicates, loading, storage
 from ragalign.pool.report import LoadReport
-from ragalign.pool.table import BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
+from ragalign.pool.table import ROWS_AT_ONCE, BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
 from ragalign.types import Demonstration
 
 
@@ -103,7 +103,7 @@ class Pool(Sequence[Demonstration]):
         return _demonstration({name: self._table[name][position].as_py() for name in _FIELDS})
 
     def __iter__(self) -> Iterator[Demonstration]:
-        for batch in self._table.select(_FIELDS).to_batches(max_chunksize=1024):
+        for batch in self._table.select(_FIELDS).to_batches(max_chunksize=ROWS_AT_ONCE):
             yield from map(_demonstration, batch.to_pylist())
 
     def __contains__(self, value: object) -> bool:
@@ -179,8 +179,12 @@ class Pool(Sequence[Demonstration]):
         Raises:
             IndexError: a position is outside the pool.
             DataError: a position comes twice.
+            ConfigError: positions are no whole numbers.
         """
-        chosen = np.asarray(positions, dtype=np.int64)
+        given = np.asarray(positions)
+        if given.size and given.dtype.kind not in "iu":
+            raise ConfigError(f"positions are whole numbers, not {given.dtype}; np.flatnonzero makes them from a mask")
+        chosen = given.astype(np.int64)
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
         if outside.size:
             raise IndexError(f"position {outside[0]} is outside a pool of {len(self)} demonstrations")

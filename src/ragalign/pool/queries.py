@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ragalign.errors import DataError
-from ragalign.pool.readers import Problem, read_file
+from ragalign.pool.readers import read_file
 from ragalign.pool.report import location
+from ragalign.pool.rows import Problem
 from ragalign.pool.table import BadRowError, check_surrogates, check_text
 from ragalign.types import Query, Role, Turn
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.pool.table import SCHEMA
+from ragalign.pool.table import ROWS_AT_ONCE, SCHEMA
 
 _FORMAT_KEY = b"ragalign_pool"
 _FORMAT_VERSION = b"1"
@@ -71,7 +71,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 def _write_jsonl(table: pa.Table, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for batch in table.to_batches(max_chunksize=1024):
+        for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 row["metadata"] = json.loads(row["metadata"])
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

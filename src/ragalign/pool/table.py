@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         pa.field("metadata", pa.large_string(), nullable=False),
     ]
 )
+ROWS_AT_ONCE = 64  # how many rows become Python objects together; a row may hold megabytes
 _CHUNK_ROWS = 16_384
 _CHUNK_CHARACTERS = 16_000_000
 

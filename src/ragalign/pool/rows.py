@@ -1,0 +1,28 @@
+"""What readers give: rows with their places, or the reason why a row cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row cannot be read."""
+
+    reason: str
+
+
+Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
+
+
+def escaped_byte(text: str) -> int | None:
+    """The first byte that surrogateescape kept in ``text``, if any."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ord(text[error.start]) & 0xFF
+    return None
