@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def token_starts(self, text: str) -> list[int] | None:
-        """For each id of `text` the character where it starts; None where this tokenizer cannot tell."""
+    def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of the joined `parts`, and how many of them belong to each part.
+
+        An id belongs to the part in which it starts. Where this tokenizer cannot tell, the sizes are those of the
+        parts on their own, corrected so that they add up.
+        """
 
     @abstractmethod
     def may_cross(self, left: str, right: str) -> bool:
@@ -117,13 +122,19 @@ class FastTokenizer(Tokenizer):
             before += end <= position
         return before
 
-    def token_starts(self, text: str) -> list[int] | None:
-        """For each id of `text` the character where it starts."""
-        return [start for start, _ in self._backend.encode(text, add_special_tokens=False).offsets]
+    def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of the joined `parts`, and how many of them start in each part."""
+        encoding = self._backend.encode("".join(parts), add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets]
+        borders = [bisect_left(starts, end) for end in accumulate(map(len, parts[:-1]))]
+        sizes = [after - before for before, after in pairwise([0, *borders, len(starts)])]
+        return encoding.ids, sizes
 
     def may_cross(self, left: str, right: str) -> bool:
         """Whether the vocabulary has a piece in which `left` is directly followed by `right`."""
-        pairs = {f"{left}{right}", _byte_level(left + right), f"{left}{right}".replace(" ", "\u2581")}
+        # In byte-level vocabularies a piece may hold parts of a character: the bytes next to the join count.
+        bytes_ = _byte_level(left)[-1] + _byte_level(right)[0]
+        pairs = {f"{left}{right}", bytes_, f"{left}{right}".replace(" ", "\u2581")}
         return any(pair in piece for piece in self._pieces for pair in pairs)
 
     @cached_property
@@ -142,20 +153,30 @@ class PythonTokenizer(Tokenizer):
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._options = {"add_special_tokens": False, "split_special_tokens": True}
+        try:
+            tokenizer.encode("a", **self._options)
+        except ValueError:
+            # Mistral's own tokenizer refuses the option: it never takes text for a special token.
+            del self._options["split_special_tokens"]
         self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
         self.special_tokens = frozenset(tokenizer.all_special_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without the special ids around it."""
-        return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [self._tokenizer.encode(text, **self._options) for text in texts]
 
     def split_at(self, text: str, position: int) -> int | None:
         """Not known."""
         return None
 
-    def token_starts(self, text: str) -> list[int] | None:
-        """Not known."""
-        return None
+    def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of the joined `parts`, and about how many of them belong to each part."""
+        ids, *own = self.encode_batch(["".join(parts), *parts])
+        # Spread what the whole has more or less than its parts over them all, in proportion.
+        share = len(ids) / max(1, sum(map(len, own)))
+        borders = [round(share * end) for end in accumulate(map(len, own))]
+        return ids, [after - before for before, after in pairwise([0, *borders])]
 
     def may_cross(self, left: str, right: str) -> bool:
         """Not known, so possible."""
@@ -199,7 +220,6 @@ class _quiet:  # noqa: N801 - reads as what it does
         from transformers.utils import logging
 
         self._verbosity = logging.get_verbosity()
-        self._bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
         logging.set_verbosity_error()
 
     def __exit__(self, *_: object) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -22,7 +21,7 @@ from ragalign.pool import Pool
 from ragalign.templates import Constant, Template
 from ragalign.templates.template import system_text
 from ragalign.tokenization import Tokenizer
-from ragalign.types import DroppedDemonstration, DropReason, Hit, Prompt, Turn, UsedDemonstration
+from ragalign.types import Demonstration, DroppedDemonstration, DropReason, Hit, Prompt, Turn, UsedDemonstration
 
 Order = Literal["most_similar_last", "most_similar_first", "random"]
 WhenFull = Literal["stop", "skip"]
@@ -106,7 +105,9 @@ class Packer:
         self._join_behind = lru_cache(maxsize=64)(lambda left: Join(tokenizer, left, template.opening))
         self._static = lru_cache(maxsize=64)(self._make_static)
         self._exact_parts = self._join.safe
+        self._constant_ids = frozenset(constant.demonstration.id for constant in self.constants)
         self._exact_parts = self._static("", len(self.constants)).exact
+        self._n_constants = self._within_budget()
         if not self._exact_parts:
             warnings.warn(
                 f"template {template.name!r}: its joins are not proven safe with this tokenizer, "
@@ -117,18 +118,24 @@ class Packer:
         if cache is not None and self._exact_parts:
             store = TokenStore(cache / f"{template.fingerprint}-{tokenizer.fingerprint}.sqlite")
         self._pieces = Pieces(template.render_demonstration, self._encode_demonstrations, store)
+        if self._n_constants < len(self.constants):
+            warnings.warn(
+                f"only the first {self._n_constants} of {len(self.constants)} constant demonstrations are used: "
+                f"max_demonstrations is {self.packing.max_demonstrations}, max_tokens {self.packing.max_tokens:,}",
+                stacklevel=2,
+            )
 
     def pack(self, turns: Sequence[Turn], hits: Sequence[Hit], *, max_new_tokens: int = 0) -> Prompt:
         """Pack one prompt.
 
         Args:
             turns: the conversation, ending with a user turn; system turns lead it, if any.
-            hits: candidates, best first.
+            hits: candidates, best first; those that are constant demonstrations too are not repeated.
             max_new_tokens: room to leave for the completion inside `context_length`.
 
         Raises:
             BudgetError: the conversation does not fit; it is never truncated.
-            DataError: the turns are in no order that a template can render.
+            DataError: the turns are in no order that a template can render, or are no valid Unicode.
         """
         [prompt] = self.pack_many([turns], [hits], max_new_tokens=max_new_tokens)
         if isinstance(prompt, BudgetError):
@@ -141,7 +148,7 @@ class Packer:
         """Pack a batch, in order: a prompt for each conversation, or the error of one that does not fit.
 
         Raises:
-            DataError: the turns of a conversation are in no order that a template can render.
+            DataError: as `pack`, for any of the conversations.
         """
         pieces = self._pieces.load({hit.id for found in hits for hit in found}, self.pool.get)
         texts = [self.template.render_turns(turns) for turns in conversations]
@@ -161,7 +168,7 @@ class Packer:
         query_ids: list[int],
         system: str,
         hits: Sequence[Hit],
-        pieces: dict[str, Piece],
+        pieces: Mapping[str, Piece],
         max_new_tokens: int,
     ) -> Prompt:
         static, room = self._fit_static(system, len(query_ids), max_new_tokens)
@@ -169,38 +176,44 @@ class Packer:
         if not len(static.ids) and not chosen and self._exact_parts:
             # The conversation stands at the start of the prompt, where its ids can differ.
             query_ids = self.tokenizer.encode(query_text)
-            self._fit_static(system, len(query_ids), max_new_tokens)
         while True:
             prompt = self._assemble(static, chosen, dropped, pieces, query_text, query_ids)
-            # Parts that are tokenised on their own may be shorter than in the whole: where parts are not exact,
-            # the least similar demonstrations give way until the whole fits.
-            if static.exact or not chosen or self._fits(prompt, max_new_tokens):
+            reason = self._excess(prompt, max_new_tokens)
+            if reason is None:
                 return prompt
-            hit = chosen.pop()
-            over = prompt.n_demonstration_tokens > self.packing.max_tokens
-            dropped.insert(0, _dropped(hit, pieces[hit.id], "budget" if over else "context"))
+            # Parts on their own may have fewer ids than in the whole: the least similar demonstrations give way,
+            # and then the last constant ones, until the whole fits.
+            if chosen:
+                hit = chosen.pop()
+                dropped.insert(0, _dropped(hit, pieces[hit.id], reason))
+            elif static.used:
+                static = self._static(system, len(static.used) - 1)
+            else:
+                raise self._too_long(static, prompt, max_new_tokens)
 
     def _fit_static(self, system: str, n_query_tokens: int, max_new_tokens: int) -> tuple[_Static, int]:
         """The static part with as many constants as the context has room for, and the room that is left."""
-        n_constants = min(len(self.constants), self.packing.max_demonstrations)
+        n_constants = self._n_constants
         while True:
             static = self._static(system, n_constants)
             if self.context_length is None:
                 return static, self.packing.max_tokens
             n_fixed = self.tokenizer.n_special_tokens + len(static.ids) + n_query_tokens
             room = self.context_length - max_new_tokens - n_fixed
-            if room >= 0:
+            if room >= 0 or n_constants == 0:
                 return static, room
-            if n_constants == 0:
-                raise BudgetError(
-                    f"the query takes {n_query_tokens:,} tokens; with the preamble ({len(static.ids):,}), special "
-                    f"tokens ({self.tokenizer.n_special_tokens}) and {max_new_tokens:,} tokens kept for the "
-                    f"completion it exceeds the model's context of {self.context_length:,} by {-room:,}"
-                )
             n_constants -= 1
 
+    def _too_long(self, static: _Static, prompt: Prompt, max_new_tokens: int) -> BudgetError:
+        over = len(prompt.ids) + max_new_tokens - (self.context_length or 0)
+        return BudgetError(
+            f"the query takes {prompt.n_query_tokens:,} tokens; with the preamble ({prompt.n_preamble_tokens:,}), "
+            f"special tokens ({prompt.n_special_tokens}) and {max_new_tokens:,} tokens kept for the completion it "
+            f"exceeds the model's context of {self.context_length:,} by {over:,}"
+        )
+
     def _choose(
-        self, hits: Sequence[Hit], pieces: dict[str, Piece], static: _Static, room: int
+        self, hits: Sequence[Hit], pieces: Mapping[str, Piece], static: _Static, room: int
     ) -> tuple[list[Hit], list[DroppedDemonstration]]:
         """Which candidates go in, best first, and why the others do not."""
         packing = self.packing
@@ -208,12 +221,16 @@ class Packer:
         places = packing.max_demonstrations - len(static.used)
         at_start = not len(static.ids)
         chosen: list[Hit] = []
-        dropped = self._dropped_constants(len(static.used))
+        dropped: list[DroppedDemonstration] = []
         stopped = False
+        seen = set(self._constant_ids)
         for hit in hits:
+            if hit.id in seen:
+                continue
+            seen.add(hit.id)
             piece = pieces[hit.id]
             # Any demonstration may end up first in the prompt, where its ids can differ.
-            cost = max(len(piece.ids), len(piece.start_ids)) if at_start else len(piece.ids)
+            cost = piece.most_tokens if at_start else piece.n_tokens
             reason: DropReason
             if stopped or len(chosen) >= places:
                 reason = "stopped"
@@ -235,7 +252,7 @@ class Packer:
         static: _Static,
         chosen: list[Hit],
         dropped: list[DroppedDemonstration],
-        pieces: dict[str, Piece],
+        pieces: Mapping[str, Piece],
         query_text: str,
         query_ids: list[int],
     ) -> Prompt:
@@ -246,11 +263,11 @@ class Packer:
         at_start = not len(static.ids)
         for hit in ordered:
             piece = pieces[hit.id]
-            ids = piece.start_ids if at_start else piece.ids
+            ids, n_tokens = (piece.start_ids, len(piece.start_ids)) if at_start else (piece.ids, piece.n_tokens)
             at_start = False
             parts.append(ids)
             texts.append(piece.text)
-            used.append(UsedDemonstration(hit.id, piece.source_id, hit.score, len(ids)))
+            used.append(UsedDemonstration(hit.id, piece.source_id, hit.score, n_tokens))
         parts += [_array(query_ids), self._suffix]
         texts.append(query_text)
         counts = (static.n_preamble_tokens, len(query_ids))
@@ -260,7 +277,7 @@ class Packer:
             pieces=tuple(texts),
             ids=np.concatenate(parts),
             demonstrations=tuple(used),
-            dropped=tuple(dropped),
+            dropped=(*self._dropped_constants(len(static.used)), *dropped),
             stop=self.template.stop,
             n_special_tokens=self.tokenizer.n_special_tokens,
             n_preamble_tokens=counts[0],
@@ -280,16 +297,17 @@ class Packer:
         self, texts: list[str], used: list[UsedDemonstration]
     ) -> tuple[list[Ids], list[UsedDemonstration], tuple[int, int]]:
         """Ids of the whole text, its tokens counted to the parts in which they start."""
-        ids = self.tokenizer.encode("".join(texts))
-        sizes = self._sizes(texts, ids)
+        ids, sizes = self.tokenizer.encode_parts(texts)
         first = len(sizes) - 1 - len(used)
         counted = [replace(one, n_tokens=size) for one, size in zip(used, sizes[first:-1], strict=True)]
         parts = [self._prefix, _array(ids), self._suffix]
         return parts, counted, (sum(sizes[:first]), sizes[-1])
 
-    def _fits(self, prompt: Prompt, max_new_tokens: int) -> bool:
-        within = self.context_length is None or len(prompt.token_ids) + max_new_tokens <= self.context_length
-        return within and prompt.n_demonstration_tokens <= self.packing.max_tokens
+    def _excess(self, prompt: Prompt, max_new_tokens: int) -> DropReason | None:
+        """Which limit the prompt exceeds, if any."""
+        if self.context_length is not None and len(prompt.ids) + max_new_tokens > self.context_length:
+            return "context"
+        return "budget" if prompt.n_demonstration_tokens > self.packing.max_tokens else None
 
     def _encode_demonstrations(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
         """Ids behind another part and at the start of the prompt, for each text."""
@@ -298,46 +316,51 @@ class Packer:
         behind, first = self._join.encode_between(texts), self._join.encode_before(texts)
         return [(_array(ids), _array(start_ids)) for ids, start_ids in zip(behind, first, strict=True)]
 
-    def _dropped_constants(self, n_used: int) -> list[DroppedDemonstration]:
-        """The constants that are not in the prompt: beyond `max_demonstrations`, or without room in the context."""
-        dropped = []
-        for number, constant in enumerate(self.constants[n_used:], start=n_used):
-            reason: DropReason = "context" if number < self.packing.max_demonstrations else "stopped"
-            one = constant.demonstration
-            n_tokens = len(self.tokenizer.encode(constant.text))
-            dropped.append(DroppedDemonstration(one.id, one.source_id, None, n_tokens, reason))
-        return dropped
+    def _within_budget(self) -> int:
+        """How many of the constants, from the first, are within `max_demonstrations` and `max_tokens`."""
+        n_constants = min(len(self.constants), self.packing.max_demonstrations)
+        while self._static("", n_constants).n_constant_tokens > self.packing.max_tokens:
+            n_constants -= 1
+        return n_constants
+
+    def _dropped_constants(self, n_used: int) -> tuple[DroppedDemonstration, ...]:
+        return tuple(
+            DroppedDemonstration(one.id, one.source_id, None, n_tokens, reason)
+            for one, n_tokens, reason in self._spare_constants[n_used:]
+        )
+
+    @cached_property
+    def _spare_constants(self) -> list[tuple[Demonstration, int, DropReason]]:
+        """For each constant, its tokens and the reason should it not be in a prompt."""
+        texts = [constant.text for constant in self.constants]
+        spare: list[tuple[Demonstration, int, DropReason]] = []
+        for number, (constant, ids) in enumerate(zip(self.constants, self.tokenizer.encode_batch(texts), strict=True)):
+            reason: DropReason = "stopped" if number >= self.packing.max_demonstrations else "budget"
+            spare.append((constant.demonstration, len(ids), "context" if number < self._n_constants else reason))
+        return spare
 
     def _make_static(self, system: str, n_constants: int) -> _Static:
         preamble = self.template.render_preamble(system)
         used = self.constants[:n_constants]
-        texts = (preamble, *(constant.text for constant in used))
+        texts = (*filter(None, [preamble]), *(constant.text for constant in used))
         whole = "".join(texts)
         if not whole:
             return _Static((), _array([]), 0, (), self._exact_parts)
         join = self._join_behind(whole[len(whole.rstrip()) :] or whole[-1])
         exact = self._exact_parts and join.safe
-        ids = join.encode_before([whole])[0] if exact else self.tokenizer.encode(whole)
-        sizes = self._sizes(texts, ids)
+        # Where the join is safe, the ids are those that stand before the next part.
+        ids, sizes = self.tokenizer.encode_parts((*texts, self.template.opening if exact else ""))
+        sizes.pop()
+        ids = ids[: sum(sizes)]
         counted = tuple(
             UsedDemonstration(constant.demonstration.id, constant.demonstration.source_id, None, size)
-            for constant, size in zip(used, sizes[1:], strict=True)
+            for constant, size in zip(used, sizes[len(texts) - len(used) :], strict=True)
         )
-        return _Static(texts, _array(ids), sizes[0], counted, exact)
-
-    def _sizes(self, texts: Sequence[str], ids: list[int]) -> list[int]:
-        """How many of the `ids` of the joined `texts` start in each of them."""
-        starts = self.tokenizer.token_starts("".join(texts))
-        if starts is None:
-            sizes = [len(self.tokenizer.encode(text)) for text in texts[:-1]]
-            return [*sizes, len(ids) - sum(sizes)]
-        ends = np.cumsum([len(text) for text in texts[:-1]])
-        marks = [0, *np.searchsorted(starts, ends).tolist(), len(ids)]
-        return [after - before for before, after in pairwise(marks)]
+        return _Static(texts, _array(ids), sizes[0] if preamble else 0, counted, exact)
 
 
 def _dropped(hit: Hit, piece: Piece, reason: DropReason) -> DroppedDemonstration:
-    return DroppedDemonstration(hit.id, piece.source_id, hit.score, len(piece.ids), reason)
+    return DroppedDemonstration(hit.id, piece.source_id, hit.score, piece.n_tokens, reason)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 r"""Neutralising a template's delimiters inside text that comes from outside, reversibly.
 
-The *skeleton* of a text is what a reader makes of it: compatibility forms folded (NFKD), case folded,
-combining marks, zero-width and control characters dropped, look-alike quotes and hash signs unified, and the
-mark itself (a backslash) dropped too. Delimiters are searched in the skeleton. At each one found there is one
-*cut*: a place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes
-``#\ Query:``, ``Question:`` at the start of a line becomes ``Question\:``, a fence becomes ```\``.
+The *skeleton* of a text is what a reader makes of it: compatibility forms folded (NFKD), case folded, combining
+marks, zero-width and control characters dropped, look-alike quotes, colons and hash signs unified, and the mark
+itself (a backslash) dropped too. Delimiters are searched in the skeleton. At each one found there is one *cut*: a
+place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes ``#\ Query:``,
+``Question:`` at the start of a line becomes ``Question\:``, a fence becomes ```\``.
 
-Since the skeleton ignores marks, a text and its escaped form have the same cuts. That makes the mapping a
-bijection: `Escaper.unescape` removes one mark at each cut that has one. A text without a delimiter in its
+Since the skeleton ignores marks, a text and its escaped form have the same cuts. That makes the mapping
+reversible: `Escaper.unescape` removes one mark at each cut that has one. A text without a delimiter in its
 skeleton has no cuts and stays as it is.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 MARK = "\\"
 
@@ -27,77 +26,91 @@ SPECIAL_TOKENS = (
     "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[IMG]", "[PREFIX]", "[MIDDLE]",
     "[SUFFIX]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]",
 )  # fmt: skip
-# <|endoftext|>, <|im_start|>, <|eot_id|> and their like, with either kind of bar.
-_PIPED_TOKEN = r"<(?=[|\uff5c][^|\uff5c<>\s]{1,64}[|\uff5c]>)"
+# <|endoftext|>, <|im_start|>, <|eot_id|> and their like. The skeleton has one kind of bar only.
+_PIPED_TOKEN = r"<(?=\|[^|<>\s]{1,64}\|>)"
 
-_LINE_BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
-_LINE_START = rf"(?:\A|(?<=[{_LINE_BREAKS}]))[^\S{_LINE_BREAKS}]*"
-_NOT_PLAIN_ASCII = re.compile(r"[^\t-\r\x1c- !-\[\]-~]")  # control characters, the mark, everything beyond ASCII
+_BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_INDENT = rf"[^\S{_BREAKS}]*"
+_LINE_START = rf"(?:\A|(?<=[{_BREAKS}])){_INDENT}"
+_LINE_END = rf"{_INDENT}(?:[{_BREAKS}]|\Z)"
 _LOOK_ALIKES = str.maketrans({
-    "\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u2032": "'", "\u00b4": "'", "\u02cb": "`", "\u266f": "#",
-    "\u2236": ":", "\ua789": ":", "\u0430": "a", "\u0435": "e", "\u043e": "o", "\u0440": "p", "\u0441": "c",
-    "\u0443": "y", "\u0445": "x", "\u0456": "i", "\u0455": "s", "\u03bf": "o", "\u0131": "i",
+    "\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u2032": "'", "\u00b4": "'", "\u02cb": "`", "\u2035": "`",
+    "\u266f": "#", "\u2236": ":", "\ua789": ":", "\u02d0": ":", "\u0589": ":", "\u05c3": ":",
+    "\u0430": "a", "\u0435": "e", "\u043e": "o", "\u0440": "p", "\u0441": "c", "\u0443": "y", "\u0445": "x",
+    "\u0456": "i", "\u0455": "s", "\u0501": "d", "\u051b": "q", "\u051d": "w", "\u03bf": "o", "\u03b1": "a",
+    "\u03c5": "u", "\u0131": "i",
     **dict.fromkeys("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),  # fillers that show nothing
 })  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
+class _Folds(dict[int, str]):
+    """What each character contributes to the skeleton; empty for characters that no reader sees."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = folded = _fold(chr(code))
+        return folded
+
+
 def _fold(char: str) -> str:
-    """What one character contributes to the skeleton; empty for characters that no reader sees."""
     if char == MARK:
         return ""
     if char.isspace():
         return char
     folded = unicodedata.normalize("NFKD", char.translate(_LOOK_ALIKES)).casefold().translate(_LOOK_ALIKES)
-    return "".join(c for c in folded if c != MARK and unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
+    # Marks of all kinds, and all that is control, format, surrogate, private or unassigned.
+    return "".join(c for c in folded if c != MARK and unicodedata.category(c)[0] not in "MC")
 
 
-def _skeleton(text: str) -> tuple[str, Sequence[int]]:
-    """The skeleton, and for each of its characters the position in `text` that it came from."""
-    if not _NOT_PLAIN_ASCII.search(text):
-        return text.lower(), range(len(text))
-    characters: list[str] = []
+_FOLDS = _Folds()
+
+
+def _skeleton(text: str) -> str:
+    return text.translate(_FOLDS)
+
+
+def _positions(text: str) -> Sequence[int]:
+    """For each character of the skeleton the position in `text` that it came from, and the length behind the last."""
     positions: list[int] = []
     for position, char in enumerate(text):
-        folded = _fold(char)
-        characters.append(folded)
-        positions.extend([position] * len(folded))
-    return "".join(characters), positions
-
-
-def _pattern(delimiter: str) -> str:
-    """A regular expression over skeletons whose match ends at the delimiter's cut."""
-    folded = _skeleton(delimiter)[0]
-    if set(folded) == {"`"}:
-        return "`(?=``)"  # every place with two more backticks behind it: no run of three is left
-    if folded.startswith("#"):
-        word = re.escape(folded.lstrip("#").strip().removesuffix(":"))
-        return rf"#(?=\s+{word}|\s*{word}\s*:)"
-    if folded.endswith(":"):
-        return _LINE_START + r"\s+".join(re.escape(word) for word in folded[:-1].split()) + r"\s*(?=:)"
-    return re.escape(folded[0]) + f"(?={re.escape(folded[1:])})"
+        positions.extend([position] * len(_FOLDS[ord(char)]))
+    return [*positions, len(text)]
 
 
 class Escaper:
     """Neutralises a set of delimiters.
 
     Args:
-        delimiters: strings to protect against. The kind shows in the form: backticks are a fence (found
-            anywhere), a leading ``#`` makes a heading (anywhere), a trailing colon a label (at the start of a
-            line), anything else is taken literally (anywhere). At least two characters each.
+        lines: delimiters that stand at the start of a line in the template. A leading ``#`` makes a heading
+            (found anywhere), a letter or a digit a label (found at the start of a line); other strings are
+            found anywhere, and single characters at the start of a line.
+        strings: delimiters found anywhere; at least two characters each.
     """
 
-    def __init__(self, delimiters: Iterable[str]) -> None:
-        patterns = {_pattern(delimiter) for delimiter in delimiters if len(delimiter) > 1}
-        # One look-ahead group per pattern would be slow; the alternatives exclude one another at a position,
-        # but for labels, whose matches may span other cuts: those are searched on their own.
-        labels = sorted(pattern for pattern in patterns if pattern.startswith(_LINE_START))
-        others = sorted(patterns.difference(labels) | {_PIPED_TOKEN})
-        self._searches = [re.compile(f"(?:{'|'.join(group)})") for group in (others, labels) if group]
+    def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
+        headings: set[str] = set()
+        at_line_start: set[str] = set()
+        literal: set[str] = set()
+        for line in filter(_skeleton, lines):
+            if re.match(r"#+\s*\w", line):
+                words = _flexible(line.lstrip("#").strip().removesuffix(":").rstrip())
+                headings.add(rf"#(?=\s+{words}|{words}\s*:)")
+                at_line_start.add(rf"#(?=\s*{words}{_LINE_END})")
+            elif len(line) == 1:
+                # The mark goes before the character, which is then not the first of its line.
+                at_line_start.add(f"(?={_flexible(line)})")
+            elif line[0].isalnum():
+                at_line_start.add(_label(line))
+            else:
+                literal.add(line)
+        literal.update(string for string in strings if len(_skeleton(string)) > 1)
+        # Each label is searched on its own, since a match may span the beginning of another. All others consume
+        # one character, so that a single search finds them all.
+        anywhere = "|".join((*sorted(headings), _PIPED_TOKEN, *_literals(literal)))
+        self._searches = [re.compile(anywhere), *(re.compile(_LINE_START + one) for one in sorted(at_line_start))]
 
     def escape(self, text: str) -> str:
         """`text` with one mark inserted at every cut; the same object when there is none."""
-        cuts = self._cuts(text)
+        cuts = self.cuts(text)
         if not cuts:
             return text
         parts, start = [], 0
@@ -111,14 +124,62 @@ class Escaper:
         if MARK not in text:
             return text
         parts, start = [], 0
-        for cut in self._cuts(text):
-            if text[cut - 1] == MARK:
+        for cut in self.cuts(text):
+            if cut and text[cut - 1] == MARK:
                 parts.append(text[start : cut - 1])
                 start = cut
         return "".join(parts) + text[start:]
 
-    def _cuts(self, text: str) -> list[int]:
+    def cuts(self, text: str) -> list[int]:
         """Positions in `text` before which a mark goes, ascending."""
-        skeleton, positions = _skeleton(text)
-        ends = {match.end() for search in self._searches for match in search.finditer(skeleton)}
-        return sorted({positions[end] for end in ends})
+        skeleton = _skeleton(text)
+        found = [[match.end() for match in search.finditer(skeleton)] for search in self._searches]
+        ends = found[0]
+        if any(found[1:]):
+            ends = sorted({end for some in found for end in some})
+        if not ends:
+            return []
+        positions = _positions(text) if len(text) != len(skeleton) or not text.isascii() else range(len(text) + 1)
+        # Several characters of the skeleton may come from one of the text.
+        return list(dict.fromkeys(positions[end] for end in ends))
+
+
+def _flexible(text: str) -> str:
+    """A pattern for the skeleton of `text`, with any white space where it has some."""
+    return "".join(_tokens(_skeleton(text)))
+
+
+def _tokens(skeleton: str) -> tuple[str, ...]:
+    return tuple(r"\s+" if part.isspace() else re.escape(part) for part in re.findall(r"\s+|\S", skeleton))
+
+
+def _label(line: str) -> str:
+    """A pattern that ends before the label's last character."""
+    body, last = line[:-1], line[-1]
+    if last.isalnum():
+        return rf"{_flexible(body)}(?={_flexible(last)}(?!\w))"
+    return rf"{_flexible(body.rstrip())}\s*(?={_flexible(last)})"
+
+
+def _literals(strings: Iterable[str]) -> list[str]:
+    """Patterns that end behind the first character of each string, one pattern per first character.
+
+    A tokenizer may have a thousand special tokens, and a text a million first characters of them, so the rests
+    form a tree.
+    """
+    rests: dict[str, set[tuple[str, ...]]] = {}
+    for string in strings:
+        # The first character that shows; it may be several in the skeleton.
+        first = next(filter(None, map(_skeleton, string)))
+        rests.setdefault(first, set()).add(_tokens(_skeleton(string)[len(first) :]))
+    return [f"{re.escape(first)}(?={_tree(rest)})" for first, rest in sorted(rests.items())]
+
+
+def _tree(words: set[tuple[str, ...]]) -> str:
+    if () in words:
+        return ""
+    rests: dict[str, set[tuple[str, ...]]] = {}
+    for first, *rest in words:
+        rests.setdefault(first, set()).add(tuple(rest))
+    branches = [first + _tree(rest) for first, rest in sorted(rests.items())]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

@@ -7,26 +7,38 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.templates.escaping import SPECIAL_TOKENS, Escaper
+from ragalign.templates.escaping import MARK, SPECIAL_TOKENS, Escaper
 from ragalign.types import Demonstration, Turn
 
 Escape = Literal["neutralise", "none"]
 
 # What models write at the end of a text when their tokenizer lets special tokens through.
 _END_OF_TEXT = re.compile(r"<\|(?:endoftext|end_of_text|im_end|eot_id)\|>|</s>")
+# The closing fence of an answer that was cut off inside the fence.
+_PARTIAL_FENCE = re.compile(r"(?:\A|\n)`{1,2}\Z")
 
 
 @dataclass(frozen=True)
 class Template:
-    """Four strings around the texts of a turn pair, and what follows from them.
+    r"""Four strings around the texts of a turn pair, and what follows from them.
 
     A prompt is ``preamble``, then per demonstration ``opening instruction middle response closing``, then the
-    conversation in the same form, whose last user turn is followed by ``cue`` instead of ``middle``.
+    conversation in the same form, whose last user turn is followed by ``cue`` instead of ``middle``. A TOML file
+    with these attributes is a template (see `load`):
+
+        preamble = "Below, a careful assistant answers questions.\n\n"
+        opening = "### Question:\n"
+        middle = "\n\n### Answer:\n"
+        closing = "\n\n"
+
+    With ``escape = "neutralise"`` every template is checked when it is made: its strings must be such that no text
+    can imitate them once it is neutralised (see `_imitable`).
 
     Attributes:
         name: shown to people.
@@ -36,11 +48,14 @@ class Template:
         cue: what the prompt ends in; `middle` where it is not given.
         heading: what stands above a system text where there is no preamble yet.
         preamble: what the prompt begins with, up to the first turn.
-        stop: strings that end a completion.
-        protect: delimiters beside those that the four strings show.
-        fenced: whether answers stand in a code fence, to be removed from completions.
+        stop: strings that end a completion; where none are given, what the next turn begins with, and what
+            closes an answer.
+        protect: delimiters beside those that the strings above show. A leading ``#`` makes a heading, a trailing
+            colon a label at the start of a line.
+        fenced: whether answers stand in a code fence, whose end is removed from completions.
+        erase: strings that the published clean-up deletes from answers, wherever they are; with escape "none" only.
         escape: what happens to delimiters in texts: "neutralise" (see `escaping`), or "none", which reproduces
-            published prompts to the byte.
+            published prompts, and the published clean-up of answers, to the byte.
     """
 
     name: str
@@ -53,6 +68,7 @@ class Template:
     stop: tuple[str, ...] = ()
     protect: tuple[str, ...] = ()
     fenced: bool = False
+    erase: tuple[str, ...] = ()
     escape: Escape = "neutralise"
 
     def __post_init__(self) -> None:
@@ -65,6 +81,10 @@ class Template:
             raise ConfigError(f"template {self.name!r}: escape is {self.escape!r}; use 'neutralise' or 'none'")
         if not self.cue:
             object.__setattr__(self, "cue", self.middle)
+        if not self.stop:
+            object.__setattr__(self, "stop", _default_stop(self.opening, self.closing))
+        if self.escape == "neutralise":
+            self._check_imitable()
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> Template:
@@ -115,13 +135,13 @@ class Template:
     @cached_property
     def delimiters(self) -> tuple[str, ...]:
         """What the template's own strings consist of, line by line, and `protect`."""
-        lines = "\n".join((self.opening, self.middle, self.closing, self.cue)).splitlines()
-        return tuple(dict.fromkeys([*(line.strip() for line in lines if line.strip()), *self.protect]))
+        lines, strings = self._delimiters
+        return (*lines, *strings)
 
     @cached_property
     def escaper(self) -> Escaper:
         """Neutralises this template's delimiters and common special-token strings."""
-        return Escaper((*self.delimiters, *SPECIAL_TOKENS))
+        return _escaper(*self._delimiters)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,25 +162,27 @@ class Template:
         return replace(self, protect=tuple(dict.fromkeys([*self.protect, *sorted(tokens)])))
 
     def render_demonstration(self, demonstration: Demonstration) -> str:
-        """One demonstration as text."""
+        """One demonstration as text; one with an empty response is shown without an answer at all.
+
+        Raises:
+            DataError: a text is no valid Unicode.
+        """
+        instruction, response = demonstration.instruction, demonstration.response
+        check_text(instruction, f"the instruction of demonstration {demonstration.id}")
+        check_text(response, f"the response of demonstration {demonstration.id}")
         protect = self._protect()
-        return (
-            self.opening
-            + protect(demonstration.instruction)
-            + self.middle
-            + protect(demonstration.response)
-            + self.closing
-        )
+        answer = self.middle + protect(response) if response else ""
+        return self.opening + protect(instruction) + answer + self.closing
 
     def render_turns(self, turns: Sequence[Turn]) -> str:
         """A conversation as text, up to and including the cue. System turns are not rendered here.
 
         Raises:
-            DataError: the turns do not alternate, beginning and ending with the user.
+            DataError: the turns do not alternate, beginning and ending with the user, or hold no valid Unicode.
         """
+        check_turns(turns)
         protect = self._protect()
         spoken = [turn for turn in turns if turn.role != "system"]
-        check_turns(turns)
         parts = []
         for position, turn in enumerate(spoken):
             if turn.role == "user":
@@ -172,11 +194,12 @@ class Template:
 
     def render_preamble(self, system: str = "") -> str:
         """The preamble, with a conversation's system text as its last paragraph."""
+        system = system.strip()
         if not system:
             return self.preamble
         body = self.preamble.rstrip()
         gap = self.preamble[len(body) :] or self.closing[len(self.closing.rstrip()) :] or "\n\n"
-        return (f"{body}\n\n" if body else self.heading) + self._protect()(system.strip()) + gap
+        return (f"{body}\n\n" if body else self.heading) + self._protect()(system) + gap
 
     def render(self, turns: Sequence[Turn], demonstrations: Sequence[Demonstration] = ()) -> str:
         """The whole prompt as text: preamble, demonstrations, conversation."""
@@ -190,44 +213,92 @@ class Template:
             DataError: the text is not of this template's form.
         """
         undo = self.escaper.unescape if self.escape == "neutralise" else str
+        between = self.closing + self.opening
         turns: list[Turn] = []
-        rest = text
-        while rest:
-            if not rest.startswith(self.opening):
-                raise DataError(f"not of template {self.name!r}: expected {self.opening!r}, found {rest[:40]!r}")
-            rest = rest[len(self.opening) :]
-            user, found, after = rest.partition(self.middle)
-            if not found:
-                if not rest.endswith(self.cue):
-                    raise DataError(f"not of template {self.name!r}: the text does not end in {self.cue!r}")
-                return [*turns, Turn("user", undo(rest.removesuffix(self.cue)))]
-            if not after and self.cue == self.middle:
-                return [*turns, Turn("user", undo(user))]
-            answer, following, rest = after.partition(self.closing + self.opening)
-            if following:
-                rest = self.opening + rest
+        if not text:
+            return turns
+        if not text.startswith(self.opening):
+            raise DataError(f"not of template {self.name!r}: expected {self.opening!r}, found {text[:40]!r}")
+        start = len(self.opening)
+        # The cue may hold or resemble the middle; what ends the text is not looked at as one.
+        waits = text.endswith(self.cue) and len(text) >= start + len(self.cue)
+        end = len(text) - len(self.cue) if waits else len(text)
+        middle = 0
+        while True:
+            if 0 <= middle < start:
+                middle = text.find(self.middle, start, end)
+            after = text.find(between, start, end)
+            if middle >= 0 and (after < 0 or middle < after):
+                turns.append(Turn("user", undo(text[start:middle])))
+                start = middle + len(self.middle)
+                after = text.find(between, start, end)
+                if after < 0:
+                    return [*turns, Turn("assistant", undo(text[start:].removesuffix(self.closing)))]
+                turns.append(Turn("assistant", undo(text[start:after])))
+            elif after >= 0:
+                # A demonstration without an answer.
+                turns.append(Turn("user", undo(text[start:after])))
+            elif waits:
+                return [*turns, Turn("user", undo(text[start:end]))]
+            elif text.endswith(self.closing):
+                return [*turns, Turn("user", undo(text[start:].removesuffix(self.closing)))]
             else:
-                answer = answer.removesuffix(self.closing)
-            turns += [Turn("user", undo(user)), Turn("assistant", undo(answer))]
-        return turns
+                raise DataError(f"not of template {self.name!r}: the text does not end in {self.cue!r}")
+            start = after + len(between)
 
     def clean(self, output: str, *, finished: bool = True) -> str:
         """A model's raw output as the answer that it is.
 
-        Removes end-of-text marks, the closing fence of fenced templates and white space around, and undoes
-        neutralising. Where the model was cut off (not `finished`), the beginning of a stop string at the
-        end goes too.
+        The answer ends before the first stop string and the first end-of-text mark; white space around it and the
+        closing fence of fenced templates go, and neutralising is undone. Where the model was cut off (not
+        `finished`), the beginning of a stop string or of a closing fence on the last line goes too. With escape
+        "none", `erase` and end-of-text marks are deleted as upstream's evaluation code does it.
         """
-        text = _END_OF_TEXT.split(output, maxsplit=1)[0]
+        text = output
         for stop in self.stop:
             text = text.partition(stop)[0]
         if not finished:
             text = _without_partial_stop(text, self.stop)
-        text = text.strip()
+        if self.escape == "none" and self.erase:
+            for string in self.erase:
+                text = text.replace(string, "")
+            return _END_OF_TEXT.sub(" ", text).strip()
+        text = _END_OF_TEXT.split(text, maxsplit=1)[0].strip()
         if self.fenced:
-            while text.endswith("```") and text.count("```") % 2:
+            if not finished:
+                text = _PARTIAL_FENCE.sub("", text)
+            # An even number of fences belongs to the answer's own code blocks.
+            if text.endswith("```") and text.count("```") % 2:
                 text = text.removesuffix("```").rstrip()
         return self.escaper.unescape(text) if self.escape == "neutralise" else text
+
+    @cached_property
+    def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Delimiters that stand at the start of a line, and those that may stand anywhere."""
+        lines: list[str] = []
+        strings: list[str] = []
+        for constant in (self.opening, self.middle, self.closing, self.cue):
+            first, *others = (part.strip() for part in re.split(r"\r\n|[\r\n]", constant))
+            alone = constant is self.opening and self.closing.endswith(("\n", "\r"))
+            (lines if alone else strings).append(first)
+            lines += others
+        for string in self.protect:
+            (lines if string.startswith("#") or string.endswith(":") else strings).append(string)
+        return tuple(dict.fromkeys(filter(None, lines))), tuple(dict.fromkeys(filter(None, strings)))
+
+    def _check_imitable(self) -> None:
+        constants = (self.opening, self.middle, self.closing, self.cue)
+        if any(MARK in string for string in (*constants, *self.protect)):
+            raise ConfigError(
+                f"template {self.name!r}: a backslash cannot be part of a delimiter, since neutralising inserts "
+                "backslashes; use other characters"
+            )
+        found = _imitable(self._delimiters, self.opening, self.middle, self.closing)
+        if found is not None:
+            raise ConfigError(
+                f"template {self.name!r}: a text could imitate {found!r}; give it a line of its own that holds more "
+                "than one character and does not repeat, such as '### Answer:'"
+            )
 
     def _protect(self) -> Callable[[str], str]:
         return self.escaper.escape if self.escape == "neutralise" else str
@@ -246,14 +317,30 @@ def system_text(turns: Sequence[Turn]) -> str:
     return "\n\n".join(turn.content for turn in turns if turn.role == "system")
 
 
+def check_text(text: str, what: str) -> None:
+    """Refuse a text with lone surrogates, which no tokenizer takes; `what` names it in the message.
+
+    Raises:
+        DataError: naming the character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise DataError(
+            f"{what} is no valid Unicode: character {error.start + 1} is a lone surrogate (U+{code:04X}); remove it"
+        ) from None
+
+
 def check_turns(turns: Sequence[Turn]) -> None:
     """Refuse conversations that a template cannot render.
 
     Raises:
-        DataError: naming the first turn that is out of place.
+        DataError: naming the first turn that is out of place, or that is no valid Unicode.
     """
     spoken = 0
     for number, turn in enumerate(turns, start=1):
+        check_text(turn.content, f"turn {number}")
         if turn.role == "system":
             if spoken:
                 raise DataError(f"turn {number}: a system turn must come before all others")
@@ -266,9 +353,51 @@ def check_turns(turns: Sequence[Turn]) -> None:
         raise DataError("the conversation must end with a turn of the user" if spoken else "the conversation is empty")
 
 
+@lru_cache(maxsize=256)
+def _escaper(lines: tuple[str, ...], strings: tuple[str, ...]) -> Escaper:
+    return Escaper(lines, (*strings, *SPECIAL_TOKENS))
+
+
+@lru_cache(maxsize=256)
+def _imitable(
+    delimiters: tuple[tuple[str, ...], tuple[str, ...]], opening: str, middle: str, closing: str
+) -> str | None:
+    """Which string of a template a neutralised text could imitate; None where that is proven impossible.
+
+    What ends a user's text is `middle`, what ends an answer `closing + opening`. A text holds a copy of such a
+    string only if no cut lies inside the copy, since the strings have no mark in them. So every copy must have a
+    cut, and so must the part of it that a text can hold when the rest is what the template puts behind the text.
+    """
+    escaper = _escaper(*delimiters)
+    ends = (middle, closing + opening)
+    neighbours = ("", "a", "\n", " ", "#", "`", "\n\n")
+    for string in ends:
+        parts = [string]
+        for behind in (*ends, closing):
+            parts += [string[:-n] for n in range(1, len(string)) if string.endswith(behind[:n]) and n <= len(behind)]
+        for part in parts:
+            followed = neighbours if part == string else ("",)
+            for before, after in product(neighbours, followed):
+                cuts = escaper.cuts(before + part + after)
+                if not any(len(before) < cut < len(before + part) for cut in cuts):
+                    return string
+    return None
+
+
+def _default_stop(opening: str, closing: str) -> tuple[str, ...]:
+    """What shows that the answer is over: the beginning of the next turn, and what closes the answer."""
+    heading = opening.strip().splitlines()[0]
+    next_turn = f"\n{heading}" if closing.endswith("\n") else heading
+    return tuple(dict.fromkeys(filter(None, (next_turn, closing.strip()))))
+
+
 def _without_partial_stop(text: str, stops: Sequence[str]) -> str:
-    longest = max(
-        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
-        default=0,
-    )
+    """`text` without the beginning of a stop string at its end, if that begins a line."""
+    longest = 0
+    for stop in stops:
+        for n in range(1, len(stop)):
+            if text.endswith(stop[:n]):
+                before = text[: len(text) - n]
+                if stop.startswith("\n") or not before or before.endswith("\n"):
+                    longest = max(longest, n)
     return text[: len(text) - longest]
