@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine must not fail a test for being slow.
+settings.register_profile("ragalign", deadline=None)
+settings.load_profile("ragalign")
 
 PROJECT = Path(__file__).resolve().parent.parent
 
