@@ -54,18 +54,18 @@ def run(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    r"""Ask judges about answers. Interrupted or out of budget, the same command goes on where it stopped.
+    """Ask judges about answers. Interrupted or out of budget, the same command goes on where it stopped.
 
     API keys are read from the environment (OPENAI_API_KEY, or what --key-env names). Exits with 1 if something was
     left unasked.
 
     \b
     Examples:
-      ragalign judge run --protocol ica --answers ours.jsonl --baseline davinci003.jsonl --judge gpt-4-0613 --out j
-      ragalign judge run --protocol mt-bench --answers ours.jsonl --questions question.jsonl \
-          --judge llama-70b@http://localhost:8000/v1 --out j
-      ragalign judge run --protocol alpaca-eval-2 --answers model_outputs.json --reference gpt4.json \
-          --judge gpt-4.1 --judge gpt-4o --both-orders --max-cost 5 --dry-run --out j
+      ragalign judge run --protocol ica --answers a.jsonl --baseline b.jsonl --judge gpt-4-0613 --out judged
+      ragalign judge run --protocol mt-bench --answers a.jsonl --questions question.jsonl
+        --judge llama-70b@http://localhost:8000/v1 --out judged
+      ragalign judge run --protocol alpaca-eval-2 --answers a.json --baseline gpt4.json --judge gpt-4.1 --judge gpt-4o
+        --both-orders --max-cost 5 --dry-run --out judged
     """
     from ragalign.judging.answers import load_items
     from ragalign.judging.budget import Budget

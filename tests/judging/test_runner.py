@@ -264,6 +264,19 @@ def test_budget_of_requests(cache: ReplyCache) -> None:
         assert all(len(entries) == 1 for entries in server.answered().values())
 
 
+def test_a_spent_budget_ends_the_waiting_for_retries(cache: ReplyCache) -> None:
+    def script(body: dict, _count: int) -> str:
+        return "429" if "Question 0?" in body["messages"][-1]["content"] else "ok"
+
+    with JudgeServer(script=script, retry_after_s=60) as server:
+        judge, started = Judge("judge", server.base_url), time.monotonic()
+        limited = options(budget=Budget(max_requests=5))
+        run = run_judge(Ica(), make_items(9), [judge], cache=cache, options=limited)
+        assert len(server.log) == 5
+    assert time.monotonic() - started < 10
+    assert run.reasons == {"budget: the limit of 5 requests is reached": 5}
+
+
 def test_budget_of_nothing_asks_nothing(cache: ReplyCache) -> None:
     with JudgeServer() as server:
         judge = Judge("judge", server.base_url)

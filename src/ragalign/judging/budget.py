@@ -88,12 +88,8 @@ class Ledger:
         self._n_requests = 0
         self._n_in_flight = 0
         self._settled = asyncio.Event()
+        self._exhausted = asyncio.Event()
         self._spent_reason: str | None = None
-
-    @property
-    def spent_reason(self) -> str | None:
-        """Which limit was reached; None while there is budget left."""
-        return self._spent_reason
 
     async def reserve(self, at_most: float) -> None:
         """Book a request that costs at most `at_most` US dollars, waiting while those in flight may leave room.
@@ -115,8 +111,22 @@ class Ledger:
             else:
                 self._settled.clear()
                 await self._settled.wait()
-        self._settled.set()  # whoever still waits must learn it too
+        # Whoever still waits, for room or to try again, must learn it too.
+        self._settled.set()
+        self._exhausted.set()
         raise BudgetSpentError(self._spent_reason)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before another try.
+
+        Raises:
+            BudgetSpentError: the budget was spent meanwhile, so there will be none.
+        """
+        try:
+            await asyncio.wait_for(self._exhausted.wait(), seconds)
+        except TimeoutError:
+            return
+        raise BudgetSpentError(self._spent_reason or "the budget is spent")
 
     def settle(self, at_most: float, cost: float) -> None:
         """Replace what a finished request could have cost by what it did cost."""

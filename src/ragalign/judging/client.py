@@ -98,8 +98,8 @@ class ChatClient:
                 wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._random)
                 if wait_s is None or (not self._has_responded and attempt >= _ATTEMPTS_TO_CONNECT):
                     raise RetryableError(f"{error.reason} (given up after {_times(attempt)})") from None
-            # The slot is free meanwhile: whoever waits is not in flight.
-            await asyncio.sleep(wait_s)
+            # The connection is free meanwhile: whoever waits is not in flight.
+            await self._ledger.sleep(wait_s)
 
     async def _attempt(self, content: bytes, n_tokens: int, quote: Quote) -> JudgeReply:
         client = await self._idle.get()
