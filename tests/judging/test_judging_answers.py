@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fixtures.judged import make_item
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.judging.answer_files import FORM_OF, write_answers
+from ragalign.judging.answers import load_items
+from ragalign.judging.base import Answer, Item
+from ragalign.judging.registry import PROTOCOLS
+
+
+def test_ica_answers_join_their_baseline(shared_data: Path) -> None:
+    folder = shared_data / "ica"
+    items = load_items(
+        folder / "llama2-13B_icl-oasstgpt_outputs_temp0.7.jsonl", baseline=folder / "davinci003_results.jsonl"
+    )
+    assert len(items) == 1500
+    assert [item.sample for item in items[:6]] == [0, 1, 2, 3, 4, 0]
+    assert len({item.id for item in items}) == 300
+    assert {item.baseline.model for item in items if item.baseline} == {"davinci003_results"}
+
+
+def test_alpaca_eval_outputs(shared_data: Path) -> None:
+    path = shared_data / "alpaca_eval" / "v2" / "gpt4_1106_preview.model_outputs.json"
+    items = load_items(path, baseline=path)
+    assert len(items) == 805
+    assert all(item.baseline is not None and item.answer.text == item.baseline.text for item in items)
+    assert items[0].answer.model == "gpt4_1106_preview"
+    assert items[0].metadata == {"position": 0, "dataset": "helpful_base"}
+
+
+def test_just_eval_outputs(shared_data: Path) -> None:
+    items = load_items(shared_data / "just_eval" / "gpt-3.5-turbo-0301.to_eval.json")
+    assert [(items[n].id, items[n].category) for n in (0, 999)] == [("0", "regular"), ("999", "safety")]
+
+
+def test_fastchat_answers_need_their_questions(shared_data: Path) -> None:
+    folder = shared_data / "mt_bench"
+    answers = folder / "reference_answer_gpt-4.jsonl"
+    items = load_items(answers, questions=folder / "question.jsonl", references=answers)
+    assert [len(items), len(items[0].turns), items[0].category] == [30, 2, "reasoning"]
+    assert items[0].reference == items[0].answer.turns
+    with pytest.raises(DataError, match="question '101' is not known; give the questions' file"):
+        load_items(answers)
+
+
+@pytest.mark.parametrize("form", sorted(set(FORM_OF.values())))
+def test_written_answers_read_back(tmp_path: Path, form: str) -> None:
+    one = Item("7", ("Why\n{x}?",), Answer("model", ("Because “é”",)), Answer("base", ("No",)))
+    path = tmp_path / "model.json"
+    write_answers(path, [one], form)  # type: ignore[arg-type]
+    questions = tmp_path / "question.jsonl"
+    questions.write_text(json.dumps({"question_id": 7, "turns": ["Why\n{x}?"], "category": "writing"}))
+    (read,) = load_items(path, questions=questions if form == "mt-bench" else None)
+    assert (read.turns, read.answer) == (one.turns, one.answer)
+    if form in ("mt-bench", "just-eval", "arena-hard"):
+        assert read.id == "7"
+
+
+def test_several_samples_stay_together(tmp_path: Path) -> None:
+    items = [Item("1", ("Q",), Answer("model", (text,)), sample=n) for n, text in enumerate("ab")]
+    path = tmp_path / "model.jsonl"
+    write_answers(path, items, "ica")
+    assert json.loads(path.read_text()) == {"prompt": "Q", "response_list": ["a", "b"]}
+    assert [item.answer.text for item in load_items(path)] == ["a", "b"]
+
+
+def test_our_own_completions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"id": "q1", "instruction": "Q1", "response": "A1", "finish_reason": "stop"},
+        {"id": "q2", "instruction": "Q2", "response": "A2", "responses": ["A2", "A3"]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = load_items(path)
+    assert [(item.id, item.sample, item.answer.text) for item in items] == [
+        ("q1", 0, "A1"),
+        ("q2", 0, "A2"),
+        ("q2", 1, "A3"),
+    ]
+    assert items[0].answer.model == "mine"
+
+
+def test_the_baseline_is_joined_by_id_before_text(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    ours.write_text(json.dumps([{"id": n, "instruction": "same", "output": f"o{n}"} for n in range(2)]))
+    theirs.write_text(json.dumps([{"id": n, "instruction": "same", "output": f"t{n}"} for n in (1, 0)]))
+    items = load_items(ours, baseline=theirs)
+    assert [item.baseline.text for item in items if item.baseline] == ["t0", "t1"]
+
+
+def test_a_missing_baseline_answer_is_an_error(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    ours.write_text(json.dumps([{"instruction": q, "output": "o"} for q in ("a", "b")]))
+    theirs.write_text(json.dumps([{"instruction": "a", "output": "t"}]))
+    with pytest.raises(DataError, match="theirs.json has no answer to the prompt '1': 'b'"):
+        load_items(ours, baseline=theirs)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "line 1: no model answer"),
+        ({"instruction": "q", "output": None}, "line 1: the instruction and every output must be texts"),
+        ({"output": "x"}, "line 1: the instruction"),
+        ({"question_id": 1, "choices": []}, "line 1: 'choices' is no list"),
+        ({"uid": "1", "messages": [{"role": "user", "content": "q"}]}, "no assistant turn"),
+        ("x", "line 1: no JSON object"),
+    ],
+)
+def test_bad_rows_have_their_line(tmp_path: Path, row: object, message: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=message):
+        load_items(path)
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"id": 1, "instruction": "q", "output": "o"}] * 2))
+    with pytest.raises(DataError, match="the id '1' stands 2 times"):
+        load_items(path)
+
+
+def test_unknown_form(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown form of answers 'csv'"):
+        write_answers(tmp_path / "x", [make_item()], "csv")  # type: ignore[arg-type]
+
+
+def test_every_protocol_has_a_form() -> None:
+    assert set(FORM_OF) == set(PROTOCOLS)
