@@ -65,7 +65,8 @@ class TokenWindow:
     def _delay(self, n_tokens: int) -> float:
         """Seconds until the oldest grant leaves the window; 0 if the request fits now."""
         now = self._clock()
-        while self._grants and now - self._grants[0].at >= _WINDOW_S:
+        # The same sum as below: written as a difference, rounding could make a grant neither expired nor waited for.
+        while self._grants and self._grants[0].at + _WINDOW_S <= now:
             self._used -= self._grants.popleft().n_tokens
         if not self._grants or self._limit is None or self._used + n_tokens <= self._limit:
             return 0.0
