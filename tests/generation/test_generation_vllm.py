@@ -81,6 +81,15 @@ def test_prompts_of_one_batch_share_their_prefix(vllm_engine: VllmGenerator, mak
     assert [one.n_cached_tokens for one in vllm_engine.generate(prompts, GREEDY)] == [0, 96, 96]
 
 
+def test_seeded_requests_survive_more_prompts_than_a_step_takes(
+    vllm_engine: VllmGenerator, make_prompt_of: PromptOf
+) -> None:
+    # A step takes a few thousand tokens on CPUs; splitting a seeded request over two steps ended the engine.
+    prompts = [make_prompt_of(900, key) for key in range(500, 512)]
+    answers = vllm_engine.generate(prompts, replace(NOISY, max_tokens=3))
+    assert [one.n_output_tokens for one in answers] == [3] * len(prompts)
+
+
 def test_samples_are_seeded_one_by_one(vllm_engine: VllmGenerator, make_prompt: PromptMaker) -> None:
     prompts = [make_prompt(question) for question in QUESTIONS]
     many = vllm_engine.generate(prompts, replace(NOISY, n=3, seed=10))
@@ -191,12 +200,12 @@ def test_closed_iterators_leave_no_work_behind(vllm_engine: VllmGenerator, make_
 
 
 def test_answers_end_where_the_context_does(vllm_engine: VllmGenerator, make_prompt_of: PromptOf) -> None:
-    assert vllm_engine.context_length == 1024
-    prompts = [make_prompt_of(length, length) for length in (1016, 1023)]
+    assert vllm_engine.context_length == 2048
+    prompts = [make_prompt_of(length, length) for length in (2040, 2047)]
     assert [one.n_output_tokens for one in vllm_engine.generate(prompts, GREEDY)] == [8, 1]
     queries = vllm_engine.prefix_cache_counters()
-    with pytest.raises(GenerationError, match=r"^prompt 2 of 2 holds 1,024 tokens, but .* takes 1,024 for prompt"):
-        vllm_engine.generate([prompts[0], make_prompt_of(1024, 0)], GREEDY)
+    with pytest.raises(GenerationError, match=r"^prompt 2 of 2 holds 2,048 tokens, but .* takes 2,048 for prompt"):
+        vllm_engine.generate([prompts[0], make_prompt_of(2048, 0)], GREEDY)
     assert vllm_engine.prefix_cache_counters() == queries
 
 

@@ -218,6 +218,10 @@ def _fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
     if options["enforce_eager"] is None:
         options["enforce_eager"] = on_cpu
+    if on_cpu:
+        # After a partial prefill vLLM (0.32) rewinds the generator of a seeded request, which torch's CPU
+        # generators cannot do: one such request ends the engine.
+        options.setdefault("enable_chunked_prefill", False)
     if on_cpu and options.get("kv_cache_memory_bytes") is None:
         gib = require("psutil", "the vLLM engine").virtual_memory().available // 4 // 2**30
         stack.enter_context(environment(VLLM_CPU_KVCACHE_SPACE=str(min(max(gib, 1), CPU_CACHE_GIB))))
