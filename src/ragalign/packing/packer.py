@@ -79,6 +79,9 @@ class Packer:
         constants: demonstrations that every prompt begins with, as they are in a prompt file.
         context_length: tokens that prompt and completion share; None for no such limit.
         cache: a folder for the ids of demonstrations, kept between runs; None keeps them in memory only.
+
+    Raises:
+        ConfigError: the template's own strings hold a special token of this tokenizer.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Packer:
         context_length: int | None = None,
         cache: Path | None = None,
     ) -> None:
+        _check_special_tokens(template, tokenizer)
         # Special tokens of this tokenizer join the delimiters, so that the text alone already gives no special id.
         template = template.protecting(tokenizer.special_tokens)
         self.template = template
@@ -357,6 +361,16 @@ class Packer:
             for constant, size in zip(used, sizes[len(texts) - len(used) :], strict=True)
         )
         return _Static(texts, _array(ids), sizes[0] if preamble else 0, counted, exact)
+
+
+def _check_special_tokens(template: Template, tokenizer: Tokenizer) -> None:
+    own = template.opening + template.middle + template.closing + template.opening + template.cue
+    for token in sorted(tokenizer.special_tokens):
+        if token in own:
+            raise ConfigError(
+                f"template {template.name!r}: {token!r} in it is a special token of this tokenizer, and prompts for "
+                "base models are plain text throughout; use a template without it"
+            )
 
 
 def _dropped(hit: Hit, piece: Piece, reason: DropReason) -> DroppedDemonstration:
