@@ -74,7 +74,7 @@ def demo(
         if json:
             console.print_json(_record(question, completion))
         else:
-            _show(question, completion, pool, length, toy=toy)
+            _show(question, completion, length, toy=toy)
     if not json:
         _next_steps()
 
@@ -87,27 +87,28 @@ def _record(question: str, completion: Completion) -> dict[str, object]:
     }
 
 
-def _show(question: str, completion: Completion, pool: object, length: int | None, *, toy: bool) -> None:
+def _show(question: str, completion: Completion, length: int | None, *, toy: bool) -> None:
     console.heading(question)
     prompts.show_demonstrations(completion.prompt)
     prompts.show_budget(completion.prompt, length)
+    out = console.stdout()
+    if completion.prompt.dropped:
+        out.print(f"[dim]not used: {prompts.count_dropped(completion.prompt)}[/dim]")
     cached = (
         "" if completion.n_cached_tokens is None else f", {completion.n_cached_tokens:,} prompt tokens from the cache"
     )
     console.heading(f"answer{' of the toy model (random weights)' if toy else ''}")
-    out = console.stdout()
     out.print(completion.text, markup=False)
     out.print(f"[dim]{completion.n_output_tokens} tokens in {completion.latency_s:.1f} s{cached}[/dim]")
 
 
 def _next_steps() -> None:
     console.heading("next")
-    console.print_table(
-        [("to", "left"), ("run", "left")],
-        [
-            ("index your own demonstrations", "ragalign index --pool answers.jsonl --out indexes/mine"),
-            ("look at what is retrieved", 'ragalign search indexes/mine "a question"'),
-            ("look at a packed prompt", 'ragalign pack indexes/mine "a question" --tokenizer MODEL --show'),
-            ("chat with a base model", "ragalign chat indexes/mine --model MODEL"),
-        ],
-    )
+    out = console.stdout()
+    for what, command in (
+        ("index your own demonstrations", "ragalign index --pool answers.jsonl --out indexes/mine"),
+        ("see what is retrieved", 'ragalign search indexes/mine "a question"'),
+        ("see a packed prompt", 'ragalign pack indexes/mine "a question" --tokenizer MODEL --show'),
+        ("chat with a base model", "ragalign chat indexes/mine --model MODEL"),
+    ):
+        out.print(f"{what:<30} [bold]{command}[/bold]")

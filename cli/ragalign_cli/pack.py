@@ -68,5 +68,6 @@ def pack(
                 else:
                     prompts.show_demonstrations(prompt)
                 prompts.show_budget(prompt, context_length)
+                prompts.show_dropped(prompt)
     if failed:
         raise typer.Exit(console.EXIT_FAILURE)

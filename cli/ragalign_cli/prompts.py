@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -74,7 +75,7 @@ def show_demonstrations(prompt: Prompt) -> None:
 
 
 def show_budget(prompt: Prompt, context_length: int | None = None) -> None:
-    """Where the tokens went, and what was dropped."""
+    """Where the tokens went."""
     rows = [
         ("preamble", f"{prompt.n_preamble_tokens:,}", ""),
         (
@@ -87,9 +88,19 @@ def show_budget(prompt: Prompt, context_length: int | None = None) -> None:
         ("all", f"{len(prompt.ids):,}", _share(len(prompt.ids), context_length, "in the context")),
     ]
     console.print_table([("part", "left"), ("tokens", "right"), ("", "left")], rows)
+
+
+def show_dropped(prompt: Prompt) -> None:
+    """The candidates that are not in the prompt, each with its reason."""
     if prompt.dropped:
         dropped = [(one.source_id or one.id, f"{one.n_tokens:,}", _REASONS[one.reason]) for one in prompt.dropped]
         console.print_table([("dropped", "left"), ("tokens", "right"), ("because it", "left")], dropped)
+
+
+def count_dropped(prompt: Prompt) -> str:
+    """How many candidates are not in the prompt, by reason, on one line."""
+    counts = Counter(one.reason for one in prompt.dropped)
+    return ", ".join(f"{count} {_REASONS[reason]}" for reason, count in counts.items())
 
 
 def _label(name: str, n_tokens: int, score: float | None) -> str:
