@@ -97,7 +97,7 @@ def test_a_missing_baseline_answer_is_an_error(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
     ours.write_text(json.dumps([{"instruction": q, "output": "o"} for q in ("a", "b")]))
     theirs.write_text(json.dumps([{"instruction": "a", "output": "t"}]))
-    with pytest.raises(DataError, match="theirs.json has no answer to the prompt '1': 'b'"):
+    with pytest.raises(DataError, match=r"theirs\.json has no answer to the prompt '1': 'b'"):
         load_items(ours, baseline=theirs)
 
 
