@@ -104,7 +104,11 @@ def test_preferences_of_both_orders_are_one_rating() -> None:
 def write_single(path: Path, judge: str, scores: list[int | None]) -> Path:
     protocol = MtBench()
     judged = [
-        ask(protocol, protocol.build(make_item(number, baseline=None))[0], reply(f"[[{score}]]" if score else "?", judge))
+        ask(
+            protocol,
+            protocol.build(make_item(number, baseline=None))[0],
+            reply(f"[[{score}]]" if score else "?", judge),
+        )
         for number, score in enumerate(scores)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in protocol.record(judged)))
@@ -140,7 +144,9 @@ def test_human_labels_of_comparisons(tmp_path: Path) -> None:
     with labels.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["item_id", "label", "rater"])
-        writer.writerows([[0, "win", "ann"], [1, "win", "ann"], [2, "tie", "ann"], [3, "win", "bob"], [9, "lose", "ann"]])
+        writer.writerows(
+            [[0, "win", "ann"], [1, "win", "ann"], [2, "tie", "ann"], [3, "win", "bob"], [9, "lose", "ann"]]
+        )
     result = agreement_of_files("ica", [verdicts], human=labels)
     (one,) = result.agreements
     assert (one.rating, one.level) == (PREFERENCE, "nominal")
@@ -158,7 +164,13 @@ def test_fastchats_human_judgements_fit_in_either_order(tmp_path: Path) -> None:
     rows = [
         {"question_id": 0, "model_a": "model", "model_b": "base", "winner": "model_a", "judge": "expert_1", "turn": 1},
         {"question_id": 1, "model_a": "base", "model_b": "model", "winner": "model_a", "judge": "expert_1", "turn": 1},
-        {"question_id": 2, "model_a": "base", "model_b": "model", "winner": "tie (inconsistent)", "judge": ["expert_2"]},
+        {
+            "question_id": 2,
+            "model_a": "base",
+            "model_b": "model",
+            "winner": "tie (inconsistent)",
+            "judge": ["expert_2"],
+        },
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     protocol = Ica()

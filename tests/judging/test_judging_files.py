@@ -95,7 +95,9 @@ def test_unknown_protocols_and_options_are_named() -> None:
 def test_every_row_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "m_vs_b_autoeval.jsonl"
     good = json.dumps({"autoeval_text_list": ["9 3", "3 9"]})
-    path.write_text(f'{good}\n{{"autoeval_text_list": ["8 \n[1]\n\n{{"other": 1}}\n{{"autoeval_text_list": []}}\n{good}\n')
+    path.write_text(
+        f'{good}\n{{"autoeval_text_list": ["8 \n[1]\n\n{{"other": 1}}\n{{"autoeval_text_list": []}}\n{good}\n'
+    )
     replayed = replay(Ica(), [path])
     assert [problem.where.removeprefix(str(path)) for problem in replayed.problems] == [
         " line 2",
@@ -121,7 +123,9 @@ def test_a_broken_row_of_a_file_with_several_models_is_nobodys(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-@pytest.mark.parametrize("rows", [[{}], [{"autoeval_text_list": 3}], ["x", 1, None], [{"games": [], "uid": 1, "model": "m"}]])
+@pytest.mark.parametrize(
+    "rows", [[{}], [{"autoeval_text_list": 3}], ["x", 1, None], [{"games": [], "uid": 1, "model": "m"}]]
+)
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, rows: list[object]) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(rows))

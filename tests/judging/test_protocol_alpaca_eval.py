@@ -83,7 +83,9 @@ def test_alpaca_eval_2_undoes_the_swap(first_is_better: bool) -> None:
         text = request.messages[-1].content
         model_first = text.index("ours") < text.index("theirs")
         assert model_first == is_swapped(item.instruction) == (not request.swapped)
-        verdict = protocol.parse(request, token_reply({"m": 0.9, "M": 0.1} if first_is_better else {"m": 0.1, "M": 0.9}))
+        verdict = protocol.parse(
+            request, token_reply({"m": 0.9, "M": 0.1} if first_is_better else {"m": 0.1, "M": 0.9})
+        )
         assert verdict.preference == pytest.approx(0.9 if model_first == first_is_better else 0.1)
 
 
@@ -229,6 +231,22 @@ def test_a_tampered_preference_is_noticed(shared_data: Path, tmp_path: Path) -> 
     path.write_text(json.dumps(rows))
     (figures,) = AlpacaEval2().aggregate(replay(AlpacaEval2(), [path]).verdicts)
     assert figures.values["n_rederived_differing"] == 1
+
+
+def test_words_in_another_annotators_form_check_nothing(shared_data: Path, tmp_path: Path) -> None:
+    rows = json.loads((shared_data / "alpaca_eval/v2/Qwen-14B-Chat/annotations.json").read_text())[:20]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps([{**row, "annotator": "mine", "raw_completion": "Output (a)"} for row in rows]))
+    (figures,) = AlpacaEval2().aggregate(replay(AlpacaEval2(), [path]).verdicts)
+    assert (figures.n, "n_rederived" in figures.values) == (20, False)
+
+
+def test_newer_field_names_are_read(shared_data: Path, tmp_path: Path) -> None:
+    rows = json.loads((shared_data / "alpaca_eval/v2/Qwen-14B-Chat/annotations.json").read_text())[:20]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps([{**row, "preference_raw_completion": row.pop("raw_completion")} for row in rows]))
+    (figures,) = AlpacaEval2().aggregate(replay(AlpacaEval2(), [path]).verdicts)
+    assert (figures.values["n_rederived"], figures.values["n_rederived_differing"]) == (20, 0)
 
 
 def test_a_baseline_is_needed() -> None:

@@ -102,13 +102,13 @@ def test_the_baseline_stands_first_in_the_first_game() -> None:
 
 
 def test_hostile_text_stays() -> None:
-    for request in ArenaHard().build(Item("1", (HOSTILE,), Answer("m", (HOSTILE + "1",)), Answer("b", (HOSTILE + "2",)))):
+    for request in ArenaHard().build(
+        Item("1", (HOSTILE,), Answer("m", (HOSTILE + "1",)), Answer("b", (HOSTILE + "2",)))
+    ):
         assert request.messages[-1].content.count(HOSTILE) == 3
 
 
-@pytest.mark.parametrize(
-    "template", ["{question_1}|{answer_1}|{answer_2}", "{QUESTION}|{ANSWER_A}|{ANSWER_B}"]
-)
+@pytest.mark.parametrize("template", ["{question_1}|{answer_1}|{answer_2}", "{QUESTION}|{ANSWER_A}|{ANSWER_B}"])
 def test_prompt_files_of_both_versions(tmp_path: Path, template: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f'judge_model: x\nprompt_template: ["{template}"]\nsystem_prompt: sys\n')

@@ -42,7 +42,9 @@ def test_six_figures_from_several_files(folder: Path) -> None:
     assert figures.values["avg"] == pytest.approx(sum(figures.values[aspect] for aspect in expected) / 6)
     assert (figures.n, figures.n_unscored) == (1000, 0)
     assert figures.values["n_not_applicable"] == 43
-    lengths = [len(str(row["output_cand"]).split()) for path in files if "general" in path.name for row in rows_of(path)]
+    lengths = [
+        len(str(row["output_cand"]).split()) for path in files if "general" in path.name for row in rows_of(path)
+    ]
     assert figures.values["avg_lens"] == pytest.approx(sum(lengths) / len(lengths))
 
 

@@ -72,11 +72,18 @@ def test_null_models_weights_and_win_rate_are_of_two_fits(folder: Path) -> None:
 
     Cross-validation finds both equally good (to 3e-7 in log loss), so that two runs could choose differently.
     """
-    path, target = folder / "NullModel" / "annotations.json", published(folder, "NullModel", "length_controlled_winrate")
+    path, target = (
+        folder / "NullModel" / "annotations.json",
+        published(folder, "NullModel", "length_controlled_winrate"),
+    )
     weights = read_weights(folder / "glm_weights.csv")["NullModel"]
-    assert figures_of(path, from_weights(folder)).values["length_controlled_winrate"] == pytest.approx(86.3250, abs=1e-4)
+    assert figures_of(path, from_weights(folder)).values["length_controlled_winrate"] == pytest.approx(
+        86.3250, abs=1e-4
+    )
     lower, upper = C_GRID[5], C_GRID[6]
-    assert figures_of(path, refit(folder, lower)).values["length_controlled_winrate"] == pytest.approx(86.3250, abs=1e-3)
+    assert figures_of(path, refit(folder, lower)).values["length_controlled_winrate"] == pytest.approx(
+        86.3250, abs=1e-3
+    )
     assert figures_of(path, refit(folder, upper)).values["length_controlled_winrate"] == pytest.approx(target, abs=1e-3)
     assert weights.constant == pytest.approx(1.90579, abs=1e-4)
 
@@ -166,9 +173,7 @@ def test_unscored_rows_are_left_out_of_the_fit() -> None:
     assert np.isfinite([weights.length, weights.constant]).all()
 
 
-@pytest.mark.parametrize(
-    ("lengths", "reason"), [(np.zeros(50), "do not differ"), (np.arange(4.0), "too few")]
-)
+@pytest.mark.parametrize(("lengths", "reason"), [(np.zeros(50), "do not differ"), (np.arange(4.0), "too few")])
 def test_impossible_fits_say_why(lengths: np.ndarray, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         fit(np.full(len(lengths), 0.5), lengths)

@@ -64,9 +64,7 @@ def test_the_published_prompts_give_the_recorded_prompts(shared_data: Path, judg
     rows = [row for row in rows_of(judgements) if row["model"] == "vicuna-7b-v1.3"]
     second = {row["question_id"]: str(row["user_prompt"]) for row in rows if row["turn"] == 2}
     questions = {str(row["question_id"]): row for row in rows_of(folder / "question.jsonl")}
-    references = load_items(
-        folder / "reference_answer_gpt-4.jsonl", questions=folder / "question.jsonl"
-    )
+    references = load_items(folder / "reference_answer_gpt-4.jsonl", questions=folder / "question.jsonl")
     known = {item.id: item.answer.turns for item in references}
     protocol = MtBench(prompt_file=folder / "judge_prompts.jsonl")
     built = {}

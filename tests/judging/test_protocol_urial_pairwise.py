@@ -118,7 +118,9 @@ def test_both_orders_are_averaged() -> None:
 
 
 def test_hostile_text_stays() -> None:
-    (request,) = UrialPairwise().build(Item("1", (HOSTILE,), Answer("m", (HOSTILE + "1",)), Answer("b", (HOSTILE + "2",))))
+    (request,) = UrialPairwise().build(
+        Item("1", (HOSTILE,), Answer("m", (HOSTILE + "1",)), Answer("b", (HOSTILE + "2",)))
+    )
     assert request.messages[-1].content.count(HOSTILE) == 3
 
 

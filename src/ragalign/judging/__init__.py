@@ -1,1 +1,24 @@
-"""Judging: protocols of the published evaluations, their files, and the asking of judges."""
+"""Judging: protocols of the published evaluations, their files, and the asking of judges.
+
+`make_protocol` builds a protocol, `load_items` joins answer files into items, `replay` reads recorded judgements
+again; `ragalign.judging.runner` asks judges.
+"""
+
+from ragalign.judging.answer_files import write_answers
+from ragalign.judging.answers import load_items
+from ragalign.judging.base import Answer, Figures, Item, Protocol, Verdict
+from ragalign.judging.registry import PROTOCOLS, make_protocol
+from ragalign.judging.replay import replay
+
+__all__ = [
+    "PROTOCOLS",
+    "Answer",
+    "Figures",
+    "Item",
+    "Protocol",
+    "Verdict",
+    "load_items",
+    "make_protocol",
+    "replay",
+    "write_answers",
+]

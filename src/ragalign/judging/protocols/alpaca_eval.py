@@ -135,7 +135,8 @@ class _AlpacaEval(Protocol):
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
         """The stored preference, which upstream averages; the judge's words are read again to check it.
 
-        `Verdict.metadata` holds ``rederived``: the preference read again, or None if that is impossible.
+        `Verdict.metadata` holds ``rederived`` where there are words in the form that this protocol asks for: the
+        preference read again, or None if they hold none.
         """
         keys = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
         instruction, output_1, generator_1, output_2, generator_2 = (_text(row, key) for key in keys)
@@ -151,14 +152,17 @@ class _AlpacaEval(Protocol):
         raw = row.get("raw_completion", row.get("preference_raw_completion"))
         preference, reason = _stored_preference(row["preference"])
         metadata = dict(self.context(item))
-        if raw is not None or self.settle(item, "") is not None:
-            metadata["rederived"] = self._rederive(item, raw)
+        judge = str(row.get("annotator") or "")
+        rederived = self._rederive(item, raw)
+        # Other annotators reply in other forms, which say nothing about the stored preference.
+        if rederived is not None or (raw is not None and judge in self.annotators.values()):
+            metadata["rederived"] = rederived
         return [
             Verdict(
                 f"{position}/0",
                 str(position),
                 self.name,
-                judge=str(row.get("annotator") or ""),
+                judge=judge,
                 model=generator_2,
                 baseline=generator_1,
                 preference=preference,
