@@ -71,7 +71,7 @@ def aggregate(
     ] = None,
     json: Json = False,
 ) -> None:
-    r"""Average recorded judgements as the upstream tool does, one line per model.
+    """Average recorded judgements as the upstream tool does, one line per model.
 
     Scores are read again from the judge's recorded words (AlpacaEval averages the stored preferences, which are
     checked against the words). Rates are in percent. Intervals are a bootstrap over prompts, at 95 percent.
@@ -86,8 +86,9 @@ def aggregate(
       ragalign judge aggregate --protocol ica model_vs_baseline_autoeval.jsonl
       ragalign judge aggregate --protocol mt-bench gpt-4_single.jsonl --questions question.jsonl
       ragalign judge aggregate --protocol just-eval general.json safety.json --json
-      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --json \
-          --glm-weights baseline_gpt4_1106_preview.csv --instruction-difficulty instruction_difficulty.csv
+      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --length-control minimal
+      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --glm-weights weights.csv
+        --instruction-difficulty instruction_difficulty.csv
     """
     from ragalign.evaluation.intervals import intervals
     from ragalign.evaluation.recorded import aggregate_files

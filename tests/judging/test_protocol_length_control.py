@@ -200,6 +200,7 @@ def test_a_model_without_published_weights(folder: Path, tmp_path: Path) -> None
     [
         ({"weights": "w.csv"}, "difficulties"),
         ({"gamed": "g.csv"}, "difficulties"),
+        ({"difficulty": "d.csv"}, "published weights, or gamed rows"),
         ({"weights": "w.csv", "gamed": "g.csv", "difficulty": "d.csv"}, "not both"),
         ({"mode": "minimal", "weights": "w.csv"}, "takes no files"),
         ({"weights": "w.csv", "difficulty": "d.csv", "c": 1.0}, "positive number for fits"),

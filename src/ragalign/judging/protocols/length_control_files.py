@@ -43,6 +43,8 @@ def load_length_control(
         raise ConfigError("C is a positive number for fits; published weights are not fitted")
     if given and difficulty is None:
         raise ConfigError(f"{' and '.join(given)} need the instruction difficulties as well")
+    if given == ["difficulty"]:
+        raise ConfigError("instruction difficulties need published weights, or gamed rows for a fit, as well")
     if weights is not None and gamed is not None:
         raise ConfigError("give published weights, or gamed rows for a fit, not both")
     return LengthControl(
