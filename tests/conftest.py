@@ -63,3 +63,11 @@ def starter_index(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("indexes") / "starter"
     Index.build(Pool.load(data_folder() / "starter.jsonl"), minilm).save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lima_index(shared_data: Path, minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an index over LIMA's thousand demonstrations, with real vectors."""
+    folder = tmp_path_factory.mktemp("indexes") / "lima"
+    Index.build(Pool.load(shared_data / "pools" / "lima_1k.jsonl"), minilm).save(folder)
+    return folder

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ragalign_cli.main import main
 
 from ragalign.pool import Pool
+from ragalign_cli.main import main
 
 
 @dataclass(frozen=True)

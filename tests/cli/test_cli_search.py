@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ragalign_cli.main import main
 
 from ragalign.encoders import Encoder
 from ragalign.indexes import Index
 from ragalign.pool import Pool
+from ragalign_cli.main import main
 
 TOPICS = ["bread", "black holes", "sorting a list", "the French Revolution", "growing tomatoes", "tax returns"]
 

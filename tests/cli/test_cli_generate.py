@@ -1,0 +1,139 @@
+"""`ragalign generate`, `chat` and `demo` with a real model through transformers and vLLM."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fixtures.command import Command
+
+DECODING = ("--backend", "transformers", "--max-new-tokens", "8", "--temperature", "0")
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    path = tmp_path / "q.jsonl"
+    rows = [{"id": f"q{n}", "instruction": f"Tell me about the number {n}."} for n in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_in_a_file_out_and_nothing_twice(
+    ragalign: Command, starter_index: Path, tiny_model: Path, queries: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "a.jsonl"
+    arguments = ("generate", starter_index, "--recipe", "ica", "--model", tiny_model, "--input", queries)
+    first = ragalign(*arguments, "--output", output, *DECODING, "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["n_written"] == 6
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted(one["id"] for one in written) == [f"q{n}" for n in range(6)]
+    assert all(one["n_output_tokens"] <= 8 and one["demonstrations"] for one in written)
+    again = ragalign(*arguments, "--output", output, *DECODING, "--json")
+    assert json.loads(again.stdout) | {"seconds": 0} == {
+        "n_written": 0, "n_present": 6, "n_failed": 0, "seconds": 0, "output": str(output)
+    }  # fmt: skip
+    assert len(output.read_text().splitlines()) == 6
+
+
+def test_interrupted_it_loses_nothing_and_goes_on(
+    ragalign: Command, starter_index: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    queries, output = tmp_path / "many.jsonl", tmp_path / "a.jsonl"
+    rows = [{"id": f"q{n}", "instruction": f"Tell me about the number {n}."} for n in range(64)]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "generate", str(starter_index), "--model", str(tiny_model), "--input", str(queries), "--output", str(output),
+        "--backend", "transformers", "--max-new-tokens", "64",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ragalign_cli.main import main; main()", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (output.exists() and output.read_text().count("\n") >= 8):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    n_before = output.read_text().count("\n")
+    assert 8 <= n_before < 64
+    run = ragalign(*arguments)
+    assert run.returncode == 0, run.stderr
+    ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
+    assert sorted(ids) == sorted(f"q{n}" for n in range(64))
+    assert f"{n_before} were there already" in run.stderr
+
+
+def test_one_question_as_json(ragalign: Command, starter_index: Path, tiny_model: Path) -> None:
+    run = ragalign("chat", starter_index, "Why is the sky blue?", "--model", tiny_model, *DECODING, "--json")
+    answer = json.loads(run.stdout)
+    assert isinstance(answer["response"], str)
+    assert answer["prompt"]["demonstrations"]
+
+
+def test_a_conversation_goes_on_from_turn_to_turn(
+    ragalign: Command, starter_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\nAnd then?\n/new\nBye\n\n"))
+    run = ragalign("chat", starter_index, "--model", tiny_model, *DECODING)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--temperature", "9"), "temperature must be a number"),
+        (("--max-new-tokens", "0"), "max_tokens must be a whole number"),
+        (("--backend", "magic"), "no generator 'magic'"),
+        (("--recipe", "magic"), "no recipe 'magic'"),
+    ],
+)
+def test_wrong_options_get_one_line(
+    ragalign: Command,
+    starter_index: Path,
+    tiny_model: Path,
+    queries: Path,
+    tmp_path: Path,
+    arguments: tuple[str, str],
+    message: str,
+) -> None:
+    run = ragalign(
+        "generate", starter_index, "--model", tiny_model, "--input", queries, "--output", tmp_path / "a", *arguments
+    )
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_the_demo_shows_the_whole_path(ragalign: Command) -> None:
+    run = ragalign("demo", "--backend", "transformers", "--max-new-tokens", "8", "--json")
+    assert run.returncode == 0, run.stderr
+    shown = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(shown) == 3
+    assert all(one["prompt"]["demonstrations"] and isinstance(one["response"], str) for one in shown)
+    assert "RANDOM weights" in run.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_on_vllm_as_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from ragalign_cli.main import main; main()", "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "answer of the toy model (random weights)" in done.stdout
+    assert "ragalign chat indexes/mine --model MODEL" in done.stdout
