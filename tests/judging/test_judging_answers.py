@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from fixtures.judged import make_item
 
@@ -59,6 +60,8 @@ def test_written_answers_read_back(tmp_path: Path, form: str) -> None:
     assert (read.turns, read.answer) == (one.turns, one.answer)
     if form in ("mt-bench", "just-eval", "arena-hard"):
         assert read.id == "7"
+    opened = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(opened) == 1
 
 
 def test_several_samples_stay_together(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign._optional import require
-from ragalign.errors import DataError
+from ragalign.errors import ConfigError, DataError
 
 V1 = "length_controlled_v1"
 MINIMAL = "length_controlled_minimal"
@@ -82,6 +82,9 @@ class LengthControl:
         c: fixes the inverse regularisation strength; otherwise cross-validation chooses it.
         by_name: the minimal model was asked for by name, so that its figure may carry the leaderboard's name even
             on the leaderboard's own instructions.
+
+    Raises:
+        ConfigError: the parts do not go together (see `check_parts`).
     """
 
     weights: Mapping[str, GlmWeights] | None = None
@@ -89,6 +92,9 @@ class LengthControl:
     gamed: GamedRows | None = None
     c: float | None = None
     by_name: bool = False
+
+    def __post_init__(self) -> None:
+        check_parts(self.weights is not None, self.difficulty is not None, self.gamed is not None, self.c)
 
     def control(
         self, models: Sequence[str], preferences: Floats, delta_lengths: Floats, positions: NDArray[np.int64]
@@ -110,15 +116,31 @@ class LengthControl:
                 n = len(self.difficulty)
                 raise DataError(f"row {positions.max() + 1} has no instruction difficulty: there are {n} of them")
             difficulty = self.difficulty[positions]
-        if self.weights is not None:
-            if difficulty is None:
-                raise DataError("published weights need the instruction difficulties as well")
+        if self.weights is not None and difficulty is not None:
             found = next((self.weights[name] for name in models if name in self.weights), None)
             if found is None:
                 raise DataError(f"the weights list no model {' or '.join(models)}")
             return _predict(V1, found, difficulty, len(preferences))
         weights, c = fit(preferences, delta_lengths, difficulty, self.gamed, self.c)
         return _predict(V1 if difficulty is not None else MINIMAL, weights, difficulty, len(preferences), c)
+
+
+def check_parts(weights: bool, difficulty: bool, gamed: bool, c: float | None) -> None:
+    """Make sure that what is given makes one of the two models: difficulties go with weights or with gamed rows.
+
+    Raises:
+        ConfigError: it does not; the message says what is missing or too much.
+    """
+    if weights and gamed:
+        raise ConfigError("give published weights, or gamed rows for a fit, not both")
+    if (weights or gamed) and not difficulty:
+        raise ConfigError(
+            f"{'published weights' if weights else 'gamed rows'} need the instruction difficulties as well"
+        )
+    if difficulty and not (weights or gamed):
+        raise ConfigError("instruction difficulties need published weights, or gamed rows for a fit, as well")
+    if c is not None and (weights or not c > 0):
+        raise ConfigError("C is a positive number for fits; published weights are not fitted")
 
 
 def fit(

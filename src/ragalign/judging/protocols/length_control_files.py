@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.protocols.length_control import Floats, GamedRows, GlmWeights, LengthControl
+from ragalign.judging.protocols.length_control import Floats, GamedRows, GlmWeights, LengthControl, check_parts
 
 _LENGTH, _DIFFICULTY, _CONSTANT = "np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)"
 
@@ -39,14 +39,7 @@ def load_length_control(
         raise ConfigError(f"length control {mode!r} takes no files; given: {', '.join(given)}")
     if mode == "off":
         return None
-    if c is not None and (weights is not None or not c > 0):
-        raise ConfigError("C is a positive number for fits; published weights are not fitted")
-    if given and difficulty is None:
-        raise ConfigError(f"{' and '.join(given)} need the instruction difficulties as well")
-    if given == ["difficulty"]:
-        raise ConfigError("instruction difficulties need published weights, or gamed rows for a fit, as well")
-    if weights is not None and gamed is not None:
-        raise ConfigError("give published weights, or gamed rows for a fit, not both")
+    check_parts(weights is not None, difficulty is not None, gamed is not None, c)
     return LengthControl(
         weights=read_weights(weights) if weights is not None else None,
         difficulty=read_difficulty(difficulty) if difficulty is not None else None,
