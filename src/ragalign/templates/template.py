@@ -72,13 +72,15 @@ class Template:
     escape: Escape = "neutralise"
 
     def __post_init__(self) -> None:
-        for name in ("opening", "middle", "closing"):
-            if not getattr(self, name).strip() and name != "closing":
+        for name in ("opening", "middle"):
+            if not getattr(self, name).strip():
                 raise ConfigError(f"template {self.name!r}: {name!r} must hold more than white space")
         if not self.closing:
             raise ConfigError(f"template {self.name!r}: 'closing' must not be empty: it ends a demonstration")
         if self.escape not in ("neutralise", "none"):
             raise ConfigError(f"template {self.name!r}: escape is {self.escape!r}; use 'neutralise' or 'none'")
+        if self.cue and not self.cue.strip():
+            raise ConfigError(f"template {self.name!r}: 'cue' must hold more than white space")
         if not self.cue:
             object.__setattr__(self, "cue", self.middle)
         if not self.stop:
@@ -288,6 +290,9 @@ class Template:
 
     def _check_imitable(self) -> None:
         constants = (self.opening, self.middle, self.closing, self.cue)
+        between = self.closing + self.opening
+        if between.startswith(self.middle) or self.middle.startswith(between) or self.closing.endswith(self.cue):
+            raise ConfigError(f"template {self.name!r}: 'middle' or 'cue' cannot be told from what ends an answer")
         if any(MARK in string for string in (*constants, *self.protect)):
             raise ConfigError(
                 f"template {self.name!r}: a backslash cannot be part of a delimiter, since neutralising inserts "
@@ -366,15 +371,19 @@ def _imitable(
 
     What ends a user's text is `middle`, what ends an answer `closing + opening`. A text holds a copy of such a
     string only if no cut lies inside the copy, since the strings have no mark in them. So every copy must have a
-    cut, and so must the part of it that a text can hold when the rest is what the template puts behind the text.
+    cut, and so must every beginning of it that a text can end with, where the rest could be what the template puts
+    behind the text.
     """
     escaper = _escaper(*delimiters)
     ends = (middle, closing + opening)
     neighbours = ("", "a", "\n", " ", "#", "`", "\n\n")
     for string in ends:
         parts = [string]
-        for behind in (*ends, closing):
-            parts += [string[:-n] for n in range(1, len(string)) if string.endswith(behind[:n]) and n <= len(behind)]
+        for n in range(1, len(string)):
+            rest = string[n:]
+            # Behind a closing comes the end or the next turn; the texts behind the other two may be anyone's.
+            if closing.startswith(rest) or any(end.startswith(rest) or rest.startswith(end) for end in ends):
+                parts.append(string[:n])
         for part in parts:
             followed = neighbours if part == string else ("",)
             for before, after in product(neighbours, followed):
