@@ -29,7 +29,7 @@ def chat(
     seed: decoding.Seed = None,
     json: Annotated[bool, typer.Option("--json", help="With a question: the answer and its prompt as JSON.")] = False,
 ) -> None:
-    r"""Chat with a base model. An empty line or Ctrl-D ends the conversation, /new begins another.
+    """Chat with a base model. An empty line or Ctrl-D ends the conversation, /new begins another.
 
     \b
     Examples:

@@ -53,11 +53,20 @@ def error(message: str) -> None:
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """An aligned table on stdout. Each column is (heading, "left" or "right")."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.show_header = any(heading for heading, _ in columns)
     for heading, justify in columns:
         table.add_column(heading, justify="right" if justify == "right" else "left")
     for row in rows:
         table.add_row(*(_escape(str(cell)) for cell in row))
     stdout().print(table)
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` on one line of at most `width` terminal cells, without control characters."""
+    from rich.cells import cell_len, set_cell_size
+
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def _escape(text: str) -> str:

@@ -33,7 +33,7 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 60,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per question.")] = False,
 ) -> None:
-    r"""Index the starter pool, retrieve for three questions, pack and decode.
+    """Index the starter pool, retrieve for three questions, pack and decode.
 
     \b
     Examples:

@@ -27,13 +27,13 @@ def generate(
     n: decoding.Samples = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    r"""Answer a file of queries. Interrupted, it goes on where it stopped.
+    """Answer a file of queries. Interrupted, it goes on where it stopped.
 
     \b
     Examples:
       ragalign generate indexes/lima --recipe ica --model meta-llama/Llama-2-13b-hf --input q.jsonl --output a.jsonl
-      ragalign generate indexes/lima --model llama-2-13b --backend http://localhost:8000/v1 \
-          --tokenizer ./llama-2 --input q.jsonl --output a.jsonl
+      ragalign generate indexes/lima --model llama-2-13b --tokenizer ./llama-2 --backend http://localhost:8000/v1
+          --input q.jsonl --output a.jsonl
     """
     from ragalign.aligner import Aligner
     from ragalign.pool.queries import read_queries

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, judge, judge_run, pack, pool, search
+from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, search
+from ragalign_cli.arguments import expand
 
 app = typer.Typer(
     name="ragalign",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 
+app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
 app.add_typer(pool.app, name="pool")
 app.command("search")(search.search)
@@ -53,7 +55,7 @@ def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
     try:
-        app()
+        app(expand(sys.argv[1:]))
     except ConfigError as error:
         console.error(str(error))
         sys.exit(console.EXIT_USAGE)

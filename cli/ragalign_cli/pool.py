@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.pool_options import (
+    LISTED,
+    Fields,
+    OnError,
+    Shape,
+    Unwrap,
+    file_records,
+    load,
+    print_files,
+    warn_of_skipped,
+)
 
 if TYPE_CHECKING:
     from ragalign.pool import Duplicate, Lengths, LoadReport, Pool
 
-_LISTED = 20
 _NAME_WIDTH = 24
 _MIN_TEXT_WIDTH = 24
 
@@ -32,26 +42,6 @@ Files = Annotated[
         show_default=False,
     ),
 ]
-Shape = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="auto recognises each row's: alpaca, dolly, plain, sharegpt, messages, lima or ragalign.",
-    ),
-]
-Fields = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--field",
-        metavar="FIELD=NAME",
-        help="The rows' own name of instruction, input, response, id or conversations. Repeatable.",
-        show_default=False,
-    ),
-]
-OnError = Annotated[
-    Literal["strict", "skip"], typer.Option(help="Stop at a bad row, or leave bad rows out and list them.")
-]
-Unwrap = Annotated[bool, typer.Option("--unwrap", help="Take instructions out of the Alpaca prompt template.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="A .jsonl or .parquet file.", show_default=False)]
 
 
@@ -76,13 +66,13 @@ def inspect(
     """
     from ragalign.pool import word_lengths
 
-    pool = _load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap)
     repeated = len(pool.duplicates())
     words = {name: word_lengths(pool.table[name]) for name in ("instruction", "response")}
     if as_json:
         console.print_json(
             {
-                "files": _file_records(pool.report),
+                "files": file_records(pool.report),
                 "n_demonstrations": len(pool),
                 "n_repeated_instructions": repeated,
                 "fingerprint": pool.fingerprint,
@@ -90,7 +80,7 @@ def inspect(
             }
         )
         return
-    _print_files(pool.report)
+    print_files(pool.report)
     console.heading("length in words")
     console.print_table(
         [("", "left"), *((name, "right") for name in ("min", "25 %", "median", "75 %", "95 %", "max", "mean"))],
@@ -120,13 +110,13 @@ def convert(
       ragalign pool convert wrapped_sharegpt.json --unwrap --on-error skip --out pool.jsonl
       ragalign pool convert tatsu-lab/alpaca --out alpaca.jsonl
     """
-    pool = _load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap)
     pool.save(out)
     if as_json:
-        console.print_json({"files": _file_records(pool.report), **_pool_record(pool, out)})
+        console.print_json({"files": file_records(pool.report), **_pool_record(pool, out)})
     else:
-        _print_files(pool.report)
-    _warn_of_skipped(pool.report)
+        print_files(pool.report)
+    warn_of_skipped(pool.report)
     console.note(f"wrote {len(pool):,} demonstrations to {out}")
 
 
@@ -158,7 +148,7 @@ def dedupe(
       ragalign pool dedupe answers.jsonl --out unique.jsonl
       ragalign pool dedupe lima.jsonl alpaca.json --near 0.8 --out unique.parquet --json > removed.jsonl
     """
-    pool = _load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap)
     duplicates = pool.duplicates(near)
     kept = pool.without(duplicate.id for duplicate in duplicates)
     kept.save(out)
@@ -167,7 +157,7 @@ def dedupe(
             console.print_json(_duplicate_record(pool, duplicate))
     else:
         _print_duplicates(pool, duplicates)
-    _warn_of_skipped(pool.report)
+    warn_of_skipped(pool.report)
     same = pool.report.n_duplicates
     console.note(
         f"removed {len(duplicates):,} of {len(pool):,} demonstrations"
@@ -176,96 +166,32 @@ def dedupe(
     )
 
 
-def _load(
-    files: Sequence[str], shape: str, field: Sequence[str] | None, on_error: Literal["strict", "skip"], unwrap: bool
-) -> Pool:
-    from ragalign.pool import Pool
-
-    return Pool.load(files, shape=shape, fields=_fields(field or []), on_error=on_error, unwrap=unwrap)
-
-
-def _fields(given: Sequence[str]) -> Mapping[str, str]:
-    from ragalign.errors import ConfigError
-
-    fields: dict[str, str] = {}
-    for text in given:
-        name, equals, own = text.partition("=")
-        if not name or not equals or not own:
-            raise ConfigError(f"--field {text!r}: write it as FIELD=NAME, such as instruction=question")
-        if name in fields:
-            raise ConfigError(f"--field {name} is given twice")
-        fields[name] = own
-    return fields
-
-
-def _print_files(report: LoadReport) -> None:
-    multi_turn = any(file.n_multi_turn for file in report.files)
-    unwrapped = any(file.n_unwrapped for file in report.files)
-    columns = [("file", "left"), ("shape", "left")]
-    columns += [(name, "right") for name in ("rows", "loaded", "duplicates", "skipped")]
-    columns += [("multi-turn", "right")] * multi_turn + [("unwrapped", "right")] * unwrapped
-    names = [Path(file.file).name for file in report.files]
-    if len(set(names)) < len(names):
-        names = [file.file for file in report.files]
-    rows = []
-    for name, file in zip(names, report.files, strict=True):
-        counts = [file.n_rows, file.n_loaded, file.n_duplicates, len(file.skipped)]
-        counts += [file.n_multi_turn] * multi_turn + [file.n_unwrapped] * unwrapped
-        rows.append([name, _shapes(file.shapes), *(f"{count:,}" for count in counts)])
-    console.print_table(columns, rows)
-
-
 def _print_skipped(report: LoadReport) -> None:
     skipped = report.skipped
     if skipped:
         console.heading("skipped")
-        for row in skipped[:_LISTED]:
+        for row in skipped[:LISTED]:
             console.stdout().print(str(row), markup=False)
         _print_rest(len(skipped))
 
 
-def _warn_of_skipped(report: LoadReport) -> None:
-    for row in report.skipped[:_LISTED]:
-        console.warning(f"skipped {row}")
-    if len(report.skipped) > _LISTED:
-        rest = len(report.skipped) - _LISTED
-        console.warning(f"skipped {rest:,} more rows; `ragalign pool inspect --json` lists all")
-
-
 def _print_duplicates(pool: Pool, duplicates: Sequence[Duplicate]) -> None:
     rows = []
-    for duplicate in duplicates[:_LISTED]:
+    for duplicate in duplicates[:LISTED]:
         removed, first = pool.get(duplicate.id), pool.get(duplicate.duplicate_of)
-        names = [_shortened(demo.source_id or demo.id, _NAME_WIDTH) for demo in (removed, first)]
+        names = [console.shortened(demo.source_id or demo.id, _NAME_WIDTH) for demo in (removed, first)]
         rows.append([*names, f"{duplicate.similarity:.3f}", removed.instruction])
     if rows:
         taken = sum(max(len("removed"), *(len(row[i]) for row in rows)) + 2 for i in (0, 1)) + len("similarity") + 2
         width = max(_MIN_TEXT_WIDTH, shutil.get_terminal_size().columns - taken)
         columns = [("removed", "left"), ("repeats", "left"), ("similarity", "right"), ("instruction", "left")]
-        console.print_table(columns, [[*row[:3], _shortened(row[3], width)] for row in rows])
+        console.print_table(columns, [[*row[:3], console.shortened(row[3], width)] for row in rows])
         _print_rest(len(duplicates))
 
 
 def _print_rest(total: int) -> None:
-    if total > _LISTED:
-        console.stdout().print(f"... and {total - _LISTED:,} more; --json lists all")
-
-
-def _file_records(report: LoadReport) -> list[dict[str, Any]]:
-    return [
-        {
-            "file": file.file,
-            "shapes": dict(file.shapes),
-            "n_rows": file.n_rows,
-            "n_loaded": file.n_loaded,
-            "n_duplicates": file.n_duplicates,
-            "n_multi_turn": file.n_multi_turn,
-            "n_unwrapped": file.n_unwrapped,
-            "n_skipped": len(file.skipped),
-            "skipped": [{row.unit: row.line, "reason": row.reason} for row in file.skipped],
-        }
-        for file in report.files
-    ]
+    if total > LISTED:
+        console.stdout().print(f"... and {total - LISTED:,} more; --json lists all")
 
 
 def _pool_record(pool: Pool, out: Path) -> dict[str, Any]:
@@ -286,17 +212,3 @@ def _duplicate_record(pool: Pool, duplicate: Duplicate) -> dict[str, Any]:
         "duplicate_of": {"id": first.id, "source": first.source, "source_id": first.source_id},
         "similarity": duplicate.similarity,
     }
-
-
-def _shapes(shapes: Mapping[str, int]) -> str:
-    if len(shapes) == 1:
-        return next(iter(shapes))
-    return ", ".join(f"{name} {count:,}" for name, count in shapes.items()) or "-"
-
-
-def _shortened(text: str, width: int) -> str:
-    """``text`` on one line of at most ``width`` terminal cells, without control characters."""
-    from rich.cells import cell_len, set_cell_size
-
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"

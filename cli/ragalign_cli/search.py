@@ -24,7 +24,7 @@ _MIN_INSTRUCTION_WIDTH = 20
 def search(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="One query, instead of --queries.", show_default=False)
+        str | None, typer.Argument(metavar="TEXT", help="One query, instead of --queries.", show_default=False)
     ] = None,
     queries: Annotated[
         Path | None,
@@ -136,28 +136,18 @@ class _Tables:
         demonstrations = [self._pool.get(hit.id) for hit in hits]
         ranks = [str(hit.rank) for hit in hits]
         scores = [f"{hit.score:.4f}" for hit in hits]
-        source_ids = [_shortened(demo.source_id or "-", _SOURCE_ID_WIDTH) for demo in demonstrations]
+        source_ids = [console.shortened(demo.source_id or "-", _SOURCE_ID_WIDTH) for demo in demonstrations]
         headings = ("rank", "score", "source id")
         taken = sum(
             max(map(len, [heading, *cells])) + 2
             for heading, cells in zip(headings, (ranks, scores, source_ids), strict=True)
         )
         width = max(_MIN_INSTRUCTION_WIDTH, shutil.get_terminal_size().columns - taken)
-        instructions = [_shortened(demo.instruction, width) for demo in demonstrations]
+        instructions = [console.shortened(demo.instruction, width) for demo in demonstrations]
         console.print_table(
             [("rank", "right"), ("score", "right"), ("source id", "left"), ("instruction", "left")],
             list(zip(ranks, scores, source_ids, instructions, strict=True)),
         )
-
-
-def _shortened(text: str, width: int) -> str:
-    """``text`` on one line of at most ``width`` terminal cells, without control characters."""
-    from rich.cells import cell_len, set_cell_size
-
-    line = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * width]).split())
-    if cell_len(line) <= width and len(text) <= 4 * width:
-        return line
-    return set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def _checked(text: str) -> str:

@@ -30,6 +30,10 @@ class IndexSettings:
     on_error: Literal["strict", "skip"] = "strict"
     near_duplicates: float | None = None
     encoder: str = ""
+    normalize: bool = True
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    text: Literal["instruction", "both"] = "instruction"
     kind: str = "auto"
     metric: Literal["cosine", "ip", "l2"] = "cosine"
 
@@ -130,6 +134,11 @@ class Recipe:
         if name.startswith(_PACKAGED):
             return data_folder() / name.removeprefix(_PACKAGED)
         return self.folder / name
+
+    def source(self, name: str) -> str:
+        """A source of demonstrations that the recipe names: a file as in `path`, or else a dataset's name."""
+        path = self.path(name)
+        return str(path) if path.exists() or name.startswith(_PACKAGED) else name
 
     def make_template(self) -> tuple[Template, tuple[Constant, ...]]:
         """The template with its preamble, and the constant demonstrations as they stand in the prompt.

@@ -1,0 +1,283 @@
+"""`ragalign index`: build, extend, shrink and check indexes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ragalign_cli import console
+from ragalign_cli.pool_options import Fields, OnError, Shape, Unwrap, file_records, load, print_files, warn_of_skipped
+
+if TYPE_CHECKING:
+    from ragalign.indexes import Index
+    from ragalign.indexes.manifest import Manifest
+    from ragalign.pool import Pool
+
+app = typer.Typer(rich_markup_mode=None)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)]
+Pools = Annotated[
+    list[str] | None,
+    typer.Option("--pool", metavar="FILE...", help="Files of demonstrations, or dataset names.", show_default=False),
+]
+Near = Annotated[
+    float | None,
+    typer.Option(
+        "--near-duplicates",
+        metavar="S",
+        help="Leave out instructions this similar to an earlier one (Jaccard, such as 0.8).",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def index(
+    context: typer.Context,
+    pools: Pools = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER", help="A sentence-transformers model; MiniLM by default.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the index goes.", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe whose [index] table names all of this; out is then its name.", show_default=False),
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option(help="Scale vectors to length 1 (the default).", show_default=False)
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text before every query, where the encoder wants one.", show_default=False)
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="Text before everything that is indexed.", show_default=False)
+    ] = None,
+    text: Annotated[
+        Literal["instruction", "both"] | None,
+        typer.Option(
+            help="What to encode: instruction (the default), or both it and the response.", show_default=False
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="auto, flat, hnsw, ivf or a FAISS factory string.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        Literal["cosine", "ip", "l2"] | None, typer.Option(help="cosine (the default), ip or l2.", show_default=False)
+    ] = None,
+    shape: Shape = "auto",
+    field: Fields = None,
+    on_error: OnError = "strict",
+    unwrap: Unwrap = False,
+    near_duplicates: Near = None,
+    cache: Annotated[bool, typer.Option(help="Keep embeddings for the next build.")] = True,
+    json: Json = False,
+) -> None:
+    """Build an index from files of demonstrations.
+
+    An index that is there already is replaced as a whole; interrupted, the old one stays.
+
+    \b
+    Examples:
+      ragalign index --pool answers.jsonl --out indexes/mine
+      ragalign index --pool lima.jsonl alpaca.json --encoder facebook/contriever --metric ip --out indexes/both
+      ragalign index --pool sharegpt.json --unwrap --on-error skip --kind IVF256,PQ48 --out indexes/large
+      ragalign index --recipe indexes/starter.toml
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from ragalign.encoders import Encoder
+    from ragalign.encoders.base import DEFAULT_ENCODER
+    from ragalign.errors import ConfigError
+    from ragalign.indexes import Index
+    from ragalign.recipes import IndexSettings, Recipe
+
+    settings = IndexSettings()
+    if recipe is not None:
+        loaded = Recipe.load(recipe)
+        found = loaded.index
+        settings = replace(found, pool=tuple(map(loaded.source, found.pool)))
+        out = out or loaded.folder / loaded.name
+    if not (pools or settings.pool):
+        raise ConfigError("give --pool FILE..., or --recipe FILE with an [index] table")
+    if out is None:
+        raise ConfigError("give --out DIR: where the index goes")
+    start = time.perf_counter()
+    pool = load(
+        pools or settings.pool,
+        shape if shape != "auto" else settings.shape,
+        field or [f"{name}={own}" for name, own in settings.fields.items()],
+        "skip" if "skip" in (on_error, settings.on_error) else "strict",
+        unwrap or settings.unwrap,
+    )
+    pool = _without_near_duplicates(pool, near_duplicates or settings.near_duplicates)
+    warn_of_skipped(pool.report)
+    chosen = Encoder.load(
+        encoder or settings.encoder or DEFAULT_ENCODER,
+        normalize=settings.normalize if normalize is None else normalize,
+        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
+        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
+        cache="default" if cache else None,
+    )
+    built = Index.build(
+        pool,
+        chosen,
+        kind=kind or settings.kind,
+        metric=metric or settings.metric,
+        text=text or settings.text,
+        show_progress=True,
+    )
+    built.save(out)
+    _report(built, pool, out, time.perf_counter() - start, json)
+
+
+@app.command()
+def add(
+    folder: Folder,
+    pools: Pools = None,
+    shape: Shape = "auto",
+    field: Fields = None,
+    on_error: OnError = "strict",
+    unwrap: Unwrap = False,
+    json: Json = False,
+) -> None:
+    """Add demonstrations; what is there already is neither encoded nor added again.
+
+    \b
+    Example:
+      ragalign index add indexes/mine --pool more.jsonl
+    """
+    from ragalign.errors import ConfigError
+    from ragalign.indexes import Index
+
+    if not pools:
+        raise ConfigError("give --pool FILE...: what to add")
+    start = time.perf_counter()
+    pool = load(pools, shape, field, on_error, unwrap)
+    warn_of_skipped(pool.report)
+    grown = Index.open(folder).add(pool, show_progress=True)
+    grown.save(folder)
+    _report(grown, pool, folder, time.perf_counter() - start, json)
+
+
+@app.command()
+def remove(
+    folder: Folder,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--id", metavar="ID...", help="Demonstration ids, or the rows' own ids.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Remove demonstrations by id.
+
+    \b
+    Example:
+      ragalign index remove indexes/mine --id 0f3a9c5d11e2b7a4 lima-17
+    """
+    from ragalign.errors import ConfigError
+    from ragalign.indexes import Index
+
+    if not ids:
+        raise ConfigError("give --id ID...: what to remove")
+    start = time.perf_counter()
+    opened = Index.open(folder)
+    smaller = opened.remove(_ids(opened.pool, ids))
+    smaller.save(folder)
+    _report(smaller, None, folder, time.perf_counter() - start, json)
+
+
+@app.command()
+def verify(folder: Folder, json: Json = False) -> None:
+    """Check every file of an index against its manifest; one changed byte is found.
+
+    \b
+    Example:
+      ragalign index verify indexes/mine
+    """
+    from ragalign.indexes import Index
+
+    manifest = Index.verify(folder)
+    if json:
+        console.print_json({"index": str(folder), "ok": True, "n_demonstrations": manifest.n_demonstrations})
+    else:
+        console.stdout().print(
+            f"{folder}: {manifest.n_demonstrations:,} demonstrations, all files as they were written"
+        )
+
+
+@app.command()
+def info(folder: Folder, json: Json = False) -> None:
+    """Show what an index was made of.
+
+    \b
+    Example:
+      ragalign index info indexes/mine --json
+    """
+    from ragalign.indexes import Index
+
+    manifest = Index.open(folder, verify="size").manifest
+    if json:
+        console.print_json({"index": str(folder), **manifest.to_dict()})
+    else:
+        console.print_table([("", "left"), ("", "left")], _info_rows(manifest))
+
+
+def _without_near_duplicates(pool: Pool, near: float | None) -> Pool:
+    if near is None:
+        return pool
+    kept = pool.deduplicate(near)
+    if len(kept) < len(pool):
+        console.note(f"left out {len(pool) - len(kept):,} near-duplicates of {len(pool):,} demonstrations")
+    return kept
+
+
+def _ids(pool: Pool, given: list[str]) -> list[str]:
+    """Content ids, from content ids or the rows' own."""
+    by_source: dict[str, list[str]] = {}
+    for id_, source_id in zip(pool.ids, pool.table["source_id"].to_pylist(), strict=True):
+        by_source.setdefault(source_id, []).append(id_)
+    return [id_ for one in given for id_ in by_source.get(one, [one])]
+
+
+def _report(index: Index, pool: Pool | None, folder: Path, seconds: float, json: bool) -> None:
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    about = index.manifest
+    if json:
+        record: dict[str, Any] = {"index": str(folder), "n_demonstrations": len(index)}
+        record |= {"dimension": about.encoder.dimension, "factory": about.factory, "metric": about.metric}
+        record |= {"encoder": about.encoder.id, "seconds": round(seconds, 3), "bytes": size}
+        console.print_json(record | ({"files": file_records(pool.report)} if pool is not None else {}))
+        return
+    if pool is not None:
+        print_files(pool.report)
+    console.stdout().print(
+        f"\n{folder}: {len(index):,} demonstrations x {about.encoder.dimension} dimensions, {about.factory}, "
+        f"{about.metric}, {size / 1e6:,.1f} MB, {seconds:.1f} s"
+    )
+    if about.encoder.packaged:
+        console.note(f"{about.encoder.id}: the hub is out of reach, so the packaged copy of its weights was used")
+
+
+def _info_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    encoder = manifest.encoder
+    packaged = ", packaged copy" if encoder.packaged else ""
+    prompts = f"{encoder.query_prompt!r}, {encoder.document_prompt!r}"
+    return [
+        ("demonstrations", f"{manifest.n_demonstrations:,}"),
+        ("encoder", f"{encoder.id} (revision {encoder.revision[:12]}{packaged})"),
+        ("dimension", f"{encoder.dimension}, {'normalised' if encoder.normalize else 'not normalised'}"),
+        ("query, document prompt", prompts),
+        ("text", manifest.text),
+        ("metric", manifest.metric),
+        ("FAISS", f"{manifest.factory} {dict(manifest.search) or ''}".rstrip()),
+        ("pool fingerprint", manifest.pool_fingerprint[:16]),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
+    ]
