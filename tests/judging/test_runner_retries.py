@@ -108,8 +108,9 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 
         def select(timeout: float | None = None) -> Any:
             events = real_select(0)
-            if not events and timeout:
-                self.now += timeout
+            if not events and timeout is not None:
+                # As on a real clock, some time always passes: a timer that fires a little early is set again.
+                self.now += max(timeout, 1e-9)
             return events
 
         self._selector.select = select  # type: ignore[attr-defined]
