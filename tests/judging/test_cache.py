@@ -96,20 +96,28 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_writers_do_not_lose_each_others_replies(tmp_path: Path) -> None:
-    path = tmp_path / "replies.sqlite"
+    failures: list[Exception] = []
 
-    def write(name: str) -> None:
+    def write(path: Path, name: str, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            with ReplyCache(path) as cache:
+                for number in range(20):
+                    cache.put(f"{name} {number}", 0, JudgeReply.from_text(name, "j"))
+        except Exception as error:
+            failures.append(error)
+
+    # Opening a new file at the same moment is where they could meet; so do it often.
+    for repeat in range(25):
+        path, start = tmp_path / f"replies-{repeat}.sqlite", threading.Barrier(4)
+        threads = [threading.Thread(target=write, args=(path, name, start)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
         with ReplyCache(path) as cache:
-            for number in range(200):
-                cache.put(f"{name} {number}", 0, JudgeReply.from_text(name, "j"))
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with ReplyCache(path) as cache:
-        assert len(cache) == 600
+            assert len(cache) == 80
 
 
 def test_shipped_prices_and_those_of_the_user(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_no_limit_does_not_wait() -> None:
             window.correct(await window.acquire(10**9), 5)
         return loop.time()
 
-    assert run_skipping(main) == 0
+    assert run_skipping(main) < 1e-6
     with pytest.raises(ConfigError):
         TokenWindow(0)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,17 +108,40 @@ class ReplyCache:
 
     def _prepare(self, *, writable: bool) -> None:
         execute = self._connection.execute
-        version = execute("PRAGMA user_version").fetchone()[0]
-        n_tables = execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if version != _VERSION and (version or n_tables):
-            raise DataError(f"{self._path} is no reply cache of this version; name another file or move it away")
-        if writable:
-            execute("PRAGMA journal_mode = WAL")
-            execute("PRAGMA synchronous = NORMAL")
+        if not writable:
+            execute("PRAGMA query_only = ON")
+            self._check_version()
+            return
+        # Looking and making are one transaction, as another run may be opening the same new file.
+        execute("BEGIN IMMEDIATE")
+        try:
+            self._check_version()
             execute(_SCHEMA)
             execute(f"PRAGMA user_version = {_VERSION}")
-        else:
-            execute("PRAGMA query_only = ON")
+        except BaseException:
+            execute("ROLLBACK")
+            raise
+        execute("COMMIT")
+        self._write_ahead()
+        execute("PRAGMA synchronous = NORMAL")
+
+    def _check_version(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        n_tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        if version != _VERSION and (version or n_tables):
+            raise DataError(f"{self._path} is no reply cache of this version; name another file or move it away")
+
+    def _write_ahead(self) -> None:
+        """Switch the file to write-ahead mode; for this alone SQLite does not wait until others let go of it."""
+        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.02)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
