@@ -62,6 +62,7 @@ SPECIAL = re.compile(
 HEADING = re.compile(r"#\s+(query|answer|user|assistant|instruction)|#(query|answer|user|assistant|instruction)\s*:")
 FORBIDDEN: dict[str, Callable[[str], object]] = {
     "urial": lambda plain: HEADING.search(plain) or "```" in plain,
+    "urial-v2": HEADING.search,
     "urial-v5": HEADING.search,
     "urial-v6": HEADING.search,
     "ica": lambda plain: _label(plain, r"question\s*:|here's\s+an\s+example\s+answer\s*:"),

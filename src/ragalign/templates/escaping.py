@@ -27,7 +27,8 @@ SPECIAL_TOKENS = (
     "[SUFFIX]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]",
 )  # fmt: skip
 # <|endoftext|>, <|im_start|>, <|eot_id|> and their like. The skeleton has one kind of bar only.
-_PIPED_TOKEN = r"<(?=\|[^|<>\s]{1,64}\|>)"
+_LONGEST_PIPED = 64
+_PIPED_TOKEN = rf"<(?=\|[^|<>\s]{{1,{_LONGEST_PIPED}}}\|>)"
 
 _BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _INDENT = rf"[^\S{_BREAKS}]*"
@@ -68,6 +69,11 @@ def _skeleton(text: str) -> str:
     return text.translate(_FOLDS)
 
 
+def visible_length(text: str) -> int:
+    """How many characters of the skeleton are not white space."""
+    return len("".join(_skeleton(text).split()))
+
+
 def _positions(text: str) -> Sequence[int]:
     """For each character of the skeleton the position in `text` that it came from, and the length behind the last."""
     positions: list[int] = []
@@ -84,9 +90,14 @@ class Escaper:
             (found anywhere), a letter or a digit a label (found at the start of a line); other strings are
             found anywhere, and single characters at the start of a line.
         strings: delimiters found anywhere; at least two characters each.
+
+    Attributes:
+        reach: within how many visible characters behind a mark it is decided whether that is at a cut.
     """
 
     def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
+        lines, strings = list(lines), list(strings)
+        self.reach = max([_LONGEST_PIPED + 4, *map(visible_length, (*lines, *strings))])
         headings: set[str] = set()
         at_line_start: set[str] = set()
         literal: set[str] = set()

@@ -18,6 +18,8 @@ from ragalign.types import Demonstration, Turn
 # What upstream's code puts between a prompt file and the conversation, by form.
 _JOIN = {"urial": "\n", "urial-v5": "\n", "urial-v6": "\n\n"}
 _FENCE = "```"
+# What of the fences' own lines stands inside them: white space behind the first, the break before the last.
+_FENCE_LINES = re.compile(r"\A[ \t]*\r?\n|\r?\n\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
             # The last fence of a part closes it: instructions and answers may hold code fences of their own.
             close = body.rfind(_FENCE)
             content = body[len(_FENCE) : close if close > 0 else len(body)]
-            content = content.removeprefix("\r\n").removeprefix("\n").removesuffix("\n").removesuffix("\r")
+            content = _FENCE_LINES.sub("", content)
             end = match.end() + (close + len(_FENCE) if close > 0 else len(body))
         else:
             content = body.strip("\r\n").strip() if template.cue != template.middle else body.strip("\r\n")
@@ -153,12 +155,14 @@ def _detect_form(text: str, source: str) -> str:
     Raises:
         ConfigError: there are no demonstrations to tell by, or none of a known form.
     """
-    fenced = len(_find(text, Template.load("urial")))
-    headed = re.findall(r"^# User:[ \t]*\r?\n(\r?\n)?", text, re.MULTILINE)
+    headed = re.findall(r"^# (User|Query):[ \t]*\r?\n(?!```)(\r?\n)?", text, re.MULTILINE)
+    fenced = sum(1 for match in _find(text, Template.load("urial")) if match["user"])
     if fenced or headed:
         if fenced >= len(headed):
             return "urial"
-        return "urial-v5" if sum(map(bool, headed)) * 2 > len(headed) else "urial-v6"
+        if sum(name == "Query" for name, _ in headed) * 2 > len(headed):
+            return "urial-v2"
+        return "urial-v5" if sum(bool(gap) for _, gap in headed) * 2 > len(headed) else "urial-v6"
     if "# Query" in text and "# User" not in text:
         return "urial"
     where = source or "prompt file"

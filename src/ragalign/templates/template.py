@@ -19,7 +19,8 @@ from ragalign.types import Demonstration, Turn
 Escape = Literal["neutralise", "none"]
 
 # What models write at the end of a text when their tokenizer lets special tokens through.
-_END_OF_TEXT = re.compile(r"<\|(?:endoftext|end_of_text|im_end|eot_id)\|>|</s>")
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>")
+_END_OF_TEXT = re.compile("|".join(map(re.escape, END_OF_TEXT)))
 # The closing fence of an answer that was cut off inside the fence.
 _PARTIAL_FENCE = re.compile(r"(?:\A|\n)`{1,2}\Z")
 
@@ -259,20 +260,31 @@ class Template:
         text = output
         for stop in self.stop:
             text = text.partition(stop)[0]
-        if not finished:
+        if not self.erased:
+            text = _END_OF_TEXT.split(text, maxsplit=1)[0]
+        cut_off = not finished and len(text) == len(output)
+        if cut_off:
             text = _without_partial_stop(text, self.stop)
-        if self.escape == "none" and self.erase:
-            for string in self.erase:
-                text = text.replace(string, "")
-            return _END_OF_TEXT.sub(" ", text).strip()
-        text = _END_OF_TEXT.split(text, maxsplit=1)[0].strip()
-        if self.fenced:
-            if not finished:
+        text = self.without_erased(text).strip()
+        if self.fenced and not self.erased:
+            if cut_off:
                 text = _PARTIAL_FENCE.sub("", text)
             # An even number of fences belongs to the answer's own code blocks.
             if text.endswith("```") and text.count("```") % 2:
                 text = text.removesuffix("```").rstrip()
         return self.escaper.unescape(text) if self.escape == "neutralise" else text
+
+    @property
+    def erased(self) -> tuple[str, ...]:
+        """What `clean` deletes anywhere in an answer: `erase` and end-of-text marks, or nothing."""
+        return (*self.erase, *END_OF_TEXT) if self.escape == "none" and self.erase else ()
+
+    def without_erased(self, text: str) -> str:
+        """`text` without `erase`, and with a space for each end-of-text mark, where those are to be deleted."""
+        if not self.erased:
+            return text
+        pattern = "|".join(map(re.escape, self.erased))
+        return re.sub(pattern, lambda match: " " if match[0] in END_OF_TEXT else "", text)
 
     @cached_property
     def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
