@@ -17,7 +17,7 @@ from typing import Any
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
-from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
+from ragalign.generation._quiet import environment, hidden_module, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Decoding, Output, Prompt
