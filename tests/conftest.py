@@ -47,6 +47,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_engine(tiny_model: Path) -> Iterator[VllmGenerator]:
     """The real engine; it starts once, since that takes the better part of a minute."""
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    # Retrieval with bm25s brings numba into the process, which the engine once did not survive.
+    pytest.importorskip("numba")
     with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, kv_cache_memory_bytes=2**30) as generator:
         yield generator
 

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
-from ragalign.generation._quiet import environment, hidden_module, is_verbose, kept_process_state, quiet
+from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Decoding, Output, Prompt
@@ -199,6 +200,7 @@ def _start(options: dict[str, Any]) -> Any:
         _fill_in(options, stack)
         if in_process:
             _check_alone()
+            _survive_numba()
         try:
             return vllm.LLM(**options, generation_config="vllm", disable_log_stats=False)
         except Exception as error:
@@ -245,6 +247,18 @@ def _check_alone() -> None:
             "a vLLM engine is already running in this process; close() the first generator, "
             "or set VLLM_ENABLE_V1_MULTIPROCESSING=1 to give each engine its own process"
         )
+
+
+def _survive_numba() -> None:
+    """Let vLLM (0.32, CPU) start in a process that has imported numba, as bm25s does.
+
+    It asks every attribute of every module for its ``__dict__``. One object of llvmlite takes any name for
+    a function of its library, so ``__dict__`` too, and vLLM fails on what comes back.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
+    if isinstance(functions, dict):
+        functions.setdefault("__dict__", {})
 
 
 def _check_options(options: dict[str, Any]) -> None:
