@@ -147,10 +147,10 @@ class ChatClient:
             raise failure(response.status_code, body, response.headers)
         if not isinstance(body, dict):
             raise RetryableError("the reply is no complete JSON object")
-        choices, error = body.get("choices"), body.get("error")
-        if error and not choices:
+        choices, reported = body.get("choices"), body.get("error")
+        if reported and not choices:
             # Gateways pass on a provider's failure inside a success; without a status of its own it may pass.
-            code = error.get("code") if isinstance(error, dict) else None
+            code = reported.get("code") if isinstance(reported, dict) else None
             raise failure(code if isinstance(code, int) else 502, body, response.headers)
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
