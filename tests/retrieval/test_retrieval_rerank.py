@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragalign.errors import ConfigError
+from ragalign.errors import ConfigError, DataError
 from ragalign.indexes import Index
 from ragalign.retrieval import Bm25Retriever, DenseRetriever, Exclusion, make_retriever
 
@@ -77,11 +78,30 @@ def test_text_form_is_the_index_s(make_index: Any, cross_encoder: Path) -> None:
     assert [hit.score for hit in a] != [hit.score for hit in b]
 
 
-def test_missing_model_is_one_line(make_index: Any, tmp_path: Path) -> None:
-    retriever = make_retriever("rerank", make_index(["a", "b"]), model=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"cross-encoder '.*nowhere' cannot be loaded") as caught:
+@pytest.mark.parametrize("name", ["nowhere/at all", "some-owner/some-cross-encoder"])
+def test_missing_model_is_one_line(
+    make_index: Any, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    retriever = make_retriever("rerank", make_index(["a", "b"]), model=name)
+    with pytest.raises(ConfigError, match=f"encoder.* {name!r}") as caught:
         retriever.retrieve(["q"], 1)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damaged_model_is_one_line(make_index: Any, cross_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(cross_encoder, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="rerank: cannot load the cross-encoder") as caught:
+        make_retriever("rerank", make_index(["a", "b"]), model=folder).retrieve(["q"], 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_lone_surrogate_is_one_line(make_index: Any, cross_encoder: Path) -> None:
+    retriever = make_retriever("rerank", make_index(["a", "b"]), model=cross_encoder, first="bm25")
+    with pytest.raises(DataError, match="a query cannot be scored"):
+        retriever.retrieve(["half \ud800 a pair"], 1)
 
 
 def test_several_outputs_are_refused(make_index: Any, tmp_path: Path, minilm_folder: Path) -> None:

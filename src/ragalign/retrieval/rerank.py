@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ragalign._optional import require
-from ragalign.errors import ConfigError
+from ragalign.encoders.locate import locate
+from ragalign.encoders.quiet import quiet
+from ragalign.errors import ConfigError, DataError
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
 from ragalign.retrieval.batch import Batch
@@ -64,6 +66,7 @@ class RerankRetriever(Retriever):
 
         Raises:
             ConfigError: the model cannot be loaded, or has more than one output.
+            DataError: a query cannot be tokenized, such as one with a lone surrogate.
         """
         positions = self._first.rank(batch, max(k, self._n_candidates)).positions
         scores = np.full(positions.shape, -np.inf)
@@ -74,18 +77,28 @@ class RerankRetriever(Retriever):
         pairs = [(batch.texts[row], texts[at]) for row, at in zip(rows, which, strict=True)]
         if pairs:
             # All pairs of the batch in one call: the model sorts them by length.
-            scores[here] = self._model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
+            model = self._model
+            try:
+                scores[here] = model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
+            except (TypeError, UnicodeEncodeError) as error:
+                raise DataError(f"a query cannot be scored by the cross-encoder {self._name!r}: {error}") from None
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return Ranking(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1))
 
     @cached_property
     def _model(self) -> Any:
-        cross_encoder = require("sentence_transformers", "reranking").CrossEncoder
-        try:
-            model = cross_encoder(self._name, device=self._device)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"rerank: the cross-encoder {self._name!r} cannot be loaded: {reason}") from error
+        located = locate(self._name)
+        with quiet():
+            cross_encoder = require("sentence_transformers", "reranking").CrossEncoder
+            try:
+                if located.folder is not None:
+                    model = cross_encoder(str(located.folder), device=self._device, local_files_only=True)
+                else:
+                    model = cross_encoder(located.id, revision=located.commit, device=self._device)
+            except Exception as error:
+                # Anything may go wrong in foreign weights and code; the user needs one line of it.
+                reason = (str(error).strip() or repr(error)).partition("\n")[0]
+                raise ConfigError(f"rerank: cannot load the cross-encoder {self._name!r}: {reason}") from error
         if model.num_labels != 1:
             raise ConfigError(
                 f"rerank: the cross-encoder {self._name!r} has {model.num_labels} outputs; one with a single relevance "
