@@ -20,6 +20,15 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # Rich would send what is printed meanwhile to the bar's terminal, results in a redirected stdout included.
+    bars = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+    with bars as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, advance=done)
