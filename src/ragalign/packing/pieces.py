@@ -22,6 +22,8 @@ Ids = NDArray[np.int32]
 _MAX_IN_MEMORY = 65_536
 # SQLite's limit on the parameters of one statement is 999 in old builds.
 _MAX_PARAMETERS = 900
+# What reading a damaged file raises; messages that quote damaged text cannot be decoded.
+_DAMAGED = (sqlite3.Error, ValueError, OverflowError, MemoryError)
 # Errors that say nothing against the file: it is locked for long, read-only, or the disk is full.
 _PASSING = frozenset({
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
@@ -120,9 +122,8 @@ class TokenStore:
                         if isinstance(n, int) and isinstance(blob, bytes) and _checksum(key, n, blob) == crc:
                             both = np.frombuffer(blob, dtype="<i4").astype(np.int32)
                             found[keys[key]] = (both[:n], both[n:])
-        except sqlite3.Error:
-            # What was read before is sound, row by row.
-            pass
+        except _DAMAGED:
+            pass  # what was read before is sound, row by row
         return found
 
     def put(self, entries: Mapping[str, tuple[Ids, Ids]]) -> None:
@@ -134,8 +135,9 @@ class TokenStore:
         with self._lock:
             try:
                 self._write(rows)
-            except sqlite3.Error as error:
-                if error.sqlite_errorcode & 0xFF not in _PASSING:
+            except _DAMAGED as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+                if code & 0xFF not in _PASSING:
                     self._replace(rows)
             except OSError:
                 return
@@ -150,7 +152,7 @@ class TokenStore:
 
     def _replace(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
         """Begin anew: the file is damaged."""
-        with suppress(sqlite3.Error, OSError):
+        with suppress(*_DAMAGED, OSError):
             self._path.unlink(missing_ok=True)
             self._write(rows)
 
