@@ -94,7 +94,11 @@ def test_cached_tokens_are_unknown_where_the_server_does_not_say() -> None:
 
 
 def test_n_answers_are_n_requests_with_seeds_in_sequence() -> None:
-    with ScriptedServer(lambda body: f"{body['prompt']}/{body['seed']}") as server:
+    def answer(body: dict[str, Any]) -> str:
+        time.sleep(0.1 if body["seed"] == 10 else 0.0)  # the first is overtaken
+        return f"{body['prompt']}/{body['seed']}"
+
+    with ScriptedServer(answer) as server:
         completions = generator(server).generate([prompt("a"), prompt("b")], Decoding(n=3, seed=10))
     assert [[output.text for output in completion.outputs] for completion in completions] == [
         ["a/10", "a/11", "a/12"],

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ragalign.errors import ConfigError
 from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
 
-# A small alphabet makes stop strings occur, overlap and almost occur.
-TEXT = st.text(alphabet="ab#\n é🙂", max_size=40)
-STOPS = st.lists(st.text(alphabet="ab#\n é🙂", min_size=1, max_size=6), max_size=4)
+# A tiny alphabet makes stop strings occur, overlap and almost occur.
+TEXT = st.text(alphabet="ab🙂", max_size=30)
+STOPS = st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=5), max_size=4)
 
 
 def char_by_char(text: str, stops: list[str]) -> str:
@@ -31,7 +31,8 @@ def test_cut_is_where_the_first_complete_stop_string_begins(text: str, stops: li
     assert cut_at_stop(text, stops) == char_by_char(text, stops)
 
 
-@given(TEXT, STOPS, st.lists(st.integers(0, 40), max_size=8))
+@given(TEXT, STOPS, st.lists(st.integers(0, 30), max_size=8) | st.just(list(range(30))))
+@example("ab", ["ab"], [1])
 def test_filter_adds_up_to_the_cut_for_any_chunking(text: str, stops: list[str], cuts: list[int]) -> None:
     bounds = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     pieces = StopFilter(stops)

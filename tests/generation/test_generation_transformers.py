@@ -169,3 +169,11 @@ def test_wrong_arguments(tiny_model: Path, tmp_path: Path, make_prompt: PromptMa
     closed.close()
     with pytest.raises(GenerationError, match="is closed"):
         closed.generate([make_prompt("Hi")], GREEDY)
+
+
+def test_loading_prints_nothing_where_nobody_watches(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    TransformersGenerator(tiny_model, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()

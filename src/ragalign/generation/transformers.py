@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as PyGenerator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,8 @@ class TransformersGenerator(BaseGenerator):
         self._batch_size = batch_size
         try:
             loaded_tokenizer = AutoTokenizer.from_pretrained(self._name if tokenizer is None else model_name(tokenizer))
-            loaded = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype)
+            with _progress_on_terminals_only():
+                loaded = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype)
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise GenerationError(f"transformers could not load {self._name}: {one_line(error)}") from error
@@ -180,6 +183,21 @@ class TransformersGenerator(BaseGenerator):
             raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
         for request in requests:
             request.finish()
+
+
+@contextmanager
+def _progress_on_terminals_only() -> Iterator[None]:
+    """Hide the bars of transformers where nobody would watch them move."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 @dataclass
