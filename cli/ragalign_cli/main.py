@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, search
+from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, render, search
 from ragalign_cli.arguments import expand
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
 app.add_typer(pool.app, name="pool")
+app.command("render")(render.render)
 app.command("search")(search.search)
 judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
