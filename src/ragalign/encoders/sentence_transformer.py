@@ -95,7 +95,7 @@ class SentenceTransformerEncoder(Encoder):
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 over weights, configuration and tokenizer."""
-        return content_digest(self._folder)
+        return self._located.digest or content_digest(self._folder)
 
     def encode(
         self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
@@ -181,7 +181,7 @@ def load_sentence_transformer(
         normalize=normalize,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        cache=default_cache_folder() if cache == "default" else cache,
+        cache=default_cache_folder() if cache == "default" else None if cache is None else Path(cache),
     )
 
 
