@@ -167,6 +167,21 @@ def test_lasting_faults_name_the_endpoint_and_the_reason(fault: Fault, message: 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("json: cannot unmarshal array into field prompt of type string", True),
+        ("data did not match any variant of untagged enum Prompt", True),
+        ("the maximum context length is 2048 tokens", False),
+    ],
+)
+def test_servers_that_take_no_token_ids_give_a_hint(message: str, hint: bool) -> None:
+    faults = [Fault("status", status=422, message=message)]
+    with ScriptedServer(faults=faults) as server, pytest.raises(GenerationError) as raised:
+        generator(server, send="token_ids").generate([prompt("a")], DECODING)
+    assert ('use send="text"' in str(raised.value)) == hint
+
+
 def test_nobody_listens() -> None:
     with pytest.raises(GenerationError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached"):
         OpenAIGenerator("tiny", "http://127.0.0.1:9/v1", max_retries=1).generate([prompt("a")], DECODING)

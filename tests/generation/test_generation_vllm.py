@@ -251,6 +251,7 @@ def test_repetition_penalty_warns_once_about_long_prompts(
         generator.generate([make_prompt_of(101, 0)], decoding)
         generator.generate([make_prompt_of(101, 0)], decoding)
     (warning,) = caught
+    assert warning.filename == __file__  # it points to the caller
     assert str(warning.message).startswith("repetition_penalty 1.1 counts the prompt's tokens too: with prompts of 101")
 
 

@@ -69,11 +69,13 @@ class BaseGenerator(ABC):
             GenerationError: a prompt leaves no room in the context, or the engine or endpoint failed;
                 `iter_generate` hands over what was answered before that.
         """
+        prompts = list(prompts)
+        self._check(prompts, decoding)
         completions: list[Completion | None] = [None] * len(prompts)
         # A bar for one prompt would only flicker.
         bar = progress("generating", len(prompts), "prompts") if len(prompts) > 1 else nullcontext(lambda _: None)
         with bar as advance:
-            for index, completion in self.iter_generate(prompts, decoding):
+            for index, completion in self._gathered(prompts, decoding):
                 completions[index] = completion
                 advance(1)
         return [completion for completion in completions if completion is not None]

@@ -242,7 +242,7 @@ class OpenAIGenerator(BaseGenerator):
             reason = f"answered with status {error.status_code}: {_server_message(error)}"
             if error.status_code in (401, 403):
                 reason += "; is OPENAI_API_KEY right?"
-            elif about_request and self._send == "token_ids":
+            elif about_request and self._send == "token_ids" and _is_about_form(reason):
                 reason += '; if this server takes no token ids, use send="text"'
         elif isinstance(error, ValueError):
             reason = f"sent no readable completion: {one_line(error)}"
@@ -287,6 +287,11 @@ def _server_message(error: Any) -> str:
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body
     return one_line(ValueError(str(body))) if body else error.response.reason_phrase
+
+
+def _is_about_form(message: str) -> bool:
+    """Whether a refusal seems to be about the prompt's type: what servers say that expected a string."""
+    return any(word in message.lower() for word in ("string", "type", "variant"))
 
 
 def _without_credentials(url: str) -> str:

@@ -42,8 +42,8 @@ class VllmGenerator(BaseGenerator):
 
     The engine runs inside this process when it needs one device only. It then leaves no process behind however the
     program ends, and needs no ``if __name__ == "__main__"`` guard. One such engine can live at a time; setting
-    VLLM_ENABLE_V1_MULTIPROCESSING=1 gives each engine a process of its own instead. Calls from several threads
-    share the engine's batches.
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 gives each engine processes of its own instead (which outlive a program that
+    is killed). Calls from several threads share the engine's batches.
 
     Args:
         model: a folder or hub name.
