@@ -76,8 +76,6 @@ def make_index() -> IndexMaker:
 
 
 @pytest.fixture(scope="session")
-def lima(shared_data: Path, minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """LIMA's training pairs with MiniLM vectors, exact search."""
-    cache = tmp_path_factory.mktemp("embeddings")
-    encoder = Encoder.load(minilm_folder, cache=cache)
-    return Index.build(Pool.load(shared_data / "pools" / "lima_1k.jsonl"), encoder, kind="flat")
+def lima(lima_index: Path, minilm: Encoder) -> Index:
+    """LIMA with real MiniLM vectors."""
+    return Index.open(lima_index, encoder=minilm)
