@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ragalign.encoders import Encoder
     from ragalign.errors import RagalignError
     from ragalign.indexes import Index
+    from ragalign.judging.base import Verdict
+    from ragalign.judging.judges import Judge
     from ragalign.packing import Packer
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
@@ -29,6 +31,7 @@ _HOME = {
     "Generator": "types",
     "Hit": "types",
     "Index": "indexes",
+    "Judge": "judging.judges",
     "Packer": "packing",
     "Pool": "pool",
     "Prompt": "types",
@@ -36,6 +39,7 @@ _HOME = {
     "Recipe": "recipes",
     "Retriever": "retrieval",
     "Template": "templates",
+    "Verdict": "judging.base",
 }
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "Generator",
     "Hit",
     "Index",
+    "Judge",
     "Packer",
     "Pool",
     "Prompt",
@@ -54,6 +59,7 @@ __all__ = [
     "Recipe",
     "Retriever",
     "Template",
+    "Verdict",
 ]
 
 

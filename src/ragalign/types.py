@@ -170,8 +170,7 @@ class Completion:
         prompt: the prompt that was answered.
         outputs: the answers, `Decoding.n` of them.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
-        latency_s: seconds from handing the prompt over to its last token; for offline batches that
-            is the time of the whole batch, since its requests share the engine.
+        latency_s: seconds from handing the prompt over to its last token.
     """
 
     prompt: Prompt
