@@ -150,11 +150,14 @@ def _locate_without_hub(name: str, revision: str | None, reason: str) -> Located
 
 
 def _cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """The complete snapshot in the local hub cache, if there is one."""
-    from huggingface_hub import try_to_load_from_cache
+    """The complete snapshot in the local hub cache, if there is one; without a revision the newest."""
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    for filename in ("modules.json", "config.json"):
-        path = try_to_load_from_cache(name, filename, revision=revision)
-        if isinstance(path, str) and _COMMIT.fullmatch(Path(path).parent.name) and has_model(Path(path).parent):
-            return Path(path).parent
-    return None
+    if revision is None:
+        # What is downloaded by its commit leaves no reference named main, so look at all snapshots.
+        snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+        found = sorted(snapshots.glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    else:
+        paths = (try_to_load_from_cache(name, file, revision=revision) for file in ("modules.json", "config.json"))
+        found = [Path(path).parent for path in paths if isinstance(path, str)]
+    return next((folder for folder in found if _COMMIT.fullmatch(folder.name) and has_model(folder)), None)
