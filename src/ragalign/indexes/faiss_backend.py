@@ -55,16 +55,20 @@ class FaissIndex:
         """Train on and add ``vectors`` ``[n, d]``.
 
         Raises:
-            ConfigError: FAISS does not know the factory string, or cannot train it on so few vectors.
+            ConfigError: FAISS does not know the factory string, has not got it for inner products, or cannot
+                train it on so few vectors.
         """
         faiss = _import_faiss()
         n, dimension = vectors.shape
         metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
         try:
             index = faiss.index_factory(dimension, factory, metric)
-            _prepare(faiss, index)
+            if index.metric_type != metric:  # it drops the metric silently
+                raise ConfigError(f"FAISS has {factory!r} for the metric l2 only; give that metric or another kind")
+            kept_alive = _prepare(faiss, index)
             if not index.is_trained:
                 index.train(vectors)
+            del kept_alive
             with progress("indexing", n, "vectors") if show_progress else _silent() as advance:
                 for start in range(0, n, _ADD_BLOCK):
                     block = vectors[start : start + _ADD_BLOCK]
@@ -96,10 +100,9 @@ class FaissIndex:
         Raises:
             OSError: the disk is full, or does not let us.
         """
-        try:
-            self._faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise OSError(None, _reason(error), str(path)) from None
+        # Given a path, FAISS closes the file without looking at the outcome: on a full disk its end would be missing.
+        with path.open("wb") as file:
+            self._faiss.write_index(self._index, self._faiss.PyCallbackIOWriter(file.write))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,18 +182,33 @@ def _import_faiss() -> Any:
     return require("faiss", "an index")
 
 
-def _prepare(faiss: Any, index: Any) -> None:
-    """Set what a factory string cannot say, before training and adding."""
-    inner = faiss.downcast_index(index)
-    while isinstance(inner, faiss.IndexPreTransform):
+def _prepare(faiss: Any, index: Any) -> list[Any]:
+    """Set what a factory string cannot say; what comes back has to live until training is over."""
+    inner, rotations = faiss.downcast_index(index), []
+    while isinstance(inner, faiss.IndexPreTransform | faiss.IndexRefine):
+        if isinstance(inner, faiss.IndexRefine):
+            inner = faiss.downcast_index(inner.base_index)
+            continue
+        chain = [faiss.downcast_VectorTransform(inner.chain.at(i)) for i in range(inner.chain.size())]
+        rotations += [each for each in chain if isinstance(each, faiss.OPQMatrix)]
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
-    # Below its own idea of enough training vectors FAISS writes to stderr. What is too few, it refuses.
-    parts: list[Any] = [inner, getattr(inner, "pq", None), getattr(getattr(inner, "storage", None), "pq", None)]
+    # OPQ makes its own quantiser for training unless it is given one, of 8 bits.
+    quantisers = [faiss.ProductQuantizer(each.d_out, each.M, 8) for each in rotations]
+    for rotation, quantiser in zip(rotations, quantisers, strict=True):
+        rotation.pq = quantiser
+    storage: Any = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else None
+    parts: list[Any] = [inner, getattr(inner, "pq", None), getattr(storage, "pq", None), *quantisers]
     for part in parts:
+        # Below its own idea of enough training vectors FAISS writes to stderr. What is too few, it refuses.
         if hasattr(part, "cp"):
             part.cp.min_points_per_centroid = 1
+    for part in (inner, storage):
+        # Sorts the codes for a search mode that we do not use; takes more than a second for each part of a vector.
+        if hasattr(part, "do_polysemous_training"):
+            part.do_polysemous_training = False
+    return quantisers
 
 
 def _reason(error: RuntimeError) -> str:
