@@ -21,6 +21,8 @@ from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
 from ragalign.pool import Pool
 
 _BLOCK = 32_768
+# Squared lengths of vectors stay below, so that no score overflows float32 (3.4e38).
+_MAX_SQUARED_LENGTH = 1e37
 
 
 class Index:
@@ -244,7 +246,7 @@ class Index:
         Raises:
             ConfigError: k < 1, or a mask that does not fit.
             IndexMismatchError: vectors of another dimension.
-            DataError: a vector holds NaN or infinity.
+            DataError: a vector holds NaN, infinity or values whose squares overflow.
         """
         queries = self._check_queries(vectors)
         if k < 1:
@@ -296,8 +298,8 @@ class Index:
                 f"queries have the shape {list(np.shape(vectors))}, this index needs [m, {dimension}]; "
                 f"encode them with {self.manifest.encoder.id!r}"
             )
-        if not np.isfinite(queries).all():
-            raise DataError("a query vector holds NaN or infinity; its text cannot have been encoded well")
+        if not _measurable(queries).all():
+            raise DataError("a query vector holds NaN, infinity or huge values; its text cannot have been encoded well")
         return queries
 
     def _check_mask(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -359,11 +361,18 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
             f"the encoder {encoder.id!r} made vectors of shape {list(vectors.shape)} "
             f"instead of {[len(pool), encoder.dimension]}"
         )
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        bad = pool.ids[int(np.argmin(finite))]
-        raise DataError(f"the encoder {encoder.id!r} makes NaN or infinity of the demonstration {bad}; leave it out")
+    measurable = _measurable(vectors)
+    if not measurable.all():
+        bad = pool.ids[int(np.argmin(measurable))]
+        raise DataError(
+            f"the encoder {encoder.id!r} makes NaN, infinity or huge values of the demonstration {bad}; leave it out"
+        )
     return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _measurable(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows have scores: no NaN, no infinity, and no length that overflows."""
+    return np.asarray(np.einsum("ij,ij->i", vectors, vectors) < _MAX_SQUARED_LENGTH)
 
 
 def _for_metric(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:

@@ -31,7 +31,7 @@ def choose(kind: str, n: int) -> Kind:
     power of two as FAISS's guidelines have it, and probes a sixteenth of them, at least eight.
 
     Raises:
-        ConfigError: an empty kind.
+        ConfigError: an empty kind, or IVF without lists.
     """
     if kind == "auto":
         kind = "flat" if n <= AUTO_FLAT_MAX else "ivf"
@@ -45,6 +45,8 @@ def choose(kind: str, n: int) -> Kind:
     if not kind.strip():
         raise ConfigError("the kind of an index is auto, flat, hnsw, ivf or a FAISS factory string")
     if match := re.search(r"IVF(\d+)(_HNSW\d*)?\b", kind):
+        if int(match[1]) == 0:
+            raise ConfigError(f"the kind {kind!r} has no lists; IVF needs at least one")
         return Kind(kind, {"nprobe": _n_probes(int(match[1]))})
     if "HNSW" in kind:
         return Kind(kind, {"efSearch": 128})
