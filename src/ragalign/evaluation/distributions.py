@@ -1,0 +1,95 @@
+"""Distributions of scores and lengths, in the same bins for all models of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Scores with this many different values or fewer are shown one by one.
+_MOST_VALUES = 12
+_N_BINS = 20
+# Lengths have a long tail: the last bin takes the longest two percent.
+_TAIL = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often values occur.
+
+    Attributes:
+        name: the metric's, or ``n_characters``.
+        label: for people.
+        unit: of the values.
+        edges: ends of the bins, one more than there are; a bin includes its lower end, the last one both.
+        values: the single values where every bin is one; empty otherwise.
+        is_open: whether the last bin holds everything above its lower end.
+        counts: for every model, one count per bin.
+    """
+
+    name: str
+    label: str
+    unit: str
+    edges: tuple[float, ...]
+    values: tuple[float, ...]
+    is_open: bool
+    counts: Mapping[str, tuple[int, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "edges": list(self.edges),
+            "values": list(self.values),
+            "is_open": self.is_open,
+            "counts": {name: list(counts) for name, counts in self.counts.items()},
+        }
+
+
+def distribution(
+    name: str, label: str, unit: str, observed: Mapping[str, Sequence[float]], *, has_tail: bool = False
+) -> Distribution | None:
+    """Count values in bins that fit all models; None without values.
+
+    Args:
+        name: see `Distribution`.
+        label: see `Distribution`.
+        unit: see `Distribution`.
+        observed: the values of every model.
+        has_tail: whether the last bin is open.
+    """
+    everything = np.array([value for values in observed.values() for value in values], dtype=np.float64)
+    if not len(everything):
+        return None
+    values = np.unique(everything)
+    is_open = False
+    if len(values) <= _MOST_VALUES:
+        middles = (values[1:] + values[:-1]) / 2
+        edges = np.array([values[0] - 0.5, *middles, values[-1] + 0.5])
+        single = tuple(map(float, values))
+    else:
+        top = float(np.quantile(everything, _TAIL)) if has_tail else float(values[-1])
+        is_open = bool(top < values[-1])
+        edges = _round_edges(0.0 if has_tail else float(values[0]), top)
+        single = ()
+    counts = {model: tuple(map(int, _count(one, edges))) for model, one in observed.items()}
+    return Distribution(name, label, unit, tuple(map(float, edges)), single, is_open, counts)
+
+
+def _count(values: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    found = np.clip(np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right") - 1, 0, len(edges) - 2)
+    return np.bincount(found.astype(np.int64), minlength=len(edges) - 1)
+
+
+def _round_edges(low: float, high: float) -> NDArray[np.float64]:
+    """About twenty bins whose width is 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / _N_BINS
+    power = 10.0 ** np.floor(np.log10(rough))
+    width = power * next(step for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
+    start = np.floor(low / width)
+    n = int(np.ceil(high / width - 1e-9) - start)
+    return np.asarray((start + np.arange(n + 1)) * width)
