@@ -113,7 +113,7 @@ def test_pieces_that_span_a_join_are_found(load_case: Callable[[str], Case]) -> 
 
 
 @given(left=texts, right=texts, before=texts, after=texts)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_safe_joins_are_safe(load_case: Callable[[str], Case], left: str, right: str, before: str, after: str) -> None:
     # Any strings at all: what is called safe must be.
     for name in ("llama_3_like", "gpt_2_like", "wordpiece"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ragalign.templates import PromptFile
     from ragalign.types import Turn
 
-_WIDTH = 60
+_WIDTH = 28
 
 
 def render(

@@ -108,8 +108,7 @@ class FastTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without the special ids around it."""
-        if len(texts) == 1:
-            return [self._backend.encode(texts[0], add_special_tokens=False).ids]
+        # The fast call keeps no offsets; it takes two thirds of the time of `encode` for one text, too.
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def split_at(self, text: str, position: int) -> int | None:

@@ -171,7 +171,7 @@ bricks = st.lists(st.sampled_from(BRICKS), min_size=1, max_size=4).map("".join)
 
 
 @given(opening=bricks, middle=bricks, closing=bricks, cue=st.one_of(st.just(""), bricks), data=st.data())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_any_template_that_is_accepted_gives_everything_back(
     opening: str, middle: str, closing: str, cue: str, data: st.DataObject
 ) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -158,12 +157,18 @@ class Packer:
         texts = [self.template.render_turns(turns) for turns in conversations]
         queries = self._join.encode_after(texts) if self._exact_parts else self.tokenizer.encode_batch(texts)
         prompts: list[Prompt | BudgetError] = []
-        with _collector_paused():
+        # A batch makes many small objects without cycles; looking for some would take half of its time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
             for turns, text, ids, found in zip(conversations, texts, queries, hits, strict=True):
                 try:
                     prompts.append(self._pack(text, ids, system_text(turns), found, pieces, max_new_tokens))
                 except BudgetError as error:
                     prompts.append(error)
+        finally:
+            if collects:
+                gc.enable()
         return prompts
 
     def _pack(
@@ -375,18 +380,6 @@ def _check_special_tokens(template: Template, tokenizer: Tokenizer) -> None:
 
 def _dropped(hit: Hit, piece: Piece, reason: DropReason) -> DroppedDemonstration:
     return DroppedDemonstration(hit.id, piece.source_id, hit.score, piece.n_tokens, reason)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection meanwhile: a batch makes many small objects without cycles, half its time otherwise."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _array(ids: Sequence[int]) -> Ids:

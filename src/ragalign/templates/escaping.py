@@ -44,11 +44,17 @@ _LOOK_ALIKES = str.maketrans({
 })  # fmt: skip
 
 
+# Characters whose folding is remembered; a text of all there are must not fill the memory.
+_MAX_FOLDS = 65_536
+
+
 class _Folds(dict[int, str]):
     """What each character contributes to the skeleton; empty for characters that no reader sees."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = folded = _fold(chr(code))
+        folded = _fold(chr(code))
+        if len(self) < _MAX_FOLDS:
+            self[code] = folded
         return folded
 
 
@@ -99,25 +105,27 @@ class Escaper:
         lines, strings = list(lines), list(strings)
         self.reach = max([_LONGEST_PIPED + 4, *map(visible_length, (*lines, *strings))])
         headings: set[str] = set()
-        at_line_start: set[str] = set()
+        # Patterns, and what a text without match hardly ever holds: finding that out is quicker than searching.
+        at_line_start: dict[str, str] = {}
         literal: set[str] = set()
         for line in filter(_skeleton, lines):
             if re.match(r"#+\s*\w", line):
                 words = _flexible(line.lstrip("#").strip().removesuffix(":").rstrip())
                 headings.add(rf"#(?=\s+{words}|{words}\s*:)")
-                at_line_start.add(rf"#(?=\s*{words}{_LINE_END})")
+                at_line_start[rf"#(?=\s*{words}{_LINE_END})"] = "#"
             elif len(line) == 1:
                 # The mark goes before the character, which is then not the first of its line.
-                at_line_start.add(f"(?={_flexible(line)})")
+                at_line_start[f"(?={_flexible(line)})"] = _skeleton(line)
             elif line[0].isalnum():
-                at_line_start.add(_label(line))
+                at_line_start[_label(line)] = next(iter(_skeleton(line[:-1]).split()), "")
             else:
                 literal.add(line)
         literal.update(string for string in strings if len(_skeleton(string)) > 1)
         # Each label is searched on its own, since a match may span the beginning of another. All others consume
         # one character, so that a single search finds them all.
         anywhere = "|".join((*sorted(headings), _PIPED_TOKEN, *_literals(literal)))
-        self._searches = [re.compile(anywhere), *(re.compile(_LINE_START + one) for one in sorted(at_line_start))]
+        self._anywhere = re.compile(anywhere)
+        self._at_line_start = [(held, re.compile(_LINE_START + one)) for one, held in sorted(at_line_start.items())]
 
     def escape(self, text: str) -> str:
         """`text` with one mark inserted at every cut; the same object when there is none."""
@@ -144,10 +152,15 @@ class Escaper:
     def cuts(self, text: str) -> list[int]:
         """Positions in `text` before which a mark goes, ascending."""
         skeleton = _skeleton(text)
-        found = [[match.end() for match in search.finditer(skeleton)] for search in self._searches]
-        ends = found[0]
-        if any(found[1:]):
-            ends = sorted({end for some in found for end in some})
+        ends = [match.end() for match in self._anywhere.finditer(skeleton)]
+        labels = [
+            match.end()
+            for held, search in self._at_line_start
+            if held in skeleton
+            for match in search.finditer(skeleton)
+        ]
+        if labels:
+            ends = sorted({*ends, *labels})
         if not ends:
             return []
         positions = _positions(text) if len(text) != len(skeleton) or not text.isascii() else range(len(text) + 1)

@@ -162,7 +162,9 @@ class Template:
 
     def protecting(self, tokens: Iterable[str]) -> Template:
         """The same template with more delimiters, such as the special tokens of the tokenizer at hand."""
-        return replace(self, protect=tuple(dict.fromkeys([*self.protect, *sorted(tokens)])))
+        # A string with the mark in it cannot be neutralised by one; the packer takes it as plain text all the same.
+        more = sorted(token for token in tokens if MARK not in token)
+        return replace(self, protect=tuple(dict.fromkeys([*self.protect, *more])))
 
     def render_demonstration(self, demonstration: Demonstration) -> str:
         """One demonstration as text; one with an empty response is shown without an answer at all.
