@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
-	$(BIN)/lint-imports --verbose=false
+	$(BIN)/lint-imports
 
 format: setup
 	$(BIN)/ruff format
