@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragalign.evaluation.texts import Texts
+from ragalign.evaluation.texts import Texts, read_turns
 from ragalign.judging.answers import load_items
 from ragalign.judging.base import Item, Json, Verdict
 from ragalign.judging.files import read_rows
@@ -35,6 +35,7 @@ class Completions:
 
     _by_id: dict[str, dict[tuple[str, int], _Entry]] = field(default_factory=dict)
     _by_text: dict[str, dict[tuple[str, int], _Entry]] = field(default_factory=dict)
+    _questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, files: Sequence[str | Path], *, questions: str | Path | None = None) -> Completions:
@@ -43,7 +44,7 @@ class Completions:
         Raises:
             DataError: a file cannot be read, or an answer has no question.
         """
-        loaded = cls()
+        loaded = cls(_questions=read_turns(questions) if questions is not None else {})
         for file in files:
             items = load_items(file, questions=questions)
             rows = [row.value or {} for row in read_rows(file)]
@@ -61,9 +62,10 @@ class Completions:
         first = texts.turns[0] if texts.turns else None
         answer = self._find(verdict.model, verdict.item_id, first, verdict.sample)
         baseline = self._find(verdict.baseline, verdict.item_id, first or _first(answer), 0)
+        entry = answer or baseline
         return replace(
             texts,
-            turns=texts.turns or (answer.turns if answer else baseline.turns if baseline else ()),
+            turns=texts.turns or (entry.turns if entry else self._questions.get(verdict.item_id, ())),
             answer=texts.answer or (answer.answer if answer else ()),
             baseline=texts.baseline or (baseline.answer if baseline else ()),
             demonstrations=answer.demonstrations if answer else texts.demonstrations,

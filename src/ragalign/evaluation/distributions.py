@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Scores with this many different values or fewer are shown one by one.
-_MOST_VALUES = 12
+# Scores with this many possible values or fewer are shown one by one.
+_MOST_VALUES = 21
 _N_BINS = 20
 # Lengths have a long tail: the last bin takes the longest two percent.
 _TAIL = 0.98
@@ -51,7 +51,13 @@ class Distribution:
 
 
 def distribution(
-    name: str, label: str, unit: str, observed: Mapping[str, Sequence[float]], *, has_tail: bool = False
+    name: str,
+    label: str,
+    unit: str,
+    observed: Mapping[str, Sequence[float]],
+    *,
+    scale: tuple[float, float] | None = None,
+    has_tail: bool = False,
 ) -> Distribution | None:
     """Count values in bins that fit all models; None without values.
 
@@ -60,14 +66,17 @@ def distribution(
         label: see `Distribution`.
         unit: see `Distribution`.
         observed: the values of every model.
+        scale: the ends of the scale, all of which is shown.
         has_tail: whether the last bin is open.
     """
     everything = np.array([value for values in observed.values() for value in values], dtype=np.float64)
     if not len(everything):
         return None
     values = np.unique(everything)
+    if scale is not None:
+        values = _whole_scale(values, scale)
     is_open = False
-    if len(values) <= _MOST_VALUES:
+    if len(values) <= _MOST_VALUES and not has_tail:
         middles = (values[1:] + values[:-1]) / 2
         edges = np.array([values[0] - 0.5, *middles, values[-1] + 0.5])
         single = tuple(map(float, values))
@@ -78,6 +87,13 @@ def distribution(
         single = ()
     counts = {model: tuple(map(int, _count(one, edges))) for model, one in observed.items()}
     return Distribution(name, label, unit, tuple(map(float, edges)), single, is_open, counts)
+
+
+def _whole_scale(values: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+    """All whole points of a scale, and all half ones if some are used; odd values are left as they are."""
+    low, high = min(scale[0], values[0]), max(scale[1], values[-1])
+    step = next((step for step in (1.0, 0.5) if np.array_equal(values, np.round(values / step) * step)), None)
+    return values if step is None else np.arange(low, high + step / 2, step)
 
 
 def _count(values: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -121,12 +121,11 @@ def mean_of_means(parts: Sequence[Observations]) -> Estimate:
     )
 
 
-def outcome(judged: Judged) -> str | None:
-    """``win``, ``tie`` or ``lose``; None for unscored and for single answers."""
-    preference = judged.verdict.preference
-    if preference is None:
+def outcome(percent: float | None) -> str | None:
+    """``win``, ``tie`` or ``lose`` by a preference in percent; None without one."""
+    if percent is None:
         return None
-    return "tie" if preference == 0.5 else "win" if preference > 0.5 else "lose"
+    return "tie" if percent == 50 else "win" if percent > 50 else "lose"
 
 
 def scale_of(protocol: str) -> tuple[float, float] | None:

@@ -14,7 +14,7 @@ from ragalign.evaluation.completions import Completions
 from ragalign.evaluation.differences import Difference, differences, strengths
 from ragalign.evaluation.distributions import Distribution, distribution
 from ragalign.evaluation.judged import Line, lines
-from ragalign.evaluation.metrics import Metric, metrics
+from ragalign.evaluation.metrics import Metric, metrics, scale_of
 from ragalign.evaluation.sources import Source, read_sources
 from ragalign.evaluation.summary import Summary, summarise
 from ragalign.judging.base import Protocol, Verdict
@@ -193,7 +193,7 @@ def _compare(members: Sequence[Line]) -> Comparison:
         models=tuple(models),
         differences=tuple(differences(ordered, measured)),
         strengths=strengths(ordered),
-        distributions=tuple(_distributions(ordered, measured)),
+        distributions=tuple(_distributions(protocol, ordered, measured)),
     )
 
 
@@ -221,7 +221,7 @@ def _names(members: Sequence[Line]) -> list[str]:
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 
-def _distributions(named: Mapping[str, Line], measured: Sequence[Metric]) -> list[Distribution]:
+def _distributions(protocol: str, named: Mapping[str, Line], measured: Sequence[Metric]) -> list[Distribution]:
     found = []
     for metric in measured:
         if metric.parts or metric.name.startswith("turn_"):
@@ -230,7 +230,8 @@ def _distributions(named: Mapping[str, Line], measured: Sequence[Metric]) -> lis
             name: [value for value in metric.observe(line.judged)[0] if value is not None]
             for name, line in named.items()
         }
-        found.append(distribution(metric.name, metric.label, metric.unit, observed))
+        scale = scale_of(protocol) if metric.unit == "points" else None
+        found.append(distribution(metric.name, metric.label, metric.unit, observed, scale=scale))
     for label, unit in (("n_words", "words"), ("n_characters", "characters")):
         lengths = {name: [getattr(one, label) for one in line.judged] for name, line in named.items()}
         known = {name: [float(value) for value in values if value is not None] for name, values in lengths.items()}

@@ -59,6 +59,21 @@ def recorded_texts(protocol: str, path: str | Path) -> dict[Place, Texts]:
     return found
 
 
+def read_turns(questions: str | Path) -> dict[str, tuple[str, ...]]:
+    """What FastChat's or Arena-Hard's questions ask, one text per turn, by the question's id.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found = {}
+    for row in read_rows(questions):
+        value = row.value or {}
+        turns = value.get("turns", [value.get("prompt")])
+        texts = [one.get("content") if isinstance(one, dict) else one for one in turns if one is not None]
+        found[str(value.get("question_id", value.get("uid")))] = tuple(one for one in texts if isinstance(one, str))
+    return found
+
+
 def _alpaca_eval(row: Json, position: int) -> tuple[Place, Texts]:
     texts = Texts(_one(row.get("instruction")), _one(row.get("output_2")), _one(row.get("output_1")))
     return (str(position), str(row.get("generator_2")), 1), texts
