@@ -59,6 +59,31 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "n", "n_answered"),
+    [
+        ('kind = "random"\nn = 5', 5, 5),
+        ('kind = "diverse"\nby = "category"\nn = 10', 10, 10),
+        ('kind = "unsupervised"\nn = 4\nfile = "package:constant.jsonl"', 7, 3),
+        ('kind = "circular_shift"\nfile = "package:constant.jsonl"', 3, 3),
+        ('kind = "random_answer"\nn = 4', 4, 4),
+        ('kind = "random_answer_ood"\nn = 2\nanswers = "package:constant.jsonl"', 2, 2),
+    ],
+)
+def test_constants_are_drawn_as_published(tmp_path: Path, table: str, n: int, n_answered: int) -> None:
+    (tmp_path / "own.toml").write_text(
+        f'[template]\nform = "urial"\n[constants]\npool = "package:starter.jsonl"\n{table}\n'
+    )
+    _, constants = Recipe.load(tmp_path / "own.toml").make_template()
+    again = Recipe.load(tmp_path / "own.toml").make_template()[1]
+    assert constants == again
+    assert len(constants) == n
+    assert sum(bool(one.demonstration.response) for one in constants) == n_answered
+    assert sum("# Answer:" in one.text for one in constants) == n_answered
+    if "by" in table:
+        assert len({one.demonstration.metadata["category"] for one in constants}) == 10
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("[packing]\nmax_tokenz = 3", r"\[packing\]: unknown key 'max_tokenz'; known are max_demonstrations"),
@@ -78,6 +103,18 @@ def test_a_wrong_recipe_gets_one_clear_line(tmp_path: Path, content: str, messag
     with pytest.raises(ConfigError, match=message) as caught:
         Recipe.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_constants_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
+    for table, message in (
+        ('kind = "random"', "need a pool"),
+        ('kind = "best"\npool = "package:starter.jsonl"', "kind 'best'"),
+        ('kind = "random"\npool = "package:starter.jsonl"\nn = 500', "asked for 500"),
+        ('kind = "random_answer_ood"\npool = "package:starter.jsonl"', "answers"),
+    ):
+        (tmp_path / "own.toml").write_text(f"[constants]\n{table}\n")
+        with pytest.raises(ConfigError, match=message):
+            Recipe.load(tmp_path / "own.toml").make_template()
 
 
 def test_missing_recipes_and_files_are_named(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ragalign._settings import from_table, read_toml
+from ragalign.constants import as_constants, make_constants
 from ragalign.errors import ConfigError
 from ragalign.generation.presets import decoding_preset
 from ragalign.packing import Packing
 from ragalign.pool import Pool
 from ragalign.templates import Constant, PromptFile, Template
-from ragalign.types import Decoding
+from ragalign.types import Decoding, Demonstration
 
 _PACKAGED = "package:"
 
@@ -57,9 +58,27 @@ class TemplateSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConstantSettings:
-    """Demonstrations that every prompt begins with: the rows of a pool file, in its order."""
+    """Demonstrations that every prompt begins with.
 
+    Attributes:
+        kind: "file" takes the rows of `file` in their order; the others are those of
+            `ragalign.constants.make_constants`, drawn from `pool`.
+        file: a pool file; for other kinds, the instructions (or, for "unsupervised", the answered demonstrations)
+            to take instead of a draw.
+        pool: a pool file or dataset to draw from.
+        n: how many to draw.
+        seed: of the draw.
+        by: for "diverse", the field to draw evenly from.
+        answers: for "random_answer_ood", the pool that the answers come from.
+    """
+
+    kind: str = "file"
     file: str = ""
+    pool: str = ""
+    n: int = 3
+    seed: int = 0
+    by: str = "source"
+    answers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +142,7 @@ class Recipe:
             preset, own = table["decoding"]["preset"], {k: v for k, v in table["decoding"].items() if k != "preset"}
             table["decoding"] = asdict(decoding_preset(preset)) | own
         recipe = from_table(cls, {"name": path.stem, **table, "folder": path.parent}, where)
-        if recipe.template.prompt_file and recipe.constants.file:
+        if recipe.template.prompt_file and "constants" in table:
             raise ConfigError(f"{where}: a prompt_file brings its own demonstrations; leave [constants] out")
         if recipe.template.prompt_file and recipe.template.system_file:
             raise ConfigError(f"{where}: a prompt_file brings its own preamble; leave system_file out")
@@ -155,10 +174,24 @@ class Recipe:
         template = replace(template, escape=settings.escape)
         if settings.system_file:
             template = template.with_system(_read_text(self.path(settings.system_file)))
-        if not self.constants.file:
-            return template, ()
-        pool = Pool.load(self.path(self.constants.file))
-        return template, tuple(Constant(one, template.render_demonstration(one)) for one in pool)
+        return template, as_constants(template, self._constants())
+
+    def _constants(self) -> tuple[Demonstration, ...]:
+        settings = self.constants
+        given = tuple(Pool.load(self.source(settings.file))) if settings.file else ()
+        if settings.kind == "file":
+            return given
+        if not settings.pool:
+            raise ConfigError(f"recipe {self.name!r}: [constants] of kind {settings.kind!r} need a pool to draw from")
+        options: dict[str, object] = {}
+        if settings.kind == "diverse":
+            options["by"] = settings.by
+        elif given:
+            options["answered" if settings.kind == "unsupervised" else "base"] = given
+        if settings.answers:
+            options["answers"] = Pool.load(self.source(settings.answers))
+        pool = Pool.load(self.source(settings.pool))
+        return make_constants(settings.kind, pool, settings.n, settings.seed, **options)
 
 
 def packaged_recipes() -> list[str]:
