@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_SEVERAL = ("--pool", "--id")
+_SEVERAL = ("--pool", "--id", "--completions")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

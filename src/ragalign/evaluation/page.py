@@ -11,11 +11,13 @@ import base64
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ragalign.evaluation import sections, sections_detail
@@ -67,6 +69,22 @@ def render_page(report: Report, *, created: datetime) -> str:
             "script": script,
         },
     )
+
+
+def write_page(report: Report, path: str | Path, *, created: datetime) -> None:
+    """Write the page; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    page = render_page(report, created=created)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        # Lone surrogates in a file's texts have no UTF-8 form.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(path)
 
 
 def embed(value: Any) -> str:
