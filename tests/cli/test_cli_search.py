@@ -6,49 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.command import Command
 
 from ragalign.encoders import Encoder
 from ragalign.indexes import Index
 from ragalign.pool import Pool
-from ragalign_cli.main import main
 
 TOPICS = ["bread", "black holes", "sorting a list", "the French Revolution", "growing tomatoes", "tax returns"]
-
-
-@dataclass(frozen=True)
-class Run:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Command:
-    """Runs the command in this process: each new one would load the encoder's packages anew."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def __call__(self, *arguments: str, columns: int = 80) -> Run:
-        self._monkeypatch.setenv("COLUMNS", str(columns))
-        self._monkeypatch.setattr(sys, "argv", ["ragalign", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = self._capsys.readouterr()
-        return Run(int(exit_.value.code or 0), out, err)
-
-
-@pytest.fixture
-def ragalign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)
 
 
 def json_lines(text: str) -> list[Any]:
