@@ -135,8 +135,12 @@ class Index:
         self._origin = (path.resolve(), self.manifest.checksum)
 
     def _write_vectors(self, path: Path) -> None:
+        # NumPy's own writing closes a copy of the file without looking at the outcome, which loses a full disk's error.
+        vectors = np.ascontiguousarray(self.vectors, dtype="<f4")
         with path.open("wb") as file:
-            np.save(file, self.vectors, allow_pickle=False)
+            header = np.lib.format.header_data_from_array_1_0(vectors)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+            file.write(vectors.data)
 
     @classmethod
     def open(cls, folder: str | Path, *, encoder: Encoder | None = None, verify: store.Verification = "full") -> Index:

@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from ragalign.errors import ConfigError, IndexFormatError, IndexMismatchError
+from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
 from ragalign.indexes.manifest import FileRecord, Manifest
 
 Verification = Literal["full", "size"]
@@ -39,16 +39,23 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         IndexFormatError: there is none, or it is damaged.
     """
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
+    """The manifest and which file it was: an index may be replaced by another and then by the same again."""
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read()
+            status = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         if not folder.is_dir():
             raise IndexFormatError(f"there is no index folder {folder}; build one with `ragalign index`") from None
         raise IndexFormatError(f"{folder} holds no {MANIFEST}: it is no index, or its building was cut off") from None
     except OSError as error:
         raise IndexFormatError(f"cannot read {path}: {error.strerror or error}") from None
-    return Manifest.from_bytes(content, str(path))
+    return Manifest.from_bytes(content, str(path)), (status.st_ino, status.st_mtime_ns)
 
 
 def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T], verify: Verification) -> T:
@@ -63,14 +70,14 @@ def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T],
         IndexFormatError: a file is missing or damaged.
     """
     for _ in range(_MAX_READS):
-        manifest = read_manifest(folder)
+        manifest, which = _read_manifest(folder)
         paths = {role: folder / manifest.files[role].name for role in EXTENSIONS}
         try:
             for role, path in paths.items():
                 _check_file(path, manifest.files[role], verify)
             return load(manifest, paths)
         except (FileNotFoundError, IndexFormatError) as error:
-            if read_manifest(folder).checksum != manifest.checksum:
+            if _read_manifest(folder)[1] != which:
                 continue
             if isinstance(error, FileNotFoundError):
                 raise IndexFormatError(f"{error.filename} is missing; build the index again") from None
@@ -99,8 +106,8 @@ def write_folder(
         IndexMismatchError: another writer has replaced the index that this one comes from.
         IndexFormatError: it cannot be written; what was there is unchanged.
     """
-    _refuse_other_folders(folder)
     try:
+        _refuse_other_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             if expected is not None and expected != (now := _current(folder)) and now is not None:
@@ -110,9 +117,11 @@ def write_folder(
             try:
                 return _write(folder, manifest, writers)
             finally:
-                _sweep(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
+                # What cannot be removed now does no harm, and the next writer tries again.
+                with suppress(OSError):
+                    _sweep(folder)
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise IndexFormatError(f"cannot write the index {folder}: {reason}; what was there is unchanged") from None
 
 
@@ -159,12 +168,15 @@ def _current(folder: Path) -> str | None:
 def _refuse_other_folders(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the index")
-    if not folder.is_dir() or (folder / MANIFEST).exists():
-        if (folder / MANIFEST).exists() and b'"ragalign-index"' not in (folder / MANIFEST).read_bytes()[:200]:
+    if not folder.is_dir():
+        return
+    with suppress(FileNotFoundError):
+        if b'"ragalign-index"' not in (folder / MANIFEST).read_bytes()[:200]:
             raise ConfigError(f"{folder} holds a {MANIFEST} of something else; give another folder for the index")
         return
     for path in folder.iterdir():
-        if path.name not in {_LOCK, _WORKSHOP} and not _DATA_FILE.fullmatch(path.name):
+        # A manifest that is here only now is one that another writer has just put in place.
+        if path.name not in {_LOCK, _WORKSHOP, MANIFEST} and not _DATA_FILE.fullmatch(path.name):
             raise ConfigError(
                 f"{folder} is neither empty nor an index (it holds {path.name!r}); give another folder for the index"
             )
@@ -178,8 +190,9 @@ def _locked(folder: Path) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                break
+            with suppress(FileNotFoundError):
+                if os.fstat(handle).st_ino == path.stat().st_ino:
+                    break
         except BlockingIOError:
             os.close(handle)
             raise IndexFormatError(f"another process is writing the index {folder}; wait until it is done") from None
