@@ -56,7 +56,8 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
         )
         mark = "" if row.place is None else f' class="{colour(row.place)}"'
         lines.append(f'<tr{mark}><th scope="row">{row.html}</th>{cells}</tr>')
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    body = "".join(lines)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def details(summary: str, html: str) -> str:

@@ -74,6 +74,10 @@
     }
     if (!keepChosen) state.page = 0;
     state.page = Math.max(0, Math.min(state.page, Math.ceil(shown.length / state.size) - 1));
+    if (!keepChosen) {
+      if (shown.length && !shown.includes(state.chosen)) state.chosen = shown[0];
+      if (state.chosen) showDetail(state.chosen);
+    }
     draw();
   };
 
@@ -178,6 +182,13 @@
     const place = shown.indexOf(row);
     if (place >= 0) state.page = Math.floor(place / state.size);
     draw();
+    showDetail(row);
+    if (open && narrow.matches) {
+      document.body.classList.add("open");
+      find("detail").focus();
+    }
+  };
+  const showDetail = (row) => {
     const detail = find("detail");
     const close = make("button", { type: "button", class: "close", "aria-label": "Close" }, "×");
     close.addEventListener("click", shut);
@@ -199,10 +210,6 @@
       ].filter((one) => one !== null),
     );
     detail.scrollTop = 0;
-    if (open && narrow.matches) {
-      document.body.classList.add("open");
-      detail.focus();
-    }
   };
   const shut = () => {
     document.body.classList.remove("open");
@@ -280,5 +287,4 @@
 
   browser.hidden = false;
   update();
-  if (shown.length) choose(shown[0], false);
 })();
