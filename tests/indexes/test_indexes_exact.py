@@ -272,5 +272,5 @@ def test_a_kind_that_faiss_has_for_distances_only(vectors: Any, queries: Any, me
 
 def test_auto_is_exact_until_it_is_large() -> None:
     assert choose("auto", AUTO_FLAT_MAX) == choose("flat", AUTO_FLAT_MAX)
-    assert choose("auto", AUTO_FLAT_MAX + 1).factory.startswith("IVF")
+    assert choose("auto", AUTO_FLAT_MAX + 1) == choose("hnsw", AUTO_FLAT_MAX + 1)
     assert all(choose("ivf", n).factory.startswith("IVF1,") for n in (1, 38, 77))

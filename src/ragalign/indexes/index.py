@@ -61,7 +61,7 @@ class Index:
         Args:
             pool: what to index.
             encoder: what turns the texts into vectors.
-            kind: ``auto`` (exact up to `ragalign.indexes.kinds.AUTO_FLAT_MAX` demonstrations, ``ivf`` above),
+            kind: ``auto`` (exact up to `ragalign.indexes.kinds.AUTO_FLAT_MAX` demonstrations, ``hnsw`` above),
                 ``flat``, ``hnsw``, ``ivf``, or a FAISS factory string such as ``IVF256,PQ48``.
             metric: ``cosine``, ``ip`` (inner product) or ``l2``.
             text: what to encode: the ``instruction``, or ``both`` instruction and response.
