@@ -22,7 +22,7 @@ def report(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="verdicts.jsonl (or the folder) of `ragalign judge run`, or judgement files of the upstream tools.",
             show_default=False,
         ),

@@ -189,6 +189,8 @@ def test_ica_answers_are_found_by_the_beginning_of_their_files_names(shared_data
         [folder / "llama2-13B_icl-oasstgpt_vs_davinci003_autoeval.jsonl"], completions=completions
     )
     assert report.notes == ()
+    bare = Report.from_files([folder / "llama2-13B_icl-oasstgpt_vs_davinci003_autoeval.jsonl"])
+    assert any("give them as completions" in note for note in bare.notes)
     rows = [json.loads(line) for line in completions[0].read_text(encoding="utf-8").splitlines()]
     for one in report.comparisons[0].lines["llama2-13B_icl-oasstgpt"].judged[::97]:
         row = rows[int(one.verdict.item_id)]

@@ -251,7 +251,9 @@ def _unmatched(found: Sequence[Line], texts: Completions) -> list[str]:
     judged = {name for line in found for name in (line.model, line.baseline) if name is not None}
     used = {texts.known(name) for name in judged}
     unused = [name for name in texts.models if name not in used]
-    return [f"completions of {name!r} fit no judged model ({', '.join(sorted(judged))})" for name in unused]
+    known = any(one.texts.answer or one.texts.shown for line in found for one in line.judged)
+    notes = [] if known else ["these files do not hold the judged answers: give them as completions to see them"]
+    return notes + [f"completions of {name!r} fit no judged model ({', '.join(sorted(judged))})" for name in unused]
 
 
 def _look_up(used: set[str], index: str | Path | None) -> tuple[dict[str, Demonstration] | None, list[str]]:
