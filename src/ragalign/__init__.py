@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragalign.aligner import Aligner
     from ragalign.encoders import Encoder
     from ragalign.errors import RagalignError
+    from ragalign.evaluation.report import Report
     from ragalign.indexes import Index
     from ragalign.judging.base import Verdict
     from ragalign.judging.judges import Judge
@@ -37,6 +38,7 @@ _HOME = {
     "Prompt": "types",
     "RagalignError": "errors",
     "Recipe": "recipes",
+    "Report": "evaluation.report",
     "Retriever": "retrieval",
     "Template": "templates",
     "Verdict": "judging.base",
@@ -57,6 +59,7 @@ __all__ = [
     "Prompt",
     "RagalignError",
     "Recipe",
+    "Report",
     "Retriever",
     "Template",
     "Verdict",
