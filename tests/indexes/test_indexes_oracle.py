@@ -55,7 +55,9 @@ def test_flat_indexes_are_exact(pool: Pool, queries: NDArray[np.float32], kind: 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("kind", "floor"), [("hnsw", 0.95), ("ivf", 0.9), ("IVF128,Flat", 0.85), ("IVF16,PQ8x4", 0.35)])
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("hnsw", 0.95), ("ivf", 0.9), ("IVF128,Flat", 0.85), ("IVF16,PQ8x4", 0.35)]
+)
 def test_approximate_indexes_find_most(
     pool: Pool, queries: NDArray[np.float32], kind: str, floor: float, metric: Metric
 ) -> None:
