@@ -143,3 +143,18 @@ def test_the_format_can_be_read_without_ragalign(folder: Path) -> None:
     assert pool.num_rows == manifest["n_demonstrations"]
     ids = pool["id"].to_pylist()
     assert hashlib.sha256("".join(f"{id_}\n" for id_ in ids).encode()).hexdigest() == manifest["pool_fingerprint"]
+
+
+@pytest.mark.parametrize("name", ["../outside.npy", "/etc/hostname", "vectors.npy", None])
+def test_a_manifest_cannot_name_other_files(folder: Path, name: str | None) -> None:
+    import hashlib
+
+    values = json.loads((folder / "manifest.json").read_text()) | {"checksum": "0" * 64}
+    if name is None:
+        del values["files"]["vectors"]
+    else:
+        values["files"]["vectors"]["name"] = name
+    blank = json.dumps(values, indent=2) + "\n"
+    (folder / "manifest.json").write_text(blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest(), 1))
+    with pytest.raises(IndexFormatError, match="unknown"):
+        Index.open(folder)

@@ -17,6 +17,7 @@ TextForm = Literal["instruction", "both"]
 
 FORMAT = "ragalign-index"
 FORMAT_VERSION = 1
+FILE_ROLES = ("pool", "vectors", "faiss")
 
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _NO_CHECKSUM = "0" * 64
@@ -126,5 +127,10 @@ class Manifest:
         if values["metric"] not in get_args(Metric) or values["text"] not in get_args(TextForm):
             raise ValueError(f"metric {values['metric']!r}, text {values['text']!r}")
         values["encoder"] = EncoderRecord(**values["encoder"])
-        values["files"] = {role: FileRecord(**record) for role, record in values["files"].items()}
+        files = {role: FileRecord(**record) for role, record in values["files"].items()}
+        for role in FILE_ROLES:
+            # Names come from the folder and become paths: no other place may be reached by them.
+            if not re.fullmatch(rf"{role}-[0-9a-f]{{64}}\.[a-z]+", files[role].name):
+                raise ValueError(f"a {role} file named {files[role].name!r}")
+        values["files"] = files
         return cls(**values)
