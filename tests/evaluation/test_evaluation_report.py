@@ -107,6 +107,14 @@ def test_two_runs_of_one_model_are_told_apart_by_their_folders(tmp_path: Path) -
     assert comparison.differences[0].estimate.value == 100
 
 
+def test_systems_under_one_name_are_pointed_out(tmp_path: Path) -> None:
+    rows = [verdict_row(item_id=str(n), baseline="b", preference=p) for p in (0.0, 1.0) for n in range(3)]
+    report = report_of(tmp_path, rows)
+    assert report.n == 6
+    assert any("3 answers of 'model' have several verdicts" in note for note in report.notes)
+    assert not any("several verdicts" in note for note in report_of(tmp_path, pairwise_rows()).notes)
+
+
 def test_parts_of_one_run_make_one_line(tmp_path: Path) -> None:
     """JUST-EVAL judges safety in a run of its own, maybe with another judge."""
     modes = {

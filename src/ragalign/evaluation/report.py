@@ -166,7 +166,7 @@ def _build(sources: Sequence[Source], texts: Completions, index: str | Path | No
         comparisons=comparisons,
         problems=tuple(problem for source in sources for problem in source.problems),
         demonstrations=demonstrations,
-        notes=(*_unmatched(found, texts), *notes),
+        notes=(*_repeated(found), *_unmatched(found, texts), *notes),
     )
 
 
@@ -231,7 +231,8 @@ def _distributions(protocol: str, named: Mapping[str, Line], measured: Sequence[
             for name, line in named.items()
         }
         scale = scale_of(protocol) if metric.unit == "points" else None
-        found.append(distribution(metric.name, metric.label, metric.unit, observed, scale=scale))
+        label = metric.label.removeprefix("Mean ").capitalize()
+        found.append(distribution(metric.name, label, metric.unit, observed, scale=scale))
     for label, unit in (("n_words", "words"), ("n_characters", "characters")):
         lengths = {name: [getattr(one, label) for one in line.judged] for name, line in named.items()}
         known = {name: [float(value) for value in values if value is not None] for name, values in lengths.items()}
@@ -245,6 +246,25 @@ def _title(found: Sequence[Line]) -> str:
     protocols = ", ".join(dict.fromkeys(line.protocol for line in found))
     names = list(dict.fromkeys(line.model for line in found))
     return f"{names[0]}: {protocols}" if len(names) == 1 else f"{len(names)} models: {protocols}"
+
+
+def _part(verdict: Verdict) -> tuple[object, ...]:
+    """Where a recorded verdict stands: files and rows may use the same ids."""
+    return tuple(verdict.metadata.get(key) for key in ("source", "row", "mode"))
+
+
+def _repeated(found: Sequence[Line]) -> list[str]:
+    """Verdicts that ask for another name: two recipes on one model, judged together, cannot be told apart."""
+    notes = []
+    for line in found:
+        asked = Counter((_part(v), v.judge, v.item_id, v.sample, v.turn, v.swapped) for v in line.verdicts)
+        n_repeated = sum(n > 1 for n in asked.values())
+        if n_repeated:
+            notes.append(
+                f"{n_repeated} answers of {line.model!r} have several verdicts on the same prompt, sample, turn and "
+                "order, and all count: if these are different systems, give their answers different names"
+            )
+    return notes
 
 
 def _unmatched(found: Sequence[Line], texts: Completions) -> list[str]:

@@ -22,6 +22,7 @@
   const number = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const figure = (row) => (row.v === null ? "" : number(row.v, of(row).unit === "%" ? 0 : Number.isInteger(row.v) ? 0 : 2));
   const firstLine = (text) => text.trim().split("\n", 1)[0].slice(0, 200);
+  const shortened = (text) => (firstLine(text).length > 80 ? `${firstLine(text).slice(0, 79).trimEnd()}…` : firstLine(text));
   const query = (row) => (row.q.length ? firstLine(texts[row.q[row.q.length - 1]]) : `prompt ${row.id}`);
   const mark = (row) => make("i", { class: `mark m${colours[row.m]}` });
   const colours = models.map((model, place) => (place - models.findIndex((one) => one.comparison === model.comparison)) % 8);
@@ -160,7 +161,7 @@
     const tokens = row.n ? `prompt of ${number(row.n, 0)} tokens` : "";
     const items = row.d.map((id, place) => {
       const known = demonstrations[id];
-      const title = known ? firstLine(texts[known[0]]) : id;
+      const title = known ? shortened(texts[known[0]]) : id;
       const inside = known ? [block(texts[known[0]]), block(texts[known[1]], "answer")] : [unknown("its text is not in this report: give the index")];
       return make("details", {}, make("summary", {}, `${place + 1}. ${title}`), ...inside);
     });
