@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fixtures.tiny_model import build_tiny_model
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from ragalign.encoders import Encoder
 from ragalign.generation import VllmGenerator
@@ -15,8 +16,11 @@ from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 
-# A busy machine must not fail a test for being slow.
-settings.register_profile("ragalign", deadline=None)
+# A busy machine must not fail a test for being slow. In CI the examples are the same in every run, so that a failure
+# is the change's; every other run looks for new ones.
+settings.register_profile(
+    "ragalign", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("ragalign")
 
 PROJECT = Path(__file__).resolve().parent.parent
