@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 _KEYS_PER_QUERY = 500
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL)"
 _WAIT_FOR_OTHER_WRITERS_S = 30.0
+# Of a damaged file SQLite's messages need not be text.
+_TROUBLE = (sqlite3.Error, OSError, UnicodeDecodeError)
 
 
 def default_cache_folder() -> Path:
@@ -50,7 +53,7 @@ class EmbeddingCache:
             with closing(self._connect()) as connection:
                 for start in range(0, len(keys), _KEYS_PER_QUERY):
                     found.update(self._select(connection, keys[start : start + _KEYS_PER_QUERY]))
-        except (sqlite3.Error, OSError) as error:
+        except _TROUBLE as error:
             self._give_up(error)
         for position, key in enumerate(keys):
             if key in found:
@@ -62,11 +65,12 @@ class EmbeddingCache:
         if not self._usable:
             return
         blobs = [row.tobytes() for row in vectors.astype("<f4", copy=False)]
-        rows = [(_key(prompt, text), blob, zlib.crc32(blob)) for text, blob in zip(texts, blobs, strict=True)]
+        keys = [_key(prompt, text) for text in texts]
+        rows = [(key, blob, _checksum(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
         try:
             with closing(self._connect()) as connection, connection:
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
-        except (sqlite3.Error, OSError) as error:
+        except _TROUBLE as error:
             self._give_up(error)
 
     def _connect(self) -> sqlite3.Connection:
@@ -74,10 +78,10 @@ class EmbeddingCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._path, timeout=_WAIT_FOR_OTHER_WRITERS_S)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(_TABLE)
-        except sqlite3.Error:
+        except _TROUBLE:
             connection.close()
             raise
         return connection
@@ -86,13 +90,30 @@ class EmbeddingCache:
         marks = ",".join("?" * len(keys))
         rows = connection.execute(f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", keys)
         for key, vector, checksum in rows:
-            # A vector that the disk has changed is as good as missing.
-            if len(vector) == self._n_bytes and zlib.crc32(vector) == checksum:
+            # A vector that the disk has changed, or that stands under another's key, is as good as missing.
+            if isinstance(vector, bytes) and len(vector) == self._n_bytes and _checksum(key, vector) == checksum:
                 yield key, vector
 
     def _give_up(self, error: Exception) -> None:
         self._usable = False
         _log.warning("the embedding cache %s cannot be used, encoding without it: %s", self._path, error)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the file to write-ahead mode; for this alone SQLite does not wait until others let go of it."""
+    deadline = time.monotonic() + _WAIT_FOR_OTHER_WRITERS_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _checksum(key: bytes, vector: bytes) -> int:
+    return zlib.crc32(vector, zlib.crc32(key))
 
 
 def _key(prompt: str, text: str) -> bytes:
