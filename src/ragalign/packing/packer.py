@@ -179,8 +179,14 @@ class Packer:
             DataError: as `pack`, for any of the conversations.
         """
         choices = self.choose_many(conversations, hits, max_new_tokens=max_new_tokens)
-        with _without_collector():
-            return [self._packed(choice) for choice in choices]
+        prompts: list[Prompt | BudgetError] = []
+        with without_collector():
+            for choice in choices:
+                try:
+                    prompts.append(self.finish(choice))
+                except BudgetError as error:
+                    prompts.append(error)
+        return prompts
 
     def choose_many(
         self, conversations: Sequence[Sequence[Turn]], hits: Sequence[Sequence[Hit]], *, max_new_tokens: int = 0
@@ -194,7 +200,7 @@ class Packer:
         texts = [self.template.render_turns(turns) for turns in conversations]
         queries = self._join.encode_after(texts) if self._exact_parts else self.tokenizer.encode_batch(texts)
         choices: list[Choice] = []
-        with _without_collector():
+        with without_collector():
             for turns, text, ids, found in zip(conversations, texts, queries, hits, strict=True):
                 system = system_text(turns)
                 static, room = self._fit_static(system, len(ids), max_new_tokens)
@@ -232,13 +238,15 @@ class Packer:
         dropped = left_out + [one for one in choice.dropped if one.id not in kept]
         return self._assemble_within(choice, list(ordered), dropped, pieces)
 
-    def _packed(self, choice: Choice) -> Prompt | BudgetError:
+    def finish(self, choice: Choice) -> Prompt:
+        """The prompt of a choice as it stands, ordered as `Packing.order` says.
+
+        Raises:
+            BudgetError: the conversation does not fit.
+        """
         ordered = self._ordered(choice.chosen, choice.query_text)
         pieces = self._pieces.load({hit.id for hit in choice.chosen}, self.pool.get)
-        try:
-            return self._assemble_within(choice, list(ordered), list(choice.dropped), pieces)
-        except BudgetError as error:
-            return error
+        return self._assemble_within(choice, list(ordered), list(choice.dropped), pieces)
 
     def _assemble_within(
         self, choice: Choice, ordered: list[Hit], dropped: list[DroppedDemonstration], pieces: Mapping[str, Piece]
@@ -431,7 +439,7 @@ class Packer:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """A batch makes many small objects without cycles; looking for some would take half of its time."""
     collects = gc.isenabled()
     gc.disable()

@@ -10,14 +10,13 @@ order.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ragalign.errors import BudgetError
-from ragalign.packing import Choice, Packer
+from ragalign.packing import Choice, Packer, without_collector
 from ragalign.planning.batch import Batch
 from ragalign.planning.strategies import PlannerSettings, select
 from ragalign.types import Hit, Prompt, Turn
@@ -80,14 +79,9 @@ class Planner:
         prompts: list[Prompt | BudgetError | None] = [None] * len(choices)
         relevance = [float("nan")] * len(choices)
         order: list[int] = []
-        collects = gc.isenabled()
-        gc.disable()  # as in `Packer.pack_many`
-        try:
+        with without_collector():
             for positions in self._alike(choices):
                 order += self._plan(positions, choices, hits, prompts, relevance)
-        finally:
-            if collects:
-                gc.enable()
         if self.settings.strategy == "none":
             order.sort()
         return Plan([prompt for prompt in prompts if prompt is not None], order, relevance)
