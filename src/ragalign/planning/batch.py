@@ -105,9 +105,10 @@ class Batch:
         total: NDArray[np.float64] = ranked @ discounts(ranked.shape[1])
         return total
 
-    def cached(self, depth: NDArray[np.int64] | int) -> NDArray[np.int64] | int:
+    def cached(self, depth: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of whole blocks in a shared run that is `depth` tokens long, all before it included."""
-        return depth // self.block_size * self.block_size
+        whole: NDArray[np.int64] = depth // self.block_size * self.block_size
+        return whole
 
 
 @dataclass(frozen=True, slots=True)

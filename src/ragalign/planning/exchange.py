@@ -143,7 +143,7 @@ def _worth(
     Returns rows, columns, tokens that it is worth, and the column that gives its place (-1 where it is in the prompt
     already), all of one length.
     """
-    used, gains, tokens = state.used[queries], batch.gains[queries], batch.tokens[queries]
+    used, tokens = state.used[queries], batch.tokens[queries]
     depth = state.depth[queries][:, None]
     own = used & ~state.shared[queries]
     own[:, :personal] = False
@@ -171,7 +171,7 @@ def _displace(
     gains, tokens = batch.gains[queries], batch.tokens[queries]
     n = used.shape[1]
     weights = discounts(n + 1)
-    rank = np.cumsum(used, axis=1) - used
+    rank: NDArray[np.int64] = np.cumsum(used, axis=1) - used
     dcg = np.where(used, gains * weights[rank], 0.0)
     risen = np.where(used, gains * weights[np.maximum(rank - 1, 0)], 0.0)
     whole = dcg.sum(axis=1, keepdims=True)
@@ -182,7 +182,7 @@ def _displace(
     losses = np.where(own, (whole - rest) * scale, np.inf)
     consolation = gains * weights[np.maximum(used.sum(axis=1) - 1, 0)][:, None] * scale
     room = (batch.budgets[queries] - np.where(used, tokens, 0).sum(axis=1))[:, None]
-    there = (batch.items[queries] >= 0) & ~used & own.any(axis=1)[:, None]
+    there: NDArray[np.bool_] = (batch.items[queries] >= 0) & ~used & own.any(axis=1)[:, None]
     rows = np.arange(len(queries))
     # Two own demonstrations come into question: the one that is dearest to keep, and where that makes too little
     # room, the longest.

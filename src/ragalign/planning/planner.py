@@ -18,6 +18,7 @@ import numpy as np
 from ragalign.errors import BudgetError
 from ragalign.packing import Choice, Packer, without_collector
 from ragalign.planning.batch import Batch
+from ragalign.planning.candidates import others_of
 from ragalign.planning.strategies import PlannerSettings, select
 from ragalign.types import Hit, Prompt, Turn
 
@@ -75,6 +76,10 @@ class Planner:
         """
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
         plain = [found[:n_plain] for found in hits]
+        if self.settings.strategy == "none":
+            packed = self.packer.pack_many(conversations, plain, max_new_tokens=max_new_tokens)
+            kept = [1.0 if isinstance(prompt, Prompt) else float("nan") for prompt in packed]
+            return Plan(packed, list(range(len(packed))), kept)
         choices = self.packer.choose_many(conversations, plain, max_new_tokens=max_new_tokens)
         prompts: list[Prompt | BudgetError | None] = [None] * len(choices)
         relevance = [float("nan")] * len(choices)
@@ -82,8 +87,6 @@ class Planner:
         with without_collector():
             for positions in self._alike(choices):
                 order += self._plan(positions, choices, hits, prompts, relevance)
-        if self.settings.strategy == "none":
-            order.sort()
         return Plan([prompt for prompt in prompts if prompt is not None], order, relevance)
 
     def _alike(self, choices: Sequence[Choice]) -> list[list[int]]:
@@ -103,7 +106,7 @@ class Planner:
     ) -> list[int]:
         """Plan prompts with the same beginning; returns their positions in planned order."""
         group = [choices[position] for position in positions]
-        others = self._others(group, [hits[position] for position in positions])
+        others = others_of(self.packer, group, [hits[position] for position in positions], self.n_candidates)
         ids = {hit.id for choice, rest in zip(group, others, strict=True) for hit in (*choice.chosen, *rest)}
         batch = Batch.of(
             [choice.chosen for choice in group],
@@ -129,22 +132,6 @@ class Planner:
 
     def _assembled(self, choice: Choice, ordered: Sequence[Hit]) -> Prompt | BudgetError:
         try:
-            if self.settings.strategy == "none":
-                return self.packer.finish(choice)
             return self.packer.assemble(choice, ordered)
         except BudgetError as error:
             return error
-
-    def _others(self, choices: Sequence[Choice], hits: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
-        """Candidates beside the plain choice that a prompt may have, best first, `candidates` with it in all."""
-        if not self.n_candidates:
-            return [[] for _ in choices]
-        counts = self.packer.token_counts({hit.id for found in hits for hit in found[: self.n_candidates]})
-        most = self.packer.packing.max_demonstration_tokens
-        never = {id_ for id_, n_tokens in counts.items() if n_tokens > most}
-        never |= {constant.demonstration.id for constant in self.packer.constants}
-        found = []
-        for choice, mine in zip(choices, hits, strict=True):
-            seen = {hit.id for hit in choice.chosen} | never
-            found.append([hit for hit in mine[: self.n_candidates] if hit.id not in seen])
-        return found

@@ -108,11 +108,8 @@ class _Tree:
             kid.edge = kid.edge | node.edge
             above.add(kid)
 
-    def _best(
-        self, node: _Node, rest: frozenset[int], depth: int
-    ) -> tuple[int, int, _Node, bool, frozenset[int]]:
-        """Where to put a query below `node`: whole-block and all tokens shared, node, whether it splits, what is left.
-        """
+    def _best(self, node: _Node, rest: frozenset[int], depth: int) -> tuple[int, int, _Node, bool, frozenset[int]]:
+        """Where to put a query below `node`: whole-block and all tokens shared, node, whether it splits, the rest."""
         best = (depth // self._block, depth, node, False, rest)
         overlaps: dict[_Node, int] = {}
         lengths, index = self._lengths, node.index
@@ -136,9 +133,7 @@ class _Tree:
         waiting: list[tuple[_Node, list[int]]] = [(self._root, [])]
         while waiting:
             node, run = waiting.pop()
-            for kid in reversed(node.kids):
-                if kid.query is None:
-                    waiting.append((kid, run + sorted(kid.edge)))
+            waiting += [(kid, run + sorted(kid.edge)) for kid in reversed(node.kids) if kid.query is None]
             for kid in node.kids:
                 if kid.query is not None:
                     runs[kid.query] = run

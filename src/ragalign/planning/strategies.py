@@ -130,9 +130,7 @@ _STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = 
 }
 
 
-def _dearest_above(
-    batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]
-) -> Selection:
+def _dearest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
     """The selection of the lowest price for relevance that keeps the floor.
 
     Relevance grows with the price; the search is a secant in the logarithms of price and loss, kept inside the
@@ -191,9 +189,7 @@ def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: i
     return Selection(paths, shared, used & ~shared, order)
 
 
-def _most_similar(
-    batch: Batch, allowed: NDArray[np.bool_], n: int, n_spent: int
-) -> NDArray[np.bool_]:
+def _most_similar(batch: Batch, allowed: NDArray[np.bool_], n: int, n_spent: int) -> NDArray[np.bool_]:
     """The best `n` of the plain choice that are allowed and fit into what is left of the budget."""
     own = batch.plain & allowed
     own &= np.cumsum(own, axis=1) <= n
