@@ -182,7 +182,7 @@ def _displace(
     losses = np.where(own, (whole - rest) * scale, np.inf)
     consolation = gains * weights[np.maximum(used.sum(axis=1) - 1, 0)][:, None] * scale
     room = (batch.budgets[queries] - np.where(used, tokens, 0).sum(axis=1))[:, None]
-    there: NDArray[np.bool_] = (batch.items[queries] >= 0) & ~used & own.any(axis=1)[:, None]
+    there: NDArray[np.bool_] = (batch.items[queries] >= 0) & ~used & own.any(axis=1, keepdims=True)
     rows = np.arange(len(queries))
     # Two own demonstrations come into question: the one that is dearest to keep, and where that makes too little
     # room, the longest.

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ragalign.errors import BudgetError
 from ragalign.packing import Choice, Packer, without_collector
 from ragalign.planning.batch import Batch
@@ -117,17 +115,20 @@ class Planner:
             block_size=self.settings.block_size,
         )
         selection = select(batch, self.settings)
-        kept = batch.relevance(selection.shared | selection.own).tolist()
-        hit_of: dict[int, Hit] = {}
+        used = selection.shared | selection.own
         for row, position in enumerate(positions):
-            columns = [*group[row].chosen, *others[row]]
-            by_item = dict(zip(batch.items[row].tolist(), columns, strict=False))
-            ordered = [by_item.get(item) or hit_of[item] for item in selection.paths[row]]
-            own = np.flatnonzero(selection.own[row])[::-1].tolist()
-            ordered += [columns[column] for column in own]
-            prompts[position] = self._assembled(group[row], ordered)
-            if isinstance(prompts[position], Prompt):
-                relevance[position] = kept[row]
+            hit_of = dict(zip(batch.items[row].tolist(), (*group[row].chosen, *others[row]), strict=False))
+            own = batch.items[row][selection.own[row]][::-1].tolist()
+            ordered = [hit_of[item] for item in (*selection.paths[row], *own)]
+            prompt = self._assembled(group[row], ordered)
+            if isinstance(prompt, Prompt) and len(prompt.demonstrations) < group[row].n_constants + len(ordered):
+                # Where the tokenizer makes more of the whole than of its parts, some may have given way.
+                kept = {one.id for one in prompt.demonstrations}
+                used[row] &= [batch.ids[item] in kept for item in batch.items[row].tolist()]
+            prompts[position] = prompt
+        for row, kept_by in enumerate(batch.relevance(used).tolist()):
+            if isinstance(prompts[positions[row]], Prompt):
+                relevance[positions[row]] = kept_by
         return [positions[row] for row in selection.order]
 
     def _assembled(self, choice: Choice, ordered: Sequence[Hit]) -> Prompt | BudgetError:

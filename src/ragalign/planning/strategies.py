@@ -36,7 +36,8 @@ class PlannerSettings:
     Attributes:
         strategy: ``none`` keeps what the packer chooses; ``reorder`` keeps each prompt's demonstrations and orders
             them to be shared; ``relax`` also takes others from further down the list of candidates; ``backbone``
-            gives each cluster of queries one shared run; ``hybrid`` gives all prompts the same first demonstrations.
+            gives each cluster of queries one shared run; ``hybrid`` gives all prompts the same first demonstrations
+            (those for which they are among the candidates), and then as few others as the floor allows.
         min_relevance: the floor on relevance kept, averaged over a batch, in [0, 1].
         personal: how many of its most similar demonstrations stay each query's own, last in its prompt.
         candidates: how far down the list demonstrations are looked for, per query.
@@ -101,24 +102,29 @@ def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
 
 def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
     """Constant demonstrations, then as few of the most similar ones as the floor allows."""
-    totals = np.bincount(batch.items[batch.items >= 0], batch.gains[batch.items >= 0], len(batch.lengths))
-    constants: list[int] = []
-    for item in np.argsort(-totals, kind="stable")[: settings.constants].tolist():
-        # Room for the personal ones comes first.
-        if batch.lengths[[*constants, item]].sum() <= batch.budgets.min(initial=0) // 2:
-            constants.append(item)
-    shared = np.isin(batch.items, constants)
-    n_spent = int(batch.lengths[constants].sum())
-    most = int(batch.n_plain.max(initial=0))
-    low, high = min(settings.personal, most), most
+    there = batch.items >= 0
+    totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
+    constants: list[int] = np.argsort(-totals, kind="stable")[: settings.constants].tolist()
+    # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself.
+    has = np.array([(batch.items == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
+    # Half of the room is for the query's own.
+    has &= np.cumsum(batch.lengths[constants])[:, None] <= batch.budgets // 2
+    n_shared = np.minimum.accumulate(has, axis=0).sum(axis=0)
+    paths = [constants[:n] for n in n_shared.tolist()]
+    shared = np.array([np.isin(row, path) for row, path in zip(batch.items, paths, strict=True)])
+    shared = shared.reshape(batch.items.shape)
+    low, high = min(settings.personal, batch.items.shape[1]), int(batch.n_plain.max(initial=0))
     while low < high:
         middle = (low + high) // 2
-        if _kept(batch, shared, _most_similar(batch, ~shared, middle, n_spent)) >= settings.min_relevance:
+        if _kept(batch, shared, _most_similar(batch, shared, middle)) >= settings.min_relevance:
             high = middle
         else:
             low = middle + 1
-    own = _most_similar(batch, ~shared, low, n_spent)
-    return Selection([constants] * len(batch), shared, own, range(len(batch)))
+    own = _most_similar(batch, shared, low)
+    if _kept(batch, shared, own) < settings.min_relevance:
+        return _none(batch, settings)
+    order: list[int] = np.argsort(-n_shared, kind="stable").tolist()
+    return Selection(paths, shared, own, order)
 
 
 _STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = {
@@ -189,13 +195,16 @@ def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: i
     return Selection(paths, shared, used & ~shared, order)
 
 
-def _most_similar(batch: Batch, allowed: NDArray[np.bool_], n: int, n_spent: int) -> NDArray[np.bool_]:
-    """The best `n` of the plain choice that are allowed and fit into what is left of the budget."""
-    own = batch.plain & allowed
+def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    """The best `n` of the plain choice that are not shared and fit into what is left of the budget."""
+    left = batch.budgets - np.where(shared, batch.tokens, 0).sum(axis=1)
+    own: NDArray[np.bool_] = batch.plain & ~shared
     own &= np.cumsum(own, axis=1) <= n
-    own &= np.cumsum(np.where(own, batch.tokens, 0), axis=1) <= (batch.budgets - n_spent)[:, None]
+    own &= np.cumsum(np.where(own, batch.tokens, 0), axis=1) <= left[:, None]
     return own
 
 
 def _kept(batch: Batch, shared: NDArray[np.bool_], own: NDArray[np.bool_]) -> float:
-    return float(batch.relevance(shared | own).mean())
+    """Relevance kept, averaged over the queries that have any to lose."""
+    kept = batch.relevance(shared | own)[batch.n_plain > 0]
+    return float(kept.mean()) if len(kept) else 1.0
