@@ -13,7 +13,21 @@ from typing import Annotated, cast
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, render, report, search
+from ragalign_cli import (
+    chat,
+    console,
+    demo,
+    generate,
+    index,
+    judge,
+    judge_run,
+    pack,
+    plan,
+    pool,
+    render,
+    report,
+    search,
+)
 from ragalign_cli.arguments import expand
 
 # What Typer raises for any wrong argument: a class that it exports only as the base of this one.
@@ -30,6 +44,7 @@ app = typer.Typer(
 
 app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
+app.command("plan")(plan.plan)
 app.add_typer(pool.app, name="pool")
 app.command("render")(render.render)
 app.command("search")(search.search)

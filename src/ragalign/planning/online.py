@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from ragalign.packing import Choice, Packer
 from ragalign.planning.batch import discounts
@@ -11,6 +12,10 @@ from ragalign.planning.candidates import others_of
 from ragalign.planning.held import Held, Node, Step
 from ragalign.planning.strategies import PlannerSettings
 from ragalign.types import Hit, Prompt, Turn
+
+# A request waits for the search: how many nodes it looks at, and how many newcomers at each, most similar first.
+_VISITS = 100
+_NEWCOMERS = 6
 
 
 class OnlinePlanner:
@@ -114,6 +119,7 @@ class _Search:
         self._settings = settings
         self._weights: list[float] = discounts(len(choice.chosen) + 1).tolist()
         self._plain = self._gain(choice.chosen)
+        self._visits = _VISITS
 
     def best(self, node: Node | None, free: list[Hit]) -> tuple[list[Hit], list[Hit]]:
         """The run, and those of the plain choice that follow it."""
@@ -126,14 +132,15 @@ class _Search:
         size = self._settings.block_size
         best = _Found(node.end // size * size, 1 - self._kept(run, rest), run, rest)
         own = {hit.id: hit for hit in rest}
-        for id_, kid in node.kids.items():
-            hit = own.get(id_) or self._others.get(id_)
-            if hit is None or hit in run:
-                continue
+        kids = [id_ for id_ in own if id_ in node.kids]
+        kids += islice((id_ for id_ in self._others if id_ in node.kids), _NEWCOMERS)
+        for id_ in kids:
+            hit = own.get(id_) or self._others[id_]
             left = tuple(one for one in rest if one.id != id_) if id_ in own else self._exchanged(run, rest, hit)
-            if left is None:
+            if hit in run or left is None or not self._visits:
                 continue
-            found = self._below(kid, (*run, hit), left)
+            self._visits -= 1
+            found = self._below(node.kids[id_], (*run, hit), left)
             if (found.n_cached, -found.loss) > (best.n_cached, -best.loss):
                 best = found
         return best

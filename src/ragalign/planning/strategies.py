@@ -105,11 +105,14 @@ def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
     there = batch.items >= 0
     totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
     constants: list[int] = np.argsort(-totals, kind="stable")[: settings.constants].tolist()
-    # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself.
-    has = np.array([(batch.items == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
-    # Half of the room is for the query's own.
+    # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself; and
+    # one that is among its most similar stands last.
+    common = np.where(batch.plain & (np.arange(batch.items.shape[1]) < settings.personal), -1, batch.items)
+    has = np.array([(common == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
+    # Half of the room is for the query's own, and prompts get no more demonstrations than plain ones.
     has &= np.cumsum(batch.lengths[constants])[:, None] <= batch.budgets // 2
     n_shared = np.minimum.accumulate(has, axis=0).sum(axis=0)
+    n_shared = np.minimum(n_shared, np.maximum(batch.n_plain - settings.personal, 0))
     paths = [constants[:n] for n in n_shared.tolist()]
     shared = np.array([np.isin(row, path) for row, path in zip(batch.items, paths, strict=True)])
     shared = shared.reshape(batch.items.shape)
@@ -199,7 +202,7 @@ def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np
     """The best `n` of the plain choice that are not shared and fit into what is left of the budget."""
     left = batch.budgets - np.where(shared, batch.tokens, 0).sum(axis=1)
     own: NDArray[np.bool_] = batch.plain & ~shared
-    own &= np.cumsum(own, axis=1) <= n
+    own &= np.cumsum(own, axis=1) <= np.minimum(n, batch.n_plain - shared.sum(axis=1))[:, None]
     own &= np.cumsum(np.where(own, batch.tokens, 0), axis=1) <= left[:, None]
     return own
 
