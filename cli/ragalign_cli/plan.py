@@ -81,8 +81,12 @@ def plan(
     if plot is not None and plot.suffix.lower() != ".svg":
         raise ConfigError(f"--plot {plot}: the picture is an SVG; give a file name that ends in .svg")
     chosen = Recipe.load(recipe)
-    changes = {"candidates": candidates, "personal": personal, "block_size": block_size}
-    base = replace(chosen.planner, **{name: value for name, value in changes.items() if value is not None})
+    base = replace(
+        chosen.planner,
+        candidates=candidates,
+        personal=chosen.planner.personal if personal is None else personal,
+        block_size=block_size or chosen.planner.block_size,
+    )
     settings = default_settings(base, tuple(floor or FLOORS))
     # The widest strategy decides how much is retrieved.
     chosen = replace(chosen, planner=settings[-1])

@@ -127,6 +127,20 @@ class Selection:
     own: NDArray[np.bool_]
     order: Sequence[int]
 
+    def n_tokens(self, batch: Batch) -> int:
+        """Tokens of demonstrations to prefill, with shared runs counted once and blocks left aside."""
+        total = int(np.where(self.own, batch.tokens, 0).sum())
+        lengths = batch.lengths.tolist()
+        nodes: dict[tuple[int, int], int] = {}
+        for path in self.paths:
+            node = 0
+            for item in path:
+                if (node, item) not in nodes:
+                    nodes[node, item] = len(nodes) + 1
+                    total += lengths[item]
+                node = nodes[node, item]
+        return total
+
 
 def discounts(n: int) -> NDArray[np.float64]:
     """1 / log2(rank + 1) for the ranks 1 to n, float64 [n]."""

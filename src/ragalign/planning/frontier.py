@@ -16,7 +16,6 @@ from ragalign.planning.strategies import PlannerSettings, Strategy
 from ragalign.types import Hit, Prompt, Turn
 
 FLOORS = (0.99, 0.98, 0.96, 0.94, 0.915, 0.88)
-N_CANDIDATES = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,11 @@ class Point:
 
 def default_settings(settings: PlannerSettings, floors: Sequence[float] = FLOORS) -> list[PlannerSettings]:
     """Every strategy, and those that exchange demonstrations at several floors; the rest is as in `settings`."""
-    base = replace(settings, candidates=max(settings.candidates, N_CANDIDATES))
-    found = [replace(base, strategy="none"), replace(base, strategy="reorder")]
-    if base.personal:
-        found.append(replace(base, strategy="reorder", personal=0))
+    found = [replace(settings, strategy="none"), replace(settings, strategy="reorder")]
+    if settings.personal:
+        found.append(replace(settings, strategy="reorder", personal=0))
     strategies: tuple[Strategy, ...] = ("relax", "backbone", "hybrid")
-    return found + [replace(base, strategy=name, min_relevance=floor) for name in strategies for floor in floors]
+    return found + [replace(settings, strategy=name, min_relevance=floor) for name in strategies for floor in floors]
 
 
 def frontier(

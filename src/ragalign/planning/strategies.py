@@ -71,8 +71,10 @@ class PlannerSettings:
 
 
 def select(batch: Batch, settings: PlannerSettings) -> Selection:
-    """What the strategy of these settings makes of a batch."""
-    return _STRATEGIES[settings.strategy](batch, settings)
+    """What the strategy of these settings makes of a batch; where that saves nothing, the plain sets as they are."""
+    found = _STRATEGIES[settings.strategy](batch, settings)
+    usual = _reorder(batch, settings) if settings.strategy == "relax" else _none(batch, settings)
+    return found if found.n_tokens(batch) <= usual.n_tokens(batch) else usual
 
 
 def _none(batch: Batch, settings: PlannerSettings) -> Selection:
