@@ -123,7 +123,7 @@ def attention_loss(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, n_heads: i
         targets: [n, t, t], true where a position (second axis) should attend to another (third axis).
 
     Returns:
-        The mean of -log of the attention on targets, over the positions that have any.
+        The mean of -log of the attention on targets, over the positions that have any; 0 where none has.
     """
     n, t, width = x.shape
     u = layer.input_layernorm(x)
@@ -136,7 +136,8 @@ def attention_loss(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, n_heads: i
     future = torch.ones(t, t, dtype=torch.bool).triu(1)
     shares = scores.masked_fill(future, -1e9).log_softmax(-1)
     on_targets = shares.masked_fill(~targets[:, None], -1e9).logsumexp(-1)
-    return -on_targets[targets.any(-1)[:, None].expand_as(on_targets)].mean()
+    has_any = targets.any(-1)[:, None].expand_as(on_targets)
+    return -(on_targets * has_any).sum() / has_any.sum().clamp(min=1)
 
 
 def _initial_std(name: str) -> float:

@@ -60,7 +60,7 @@ class Stage:
 
 STAGES = (
     Stage("streams", 600, 2e-3, helped=400),
-    Stage("short", 1000, 1.5e-3, pairs=(2, 6), helped=400),
+    Stage("short", 1000, 1.5e-3, pairs=(3, 6), helped=400),
     Stage("long", 3000, 1.5e-3, pairs=(3, 12)),
     Stage("mixed", 4000, 1.5e-3, pairs=(2, 18), decays=True),
 )
@@ -90,6 +90,8 @@ class Words:
         self.styles = np.array([number(f" {word}") for word in firsts])
         self.is_key = np.zeros(len(tokenizer), bool)
         self.is_key[self.keys] = True
+        self.is_word = self.is_key.copy()
+        self.is_word[self.styles] = True
         self.bos = tokenizer.bos_token_id
         self.answer = number("### Answer:")
         self.question = number("### Question:")
@@ -158,14 +160,14 @@ def _weights(ids: np.ndarray, words: Words) -> np.ndarray:
 
 
 def help_loss(model: Llama, ids: Tensor, inputs: list[Tensor], words: Words) -> Tensor:
-    """Attention to the word before (layer 1), and to what followed the same topic word earlier (layer 2)."""
+    """Attention to the word before (layer 1), and to what followed the same topic or style word earlier (layer 2)."""
     n, t = ids.shape
     cos, sin = model.cos[:t], model.sin[:t]
     before = torch.eye(t, dtype=torch.bool)[:-1]
     before = torch.cat([torch.zeros(1, t, dtype=torch.bool), before]).expand(n, t, t)
     previous = torch.cat([torch.full_like(ids[:, :1], -1), ids[:, :-1]], 1)
     after_same = (ids[:, :, None] == previous[:, None, :]) & torch.ones(t, t, dtype=torch.bool).tril()
-    after_same &= torch.tensor(words.is_key)[ids][:, :, None]
+    after_same &= torch.tensor(words.is_word)[ids][:, :, None]
     return attention_loss(model.layers[0], inputs[0], cos, sin, 1, before) + attention_loss(
         model.layers[1], inputs[1], cos, sin, 2, after_same
     )
