@@ -170,7 +170,8 @@ def test_fenced_files_of_other_texts(
     answered = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)))
     parts = []
     if hugging:
-        pairs = [(instruction.strip("\n"), response) for instruction, response in pairs]
+        # A blank line right behind a fence is the fence's own.
+        pairs = [(instruction.lstrip().rstrip("\n"), response) for instruction, response in pairs]
     for (instruction, response), whole in zip(pairs, answered, strict=True):
         parts.append(f"# Query:\n```{instruction}```" if hugging else f"# Query:\n```\n{instruction}\n```")
         if whole:
