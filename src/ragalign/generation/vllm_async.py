@@ -139,7 +139,7 @@ def _start(options: dict[str, Any]) -> Any:
     with ExitStack() as stack:
         stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
         if not is_verbose():
-            stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR"))
+            stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR", PYTHONWARNINGS="ignore"))
             if (logger := logging.getLogger("vllm")).level == logging.NOTSET:
                 logger.setLevel(logging.ERROR)
         vllm = require("vllm", "the vLLM engine")

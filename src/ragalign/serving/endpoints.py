@@ -133,7 +133,7 @@ async def _chat_events(
         begun.add(item.index)
         if service.settings.log_prompts:
             pieces.append(item.text)
-        logprobs = chat_logprobs(item.logprobs) if wish.logprobs is not None else None
+        logprobs = chat_logprobs(item.logprobs, wish.logprobs) if wish.logprobs is not None else None
         if item.text or item.logprobs:
             yield envelope.chunk([_choice(item.index, {"content": item.text}, logprobs)], **no_usage)
         if item.finish_reason is not None:
@@ -164,7 +164,7 @@ async def _chat_whole(service: Service, asked: ChatRequest, wish: Wish, timings:
         {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": chat_logprobs(logprobs) if wish.logprobs is not None else None,
+            "logprobs": chat_logprobs(logprobs, wish.logprobs) if wish.logprobs is not None else None,
             "finish_reason": reason,
         }
         for index, (text, logprobs, reason) in enumerate(answers.all())

@@ -77,7 +77,7 @@ class ServingSettings:
     admin_key: str | None = field(default=None, repr=False)
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
-    topic_threshold: float = 0.1
+    topic_threshold: float = 0.15
 
 
 def read_api_keys(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -72,11 +72,12 @@ def event(value: Any) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """The shape of a chat choice's ``logprobs``."""
+def chat_logprobs(tokens: Sequence[TokenLogprob], n_top: int) -> dict[str, Any]:
+    """The shape of a chat choice's ``logprobs``, with the `n_top` most likely tokens at each place."""
     content = []
     for one in tokens:
-        top = [{"token": token, "logprob": value, "bytes": _bytes(token)} for token, value in one.top]
+        # Engines report the drawn token beside those, if it is none of them.
+        top = [{"token": token, "logprob": value, "bytes": _bytes(token)} for token, value in one.top[:n_top]]
         own = {"token": one.token, "logprob": one.logprob, "bytes": _bytes(one.token)}
         content.append({**own, "top_logprobs": top})
     return {"content": content, "refusal": None}
