@@ -20,12 +20,6 @@ from ragalign.tokenization import Tokenizer
 pytest.importorskip("fastapi", reason="needs the `serve` extra")
 
 RECIPES = ("ica", "urial", "zero-shot")
-MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
-
-
-def ask(content: str = MESSAGES[0]["content"], **more: Any) -> dict[str, Any]:
-    """The body of a chat request."""
-    return {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 12, **more}
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import openai
 import pytest
-from conftest import MESSAGES
+from fixtures.chat import MESSAGES
 
 from ragalign.aligner import Aligner
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
 
 
 def test_the_answer_is_the_aligners(live: Any, client: Any) -> None:
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=30, temperature=0)
     aligner: Aligner = live.service.catalog.aligners["ica"]
-    from dataclasses import replace
-
     expected = aligner.chat(MESSAGES, decoding=replace(aligner.decoding, temperature=0.0, max_tokens=30))
     [choice] = answer.choices
     assert choice.message.content == expected.text
@@ -228,7 +230,7 @@ def test_many_at_once_from_the_asynchronous_client(url: str) -> None:
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user"}]}, 400, "messages[0].content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "messages[0].content[0].type"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "x"}]}, 400, "messages[1].role"),
         ({"messages": [*MESSAGES, {"role": "tool", "content": "x"}]}, 400, "messages[1].role"),
         ({"messages": [{"role": "assistant", "content": "x"}, *MESSAGES]}, 400, "messages"),
@@ -258,8 +260,6 @@ def test_many_at_once_from_the_asynchronous_client(url: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_wrong_is_named(live: Any, body: dict[str, Any], status: int, param: str, stream: bool) -> None:
-    import httpx
-
     sent = {"model": "tiny", "messages": MESSAGES, "stream": stream, **body}
     answer = httpx.post(f"{live.url}/v1/chat/completions", json=sent)
     error = answer.json()["error"]
