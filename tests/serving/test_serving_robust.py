@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,8 @@ def test_bodies_have_limits(upstream_service: Any) -> None:
                 yield b" " * 1000
 
         headers = {"Content-Type": "application/json"}
-        with httpx.Client() as client:
-            with suppress(httpx.WriteError):  # it may hang up while we are still sending
-                assert client.post(f"{url}{CHAT}", content=endless(), headers=headers).status_code == 413
+        with httpx.Client() as client, suppress(httpx.WriteError):  # it may hang up while we are still sending
+            assert client.post(f"{url}{CHAT}", content=endless(), headers=headers).status_code == 413
         many = {**ask(), "messages": [{"role": "user", "content": "x"}] * 4}
         assert post(url, many).json()["error"]["param"] == "messages"
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as slow:
@@ -309,7 +309,7 @@ def test_cors_is_off_unless_an_origin_is_named(upstream_service: Any) -> None:
 
 
 def test_an_application_can_be_mounted(make_aligners: Any, vllm_engine: Any) -> None:
-    from contextlib import suppress, asynccontextmanager
+    from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
