@@ -13,7 +13,21 @@ from typing import Annotated, cast
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, render, report, search
+from ragalign_cli import (
+    chat,
+    console,
+    demo,
+    generate,
+    index,
+    judge,
+    judge_run,
+    pack,
+    pool,
+    render,
+    report,
+    search,
+    serve,
+)
 from ragalign_cli.arguments import expand
 
 # What Typer raises for any wrong argument: a class that it exports only as the base of this one.
@@ -38,6 +52,7 @@ app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 
