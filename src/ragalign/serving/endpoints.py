@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ragalign.serving.answering import Part
 from ragalign.serving.bodies import read_object
 from ragalign.serving.errors import ApiError
-from ragalign.serving.explaining import explain_prompt, explain_timings
+from ragalign.serving.explaining import demonstrations_of, explain_prompt, explain_timings
 from ragalign.serving.leaving import EventStream, while_connected
 from ragalign.serving.preparing import Prepared
 from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions, parse
@@ -39,7 +39,7 @@ def make_router(service: Service) -> APIRouter:
         for name in catalog.models:
             recipe, aligner = catalog.resolve(name)
             decoding = {"temperature": aligner.decoding.temperature, "max_tokens": aligner.decoding.max_tokens}
-            own = {"recipe": recipe, "default": name == catalog.name, "decoding": decoding}
+            own = {"recipe": recipe, "demonstrations": demonstrations_of(aligner), "decoding": decoding}
             card = {"id": name, "object": "model", "created": 0, "owned_by": "ragalign"}
             cards.append({**card, "max_model_len": context, "ragalign": own})
         return {"object": "list", "data": cards}

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ragalign.aligner import Aligner
-from ragalign.serving.preparing import Prepared
+from ragalign.serving.preparing import BLIND, Prepared
 from ragalign.serving.service import Timings, Wish
 from ragalign.types import Demonstration
+
+
+def demonstrations_of(aligner: Aligner) -> str:
+    """Where a recipe's demonstrations come from: ``none``, ``fixed``, ``random``, ``retrieved``, or two with " + "."""
+    name = None if aligner.retriever is None else aligner.retriever.name
+    kinds = ["fixed"] if aligner.packer.constants else []
+    if name is not None:
+        kinds.append(name if name in BLIND else "retrieved")
+    return " + ".join(dict.fromkeys(kinds)) or "none"
 
 
 def explain_prompt(wish: Wish, prepared: Prepared, context_length: int | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ragalign.types import Hit, Prompt, Turn
 # Requests that are retrieved for together; more would keep the first ones waiting.
 _MOST_TOGETHER = 64
 # What these retrieve has nothing to do with the query.
-_BLIND = frozenset({"random", "fixed"})
+BLIND = frozenset({"random", "fixed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _ask(
 def _encoder(aligner: Aligner) -> Encoder | None:
     """What judges whether the topic holds: the encoder behind the retriever, if it looks at queries at all."""
     retriever = aligner.retriever
-    if retriever is None or retriever.name in _BLIND:
+    if retriever is None or retriever.name in BLIND:
         return None
     space = retriever.space
     return space.encoder if space is not None else None
