@@ -27,6 +27,7 @@ from ragalign_cli import (
     render,
     report,
     search,
+    serve,
 )
 from ragalign_cli.arguments import expand
 
@@ -53,6 +54,7 @@ app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 
