@@ -142,15 +142,16 @@ _STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = 
 
 
 def _dearest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
-    """The selection of the lowest price for relevance that keeps the floor.
+    """The cheapest selection found that keeps the floor, by the price of relevance.
 
-    Relevance grows with the price; the search is a secant in the logarithms of price and loss, kept inside the
-    bracket that is known.
+    Relevance grows with the price, and mostly the cost too; the search is a secant in the logarithms of price and
+    loss, kept inside the bracket that is known.
     """
     floor = settings.min_relevance
     best = choose(math.inf)
     if floor >= 1 or len(batch) < 2:
         return best
+    least = best.n_tokens(batch)
     price = _FIRST_PRICE * max(1.0, float(np.where(batch.plain, batch.tokens, 0).sum(axis=1).mean()))
     low, high = 0.0, math.inf
     points: list[tuple[float, float]] = []
@@ -158,7 +159,9 @@ def _dearest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[fl
         trial = choose(price)
         kept = _kept(batch, trial.shared, trial.own)
         if kept >= floor:
-            best, high = trial, price
+            high = price
+            if (n_tokens := trial.n_tokens(batch)) < least:
+                best, least = trial, n_tokens
             if kept < floor + _CLOSE:
                 break
         else:
