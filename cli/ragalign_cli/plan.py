@@ -13,17 +13,15 @@ if TYPE_CHECKING:
     from ragalign.planning import Point
 
 _COLUMNS = [
-    ("strategy", "left"),
-    ("floor", "right"),
-    ("pinned", "right"),
-    ("relevance", "right"),
-    ("similarity", "right"),
+    ("setting", "left"),
+    ("kept", "right"),
+    ("score", "right"),
     ("demos", "right"),
     ("prompt", "right"),
     ("prefilled", "right"),
     ("saved", "right"),
-    ("any order", "right"),
-    ("any place", "right"),
+    ("≥ prefix", "right"),
+    ("≥ reuse", "right"),
 ]
 
 
@@ -59,8 +57,9 @@ def plan(
 ) -> None:
     """Show what each strategy of the planner saves on a file of queries: tokens prefilled against relevance kept.
 
-    "any order" is what no order of the same demonstrations could go below; "any place", what an engine would need
-    that reuses a demonstration wherever it stands.
+    Means per request: relevance kept, score and number of demonstrations, tokens of the prompt, tokens prefilled. "≥
+    prefix" is what no order of the same demonstrations could go below; "≥ reuse", what an engine would need that
+    reuses a demonstration wherever it stands.
 
     \b
     Examples:
@@ -119,11 +118,13 @@ def plan(
 
 
 def _row(point: Point, plain: Point) -> list[str]:
-    has_floor = point.strategy not in ("none", "reorder")
+    setting: str = point.strategy
+    if setting == "reorder":
+        setting += f", {point.personal} last"
+    elif setting != "none":
+        setting += f" {point.min_relevance:g}"
     return [
-        point.strategy,
-        f"{point.min_relevance:g}" if has_floor else "",
-        "" if point.strategy == "none" else str(point.personal),
+        setting,
         f"{point.relevance:.3f}",
         f"{point.similarity:.3f}",
         f"{point.n_demonstrations:.1f}",

@@ -107,7 +107,8 @@ def test_plan_shows_the_frontier(
     assert [one["strategy"] for one in points] == ["none", "reorder", "reorder", "relax", "backbone", "hybrid"]
     by_name = {one["strategy"]: one for one in points}
     assert by_name["none"]["relevance"] == by_name["reorder"]["relevance"] == 1
-    assert by_name["relax"]["n_prefilled"] < by_name["none"]["n_prefilled"] + 32
+    assert by_name["relax"]["n_prefilled"] <= points[1]["n_prefilled"] + 32
+    assert points[2]["n_prefilled"] < points[0]["n_prefilled"]  # reordered, nothing pinned
     for one in points:
         assert one["relevance"] >= 0.9 - 1e-4
         assert one["reuse_bound"] <= one["n_prefilled"] <= one["n_prompt_tokens"]
