@@ -34,6 +34,7 @@ from ragalign.types import Hit, Prompt, Turn
 N_CANDIDATES = 100
 N_PLAIN = 20
 MANY = (5_000, 10_000)
+COSTLY = ("relax", "reorder")
 SETTINGS: list[dict[str, Any]] = [
     {"strategy": "none"},
     {"strategy": "reorder"},
@@ -184,40 +185,39 @@ def many(workload: Workload, settings: PlannerSettings, n: int) -> dict[str, Any
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--contextpilot", help="Python of an environment that holds ContextPilot")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    workload = load_workload(options.data)
-    hits = workload.candidates(len(workload.index.pool))
-    planned(workload, hits, settings_of(strategy="none"))  # tokenises the demonstrations, once
+SECTIONS = ("strategies", "small_cache", "online", "contextpilot", "many_requests")
 
-    points, plans = [], {}
+
+def strategies(workload: Workload, hits: list[list[Hit]]) -> list[dict[str, Any]]:
+    """Every setting on the workload, its promises checked."""
+    points = []
     for one in SETTINGS:
         settings = settings_of(**one)
         plan, seconds = planned(workload, hits, settings)
         if settings.strategy != "none":
             check(plan, hits, settings.personal, workload.packer.packing.max_tokens)
         points.append(rounded(measure(plan, settings, seconds=seconds)))
-        plans[f"{settings.strategy} {settings.min_relevance} {settings.personal}"] = plan
-        print(points[-1], file=sys.stderr)
-    result: dict[str, Any] = {
-        "command": "python " + " ".join(sys.argv),
-        "cpus": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "n_queries": len(workload.queries),
-        "n_demonstrations": len(workload.index.pool),
-        "block_size": 16,
-        "seconds_are": "processor time of planning and packing the batch; ContextPilot: wall time of its reorder",
-        "targets": TARGETS,
-        "strategies": points,
-        "contextpilot": None,
-        "cache_of_2000_blocks": small_cache({name: plans[name] for name in ("none 0.98 2", "relax 0.98 2")}),
-        "online": [
+        print(points[-1], file=sys.stderr, flush=True)
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--contextpilot", help="Python of an environment that holds ContextPilot")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="what to measure; everything by default")
+    parser.add_argument("--out", type=Path, help="sections that are in this file already stay, unless measured again")
+    options = parser.parse_args()
+    chosen = options.section or SECTIONS
+    workload = load_workload(options.data)
+    hits = workload.candidates(len(workload.index.pool) if "strategies" in chosen else N_CANDIDATES)
+    planned(workload, hits, settings_of(strategy="none"))  # tokenises the demonstrations, once
+
+    plain, relax = settings_of(strategy="none"), settings_of(strategy="relax")
+    work: dict[str, Callable[[], object]] = {
+        "strategies": lambda: strategies(workload, hits),
+        "small_cache": lambda: small_cache({one.strategy: planned(workload, hits, one)[0] for one in (plain, relax)}),
+        "online": lambda: [
             online(workload, hits, settings_of(**one))
             for one in (
                 {"strategy": "reorder"},
@@ -225,17 +225,33 @@ def main() -> None:
                 {"strategy": "relax", "min_relevance": 0.96},
             )
         ],
+        "contextpilot": lambda: contextpilot(options.contextpilot, workload, hits),
+        "many_requests": lambda: [many(workload, settings_of(strategy=name), n) for name in COSTLY for n in MANY],
     }
-    if options.contextpilot:
-        result["contextpilot"] = contextpilot(options.contextpilot, workload, hits)
-    else:
-        print("ContextPilot left out: --contextpilot names no Python that has it", file=sys.stderr)
-    cost = [{"strategy": "reorder"}, {"strategy": "relax"}]
-    result["many_requests"] = [many(workload, settings_of(**one), n) for one in cost for n in MANY]
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    result: dict[str, Any] = {
+        "workload": {"n_queries": len(workload.queries), "n_demonstrations": len(workload.index.pool)},
+        "block_size": 16,
+        "seconds_are": "processor time of planning and packing the batch; ContextPilot: wall time of its reorder",
+        "targets": TARGETS,
+    }
+    if options.out and options.out.exists():
+        result = json.loads(options.out.read_text(encoding="utf-8")) | result
+    for name in chosen:
+        if name == "contextpilot" and not options.contextpilot:
+            print("ContextPilot left out: --contextpilot names no Python that has it", file=sys.stderr)
+            continue
+        result[name] = {
+            "command": "python " + " ".join(sys.argv),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "results": work[name](),
+            "load_average": [round(load, 1) for load in os.getloadavg()],
+        }
+        print(f"{name}: done", file=sys.stderr, flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

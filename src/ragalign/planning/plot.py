@@ -13,11 +13,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 150, 48, 58
 _COLOURS = {"none": "#000000", "reorder": "#0072b2", "relax": "#d55e00", "backbone": "#009e73", "hybrid": "#cc79a7"}
 _STYLE = """text { font: 12px system-ui, sans-serif; fill: #333 }
 .title { font-size: 15px; font-weight: 600 } .grid { stroke: #ddd } .axis { stroke: #666 }
-.bound { stroke-dasharray: 4 4; opacity: .6 }"""
+.order { stroke-dasharray: 6 4; opacity: .7 } .place { stroke-dasharray: 1 4; stroke-width: 2; opacity: .7 }"""
 
 
 def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against relevance kept") -> str:
-    """A picture of the points of a frontier; dashed, what no order of the same demonstrations can go below."""
+    """A picture of the points of a frontier; dashed and dotted, the bounds of the same demonstrations."""
     low = min((point.relevance for point in points), default=0.9)
     ticks_x = _ticks(min(low, 0.995), 1.0)
     ticks_y = _ticks(0.0, max((point.n_prefilled for point in points), default=1.0))
@@ -52,8 +52,12 @@ def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against
         if len(run) > 1:
             line = " ".join(f"{x(one.relevance)},{y(one.n_prefilled)}" for one in run)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            line = " ".join(f"{x(one.relevance)},{y(one.prefix_bound)}" for one in run)
-            parts.append(f'<polyline class="bound" points="{line}" fill="none" stroke="{colour}"/>')
+            for kind, bounds in (
+                ("order", [one.prefix_bound for one in run]),
+                ("place", [one.reuse_bound for one in run]),
+            ):
+                line = " ".join(f"{x(one.relevance)},{y(bound)}" for one, bound in zip(run, bounds, strict=True))
+                parts.append(f'<polyline class="{kind}" points="{line}" fill="none" stroke="{colour}"/>')
         for one in mine:
             label = (
                 f"{strategy}: {one.n_prefilled:,.0f} tokens at {one.relevance:.3f}, {one.personal} pinned; "
@@ -66,11 +70,12 @@ def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against
         height = _TOP + 8 + 22 * row
         parts.append(f'<circle cx="{right + 20}" cy="{height}" r="4.5" fill="{colour}"/>')
         parts.append(f'<text x="{right + 32}" y="{height + 4}">{escape(strategy)}</text>')
-    height = _TOP + 8 + 22 * len(strategies)
-    parts.append(
-        f'<line class="bound" stroke="#333" x1="{right + 12}" x2="{right + 28}" y1="{height}" y2="{height}"/>'
-        f'<text x="{right + 32}" y="{height + 4}">any order</text>'
-    )
+    for row, (kind, label) in enumerate((("order", "at best, any order"), ("place", "reuse in any place"))):
+        height = _TOP + 8 + 22 * (len(strategies) + row)
+        parts.append(
+            f'<line class="{kind}" stroke="#333" x1="{right + 12}" x2="{right + 28}" y1="{height}" y2="{height}"/>'
+            f'<text x="{right + 32}" y="{height + 4}">{label}</text>'
+        )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" role="img">\n<style>{_STYLE}</style>\n'
