@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ragalign.evaluation.computed import is_pairwise
 from ragalign.evaluation.judged import Judged
-from ragalign.evaluation.metrics import ASPECTS, is_pairwise, outcome
+from ragalign.evaluation.metrics import ASPECTS, outcome
 from ragalign.evaluation.report import Comparison, Report
 
 
