@@ -78,10 +78,11 @@ def report(
         for comparison in result.comparisons:
             _show(comparison)
     if out is not None:
-        _write(result, out)
+        write_report(result, out)
 
 
-def _write(result: Report, out: Path) -> None:
+def write_report(result: Report, out: Path) -> None:
+    """Write the page, and say where it is."""
     from datetime import UTC, datetime
 
     from ragalign.evaluation.page import write_page
