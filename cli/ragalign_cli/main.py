@@ -27,6 +27,7 @@ from ragalign_cli import (
     render,
     report,
     search,
+    select,
 )
 from ragalign_cli.arguments import expand
 
@@ -48,6 +49,7 @@ judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
 app.command("bench")(bench.bench)
+app.command("select")(select.select)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)

@@ -229,7 +229,7 @@ class Run:
         [row] = read_rows(path)[:1]
         if row.value is None:
             raise DataError(f"{path}: {row.problem}; choose another folder")
-        if differences := _differences(dict(row.value), settings):
+        if differences := differences_of(dict(row.value), settings):
             raise ConfigError(
                 f"{self.folder} was made with other settings: {'; '.join(differences[:3])}"
                 + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
@@ -324,14 +324,14 @@ def _pace(path: Path) -> Pace:
     )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+def differences_of(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
     """What differs between two settings, in words."""
     found = []
     for key in dict.fromkeys((*old, *new)):
         name = f"{where}{key}"
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other, f"{name}.")
+            found += differences_of(one, other, f"{name}.")
         elif key not in new:
             found.append(f"{name} was there and is not now")
         elif key not in old:
