@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files of tests are spread over the cores there are.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 READY := $(VENV)/.ready
 
 # Nothing here needs a model hub: everything that is tested loads from local folders.
@@ -22,10 +24,10 @@ demo: setup
 	$(BIN)/ragalign demo
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff format --check --quiet
