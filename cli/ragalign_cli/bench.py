@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ragalign_cli import console, decoding
+from ragalign_cli.bench_tables import show, show_expected
 from ragalign_cli.judge_run import judges_of
 from ragalign_cli.report import write_report
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.bench.result import Bench, Factor
     from ragalign.evaluation.bench.running import Run
     from ragalign.evaluation.bench.session import Engine
     from ragalign.judging.base import Verdict
@@ -118,6 +118,7 @@ def bench(
     from ragalign.evaluation.bench import session
     from ragalign.evaluation.bench.cases import load_cases
     from ragalign.evaluation.bench.conditions import checked, conditions_of, decoded, guarded
+    from ragalign.evaluation.bench.expected import expectations
     from ragalign.evaluation.bench.figures import report_of
     from ragalign.evaluation.bench.grid import Grid
     from ragalign.evaluation.bench.published import load_published
@@ -134,15 +135,22 @@ def bench(
         raise ConfigError("give --metric or --judge, not both: the same --out takes the other afterwards")
     asked = judges_of(judge, key_env or []) if judge else []
     how = make_protocol(protocol) if protocol else None
-    metric = metric or ("exact-match" if testbed and not judge else None)
-    scorer = make_scorer(metric) if metric else None
     if testbed:
-        if model or prompts or index or pool or sweep:
-            raise ConfigError("--testbed brings its model, pool, prompts and recipes: leave those options out")
+        if (
+            model
+            or prompts
+            or index
+            or pool
+            or sweep
+            or metric
+            or judge
+            or any((max_new_tokens, temperature, top_p, n))
+        ):
+            raise ConfigError("--testbed brings all but --out, --first and --backend: leave the other options out")
         world = World.load(first=first)
         conditions, cases, indexes = checked(world.conditions()), world.cases, dict(world.indexes)
         engine, title = world_engine(backend), title or "The testbed: retrieved against fixed demonstrations"
-        baseline = baseline or "random"
+        baseline, metric = "random", "exact-match"
     else:
         if model is None or prompts is None:
             raise ConfigError("a benchmark needs --model and --prompts (or --testbed, which brings both)")
@@ -150,6 +158,8 @@ def bench(
         cases = load_cases(prompts).first(first)
         indexes = session.open_indexes(conditions, index=index, pool=pool or (), encoder=encoder, folder=out)
         engine = session.Engine(model, backend, tokenizer, context_length)
+
+    scorer = make_scorer(metric) if metric else None
 
     def change(settings: Decoding) -> Decoding:
         return decoding.override(
@@ -182,12 +192,19 @@ def bench(
     )
     for note in report.notes:
         console.note(note)
+    assert report.bench is not None  # a run always has one
+    expected = expectations(report.bench, run.answered()) if testbed else []
+    document = report.to_dict() | ({"expected": [one.to_dict() for one in expected]} if testbed else {})
     if json:
-        console.print_json(report.to_dict())
-    elif report.bench is not None:
+        console.print_json(document)
+    else:
         show(report.bench)
-    session.write_json(out / "report.json", report.to_dict())
+        show_expected(expected)
+    session.write_json(out / "report.json", document)
     write_report(report, out / "report.html")
+    if broken := [one.name for one in expected if not one.holds]:
+        console.error(f"{len(broken)} of {len(expected)} expectations do not hold: {'; '.join(broken)}")
+        raise typer.Exit(console.EXIT_FAILURE)
 
 
 def generate(run: Run, engine: Engine) -> None:
@@ -212,85 +229,3 @@ def generate(run: Run, engine: Engine) -> None:
         raise typer.Exit(_INTERRUPTED) from None
     for condition, failure in failures:
         console.error(f"{condition.name}, prompt {failure.query.id}: {failure.error}")
-
-
-def show(bench: Bench) -> None:
-    """The figures as aligned tables: quality, cost, and the factors of a sweep."""
-    if bench.label:
-        show_quality(bench)
-    _show_costs(bench)
-    for factor in bench.factors:
-        _show_factor(factor, bench)
-    if bench.published:
-        _show_published(bench)
-
-
-def show_quality(bench: Bench) -> None:
-    """The headline metric of every recipe, and its difference from the baseline on the same prompts."""
-    from ragalign.evaluation.formats import interval, number, p_value, signed
-    from ragalign.evaluation.markup import with_unit
-
-    unit = bench.unit
-    console.heading(with_unit(bench.label, unit))
-    columns = [("recipe", "left"), (bench.label.lower(), "right"), ("95 % interval", "right")]
-    columns += [(f"minus {bench.baseline}", "right"), ("paired 95 % interval", "right"), ("p", "right")]
-    rows = []
-    for one in bench.conditions:
-        quality = one.quality
-        estimate, difference = (quality.estimate, quality.difference) if quality else (None, None)
-        row = [one.name, number(estimate.value if estimate else None, unit)]
-        row.append(interval(estimate, unit) if estimate else "")
-        row += [signed(difference.value, unit), interval(difference, unit)] if difference else ["", ""]
-        rows.append([*row, p_value(quality.test.p_value) if quality and quality.test else ""])
-    console.print_table(columns, rows)
-
-
-def _show_costs(bench: Bench) -> None:
-    from ragalign.evaluation.formats import number
-    from ragalign.evaluation.sections_bench import price, rate
-
-    console.heading("Cost and speed, per request")
-    names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price")
-    columns = [("recipe", "left"), *((name, "right") for name in names)]
-    rows = [
-        [
-            one.name,
-            number(one.costs.demonstrations.value, "%"),
-            number(one.costs.prompt_tokens.value, "words"),
-            number(one.costs.prefilled_tokens.value if one.costs.prefilled_tokens else None, "words"),
-            number(one.costs.output_tokens.value, "%"),
-            number(one.costs.first_token.median if one.costs.first_token else None, "%"),
-            rate(one.costs.requests_per_s),
-            price(one.costs.price_ratio),
-        ]
-        for one in bench.conditions
-    ]
-    console.print_table(columns, rows)
-    note = "shown: demonstrations in a prompt; prompt, prefilled, output: tokens; first: median time to the first token"
-    if bench.fixed and any(one.costs.price_ratio is not None for one in bench.conditions):
-        note += f"; price: the engine's seconds per request, relative to {bench.fixed} in the same run"
-    console.note(note)
-
-
-def _show_factor(factor: Factor, bench: Bench) -> None:
-    from ragalign.evaluation.formats import interval, number
-    from ragalign.evaluation.markup import with_unit
-
-    console.heading(factor.name.replace("_", " "))
-    columns = [("level", "left"), ("conditions", "right"), ("prompt tokens", "right")]
-    columns += [(with_unit(bench.label, bench.unit), "right"), ("95 % interval", "right")] if bench.label else []
-    rows = []
-    for level in factor.levels:
-        row = [level.name, f"{level.n_conditions:,}", number(level.prompt_tokens, "words")]
-        if level.estimate is not None:
-            row += [number(level.estimate.value, bench.unit), interval(level.estimate, bench.unit)]
-        rows.append(row)
-    console.print_table(columns, rows)
-
-
-def _show_published(bench: Bench) -> None:
-    from ragalign.evaluation.formats import number
-
-    console.heading("Published by others, not measured here")
-    rows = [[one.name, one.figure, number(one.value, one.unit), one.source] for one in bench.published]
-    console.print_table([("system", "left"), ("figure", "left"), ("published", "right"), ("source", "left")], rows)

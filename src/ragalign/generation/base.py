@@ -109,8 +109,12 @@ class BaseGenerator(ABC):
             raise ConfigError(f"decoding: a stream is one answer, so n must be 1, not {decoding.n}")
         return self._stream(prompt, decoding)
 
-    def reset_prefix_cache(self) -> None:  # noqa: B027 - most engines keep none
-        """Forget the prefixes of earlier prompts, where the engine keeps any; nothing may be running."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts, and say whether there is a cache of our own; nothing may be running.
+
+        Most engines keep none, and a server's is not ours to empty.
+        """
+        return False
 
     @abstractmethod
     def close(self) -> None:

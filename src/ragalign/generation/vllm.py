@@ -121,14 +121,15 @@ class VllmGenerator(BaseGenerator):
         queries, hits = totals.values()
         return queries, hits
 
-    def reset_prefix_cache(self) -> None:
-        """Forget the prefixes of earlier prompts.
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts; always True: the cache is ours.
 
         Raises:
             GenerationError: prompts are being answered, whose prefixes are in use.
         """
         if not self._engine().llm_engine.reset_prefix_cache():
             raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
+        return True
 
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""

@@ -41,7 +41,6 @@ class Costs:
         preparation_ms: retrieval and packing, per request.
         price_ratio: the engine's seconds per request over those of the fixed demonstrations in the same run.
         n_timed: requests that the speed rests on.
-        n_chunks: uninterrupted pieces of work among which the cache was empty again; 1 for a run in one go.
         ends: how answers ended (``stop``, ``length``), as shares of all samples.
         used: how many requests had each demonstration, most frequent first.
         n_leaked: requests whose own text is among their demonstrations; the guard keeps it at 0.
@@ -59,7 +58,6 @@ class Costs:
     preparation_ms: float | None
     price_ratio: float | None
     n_timed: int
-    n_chunks: int
     ends: Mapping[str, float]
     used: Mapping[str, int]
     n_leaked: int
@@ -80,7 +78,6 @@ class Costs:
             "preparation_ms": self.preparation_ms,
             "price_ratio": self.price_ratio,
             "n_timed": self.n_timed,
-            "n_chunks": self.n_chunks,
             "ends": dict(self.ends),
             "n_used_demonstrations": len(self.used),
             "most_used_demonstrations": dict(list(self.used.items())[:10]),
@@ -134,7 +131,6 @@ def _costs(
         preparation_ms=1000 * max(0.0, pace.seconds - pace.engine_seconds) / pace.n if pace.n else None,
         price_ratio=seconds / base if seconds and base else None,
         n_timed=pace.n,
-        n_chunks=pace.n_chunks,
         ends={reason: n / len(rows) for reason, n in Counter(row["finish_reason"] for row in rows).most_common()},
         used=dict(sorted(used.items(), key=lambda pair: (-pair[1], pair[0]))),
         n_leaked=_leaked(rows, known),

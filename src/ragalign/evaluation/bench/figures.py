@@ -181,11 +181,6 @@ def _notes(bench: Bench) -> Iterator[str]:
             yield f"{one.name}: {costs.n_leaked} requests had their own text among their demonstrations"
         if costs.n_timed < costs.n:
             yield f"{one.name}: the speed rests on {costs.n_timed} of {costs.n} requests; the others were not timed"
-        if costs.n_chunks > 1 and one.costs.n_timed:
-            yield (
-                f"{one.name}: answered in {costs.n_chunks} pieces, each of which began with an empty prefix cache; "
-                "tokens prefilled and speed are the sums over all of them"
-            )
 
 
 def _version(name: str) -> str | None:

@@ -2,7 +2,12 @@
 
 run.json                      what was asked of whom; a folder made with other settings is refused
 conditions/NAME/turn-1.jsonl  completions as `ragalign generate` writes them, one file per turn
-conditions/NAME/speed.jsonl   one line per uninterrupted piece of work: how many answers, in how many seconds
+conditions/NAME/speed.jsonl   one line per piece of work that ran to its end: how many answers, in how many seconds
+conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured anew over all of them
+
+An interruption empties the engine's prefix cache, so that the prompts after it would seem to share less than they do.
+Once such a condition is answered, its prompts go through the engine again, in order and for one token each; the tokens
+prefilled are then those of a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,34 +26,19 @@ from ragalign.aligner import Aligner, Failure
 from ragalign.errors import ConfigError, DataError
 from ragalign.evaluation.bench.cases import Cases
 from ragalign.evaluation.bench.conditions import Condition
+from ragalign.evaluation.bench.pace import Pace, Stopwatch, read_pace, read_pieces
 from ragalign.generation import BaseGenerator
 from ragalign.indexes import Index
 from ragalign.judging.files import read_rows, write_rows
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Decoding, Prompt
+from ragalign.types import Query
 
 _RUN = "run.json"
 _SPEED = "speed.jsonl"
+_CACHED = "cached.jsonl"
 _FORMAT = 1
 # Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
 _WARM_UP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a condition was answered.
-
-    Attributes:
-        n: answers that were timed; those of a run that was killed are not.
-        seconds: for all of them, retrieval and packing included.
-        engine_seconds: of these, between handing prompts to the engine and its last token.
-        n_chunks: uninterrupted pieces of work; each begins with an empty prefix cache.
-    """
-
-    n: int = 0
-    seconds: float = 0.0
-    engine_seconds: float = 0.0
-    n_chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +106,7 @@ class Run:
             "conditions": {condition.name: condition.settings() for condition in conditions},
         }
         self._places = {name: self.folder / place for name, place in _places(self.conditions).items()}
+        self._session = uuid.uuid4().hex
         self._claim()
 
     def missing(self, condition: Condition, turn: int) -> list[str]:
@@ -126,6 +118,11 @@ class Run:
     def n_missing(self) -> int:
         """Answers that are not there yet, of all conditions and turns."""
         return sum(len(self.missing(one, turn)) for one in self.conditions for turn in self._turns)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the engine has nothing left to do."""
+        return not self.n_missing and not any(map(self._is_unmeasured, self.conditions))
 
     def generate(
         self,
@@ -150,7 +147,8 @@ class Run:
         failures: list[tuple[Condition, Failure]] = []
         is_warm = False
         for condition in self.conditions:
-            if not (n_missing := sum(len(self.missing(condition, turn)) for turn in self._turns)):
+            n_missing = sum(len(self.missing(condition, turn)) for turn in self._turns)
+            if not n_missing and not self._is_unmeasured(condition):
                 continue
             on_condition(condition, n_missing)
             stopwatch = Stopwatch(generator)
@@ -161,6 +159,8 @@ class Run:
             generator.reset_prefix_cache()
             for turn in self._turns:
                 failures += [(condition, one) for one in self._answer(aligner, stopwatch, condition, turn)]
+            if self._is_unmeasured(condition):
+                self._measure(aligner, condition, can_reset=generator.reset_prefix_cache())
         return failures
 
     def answered(self) -> list[Answered]:
@@ -171,11 +171,13 @@ class Run:
         """
         found = []
         for condition in self.conditions:
-            rows = []
-            for turn in self._turns:
-                present = _read(self._file(condition, turn))
-                rows.append({case.id: present[case.id] for case in self.cases.cases if case.id in present})
-            found.append(Answered(condition, tuple(rows), _pace(self._places[condition.name] / _SPEED)))
+            rows = self._rows(condition)
+            path = self._places[condition.name] / _CACHED
+            for row in _read(path).values() if path.exists() else ():
+                turn, name = json.loads(row["id"])
+                if name in rows[turn - 1]:
+                    rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
+            found.append(Answered(condition, tuple(rows), read_pace(self._places[condition.name] / _SPEED)))
         return found
 
     @property
@@ -192,30 +194,73 @@ class Run:
             aligner.retriever = condition.retriever(index)
         return aligner
 
+    def _rows(self, condition: Condition) -> list[dict[str, Mapping[str, Any]]]:
+        """The completions of every turn, in the order of the cases."""
+        found = []
+        for turn in self._turns:
+            present = _read(self._file(condition, turn))
+            found.append({case.id: present[case.id] for case in self.cases.cases if case.id in present})
+        return found
+
+    def _queries(self, rows: Sequence[Mapping[str, Mapping[str, Any]]], turn: int) -> list[Query]:
+        """What is asked in a turn; a case whose earlier turns failed has nothing to follow."""
+        before = rows[: turn - 1]
+        return [
+            case.query_of(turn, [str(one[case.id]["response"]) for one in before])
+            for case in self.cases.cases
+            if len(case.turns) >= turn and all(case.id in one for one in before)
+        ]
+
     def _answer(self, aligner: Aligner, stopwatch: Stopwatch, condition: Condition, turn: int) -> tuple[Failure, ...]:
         wanted = set(self.missing(condition, turn))
         if not wanted:
             return ()
-        before = [_read(self._file(condition, earlier)) for earlier in range(1, turn)]
-        # A turn whose earlier ones failed has nothing to follow.
-        queries = [
-            case.query_of(turn, [str(rows[case.id]["response"]) for rows in before])
-            for case in self.cases.cases
-            if case.id in wanted and all(case.id in rows for rows in before)
-        ]
+        queries = [query for query in self._queries(self._rows(condition), turn) if query.id in wanted]
         path = self._file(condition, turn)
-        n_before = len(_read(path))
         stopwatch.seconds = 0.0
         started = time.perf_counter()
-        try:
-            return aligner.generate_file(queries, path, generator=condition.name).failures
-        finally:
-            n = len(_read(path)) - n_before
-            if n:
-                seconds = time.perf_counter() - started
-                line = {"turn": turn, "n": n, "seconds": seconds, "engine_seconds": stopwatch.seconds}
-                with path.with_name(_SPEED).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+        report = aligner.generate_file(queries, path, generator=condition.name)
+        seconds = time.perf_counter() - started
+        if report.n_written:
+            line = {"session": self._session, "turn": turn, "n": report.n_written, "seconds": seconds}
+            with path.with_name(_SPEED).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "engine_seconds": stopwatch.seconds}) + "\n")
+        return report.failures
+
+    def _is_unmeasured(self, condition: Condition) -> bool:
+        """Whether cached tokens were counted, but not all of them in one uninterrupted piece of work."""
+        rows = self._rows(condition)
+        if not any(row.get("n_cached_tokens") is not None for turn in rows for row in turn.values()):
+            return False
+        folder = self._places[condition.name]
+        pieces = read_pieces(folder / _SPEED)
+        n_timed = sum(piece["n"] for piece in pieces)
+        whole = n_timed == sum(map(len, rows)) and len({piece["session"] for piece in pieces}) == 1
+        whole = whole and len({piece["turn"] for piece in pieces}) == len(pieces)
+        return not whole and len(_read(folder / _CACHED)) < sum(map(len, rows))
+
+    def _measure(self, aligner: Aligner, condition: Condition, *, can_reset: bool) -> None:
+        """Count the cached tokens of all prompts in order, as if nothing had been interrupted.
+
+        Args:
+            aligner: the condition's.
+            condition: answered, in several pieces.
+            can_reset: whether the engine's cache is ours; where it is a server's, the counts are left as they are.
+        """
+        rows = self._rows(condition)
+        found = [{"id": json.dumps([turn, name]), "n_cached_tokens": row.get("n_cached_tokens")}
+                 for turn, present in enumerate(rows, 1) for name, row in present.items()]  # fmt: skip
+        if can_reset:
+            found = []
+            for turn in self._turns:
+                queries = [query for query in self._queries(rows, turn) if query.id in rows[turn - 1]]
+                # What follows a turn shares its answers, too; nothing follows the last.
+                decoding = aligner.decoding if turn < len(rows) else replace(aligner.decoding, max_tokens=1, n=1)
+                for place, result in aligner.iter_generate(queries, decoding=decoding):
+                    if not isinstance(result, Failure):
+                        name = json.dumps([turn, queries[place].id])
+                        found.append({"id": name, "n_cached_tokens": result.n_cached_tokens})
+        write_rows(self._places[condition.name] / _CACHED, found, "jsonl")
 
     def _claim(self) -> None:
         """Write down the settings, or compare them with what is written."""
@@ -235,44 +280,6 @@ class Run:
                 + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
                 + ". Choose another folder, or repeat the settings"
             )
-
-
-class Stopwatch:
-    """A generator that adds up the seconds for which the one behind it is at work."""
-
-    def __init__(self, generator: BaseGenerator) -> None:
-        self._generator = generator
-        self.seconds = 0.0
-
-    @property
-    def model(self) -> str:
-        """The model's name or folder."""
-        return self._generator.model
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens that prompt and completion share."""
-        return self._generator.context_length
-
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
-        """Answer all prompts, in input order."""
-        found = dict(self.iter_generate(prompts, decoding))
-        return [found[place] for place in range(len(found))]
-
-    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
-        """Answer all prompts, yielding each as it is finished."""
-        started = time.perf_counter()
-        try:
-            yield from self._generator.iter_generate(prompts, decoding)
-        finally:
-            self.seconds += time.perf_counter() - started
-
-    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt in pieces; not timed."""
-        return self._generator.stream(prompt, decoding)
-
-    def close(self) -> None:
-        """Nothing: the generator belongs to whoever made it."""
 
 
 def _warm_up(aligner: Aligner, cases: Cases) -> None:
@@ -306,22 +313,6 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: not a completion of ragalign; delete the line or the file") from None
     return rows
-
-
-def _pace(path: Path) -> Pace:
-    chunks = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            chunk = json.loads(line)
-            chunks.append((int(chunk["n"]), float(chunk["seconds"]), float(chunk["engine_seconds"])))
-        except (ValueError, KeyError, TypeError):
-            continue  # killed while writing: these answers are not timed
-    return Pace(
-        n=sum(chunk[0] for chunk in chunks),
-        seconds=sum(chunk[1] for chunk in chunks),
-        engine_seconds=sum(chunk[2] for chunk in chunks),
-        n_chunks=len(chunks),
-    )
 
 
 def differences_of(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -19,7 +19,8 @@ from ragalign.aligner import Aligner, Failure
 from ragalign.errors import ConfigError, DataError
 from ragalign.evaluation.bench.cases import Cases
 from ragalign.evaluation.bench.conditions import as_condition
-from ragalign.evaluation.bench.running import Answered, Pace, Stopwatch, differences_of
+from ragalign.evaluation.bench.pace import Pace
+from ragalign.evaluation.bench.running import Answered, differences_of
 from ragalign.evaluation.bench.scoring import Scorer, score_all
 from ragalign.generation import BaseGenerator
 from ragalign.judging.files import write_rows
@@ -326,7 +327,7 @@ class _Measure:
         self._started = self._started or self._start()
         generator, tokenizer = self._started
         recipe = search.with_constants(ids)
-        aligner = Aligner.from_recipe(recipe, model=Stopwatch(generator), tokenizer=tokenizer)
+        aligner = Aligner.from_recipe(recipe, model=generator, tokenizer=tokenizer)
         rows: dict[str, Mapping[str, Any]] = {}
         for place, result in aligner.iter_generate([case.query for case in cases.cases]):
             if not isinstance(result, Failure):

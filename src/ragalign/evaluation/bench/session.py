@@ -128,7 +128,7 @@ def generate(
     Raises:
         ConfigError, GenerationError: the engine did not start, or failed as a whole.
     """
-    if not run.n_missing:
+    if run.is_finished:
         return []
     tokenizer = engine.load_tokenizer()
     on_start()

@@ -7,7 +7,7 @@ answer is known, so exact match is the metric. It shows how a pipeline works, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
-from ragalign.evaluation.bench.cases import Case, Cases, load_cases
+from ragalign.evaluation.bench.cases import Cases, load_cases
 from ragalign.evaluation.bench.conditions import MAIN, Condition, as_condition
 from ragalign.evaluation.bench.session import Engine
 from ragalign.indexes import Index
@@ -45,12 +45,10 @@ class World:
     Attributes:
         cases: unseen queries with their right answers.
         indexes: of the pool, and of the pool with `PLANTED` queries.
-        planted: ids of the demonstrations that are queries with wrong answers, by the case's id.
     """
 
     cases: Cases
     indexes: Mapping[str, Index]
-    planted: Mapping[str, str]
 
     @classmethod
     def load(cls, *, first: int | None = None, encoder: Encoder | None = None) -> World:
@@ -58,10 +56,9 @@ class World:
         folder = world_folder()
         cases = replace(load_cases(folder / "queries.jsonl"), name="testbed").first(first)
         pool = Pool.load(folder / "pool.jsonl")
-        decoys = _decoys(cases)
         index = Index.build(pool, encoder or Encoder.load(), show_progress=True)
-        planted = index.add(Pool.from_demonstrations(decoys.values()))
-        return cls(cases, {MAIN: index, PLANTED: planted}, {case: one.id for case, one in decoys.items()})
+        planted = index.add(Pool.from_demonstrations(_decoys(cases, pool)))
+        return cls(cases, {MAIN: index, PLANTED: planted})
 
     def conditions(self) -> list[Condition]:
         """All that is compared."""
@@ -149,15 +146,23 @@ def _condition(
     return as_condition(recipe, index=index)
 
 
-def _decoys(cases: Cases) -> dict[str, Demonstration]:
-    """For the first query of every topic, that query with the right answer of another one: wrong for it."""
-    firsts: dict[str, Case] = {}
-    for case in cases.cases:
-        firsts.setdefault(str(case.query.metadata["topic"]), case)
-    chosen = list(firsts.values())
-    return {
-        case.id: Demonstration(
-            case.query.text, other.references[0][0], source=PLANTED, metadata={"topic": case.query.metadata["topic"]}
-        )
-        for case, other in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)
-    }
+def _decoys(cases: Cases, pool: Pool) -> Iterator[Demonstration]:
+    """Every query, in spellings that count as the same text, with an answer in another topic's style.
+
+    The style is taken over from a demonstration of the next query's topic, so the answer reads like one about the
+    query's own topic. Where exclusion leaks, these are the most similar demonstrations, and they mislead.
+    """
+    shown = {str(one.metadata["topic"]): one for one in pool}
+    topics = [str(case.query.metadata["topic"]) for case in cases.cases]
+    for case, topic, other in zip(cases.cases, topics, [*topics[1:], "".join(topics[:1])], strict=True):
+        wrong = _renamed(shown[other].response, other, topic, case.references[0][0])
+        for text in (case.query.text, case.query.text.lower(), case.query.text.replace(" ", "  ")):
+            yield Demonstration(text, wrong, source=PLANTED, metadata={"topic": topic})
+
+
+def _renamed(answer: str, old: str, new: str, reference: str) -> str:
+    """An answer about one topic as one about another; answers begin with their topic's plural."""
+    plurals = answer.split()[0].lower(), reference.split()[0].lower()
+    for before, after in (plurals, (old, new)):
+        answer = answer.replace(before.capitalize(), after.capitalize()).replace(before, after)
+    return answer
