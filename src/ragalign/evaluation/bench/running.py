@@ -29,7 +29,7 @@ from ragalign.evaluation.bench.conditions import Condition
 from ragalign.evaluation.bench.pace import Pace, Stopwatch, read_pace, read_pieces
 from ragalign.generation import BaseGenerator
 from ragalign.indexes import Index
-from ragalign.judging.files import read_rows, write_rows
+from ragalign.judging.files import write_rows
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Query
 
@@ -271,10 +271,13 @@ class Run:
                 raise DataError(f"{self.folder} holds completions but no {_RUN}; choose another folder")
             write_rows(path, [settings], "jsonl")
             return
-        [row] = read_rows(path)[:1]
-        if row.value is None:
-            raise DataError(f"{path}: {row.problem}; choose another folder")
-        if differences := differences_of(dict(row.value), settings):
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            old = None
+        if not isinstance(old, dict):
+            raise DataError(f"{path} is damaged; choose another folder")
+        if differences := differences_of(old, settings):
             raise ConfigError(
                 f"{self.folder} was made with other settings: {'; '.join(differences[:3])}"
                 + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")

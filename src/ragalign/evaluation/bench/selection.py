@@ -296,7 +296,9 @@ class Search:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise DataError(f"{path} is damaged; choose another folder") from None
+            old = None
+        if not isinstance(old, dict):
+            raise DataError(f"{path} is damaged; choose another folder")
         if differences := differences_of(old, json.loads(json.dumps(self._settings))):
             raise ConfigError(
                 f"{self.folder} holds a search with other settings: {differences[0]}. Choose another folder, or repeat "

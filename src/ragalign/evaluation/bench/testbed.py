@@ -51,11 +51,21 @@ class World:
     indexes: Mapping[str, Index]
 
     @classmethod
-    def load(cls, *, first: int | None = None, encoder: Encoder | None = None) -> World:
-        """Load the world and index its pool, which takes some seconds."""
+    def load(cls, *, first: int | None = None, n_topics: int | None = None, encoder: Encoder | None = None) -> World:
+        """Load the world and index its pool, which takes some seconds.
+
+        Args:
+            first: only the first queries.
+            n_topics: of the pool, only the demonstrations of the first queries' topics, for a quick look.
+            encoder: of the index; MiniLM by default.
+        """
         folder = world_folder()
-        cases = replace(load_cases(folder / "queries.jsonl"), name="testbed").first(first)
+        cases = replace(load_cases(folder / "queries.jsonl"), name="testbed")
         pool = Pool.load(folder / "pool.jsonl")
+        if n_topics is not None:
+            topics = {case.query.metadata["topic"] for case in cases.first(n_topics).cases}
+            pool = Pool.from_demonstrations(one for one in pool if one.metadata["topic"] in topics)
+        cases = cases.first(first)
         index = Index.build(pool, encoder or Encoder.load(), show_progress=True)
         planted = index.add(Pool.from_demonstrations(_decoys(cases, pool)))
         return cls(cases, {MAIN: index, PLANTED: planted})
