@@ -119,7 +119,7 @@ def bench(
     from ragalign.evaluation.bench.cases import load_cases
     from ragalign.evaluation.bench.conditions import checked, conditions_of, decoded, guarded
     from ragalign.evaluation.bench.expected import expectations
-    from ragalign.evaluation.bench.figures import report_of
+    from ragalign.evaluation.bench.figures import named, report_of
     from ragalign.evaluation.bench.grid import Grid
     from ragalign.evaluation.bench.published import load_published
     from ragalign.evaluation.bench.running import Run
@@ -170,6 +170,8 @@ def bench(
     if baseline is None:
         baseline = fixed or next((one.name for one in conditions if one.is_fixed), conditions[0].name)
     run = Run(out, conditions, cases, indexes, model=engine.model, others=engine.settings)
+    for name in (baseline, fixed):
+        named(run, name)  # before an engine starts
     generate(run, engine)
     verdicts: Sequence[Verdict] = ()
     if scorer is not None:

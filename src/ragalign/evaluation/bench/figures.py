@@ -49,8 +49,8 @@ def report_of(
         DataError: a file of the run is damaged.
     """
     answered = run.answered()
-    fixed = _named(run, fixed) or next((one.name for one in run.conditions if one.is_fixed), None)
-    baseline = _named(run, baseline) or fixed or run.conditions[0].name
+    fixed = named(run, fixed) or next((one.name for one in run.conditions if one.is_fixed), None)
+    baseline = named(run, baseline) or fixed or run.conditions[0].name
     pools = _pools(run)
     known = _Known(pools)
     title = title or f"{len(run.conditions)} recipes on {run.cases.name}"
@@ -78,6 +78,18 @@ def report_of(
     )
     notes = (*report.notes, *_notes(bench))
     return replace(report, bench=bench, notes=notes, demonstrations=report.demonstrations or _used(costs, known))
+
+
+def named(run: Run, name: str | None) -> str | None:
+    """The name, if a condition of the run has it, or if there is none.
+
+    Raises:
+        ConfigError: no condition has it.
+    """
+    names = [one.name for one in run.conditions]
+    if name is not None and name not in names:
+        raise ConfigError(f"no recipe of this run is called {name!r}; there are {', '.join(names)}")
+    return name
 
 
 def machine_facts() -> dict[str, str]:
@@ -108,13 +120,6 @@ class _Known(Mapping[str, Demonstration]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._where
-
-
-def _named(run: Run, name: str | None) -> str | None:
-    names = [one.name for one in run.conditions]
-    if name is not None and name not in names:
-        raise ConfigError(f"no recipe of this run is called {name!r}; there are {', '.join(names)}")
-    return name
 
 
 def _pools(run: Run) -> list[Pool]:
