@@ -95,6 +95,10 @@ def bench(
     top_p: decoding.TopP = None,
     n: decoding.Samples = None,
     seed: Annotated[int, typer.Option(help="Of decoding, the same for all recipes.")] = 0,
+    browse: Annotated[
+        Optional[int],
+        typer.Option(metavar="N", min=1, help="List single answers to N prompts only.", show_default=False),
+    ] = None,
     title: Annotated[Optional[str], typer.Option(help="The report's heading.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
@@ -203,7 +207,7 @@ def bench(
         show(report.bench)
         show_expected(expected)
     session.write_json(out / "report.json", document)
-    write_report(report, out / "report.html")
+    write_report(report, out / "report.html", browse)
     if broken := [one.name for one in expected if not one.holds]:
         console.error(f"{len(broken)} of {len(expected)} expectations do not hold: {'; '.join(broken)}")
         raise typer.Exit(console.EXIT_FAILURE)

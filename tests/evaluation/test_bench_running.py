@@ -124,6 +124,7 @@ def check_every_interruption(
     return expected
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_with_transformers(
     tiny_model: Path, conditions: list[Condition], cases: Cases, index: Index, tmp_path: Path
 ) -> None:

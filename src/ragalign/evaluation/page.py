@@ -44,12 +44,13 @@ _MARK = re.compile(r"\{\{(\w+)\}\}")
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
-def render_page(report: Report, *, created: datetime) -> str:
+def render_page(report: Report, *, created: datetime, browse: int | None = None) -> str:
     """The page as text.
 
     Args:
         report: what to show.
         created: the time that the page names.
+        browse: list the single answers to the first prompts only, for a smaller page; to all of them by default.
     """
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -69,20 +70,21 @@ def render_page(report: Report, *, created: datetime) -> str:
                 _comparison(number, heading, one)
                 for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
             ),
-            "data": embed(browser_data(report)),
+            "browsed": "" if browse is None else f" Listed are those to the first {count(browse)} prompts.",
+            "data": embed(browser_data(report, browse)),
             "script": script,
         },
     )
 
 
-def write_page(report: Report, path: str | Path, *, created: datetime) -> None:
-    """Write the page; the file is complete or not there at all.
+def write_page(report: Report, path: str | Path, *, created: datetime, browse: int | None = None) -> None:
+    """Write the page, as `render_page`; the file is complete or not there at all.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     path = Path(path)
-    page = render_page(report, created=created)
+    page = render_page(report, created=created, browse=browse)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
