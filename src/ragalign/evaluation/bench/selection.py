@@ -201,9 +201,9 @@ class Search:
             "prompts": cases.fingerprint,
             "metric": scorer.name,
             "begin": as_condition(recipe).settings(),
-            "candidates": list(self._candidates),
             "seed": self.options.seed,
             "held_out": self.options.held_out,
+            "candidates": list(self._candidates),
         }
         self._claim()
         self.known = dict(_read(self.folder / _SCORES))
@@ -287,6 +287,7 @@ class Search:
         description = f"{self.recipe.name} with {n_added} more constant demonstrations, found by greedy search."
         found = replace(self.recipe, description=description, packing=self._room(len(rows)))
         (self.folder / _RECIPE).write_text(recipe_toml(found, _CONSTANTS), encoding="utf-8")
+        (self.folder / _TRIAL).unlink(missing_ok=True)
 
     def _claim(self) -> None:
         path = self.folder / _SETTINGS

@@ -42,6 +42,7 @@ class Engine:
         tokenizer: where the tokenizer is, if not with the model.
         context_length: tokens that prompt and completion share, where it is to be less than the model's.
         options: arguments of the backend's class.
+        name: what reports call the model; by default its folder's name or its id.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Engine:
     tokenizer: str | None = None
     context_length: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def score(run: Run, scorer: Scorer) -> list[Verdict]:
 
 def facts(run: Run, engine: Engine) -> dict[str, str]:
     """What was run and on what, for the head of a report; a model in a folder goes by the folder's name."""
-    model = Path(engine.model).name if Path(engine.model).is_dir() else engine.model
+    model = engine.name or (Path(engine.model).name if Path(engine.model).is_dir() else engine.model)
     prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
     pools = {f"{len(index):,} demonstrations" for name, index in run.indexes.items() if name != "planted"}
     return {

@@ -31,6 +31,7 @@ from ragalign.types import Decoding, Demonstration
 PLANTED = "planted"
 """The index that also holds some of the queries, with wrong answers."""
 
+_MODEL = "the testbed's, 0.87 M parameters, in float32"
 # Longer than any answer of the world; answers end at the template's stop string.
 _MAX_NEW_TOKENS = 64
 _N = 9
@@ -130,7 +131,7 @@ def world_folder() -> Path:
 
 def world_engine(backend: str = "auto") -> Engine:
     """The packaged model; in float32, so that answers do not hang on rounding."""
-    return Engine(str(world_folder() / "model"), backend=backend, options={"dtype": "float32"})
+    return Engine(str(world_folder() / "model"), backend=backend, options={"dtype": "float32"}, name=_MODEL)
 
 
 def _condition(
