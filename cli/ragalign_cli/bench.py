@@ -100,6 +100,10 @@ def bench(
         typer.Option(metavar="N", min=1, help="List single answers to N prompts only.", show_default=False),
     ] = None,
     title: Annotated[Optional[str], typer.Option(help="The report's heading.", show_default=False)] = None,
+    note: Annotated[
+        Optional[str],
+        typer.Option(help="A line for the report's head, such as what else kept the machine busy.", show_default=False),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
     """Compare recipes on the same prompts, for quality, cost and speed.
@@ -195,9 +199,10 @@ def bench(
         title=title,
         facts=session.facts(run, engine),
         published=shown,
+        notes=(note,) if note else (),
     )
-    for note in report.notes:
-        console.note(note)
+    for line in report.notes:
+        console.note(line)
     assert report.bench is not None  # a run always has one
     expected = expectations(report.bench, run.answered()) if testbed else []
     document = report.to_dict() | ({"expected": [one.to_dict() for one in expected]} if testbed else {})

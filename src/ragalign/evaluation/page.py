@@ -137,8 +137,10 @@ def _navigation(report: Report) -> str:
 
 def _headings(report: Report) -> list[str]:
     """What tells comparisons apart: the protocol, the baseline, and the judge where these are the same."""
+    names = ["Quality" if one.protocol == COMPUTED else one.protocol for one in report.comparisons]
     headings = [
-        f"{one.protocol} against {one.baseline}" if one.baseline else one.protocol for one in report.comparisons
+        f"{name} against {one.baseline}" if one.baseline else name
+        for name, one in zip(names, report.comparisons, strict=True)
     ]
     return [
         f"{heading}, judged by {one.judge or 'an unnamed judge'}" if headings.count(heading) > 1 else heading

@@ -31,6 +31,7 @@ def report_of(
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
     published: Sequence[Published] = (),
+    notes: Sequence[str] = (),
 ) -> Report:
     """The report of a run.
 
@@ -43,6 +44,7 @@ def report_of(
         title: the report's heading.
         facts: what was run, for people.
         published: published results to stand beside.
+        notes: what readers should know beforehand.
 
     Raises:
         ConfigError: no condition has the name of `baseline` or `fixed`.
@@ -76,7 +78,7 @@ def report_of(
         factors=tuple(_factors(answered, costs, comparison)),
         published=tuple(published),
     )
-    notes = (*report.notes, *_notes(bench))
+    notes = (*notes, *report.notes, *_notes(bench))
     return replace(report, bench=bench, notes=notes, demonstrations=report.demonstrations or _used(costs, known))
 
 
