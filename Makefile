@@ -26,7 +26,7 @@ demo: setup
 # Every figure of the README's results: the testbed on the real engine. Interrupted, it goes on where it stopped.
 results: setup
 	$(BIN)/ragalign bench --testbed --out build/testbed --browse 40
-	cp build/testbed/report.json benchmarks/results/testbed.json
+	cp build/testbed/report.json benchmarks/results/bench_testbed.json
 	mkdir -p docs && cp build/testbed/report.html docs/testbed.html
 
 test: lint

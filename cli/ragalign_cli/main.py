@@ -28,6 +28,7 @@ from ragalign_cli import (
     report,
     search,
     select,
+    serve,
 )
 from ragalign_cli.arguments import expand
 
@@ -55,6 +56,7 @@ app.command("bench")(bench.bench)
 app.command("select")(select.select)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 
