@@ -50,6 +50,11 @@ class Inspector:
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def keys_with(self, modifier: str, key: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).key_down(modifier).send_keys(key).key_up(modifier).perform()
+
     def set(self, name: str, value: object) -> None:
         self("(document.getElementById(arguments[0]).value = arguments[1])", name, str(value))
 
@@ -169,7 +174,9 @@ def test_the_keyboard_is_enough(page: Inspector) -> None:
     assert "special" in page.all(".piece p")[0]
     page.keys("/")
     assert page("document.activeElement.id") == "message"
-    page.keys("first", Keys.SHIFT + "\n" + Keys.NULL, "second")
+    page.keys("first")
+    page.keys_with(Keys.SHIFT, Keys.ENTER)
+    page.keys("second")
     assert page("document.getElementById('message').value") == "first\nsecond"
     page.keys("\n")
     page.wait(lambda: page.all("#rounds h2")[0] == "first\nsecond" and not page.all("#stop:enabled"))
@@ -275,8 +282,8 @@ def test_mounted_it_finds_its_service(chromium: Any, make_aligners: Any) -> None
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
-    from ragalign.generation.upstream import Upstream
 
+    from ragalign.generation.upstream import Upstream
     from ragalign.serving import create_app
 
     with ScriptedServer() as server:
