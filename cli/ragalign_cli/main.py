@@ -23,6 +23,7 @@ from ragalign_cli import (
     judge,
     judge_run,
     pack,
+    plan,
     pool,
     render,
     report,
@@ -46,6 +47,7 @@ app = typer.Typer(
 
 app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
+app.command("plan")(plan.plan)
 app.add_typer(pool.app, name="pool")
 app.command("render")(render.render)
 app.command("search")(search.search)

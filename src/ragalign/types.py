@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
-DropReason = Literal["too_long", "budget", "context", "stopped"]
+DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
 
 
 def content_id(instruction: str, response: str) -> str:
@@ -95,7 +95,8 @@ class DroppedDemonstration:
 
     Reasons: ``too_long`` (longer than `max_demonstration_tokens`), ``budget`` (did not fit into
     `max_tokens`), ``context`` (did not fit into the model's context beside query and completion),
-    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`).
+    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`), ``planned`` (would fit, but the
+    planner put one in its place that other prompts have too).
     """
 
     id: str
