@@ -68,7 +68,7 @@ class Stopwatch:
 
 def read_pieces(path: Path) -> list[Mapping[str, Any]]:
     """The pieces of work that were timed; of a line that was cut off, the answers are not timed."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             piece = json.loads(line)
