@@ -45,6 +45,7 @@ class Errors(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
         self.messages.append(record.getMessage())
 
 

@@ -237,18 +237,18 @@ def test_it_is_at_home_on_phones_and_in_the_dark(
 
 
 def test_texts_stay_texts(chromium: Any, upstream_service: Any) -> None:
-    with ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]]) as server:
-        with upstream_service(server) as running:
-            page = Inspector(chromium, running.url)
-            page.choose("zero-shot")
-            page.ask(ATTACK, n=1)
-            assert page.all(".answer", "textContent") == [ATTACK]
-            assert page.all("#rounds h2") == [ATTACK]
-            page("document.querySelector('.bar .query').click()")
-            assert ATTACK in page.all(".piece pre", "textContent")[0]
-            assert page.all("#rounds img, #rounds script") == []
-            assert page("document.title") != "taken"
-            assert page.complaints == []
+    attacker = ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]])
+    with attacker as server, upstream_service(server) as running:
+        page = Inspector(chromium, running.url)
+        page.choose("zero-shot")
+        page.ask(ATTACK, n=1)
+        assert page.all(".answer", "textContent") == [ATTACK]
+        assert page.all("#rounds h2") == [ATTACK]
+        page("document.querySelector('.bar .query').click()")
+        assert ATTACK in page.all(".piece pre", "textContent")[0]
+        assert page.all("#rounds img, #rounds script") == []
+        assert page("document.title") != "taken"
+        assert page.complaints == []
 
 
 def test_errors_are_said_in_their_column(chromium: Any, upstream_service: Any) -> None:

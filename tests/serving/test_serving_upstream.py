@@ -62,21 +62,24 @@ def test_faults_have_their_status(upstream_service: Any, fault: Fault, status: i
 
 
 def test_a_slow_upstream_times_out(upstream_service: Any) -> None:
-    with ScriptedServer(faults=[Fault("slow", seconds=3)]) as server:
-        with upstream_service(server, timeout_s=0.5) as running:
-            started = time.monotonic()
-            answer = post(running.url)
-            assert answer.status_code == 504
-            assert time.monotonic() - started < 2.5
-            assert post(running.url).status_code == 200
+    faults = [Fault("slow", seconds=3)]
+    with ScriptedServer(faults=faults) as server, upstream_service(server, timeout_s=0.5) as running:
+        started = time.monotonic()
+        answer = post(running.url)
+        assert answer.status_code == 504
+        assert time.monotonic() - started < 2.5
+        assert post(running.url).status_code == 200
 
 
 def test_a_stream_that_breaks_ends_in_an_error_that_clients_see(upstream_service: Any) -> None:
-    with ScriptedServer(faults=[Fault("cut_stream")]) as server, upstream_service(server) as running:
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client:
-            stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
-            with pytest.raises(openai.APIError):
-                list(stream)
+    with (
+        ScriptedServer(faults=[Fault("cut_stream")]) as server,
+        upstream_service(server) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+        with pytest.raises(openai.APIError):
+            list(stream)
 
 
 def test_a_server_that_dies_and_comes_back(upstream_service: Any) -> None:
@@ -120,7 +123,10 @@ def test_load_is_spread_and_a_dead_server_is_left_out(upstream_service: Any) -> 
 
 def test_unicode_line_ends_do_not_cut_events(upstream_service: Any) -> None:
     text = "a\u2028b\u0085c\x0bd🙂\u00e9e"
-    with ScriptedServer(lambda _: text) as server, upstream_service(server) as running:
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client:
-            chunks = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
-            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    with (
+        ScriptedServer(lambda _: text) as server,
+        upstream_service(server) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        chunks = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
