@@ -14,6 +14,7 @@ import typer
 
 from ragalign.errors import ConfigError, RagalignError
 from ragalign_cli import (
+    bench,
     chat,
     console,
     demo,
@@ -26,6 +27,7 @@ from ragalign_cli import (
     render,
     report,
     search,
+    select,
     serve,
 )
 from ragalign_cli.arguments import expand
@@ -50,6 +52,8 @@ app.command("search")(search.search)
 judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
+app.command("bench")(bench.bench)
+app.command("select")(select.select)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)

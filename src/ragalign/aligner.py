@@ -249,12 +249,23 @@ class Aligner:
                 yield positions[number], self._clean(completion)
 
     def generate_file(
-        self, queries: Sequence[Query], output: str | Path, *, decoding: Decoding | None = None
+        self,
+        queries: Sequence[Query],
+        output: str | Path,
+        *,
+        decoding: Decoding | None = None,
+        generator: str | None = None,
     ) -> FileReport:
         """Answer queries into a JSON Lines file, one line per completion, appended as each is finished.
 
         Queries whose id is in the file already are not asked again, so an interrupted run resumes; a last line that
         was cut off is removed first. Failures are not written: a later run tries them again.
+
+        Args:
+            queries: what to answer.
+            output: the file.
+            decoding: how to decode, unless as usual.
+            generator: what judges call whoever gave these answers; the model by default.
 
         Raises:
             DataError: the file holds something else, or completions of another recipe or model.
@@ -262,6 +273,7 @@ class Aligner:
         """
         path = Path(output)
         made_by = {"recipe": self.name, "model": self.generator.model}
+        made_by |= {"generator": generator} if generator is not None else {}
         present = _present_ids(path, made_by)
         missing = [query for query in queries if query.id not in present]
         failures = []
@@ -333,6 +345,7 @@ def _record(query: Query, completion: Completion) -> dict[str, Any]:
         "n_cached_tokens": completion.n_cached_tokens,
         "n_output_tokens": completion.n_output_tokens,
         "latency_s": round(completion.latency_s, 4),
+        "first_token_s": None if completion.first_token_s is None else round(completion.first_token_s, 5),
         "demonstrations": [used.id for used in completion.prompt.demonstrations],
     }
 

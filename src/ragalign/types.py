@@ -199,12 +199,15 @@ class Completion:
         outputs: the answers, `Decoding.n` of them.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
         latency_s: seconds from handing the prompt over to its last token.
+        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait behind
+            other prompts of a batch; None where the engine does not say.
     """
 
     prompt: Prompt
     outputs: tuple[Output, ...]
     n_cached_tokens: int | None = None
     latency_s: float = 0.0
+    first_token_s: float | None = None
 
     @property
     def text(self) -> str:

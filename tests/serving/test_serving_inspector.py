@@ -237,8 +237,8 @@ def test_it_is_at_home_on_phones_and_in_the_dark(
 
 
 def test_texts_stay_texts(chromium: Any, upstream_service: Any) -> None:
-    attacker = ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]])
-    with attacker as server, upstream_service(server) as running:
+    hostile = ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]])
+    with hostile as server, upstream_service(server) as running:
         page = Inspector(chromium, running.url)
         page.choose("zero-shot")
         page.ask(ATTACK, n=1)

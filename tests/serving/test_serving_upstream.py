@@ -62,8 +62,8 @@ def test_faults_have_their_status(upstream_service: Any, fault: Fault, status: i
 
 
 def test_a_slow_upstream_times_out(upstream_service: Any) -> None:
-    faults = [Fault("slow", seconds=3)]
-    with ScriptedServer(faults=faults) as server, upstream_service(server, timeout_s=0.5) as running:
+    slow = ScriptedServer(faults=[Fault("slow", seconds=3)])
+    with slow as server, upstream_service(server, timeout_s=0.5) as running:
         started = time.monotonic()
         answer = post(running.url)
         assert answer.status_code == 504

@@ -115,7 +115,7 @@ class Upstream:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEPALIVE_S),
             trust_env=False,
         )
-        self._checks = asyncio.create_task(self._check_forever(self._client))
+        self._checks = asyncio.create_task(self._check_forever())
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
@@ -245,10 +245,13 @@ class Upstream:
         hint = "; is the upstream's key right?" if status in (401, 403) else ""
         return GenerationError(f"{server.name} answered with status {status}: {message}{hint}")
 
-    async def _check_forever(self, client: httpx.AsyncClient) -> None:
-        while True:
-            await asyncio.gather(*(self._check(client, server) for server in self._servers))
-            await asyncio.sleep(self._check_every_s)
+    async def _check_forever(self) -> None:
+        # Each check connects anew: a connection that is open already does not say whether there will be another.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(headers=self._headers, limits=limits, trust_env=False) as client:
+            while True:
+                await asyncio.gather(*(self._check(client, server) for server in self._servers))
+                await asyncio.sleep(self._check_every_s)
 
     async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
         try:
