@@ -143,7 +143,12 @@ def test_bodies_have_limits(upstream_service: Any) -> None:
         (b'{"a":' * 100_000, "application/json", 400),
         (b"[" * 200_000 + b"]" * 200_000, "application/json", 400),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "application/json", 400),
-        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "application/json", 404),
+        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "application/json", 400),
+        (
+            b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stop": "\\uD800"}',
+            "application/json",
+            400,
+        ),
         (b"{}", "text/plain", 415),
         (b"{}", "", 415),
     ],
