@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, render, report, search
+from ragalign_cli import (
+    analyze,
+    chat,
+    console,
+    demo,
+    generate,
+    index,
+    judge,
+    judge_run,
+    pack,
+    pool,
+    render,
+    report,
+    search,
+)
 from ragalign_cli.arguments import expand
 
 app = typer.Typer(
@@ -33,6 +47,7 @@ app.command("search")(search.search)
 judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
+app.add_typer(analyze.app, name="analyze")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)

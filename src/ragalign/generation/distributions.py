@@ -108,7 +108,7 @@ def from_flat(flat: Any, ids: Sequence[int], start: int, *, full: bool) -> Distr
     width = ends[0] - begins[0] if rows else 1
     # Every position but the first of a prompt has as many entries, and those wanted are its last.
     first = begins[0] if rows else len(tokens)
-    tokens, values = (array[first:].reshape(rows, width) for array in (tokens, values))
+    tokens, values = tokens[first:].reshape(rows, width), values[first:].reshape(rows, width)
     shown = list(ids[start:])
     if full:
         dense = np.empty((rows, width - 1), dtype=np.float32)

@@ -55,9 +55,7 @@ class Contexts:
         self._context_length = context_length
         self._aligners: dict[str, Aligner] = {}
 
-    def place(
-        self, context: str, queries: Sequence[Query], answers: Sequence[Answer]
-    ) -> list[Placed | BudgetError]:
+    def place(self, context: str, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Placed | BudgetError]:
         """Each answer behind its query's context, or why it does not fit."""
         if context == SAME:
             return [self._behind_same(answer) for answer in answers]

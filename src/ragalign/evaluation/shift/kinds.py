@@ -75,7 +75,7 @@ def categorise(
         categories: regular expressions by name, the most important first.
     """
     owners = [""] * len(text)
-    for name, patterns in reversed(categories.items()):
+    for name, patterns in reversed(list(categories.items())):
         for pattern in patterns:
             for match in re.finditer(pattern, text):
                 owners[match.start() : match.end()] = [name] * (match.end() - match.start())

@@ -42,7 +42,8 @@ class Answer:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Answer:
         """From `to_dict`'s JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; a place is a list, since there are many."""
         places = [
-            None if one is None else [one.rank, _short(one.logprob), _short(one.kl), [[t, _short(v)] for t, v in one.best]]
+            one and [one.rank, _short(one.logprob), _short(one.kl), [[text, _short(value)] for text, value in one.best]]
             for one in self.places
         ]
         return {
