@@ -16,6 +16,7 @@ from ragalign.errors import ConfigError, RagalignError
 from ragalign_cli import (
     analyze,
     chat,
+    compare_ift,
     console,
     demo,
     generate,
@@ -48,6 +49,7 @@ judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
 app.add_typer(analyze.app, name="analyze")
+app.command("compare-ift")(compare_ift.compare_ift)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)

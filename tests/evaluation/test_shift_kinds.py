@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_matching_is_exact(text: str, data: st.DataObject) -> None:
     def split() -> list[tuple[int, int]]:
         cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1))))) if len(text) > 1 else []
         ends = [0, *cuts, len(text)]
-        return list(zip(ends, ends[1:], strict=False)) if text else []
+        return list(pairwise(ends)) if text else []
 
     first, second = split(), split()
     found = match(text, first, second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -44,7 +44,8 @@ def line_plot(
     Args:
         series: the lines, with xs on the scale of `x_ticks`.
         x_ticks: (place, label).
-        x_label, y_label: what the axes stand for.
+        x_label: what the horizontal axis stands for.
+        y_label: what the vertical axis stands for.
         y_max: the top of the height's axis; by default a round number above all points.
     """
     top = y_max or _ceiling([value for one in series for value in (*one.ys, *one.highs) if math.isfinite(value)])
@@ -134,7 +135,8 @@ def as_file(svg: str, names: Sequence[str]) -> str:
     place, items = float(_LEFT), []
     for number, name in enumerate(names):
         items.append(
-            f'<g class="m{number % 8}"><rect class="area" x="{place:.0f}" y="{_HEIGHT + 4}" width="10" height="10"/></g>'
+            f'<g class="m{number % 8}"><rect class="area" x="{place:.0f}" y="{_HEIGHT + 4}" width="10" height="10"/>'
+            f"</g>"
             f'<text x="{place + 15:.0f}" y="{_HEIGHT + 13}">{escape(name)}</text>'
         )
         place += 32 + 6.6 * len(name)
@@ -145,8 +147,7 @@ def as_file(svg: str, names: Sequence[str]) -> str:
     return head.replace("</svg>", f"{style}{''.join(items)}</svg>")
 
 
-def _frame(top: float, y_label: str, x_label: str, y: object) -> str:
-    height = y if callable(y) else float
+def _frame(top: float, y_label: str, x_label: str, height: Callable[[float], float]) -> str:
     ticks = []
     for part in range(5):
         value = top * part / 4

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ragalign.evaluation.shift.contexts import SAME
 from ragalign.evaluation.shift.kinds import KINDS, kind_of
-from ragalign.evaluation.shift.record import Answer, Place
+from ragalign.evaluation.shift.record import Place
 from ragalign.evaluation.shift.running import Outcome
 from ragalign.statistics import Estimate, mean, proportion
 from ragalign.statistics.bootstrap import DEFAULT_RESAMPLES, bootstrap, method_name
@@ -272,4 +272,3 @@ def _tokens(rows: Sequence[_Row]) -> list[TokenShift]:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
-

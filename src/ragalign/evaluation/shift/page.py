@@ -24,8 +24,8 @@ _TOKENS_SHOWN = 15
 
 FULL_KL = "KL(aligned || base) is in nats, over the whole vocabulary."
 TOP_KL = (
-    "KL is a lower bound of KL(aligned || base), in nats: only the {k} most probable tokens of each model are known at a "
-    "position, and all tokens that are not known in both share one bucket. Ranks and probabilities are exact."
+    "KL is a lower bound of KL(aligned || base), in nats: only the {k} most probable tokens of each model are known at "
+    "a position, and all tokens that are not known in both share one bucket. Ranks and probabilities are exact."
 )
 NO_KL = "The models have different tokenizers, so their distributions are over different things, and there is no KL."
 
