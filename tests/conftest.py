@@ -26,6 +26,8 @@ settings.load_profile("ragalign")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+# Before xdist's own hook, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share a process, and all that need the engine do, so that it starts once."""
     for item in items:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -30,6 +30,9 @@ from ragalign_cli import (
     search,
 )
 from ragalign_cli.arguments import expand
+
+# What Typer raises for any wrong argument: a class that it exports only as the base of this one.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 app = typer.Typer(
     name="ragalign",
@@ -74,7 +77,10 @@ def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
     try:
-        app(expand(sys.argv[1:]))
+        code = app(expand(sys.argv[1:]), prog_name="ragalign", standalone_mode=False)
+    except _UsageError as error:
+        console.error(_usage(error))
+        sys.exit(console.EXIT_USAGE)
     except ConfigError as error:
         console.error(str(error))
         sys.exit(console.EXIT_USAGE)
@@ -84,3 +90,11 @@ def main() -> None:
     except OSError as error:
         console.error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(console.EXIT_FAILURE)
+    sys.exit(code or 0)
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments, on one line: Typer would print three."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "ragalign"
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"

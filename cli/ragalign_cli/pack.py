@@ -26,7 +26,7 @@ def pack(
     ] = None,
     context_length: Annotated[
         Optional[int],
-        typer.Option(help="Tokens that prompt and completion share.", show_default=False),
+        typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
