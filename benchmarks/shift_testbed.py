@@ -14,7 +14,7 @@ What that implies, written down before the first run:
    within rank 3 by chance, so that about 1 - 3/24 = 88 %, 1 - 3/8 = 63 % and 88 % of the choices are shifted.
 2. The rest is unshifted almost everywhere: it follows from the choice or is copied from the query.
 3. Retrieved demonstrations show the topic's own style: they close nearly all of the shift.
-4. As many demonstrations drawn at random mostly show other topics: of about 150 topics, nine random ones rarely hit the
+4. As many demonstrations drawn at random mostly show other topics: of 200 topics, nine random ones rarely hit the
    right one, so they close little of it, and so do three constant ones.
 5. Choices stand at the beginning, in the middle and near the end of an answer, so that the shift does not fade along
    the answer as it does for assistants, whose style is decided early.
@@ -34,6 +34,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from testbed import world
+
 from ragalign.encoders import Encoder
 from ragalign.evaluation.ift.training import Training, fine_tune
 from ragalign.evaluation.shift.figures import Figures, figures
@@ -45,7 +47,6 @@ from ragalign.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.recipes import Recipe, data_folder
 from ragalign.tokenization import Tokenizer
-from testbed import world
 
 RECIPES = {
     "testbed-zero-shot": '[retriever]\nname = "none"\n',
