@@ -88,7 +88,7 @@ def test_draws_are_nested_and_cells_are_planned(index: Index) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "ica", "urial"])
 def test_training_data_are_the_templates_own_form(tiny_model: Path, form: str) -> None:
-    """Prompt and answer together are what the prompt for the question looks like, and what follows in a demonstration."""
+    """Prompt and answer together are the prompt for the question, and what follows in a demonstration."""
     from transformers import AutoTokenizer
 
     template, tokenizer = Template.load(form), AutoTokenizer.from_pretrained(tiny_model)

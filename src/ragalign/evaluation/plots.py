@@ -176,7 +176,7 @@ def _ceiling(values: Sequence[float]) -> float:
     highest = max(values, default=1.0)
     if highest <= 0:
         return 1.0
-    unit = 10 ** math.floor(math.log10(highest))
+    unit = 10.0 ** math.floor(math.log10(highest))
     return next(
         unit * factor for factor in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if highest <= unit * factor * 1.0001
     )

@@ -102,7 +102,7 @@ def points(results: Sequence[Result]) -> list[Point]:
     groups: dict[tuple[str, int | None], list[Result]] = {}
     for one in results:
         groups.setdefault((one.cell.method, one.cell.n), []).append(one)
-    order = sorted(groups, key=lambda key: (METHODS.index(key[0]), key[1] or 0))  # type: ignore[arg-type]
+    order = sorted(groups, key=lambda key: (METHODS.index(key[0]), key[1] or 0))
     return [_point(method, n, groups[method, n]) for method, n in order]
 
 

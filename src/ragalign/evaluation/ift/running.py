@@ -175,7 +175,9 @@ class _Run:
         prompts = [prompt for prompt in packed if not isinstance(prompt, BudgetError)]
         completions = iter(generator.generate(prompts, self.decoding))
         seconds = time.perf_counter() - start
-        rows, scores, failures, sizes = [], {}, {}, []
+        rows, sizes = [], []
+        scores: dict[str, float | None] = {}
+        failures: dict[str, str] = {}
         for query, prompt in zip(self.queries, packed, strict=True):
             if isinstance(prompt, BudgetError):
                 scores[query.id], failures[query.id] = None, str(prompt)

@@ -6,7 +6,8 @@ import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ class Training:
         lora_learning_rate: of adapters.
         lora_rank: of adapters on all linear layers, whose scale is twice the rank.
         bfloat16: mixed precision.
+        optimizer: transformers' name of it; "adafactor" keeps hardly any state.
     """
 
     epochs: float = 15.0
@@ -39,6 +41,7 @@ class Training:
     lora_learning_rate: float = 2e-4
     lora_rank: int = 16
     bfloat16: bool = False
+    optimizer: str = "adamw_torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def fine_tune(
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _no_bars():
         warnings.simplefilter("ignore")
         try:
             tokenizer = AutoTokenizer.from_pretrained(model)
@@ -163,6 +166,24 @@ def fine_tune(
     )
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the bars of datasets and transformers: one training is one step of the run's own bar."""
+    import datasets
+    from transformers.utils import logging
+
+    mine, theirs = not datasets.utils.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if mine:
+            datasets.enable_progress_bars()
+        if theirs:
+            logging.enable_progress_bar()
+
+
 def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -> dict[str, Any]:
     import torch
 
@@ -179,6 +200,7 @@ def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -
         "seed": seed,
         "data_seed": seed,
         "bf16": training.bfloat16,
+        "optim": training.optimizer,
         "use_cpu": not torch.cuda.is_available(),
         "completion_only_loss": True,
         "max_length": None,
