@@ -316,8 +316,16 @@ def export(model: Llama, tokenizer: Any, folder: Path) -> None:
     ).save_pretrained(folder)
     GenerationConfig(do_sample=False, **special).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers 4 knows neither the new place of the base nor the new name of the tokenizer's class.
+    _update(folder / "config.json", rope_theta=shape.rope_theta)
+    _update(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _update(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -327,7 +335,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="where an interrupted run goes on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    model = train(args)
+    # A finished training that is started again only exports.
+    export(model, tokenizers_.build_tokenizer(model.shape.context_length), args.out)
 
 
 if __name__ == "__main__":
