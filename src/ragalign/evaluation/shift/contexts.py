@@ -46,13 +46,24 @@ class Contexts:
         shared: whether the aligned model numbers its tokens alike.
         index: what recipes retrieve from.
         context_length: of the base model.
+        max_tokens: most tokens of an answer.
     """
 
-    def __init__(self, base: Tokens, *, shared: bool, index: str | Path | None, context_length: int | None) -> None:
+    def __init__(
+        self,
+        base: Tokens,
+        *,
+        shared: bool,
+        index: str | Path | None,
+        context_length: int | None = None,
+        max_tokens: int = 0,
+    ) -> None:
         self._base = base
         self._shared = shared
         self._index = index
         self._context_length = context_length
+        # A text may take a few tokens more behind another one; what really does not fit is seen then.
+        self._room = max_tokens + 8
         self._aligners: dict[str, Aligner] = {}
 
     def place(self, context: str, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Placed | BudgetError]:
@@ -61,9 +72,7 @@ class Contexts:
             return [self._behind_same(answer) for answer in answers]
         aligner = self.aligner(context)
         hits = aligner.retrieve([query.text for query in queries])
-        longest = max((len(answer.token_ids) for answer in answers), default=0)
-        # A text may take a few tokens more behind another one; what really does not fit is seen below.
-        prompts = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=longest + 8)
+        prompts = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=self._room)
         return [
             prompt if isinstance(prompt, BudgetError) else self._behind_prompt(aligner, prompt, answer)
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -98,7 +98,7 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
             f"{settings.aligned} and {settings.base} have different tokenizers, so their tokens cannot be compared "
             "one to one; --align-by-text compares them where both split the text alike"
         )
-    contexts = Contexts(base, shared=shared, index=settings.index, context_length=None)
+    contexts = Contexts(base, shared=shared, index=settings.index)
     for recipe in settings.recipes:
         contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
     claim(folder, _identity(settings))
@@ -112,7 +112,13 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
             _answer(settings, wanted, found, generator, aligned, folder)
     if any(todo.values()):
         with closing(_generator(settings, settings.base)) as generator:
-            contexts = Contexts(base, shared=shared, index=settings.index, context_length=generator.context_length)
+            contexts = Contexts(
+                base,
+                shared=shared,
+                index=settings.index,
+                context_length=generator.context_length,
+                max_tokens=settings.max_tokens,
+            )
             for name, missing in todo.items():
                 _read(settings, name, missing, found, generator, contexts, base, folder)
     shutil.rmtree(folder / "distributions", ignore_errors=True)
