@@ -52,7 +52,7 @@ name = "dense"
 candidates = 9
 
 [packing]
-max_demonstrations = 18
+max_demonstrations = 12
 max_tokens = 1600
 
 [decoding]
@@ -111,10 +111,10 @@ def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", default=str(data_folder() / "testbed" / "model"))
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--sizes", default="10,100,1000")
+    parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--sizes", default="10,100,300")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--work", type=Path, help="folder of the run, to go on with if it is interrupted")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path, help="folder for the page and the plot")
@@ -158,6 +158,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "seconds": round(time.perf_counter() - started),
+        "processor_seconds": round(time.process_time()),
         "n_queries": len(queries),
         "seeds": options.seeds,
         "epochs": options.epochs,

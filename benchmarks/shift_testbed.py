@@ -150,6 +150,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "seconds": round(time.perf_counter() - started),
+        "processor_seconds": round(time.process_time()),
         "training": {"epochs": options.epochs, "steps": cost.n_steps, "seconds": round(cost.seconds, 1)},
         "aligned_model_exact_match": round(right / len(queries), 3),
         "n_queries": len(queries),
