@@ -3,8 +3,8 @@
     python benchmarks/shift_testbed.py --out benchmarks/results/shift_testbed.json --page docs/shift
 
 The base model is the testbed's: it has learnt to look a topic's house style up in its context, and knows none by heart.
-The aligned model is made from it by fine-tuning on the whole pool without any context, so that it must learn the styles
-by heart. Both are then compared on unseen queries about the same topics.
+The aligned model is made from it by fine-tuning, without any context, on the pool's ten demonstrations of each topic
+that will be asked about, so that it must learn their styles by heart. Both are then compared on unseen queries.
 
 What that implies, written down before the first run:
 
@@ -100,8 +100,8 @@ def checks(shown: dict[str, Figures]) -> dict[str, dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", default=str(data_folder() / "testbed" / "model"))
-    parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--epochs", type=float, default=12)
     parser.add_argument("--backend", default="transformers")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path, help="folder for the page and the plots")
@@ -118,8 +118,11 @@ def main() -> None:
         Index.build(pool, Encoder.load()).save(folder / "index")
         template, _ = Recipe.load(recipes[0]).make_template()
         packer = Packer(template, Tokenizer.load(options.base), Pool.from_demonstrations([]))
-        training = Training(epochs=options.epochs, batch_size=32, per_device=32, learning_rate=2e-3)
-        cost = fine_tune(options.base, "full", packer, list(pool), folder / "aligned", training, seed=0)
+        queries = read_queries(data / "queries.jsonl")[: options.queries]
+        topics = {query.metadata["topic"] for query in queries}
+        taught = [one for one in pool if one.metadata["topic"] in topics]
+        training = Training(epochs=options.epochs, batch_size=8, per_device=8, learning_rate=1e-3)
+        cost = fine_tune(options.base, "full", packer, taught, folder / "aligned", training, seed=0)
         shutil.copytree(options.base, folder / "base")
         settings = Settings(
             base=str(folder / "base"),
@@ -132,7 +135,6 @@ def main() -> None:
             options={"dtype": "float32"},
             categories=categories(),
         )
-        queries = read_queries(data / "queries.jsonl")[: options.queries]
         outcome = run(settings, queries, folder / "run")
         shown = figures(outcome)
         right = sum(
@@ -151,7 +153,12 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "seconds": round(time.perf_counter() - started),
         "processor_seconds": round(time.process_time()),
-        "training": {"epochs": options.epochs, "steps": cost.n_steps, "seconds": round(cost.seconds, 1)},
+        "training": {
+            "demonstrations": len(taught),
+            "epochs": options.epochs,
+            "steps": cost.n_steps,
+            "seconds": round(cost.seconds, 1),
+        },
         "aligned_model_exact_match": round(right / len(queries), 3),
         "n_queries": len(queries),
         "implied": checks(by_name),
