@@ -116,7 +116,7 @@ class BaseGenerator(ABC):
 
         Args:
             sequences: token ids, special ones included.
-            starts: for each, the first position (from 1) to look at; all from there to its end are.
+            starts: for each, the first position (from 1) to look at; all from there to its end are, at least one.
             top_k: how many of the most probable tokens to give at each position, at least 3; None gives the whole
                 vocabulary.
 
@@ -129,8 +129,8 @@ class BaseGenerator(ABC):
         """
         context = self.context_length
         for number, (ids, start) in enumerate(zip(sequences, starts, strict=True), 1):
-            if not 1 <= start <= len(ids):
-                raise ConfigError(f"sequence {number}: start is {start}; it must be from 1 to its {len(ids)} tokens")
+            if not 1 <= start < len(ids):
+                raise ConfigError(f"sequence {number}: start is {start}; it must be at least 1 and below {len(ids)}")
             # One is kept free: vLLM does not take a prompt after which nothing could be written.
             if context is not None and len(ids) >= context:
                 raise GenerationError(

@@ -104,11 +104,9 @@ def from_flat(flat: Any, ids: Sequence[int], start: int, *, full: bool) -> Distr
     tokens = np.asarray(flat.token_ids, dtype=np.int32)
     values = np.asarray(flat.logprobs, dtype=np.float32)
     begins, ends = flat.start_indices[start:], flat.end_indices[start:]
-    rows = len(begins)
-    width = ends[0] - begins[0] if rows else 1
     # Every position but the first of a prompt has as many entries, and those wanted are its last.
-    first = begins[0] if rows else len(tokens)
-    tokens, values = tokens[first:].reshape(rows, width), values[first:].reshape(rows, width)
+    rows, width = len(begins), ends[0] - begins[0]
+    tokens, values = tokens[begins[0] :].reshape(rows, width), values[begins[0] :].reshape(rows, width)
     shown = list(ids[start:])
     if full:
         dense = np.empty((rows, width - 1), dtype=np.float32)

@@ -45,7 +45,11 @@ def render(
         f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
     ]
     figures = (
-        section("Quality by number of demonstrations", "", key(shown_methods(found)) + quality(found))
+        section(
+            "Quality by number of demonstrations",
+            "",
+            f'{key(shown_methods(found))}<div class="scroll">{quality(found)}</div>',
+        )
         + section("All figures", "", _table(found))
         + (section("When fine-tuning pays", "", _break_even(pairs)) if pairs else "")
     )
@@ -95,7 +99,7 @@ def quality(found: Sequence[Point]) -> str:
 
 def _table(found: Sequence[Point]) -> str:
     columns = [
-        Column("method, demonstrations"),
+        Column("method, demonstrations", kind="text"),
         Column("score"),
         Column("seeds, lowest to highest"),
         Column("shown"),
@@ -131,7 +135,7 @@ def _table(found: Sequence[Point]) -> str:
 
 def _break_even(pairs: Sequence[BreakEven]) -> str:
     columns = [
-        Column("fine-tuned"),
+        Column("fine-tuned", kind="text"),
         Column("in context", kind="text"),
         Column("score, difference"),
         Column("queries, by seconds"),

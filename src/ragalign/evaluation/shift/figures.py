@@ -162,7 +162,7 @@ def _rows(outcome: Outcome, context: str) -> list[_Row]:
 
 def _figures(outcome: Outcome, context: str, rows: list[_Row], reference: list[_Row]) -> Figures:
     readings = outcome.readings[context]
-    answers = [answer for answer in outcome.answers if answer.id in readings]
+    answers = [answer for answer in outcome.answers if answer.token_ids and answer.id in readings]
     prompts = [row.prompt for row in rows]
     return Figures(
         context=context,

@@ -107,8 +107,10 @@ def _figures(shown: Sequence[Figures]) -> str:
     names = key([one.context for one in shown])
     return (
         section("How far tokens are shifted", "", _shares(shown))
-        + section("Where in the answer", "", names + by_position(shown))
-        + section("How far down the base model's list", "", names + ranks(shown))
+        + '<div class="plots">'
+        + section("Where in the answer", "", f'{names}<div class="scroll">{by_position(shown)}</div>')
+        + section("How far down the base model’s list", "", f'{names}<div class="scroll">{ranks(shown)}</div>')
+        + "</div>"
         + section("What kinds of tokens", "Share of shifted positions among the tokens of a kind.", _categories(shown))
         + _tokens(shown[0])
     )
@@ -116,7 +118,7 @@ def _figures(shown: Sequence[Figures]) -> str:
 
 def _shares(shown: Sequence[Figures]) -> str:
     columns = [
-        Column("context of the base model"),
+        Column("context of the base model", kind="text"),
         Column("positions"),
         Column("unshifted, %"),
         Column("marginal, %"),
@@ -144,7 +146,7 @@ def _shares(shown: Sequence[Figures]) -> str:
 
 def _categories(shown: Sequence[Figures]) -> str:
     kinds = sorted({kind for one in shown for kind in one.by_category})
-    columns = [Column("kind"), Column("tokens"), *(Column(f"{one.context}, %") for one in shown)]
+    columns = [Column("kind", kind="text"), Column("tokens"), *(Column(f"{one.context}, %") for one in shown)]
     rows = []
     for kind in kinds:
         cells = [count(shown[0].by_category[kind].n) if kind in shown[0].by_category else NONE]
@@ -155,11 +157,11 @@ def _categories(shown: Sequence[Figures]) -> str:
 
 def _tokens(first: Figures) -> str:
     columns = [
-        Column("token"),
+        Column("token", kind="text"),
         Column("kind", kind="text"),
         Column("shifted"),
         Column("occurrences"),
-        Column("base model's probability, %"),
+        Column("base model’s probability, %"),
     ]
     rows = [
         Row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
     todo = {name: _missing(folder, name, queries) for name in settings.contexts}
     unread = {query.id for missing in todo.values() for query in missing}
     wanted = [query for query in queries if query.id not in found or query.id in unread]
-    wanted = [query for query in wanted if query.id not in found or not _spool(folder, query.id).exists()]
+    wanted = [query for query in wanted if _is_unknown(found.get(query.id), folder)]
     if wanted:
         with closing(_generator(settings, settings.aligned)) as generator:
             _answer(settings, wanted, found, generator, aligned, folder)
@@ -159,16 +159,23 @@ def _answer(
             for query, completion in zip(new, generator.generate(prompts, decoding), strict=True):
                 output = completion.outputs[0]
                 fresh[query.id] = _as_answer(query, completion.prompt, output.token_ids, output.text, tokens, settings)
+            for answer in fresh.values():
+                if not answer.token_ids:  # the model had nothing to say, so there is nothing to read
+                    _keep(answer, folder, found)
             answers = [fresh.get(query.id) or found[query.id] for query in batch]
+            answers = [answer for answer in answers if answer.token_ids]
             for number, shown in _expected(generator, answers, settings.top_k):
                 answer = answers[number]
                 np.savez(_spool(folder, answer.id), **shown.arrays())  # type: ignore[arg-type]
                 if answer.id in fresh:
                     values = tuple(round(float(value), 5) for value in shown.logprobs)
-                    row = answer.to_dict() | {"logprobs": values}
-                    append(folder / "answers.jsonl", row)
-                    found[answer.id] = Answer.from_dict(row)
+                    _keep(replace(answer, logprobs=values), folder, found)
             advance(len(batch))
+
+
+def _keep(answer: Answer, folder: Path, found: dict[str, Answer]) -> None:
+    append(folder / "answers.jsonl", answer.to_dict())
+    found[answer.id] = answer
 
 
 def _prompts(settings: Settings, queries: Sequence[Query], generator: BaseGenerator, tokens: Tokens) -> list[Prompt]:
@@ -230,7 +237,9 @@ def _read(
             placed = contexts.place(name, batch, own)
             fits: list[tuple[Answer, Placed]] = []
             for answer, one in zip(own, placed, strict=True):
-                if isinstance(one, BudgetError):
+                if not answer.token_ids:
+                    append(_readings(folder, name), Reading(answer.id, 0, 0, ()).to_dict())
+                elif isinstance(one, BudgetError):
                     append(_readings(folder, name), {"id": answer.id, "error": str(one)})
                 else:
                     fits.append((answer, one))
@@ -298,6 +307,11 @@ def _missing(folder: Path, context: str, queries: Sequence[Query]) -> list[Query
 
 def _readings(folder: Path, context: str) -> Path:
     return folder / f"context-{Path(context).stem}.jsonl"
+
+
+def _is_unknown(answer: Answer | None, folder: Path) -> bool:
+    """Whether an answer is missing, or what the aligned model expected at its tokens."""
+    return answer is None or (bool(answer.token_ids) and not _spool(folder, answer.id).exists())
 
 
 def _spool(folder: Path, id_: str) -> Path:
