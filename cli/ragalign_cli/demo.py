@@ -72,15 +72,15 @@ def demo(
             length = aligner.generator.context_length
     for question, completion in zip(_QUESTIONS, completions, strict=True):
         if json:
-            console.print_json(_record(question, completion))
+            console.print_json(_record(question, completion, length))
         else:
             _show(question, completion, length, toy=toy)
     if not json:
         _next_steps()
 
 
-def _record(question: str, completion: Completion) -> dict[str, object]:
-    prompt = prompts.prompt_record("0", completion.prompt)
+def _record(question: str, completion: Completion, length: int | None) -> dict[str, object]:
+    prompt = prompts.prompt_record("0", completion.prompt, length)
     return {"question": question, "response": completion.text, "finish_reason": completion.finish_reason} | {
         "n_cached_tokens": completion.n_cached_tokens,
         "prompt": prompt,

@@ -59,7 +59,7 @@ def pack(
                 if json:
                     console.print_json({"id": query.id, "error": str(prompt)})
             elif json:
-                console.print_json(prompts.prompt_record(query.id, prompt))
+                console.print_json(prompts.prompt_record(query.id, prompt, context_length))
             else:
                 if queries is not None:
                     console.heading(f"query {query.id}")
