@@ -41,6 +41,13 @@ def compare_ift(
         typer.Option(help="A recipe's name or TOML file: the form of prompts and training data, packing, retriever."),
     ] = "ica",
     metric: Annotated[str, typer.Option(help="exact-match, or a Python function: file.py:function.")] = "exact-match",
+    verdicts: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="What `ragalign judge run` wrote about OUT/answers: a judge's scores instead of the metric's.",
+            show_default=False,
+        ),
+    ] = None,
     encoder: Annotated[Optional[str], typer.Option(help="For --pool.", show_default=False)] = None,
     first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
     max_new_tokens: decoding.MaxNewTokens = None,
@@ -74,6 +81,7 @@ def compare_ift(
     from ragalign.encoders import Encoder
     from ragalign.errors import ConfigError
     from ragalign.evaluation.ift.figures import break_even, points
+    from ragalign.evaluation.ift.judged import with_verdicts
     from ragalign.evaluation.ift.page import write_pages
     from ragalign.evaluation.ift.running import Settings, run
     from ragalign.evaluation.ift.training import Training
@@ -113,12 +121,14 @@ def compare_ift(
         loaded = Pool.from_demonstrations(one for source in pool or () for one in Pool.load(source))
         opened = Index.build(loaded, Encoder.load(encoder) if encoder else Encoder.load(), show_progress=True)
     results = run(settings, opened, asked, out)
+    if verdicts is not None:
+        results = with_verdicts(results, verdicts)
     found = points(results)
     pairs = break_even(found)
     document = {
         "base": base,
         "recipe": recipe,
-        "metric": metric,
+        "metric": metric if verdicts is None else str(verdicts),
         "n_prompts": len(asked),
         "seeds": seeds,
         "points": [one.to_dict() for one in found],

@@ -214,6 +214,31 @@ def test_figures_and_break_even() -> None:
     json.dumps([one.to_dict() for one in (*found, *pairs.values())], allow_nan=False)
 
 
+def test_a_judge_may_score_instead(tmp_path: Path) -> None:
+    from dataclasses import asdict
+
+    from ragalign.errors import DataError
+    from ragalign.evaluation.ift.judged import with_verdicts
+    from ragalign.judging.base import Verdict
+
+    def verdict(model: str, item: str, **values: Any) -> str:
+        return json.dumps(asdict(Verdict(f"{model}/{item}", item, "p", "j", model, **values))) + "\n"
+
+    lines = [
+        verdict("lora-n10-seed0", "a", preference=1.0, swapped=False),
+        verdict("lora-n10-seed0", "a", preference=0.5, swapped=True),
+        verdict("lora-n10-seed0", "b", reason="no answer"),
+        verdict("zero-shot", "a", scores={"score": 7.0}),
+    ]
+    (tmp_path / "verdicts.jsonl").write_text("".join(lines))
+    results = [result("lora", 10, [0, 0, 0]), result("zero-shot", None, [0, 0])]
+    lora, zero = with_verdicts(results, tmp_path)
+    assert lora.scores == {"a": 0.75, "b": None, "c": None}
+    assert zero.scores == {"a": 7.0, "b": None}
+    with pytest.raises(DataError, match="says nothing about full-n3-seed0"):
+        with_verdicts([result("full", 3, [0])], tmp_path / "verdicts.jsonl")
+
+
 @given(st.floats(0.1, 100), st.floats(0.01, 10), st.floats(0.01, 10))
 def test_break_even_is_the_first_query_that_pays(once: float, own: float, others: float) -> None:
     from ragalign.evaluation.ift.figures import _queries
