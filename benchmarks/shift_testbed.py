@@ -99,7 +99,7 @@ def checks(shown: dict[str, Figures]) -> dict[str, dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--base", default=str(data_folder() / "testbed" / "model"))
+    parser.add_argument("--base", type=Path, default=data_folder() / "testbed" / "model")
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--epochs", type=float, default=12)
     parser.add_argument("--backend", default="transformers")
@@ -108,8 +108,11 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     data = data_folder() / "testbed"
+    base, out, page = (path and path.resolve() for path in (options.base, options.out, options.page))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.chdir(folder)  # so that results name the models, not where they are
+        shutil.copytree(base, "testbed")
         recipes = []
         for recipe, text in RECIPES.items():
             (folder / f"{recipe}.toml").write_text(text + COMMON, encoding="utf-8")
@@ -117,16 +120,15 @@ def main() -> None:
         pool = Pool.load(data / "pool.jsonl")
         Index.build(pool, Encoder.load()).save(folder / "index")
         template, _ = Recipe.load(recipes[0]).make_template()
-        packer = Packer(template, Tokenizer.load(options.base), Pool.from_demonstrations([]))
+        packer = Packer(template, Tokenizer.load("testbed"), Pool.from_demonstrations([]))
         queries = read_queries(data / "queries.jsonl")[: options.queries]
         topics = {query.metadata["topic"] for query in queries}
         taught = [one for one in pool if one.metadata["topic"] in topics]
         training = Training(epochs=options.epochs, batch_size=8, per_device=8, learning_rate=1e-3)
-        cost = fine_tune(options.base, "full", packer, taught, folder / "aligned", training, seed=0)
-        shutil.copytree(options.base, folder / "base")
+        cost = fine_tune("testbed", "full", packer, taught, Path("testbed-tuned"), training, seed=0)
         settings = Settings(
-            base=str(folder / "base"),
-            aligned=str(folder / "aligned"),
+            base="testbed",
+            aligned="testbed-tuned",
             recipes=tuple(recipes[1:]),
             aligned_recipe=recipes[0],
             index=str(folder / "index"),
@@ -141,9 +143,10 @@ def main() -> None:
             answer.text.strip() == str(query.metadata["reference"]).strip()
             for query, answer in zip(queries, outcome.answers, strict=True)
         )
-        if options.page:
-            options.page.mkdir(parents=True, exist_ok=True)
-            write_pages(settings, outcome, shown, options.page, created=datetime.now(UTC))
+        if page:
+            page.mkdir(parents=True, exist_ok=True)
+            write_pages(settings, outcome, shown, page, created=datetime.now(UTC), max_answers=10)
+        os.chdir(page or data)
     by_name = {one.context: one for one in shown}
     result = {
         "command": "python " + " ".join(sys.argv),
@@ -165,8 +168,8 @@ def main() -> None:
         "contexts": [one.to_dict() for one in shown],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    if out:
+        out.write_text(text, encoding="utf-8")
     sys.stdout.write(json.dumps(result["implied"], indent=1, ensure_ascii=False) + "\n")
 
 

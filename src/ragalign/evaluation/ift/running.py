@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ragalign._optional import is_installed, require
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.constants import as_constants
@@ -120,6 +121,10 @@ class _Run:
         self.queries = queries
         self.folder = folder
         self.cells = plan(settings.methods, settings.sizes, settings.seeds, index.pool)
+        if any(cell.method in TUNED for cell in self.cells):
+            for package in ("trl", "peft"):  # known to be missing before anything is answered
+                if not is_installed(package):
+                    require(package, "fine-tuning")
         self.score = make_scorer(settings.metric)
         self.recipe = Recipe.load(settings.recipe)
         self.template, _ = self.recipe.make_template()

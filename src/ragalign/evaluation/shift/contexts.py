@@ -66,11 +66,11 @@ class Contexts:
         self._room = max_tokens + 8
         self._aligners: dict[str, Aligner] = {}
 
-    def place(self, context: str, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Placed | BudgetError]:
-        """Each answer behind its query's context, or why it does not fit."""
-        if context == SAME:
+    def place(self, recipe: str, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Placed | BudgetError]:
+        """Each answer behind a recipe's prompt (for "", the aligned model's own), or why it does not fit."""
+        if not recipe:
             return [self._behind_same(answer) for answer in answers]
-        aligner = self.aligner(context)
+        aligner = self.aligner(recipe)
         hits = aligner.retrieve([query.text for query in queries])
         prompts = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=self._room)
         return [

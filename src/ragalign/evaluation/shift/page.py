@@ -31,11 +31,17 @@ NO_KL = "The models have different tokenizers, so their distributions are over d
 
 
 def write_pages(
-    settings: Settings, outcome: Outcome, shown: Sequence[Figures], folder: Path, *, created: datetime
+    settings: Settings,
+    outcome: Outcome,
+    shown: Sequence[Figures],
+    folder: Path,
+    *,
+    created: datetime,
+    max_answers: int = MAX_ANSWERS,
 ) -> list[Path]:
-    """Write ``shift.html`` and its plots as SVG files; returns their paths."""
+    """Write ``shift.html``, with so many answers at most, and its plots as SVG files; returns their paths."""
     names = [one.context for one in shown]
-    page = render(settings, outcome, shown, created=created)
+    page = render(settings, outcome, shown, created=created, max_answers=max_answers)
     save_page(page, folder / "shift.html")
     written = [folder / "shift.html"]
     for file, svg in (("shifted-by-position", by_position(shown)), ("ranks", ranks(shown))):
@@ -45,10 +51,17 @@ def write_pages(
     return written
 
 
-def render(settings: Settings, outcome: Outcome, shown: Sequence[Figures], *, created: datetime) -> str:
+def render(
+    settings: Settings,
+    outcome: Outcome,
+    shown: Sequence[Figures],
+    *,
+    created: datetime,
+    max_answers: int = MAX_ANSWERS,
+) -> str:
     """The page as text."""
     script = asset("shift.js")
-    n = min(len(outcome.answers), MAX_ANSWERS)
+    n = min(len(outcome.answers), max_answers)
     few = f"The first {count(n)} of {count(len(outcome.answers))} answers." if n < len(outcome.answers) else ""
     return fill(
         asset("shift.html"),

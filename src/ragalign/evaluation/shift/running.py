@@ -61,9 +61,18 @@ class Settings:
     categories: Mapping[str, Sequence[str]] = field(default_factory=lambda: DEFAULT_CATEGORIES)
 
     @property
-    def contexts(self) -> tuple[str, ...]:
-        """All contexts, the aligned model's own first."""
-        return (SAME, *self.recipes)
+    def contexts(self) -> dict[str, str]:
+        """All contexts by name, the aligned model's own first; the value is the recipe.
+
+        Raises:
+            ConfigError: two recipes have the same name.
+        """
+        found = {SAME: ""}
+        for recipe in self.recipes:
+            name = Path(recipe).stem
+            if found.setdefault(name, recipe) != recipe:
+                raise ConfigError(f"two contexts would be called {name!r}; rename one of the recipes' files")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,9 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
             "one to one; --align-by-text compares them where both split the text alike"
         )
     contexts = Contexts(base, shared=shared, index=settings.index)
-    for recipe in settings.recipes:
-        contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
+    for recipe in settings.contexts.values():
+        if recipe:
+            contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
     claim(folder, _identity(settings))
     found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
     todo = {name: _missing(folder, name, queries) for name in settings.contexts}
@@ -234,7 +244,7 @@ def _read(
     with progress(f"base model, {name}", len(queries), "answers") as advance:
         for batch in _batches(queries):
             own = [answers[query.id] for query in batch]
-            placed = contexts.place(name, batch, own)
+            placed = contexts.place(settings.contexts[name], batch, own)
             fits: list[tuple[Answer, Placed]] = []
             for answer, one in zip(own, placed, strict=True):
                 if not answer.token_ids:
@@ -306,7 +316,7 @@ def _missing(folder: Path, context: str, queries: Sequence[Query]) -> list[Query
 
 
 def _readings(folder: Path, context: str) -> Path:
-    return folder / f"context-{Path(context).stem}.jsonl"
+    return folder / f"context-{context}.jsonl"
 
 
 def _is_unknown(answer: Answer | None, folder: Path) -> bool:
