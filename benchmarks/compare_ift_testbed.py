@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -110,9 +111,9 @@ def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--base", default=str(data_folder() / "testbed" / "model"))
+    parser.add_argument("--base", type=Path, default=data_folder() / "testbed" / "model")
     parser.add_argument("--queries", type=int, default=40)
-    parser.add_argument("--sizes", default="10,100,300")
+    parser.add_argument("--sizes", default="3,10,30,100,300,1000")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--work", type=Path, help="folder of the run, to go on with if it is interrupted")
@@ -122,15 +123,18 @@ def main() -> None:
     started = time.perf_counter()
     data = data_folder() / "testbed"
     sizes = [int(part) for part in options.sizes.split(",")]
+    base, out, page, work = (
+        path and path.resolve() for path in (options.base, options.out, options.page, options.work)
+    )
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        recipe = folder / "testbed.toml"
-        recipe.write_text(RECIPE, encoding="utf-8")
+        os.chdir(name)  # so that results name the model and the recipe, not where they are
+        shutil.copytree(base, "testbed")
+        Path("testbed.toml").write_text(RECIPE, encoding="utf-8")
         index = Index.build(Pool.load(data / "pool.jsonl"), Encoder.load())
         queries = read_queries(data / "queries.jsonl")[: options.queries]
         settings = Settings(
-            base=options.base,
-            recipe=str(recipe),
+            base="testbed",
+            recipe="testbed.toml",
             methods=METHODS,
             sizes=tuple(sizes),
             seeds=options.seeds,
@@ -144,13 +148,14 @@ def main() -> None:
             backend="transformers",
             options={"dtype": "float32", "batch_size": 25},
         )
-        results = run(settings, index, queries, options.work or folder / "run")
+        results = run(settings, index, queries, work or Path("run"))
         found = points(results)
         pairs = break_even(found)
         covered = coverage(index.pool, queries, sizes, options.seeds)
-        if options.page:
-            options.page.mkdir(parents=True, exist_ok=True)
-            write_pages(settings, found, pairs, len(queries), options.page, created=datetime.now(UTC))
+        if page:
+            page.mkdir(parents=True, exist_ok=True)
+            write_pages(settings, found, pairs, len(queries), page, created=datetime.now(UTC))
+        os.chdir(data)
     result = {
         "command": "python " + " ".join(sys.argv),
         "cpus": os.cpu_count(),
@@ -168,8 +173,8 @@ def main() -> None:
         "break_even": [one.to_dict() for one in pairs],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    if out:
+        out.write_text(text, encoding="utf-8")
     sys.stdout.write(json.dumps(result["implied"], indent=1, ensure_ascii=False) + "\n")
 
 

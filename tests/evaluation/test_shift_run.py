@@ -218,6 +218,22 @@ def test_other_tokenizers_are_refused_or_aligned_by_text(settings: Settings, tmp
     assert shown[0].n_elsewhere == len(places) - len(read)
 
 
+def test_a_model_with_nothing_to_say_gives_no_figures(settings: Settings, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    build_toy_model(tmp_path / "mute", TEXTS * 4, seed=0, vocab_size=768, context_length=2048)
+    weights = load_file(tmp_path / "mute" / "model.safetensors")
+    weights["lm_head.weight"].zero_()  # every token is as likely; the first, BOS, is no text
+    save_file(weights, tmp_path / "mute" / "model.safetensors", metadata={"format": "pt"})
+    mute = replace(settings, aligned=str(tmp_path / "mute"))
+    found = run(mute, QUERIES, tmp_path / "run")
+    assert [answer.text for answer in found.answers] == [""] * len(QUERIES)
+    shown = figures(found)
+    assert [one.n_positions for one in shown] == [0, 0, 0]
+    json.dumps([one.to_dict() for one in shown], allow_nan=False)
+    write_pages(mute, found, shown, tmp_path, created=NOW)
+
+
 def test_less_of_the_vocabulary_gives_the_same_ranks(settings: Settings, outcome: Outcome, tmp_path: Path) -> None:
     top = run(replace(settings, top_k=5), QUERIES, tmp_path / "run")
     for name, found in outcome.readings.items():
@@ -306,7 +322,7 @@ def test_tokens_are_coloured_and_say_what_was_expected(page: Any, outcome: Outco
     text = ask("document.getElementById('tokens').textContent")
     assert text.replace("↵", "") == outcome.answers[0].text
     token = chromium.find_element("css selector", "#tokens [data-n='1']")
-    chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+    chromium.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", token)
     ActionChains(chromium).move_to_element(token).perform()
     assert ask("document.getElementById('tip').hidden") is False
     place = outcome.readings["urial"]["q/0"].places[1]

@@ -119,8 +119,8 @@ class Figures:
                 }
                 for one in self.tokens
             ],
-            "mean_prompt_tokens": round(self.n_prompt_tokens, 1),
-            "mean_demonstrations": round(self.n_demonstrations, 2),
+            "mean_prompt_tokens": finite_or_none(round(self.n_prompt_tokens, 1)),
+            "mean_demonstrations": finite_or_none(round(self.n_demonstrations, 2)),
         }
 
 
