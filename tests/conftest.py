@@ -16,6 +16,8 @@ from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 
+pytest_plugins = ["fixtures.browser"]
+
 # A busy machine must not fail a test for being slow. In CI the examples are the same in every run, so that a failure
 # is the change's; every other run looks for new ones.
 settings.register_profile(

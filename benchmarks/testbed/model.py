@@ -96,7 +96,7 @@ class Llama(nn.Module):
             layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [n, t] -> hidden states [n, t, width] behind the last norm."""
+        """Ids [n, t] -> hidden states [n, t, width] behind the last norm."""
         return self.forward_with_inputs(ids)[0]
 
     def forward_with_inputs(self, ids: Tensor) -> tuple[Tensor, list[Tensor]]:

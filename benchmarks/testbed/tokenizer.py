@@ -25,7 +25,8 @@ def word_pieces() -> list[str]:
     texts += [f" {sign_off}" for sign_off in world.SIGN_OFFS]
     texts += [f" {aspect}" for aspect in world.ASPECTS]
     texts += [phrasing.format(t="otters", a="price", b="colour", c="origin") for phrasing in world.PHRASINGS]
-    # Python's letters and digits are close enough to the tokenizer's classes for the world's own words.
+    # Python knows no such classes. In the negated one the replacement ends it early, so signs are left to the bytes and
+    # " >" takes two. The weights rest on these pieces: they stay as they are.
     split = re.compile(_SPLIT.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"))
     return list(dict.fromkeys(piece for text in texts for piece in split.findall(text)))
 

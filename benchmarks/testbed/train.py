@@ -129,7 +129,9 @@ def topics_of_document(rng: random.Random, n_pairs: int) -> list[int]:
     return chosen
 
 
-def document_batch(rng: random.Random, tokenizer: Any, words: Words, topics: list[list[int]], split: world.Split) -> Batch:
+def document_batch(
+    rng: random.Random, tokenizer: Any, words: Words, topics: list[list[int]], split: world.Split
+) -> Batch:
     """Documents in the form of the template, one for each list of topics, each with styles of its own."""
     texts = []
     for chosen in topics:

@@ -1,6 +1,6 @@
 """Write the test and development worlds that ship with ragalign: their pools and their queries.
 
-    python benchmarks/testbed/write_data.py --out src/ragalign/data/testbed
+python benchmarks/testbed/write_data.py --out src/ragalign/data/testbed
 """
 
 from __future__ import annotations

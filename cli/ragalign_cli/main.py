@@ -28,6 +28,7 @@ from ragalign_cli import (
     render,
     report,
     search,
+    serve,
 )
 from ragalign_cli.arguments import expand
 
@@ -55,6 +56,7 @@ app.add_typer(analyze.app, name="analyze")
 app.command("compare-ift")(compare_ift.compare_ift)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 

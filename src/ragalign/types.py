@@ -168,6 +168,34 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token, its log-probability, and the most likely tokens at its place as (token, log-probability)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next part of an answer that is being made.
+
+    Attributes:
+        text: what is new; may be empty.
+        n_tokens: tokens of the answer so far; 0 as long as the engine does not say.
+        finish_reason: why the answer ended, in its last part; None before.
+        n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
+        logprobs: of the tokens that are new, where they were asked for.
+    """
+
+    text: str
+    n_tokens: int = 0
+    finish_reason: str | None = None
+    n_cached_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What a generator made of one prompt.
 

@@ -17,7 +17,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Completion, Decoding, Output, Prompt
+from ragalign.types import Completion, Decoding, Delta, Output, Prompt
 
 # The prompts for which URIAL chose its repetition penalty hold one to two thousand tokens.
 LONG_PROMPT_TOKENS = 2048
@@ -59,8 +59,8 @@ class BaseGenerator(ABC):
         """Answer every prompt `decoding.n` times; yields samples as they finish, in any order."""
 
     @abstractmethod
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt once, yielding pieces of text as they come."""
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+        """Answer one prompt once, yielding its parts as they come; the last one says why it ended."""
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
         """Answer all prompts; the completions come back in input order.
@@ -104,10 +104,25 @@ class BaseGenerator(ABC):
             ConfigError: a decoding parameter is out of range, or `n` is not 1.
             GenerationError: as `generate`.
         """
+        return self._texts(self.deltas(prompt, decoding))
+
+    def deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+        """As `stream`, with token counts and, in the last part, the reason why the answer ended.
+
+        Raises:
+            ConfigError, GenerationError: as `stream`.
+        """
         self._check([prompt], decoding)
         if decoding.n != 1:
             raise ConfigError(f"decoding: a stream is one answer, so n must be 1, not {decoding.n}")
-        return self._stream(prompt, decoding)
+        return self._deltas(prompt, decoding)
+
+    @staticmethod
+    def _texts(deltas: PyGenerator[Delta, None, None]) -> Iterator[str]:
+        with closing(deltas):
+            for delta in deltas:
+                if delta.text:
+                    yield delta.text
 
     def distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None

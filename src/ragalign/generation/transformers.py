@@ -17,7 +17,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
 from ragalign.generation.stopping import StopFilter, merge_stops
-from ragalign.types import Decoding, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 
 class TransformersGenerator(BaseGenerator):
@@ -107,7 +107,7 @@ class TransformersGenerator(BaseGenerator):
                     latency_s=time.perf_counter() - started,
                 )
 
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         """`generate` runs in a thread and hands pieces over through a queue; None ends them."""
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         request = self._request(prompt, decoding, 0, on_text=pieces.put)
@@ -125,7 +125,8 @@ class TransformersGenerator(BaseGenerator):
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, Exception):
                     raise piece
-                yield piece
+                yield Delta(piece, request.n_tokens)
+            yield Delta("", request.n_tokens, request.finish_reason or "abort")
         finally:
             request.finish_reason = request.finish_reason or "abort"
             worker.join()

@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Generator as PyGenerator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +22,7 @@ from ragalign.generation._quiet import environment, is_verbose, kept_process_sta
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Decoding, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 # Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;
 # its CPU attention takes multiples of 32 only (and would default to 128).
@@ -131,7 +131,7 @@ class VllmGenerator(BaseGenerator):
         self._engine()
         where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
         inputs = [
-            (prompts[index].token_ids, _sampling_params(prompts[index], decoding, sample)) for index, sample in where
+            (prompts[index].token_ids, sampling_params(prompts[index], decoding, sample)) for index, sample in where
         ]
         with closing(self._loop.run(inputs)) as outputs:
             for position, output, latency_s in outputs:
@@ -147,13 +147,16 @@ class VllmGenerator(BaseGenerator):
                     latency_s=latency_s,
                 )
 
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         self._engine()
-        params = _sampling_params(prompt, decoding, 0, stream=True)
+        params = sampling_params(prompt, decoding, 0, stream=True)
+        n_tokens = 0
         with closing(self._loop.run([(prompt.token_ids, params)])) as outputs:
             for _, output, _ in outputs:
-                if text := output.outputs[0].text:
-                    yield text
+                (answer,) = output.outputs
+                n_tokens += len(answer.token_ids)
+                reason = (answer.finish_reason or "abort") if output.finished else None
+                yield Delta(answer.text, n_tokens, reason, output.num_cached_tokens)
 
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
@@ -185,7 +188,10 @@ class VllmGenerator(BaseGenerator):
         return self._llm
 
 
-def _sampling_params(prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False) -> Any:
+def sampling_params(
+    prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
+) -> Any:
+    """How to decode the `sample`-th answer, as vLLM takes it; `logprobs` top tokens go with each token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -199,6 +205,7 @@ def _sampling_params(prompt: Prompt, decoding: Decoding, sample: int, *, stream:
         presence_penalty=decoding.presence_penalty,
         frequency_penalty=decoding.frequency_penalty,
         stop=list(merge_stops(prompt.stop, decoding.stop)),
+        logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )
 
@@ -223,8 +230,8 @@ def _start(options: dict[str, Any]) -> Any:
         if not is_verbose() and (logger := logging.getLogger("vllm")).level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
         vllm = require("vllm", "the vLLM engine")
-        _check_options(options)
-        _fill_in(options, stack)
+        check_options(options)
+        fill_in(options, stack)
         if in_process:
             _check_alone()
             _survive_numba()
@@ -235,10 +242,10 @@ def _start(options: dict[str, Any]) -> Any:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
-            raise _start_error(options["model"], error) from error
+            raise start_error(options["model"], error) from error
 
 
-def _fill_in(options: dict[str, Any], stack: ExitStack) -> None:
+def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
     """Replace None by the defaults that depend on the device."""
     from vllm.platforms import current_platform
 
@@ -288,7 +295,8 @@ def _survive_numba() -> None:
         functions.setdefault("__dict__", {})
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options that vLLM does not know, or that ragalign relies on."""
     from vllm import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
@@ -300,7 +308,8 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"vLLM has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _start_error(model: str, error: Exception) -> ConfigError | GenerationError:
+def start_error(model: str, error: Exception) -> ConfigError | GenerationError:
+    """Why the engine did not start, in one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 import warnings
@@ -127,6 +128,15 @@ class Packer:
                 f"max_demonstrations is {self.packing.max_demonstrations}, max_tokens {self.packing.max_tokens:,}",
                 stacklevel=2,
             )
+
+    def with_packing(self, packing: Packing) -> Packer:
+        """The same packer with other knobs; the demonstrations that either has tokenised are known to both."""
+        other = copy.copy(self)
+        other.__dict__.pop("_spare_constants", None)
+        other.packing = packing
+        other._static = lru_cache(maxsize=64)(other._make_static)
+        other._n_constants = other._within_budget()
+        return other
 
     def pack(self, turns: Sequence[Turn], hits: Sequence[Hit], *, max_new_tokens: int = 0) -> Prompt:
         """Pack one prompt.
