@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Generator as PyGenerator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from pathlib import Path
