@@ -11,7 +11,7 @@ import numpy as np
 
 from ragalign.evaluation.ift.cells import METHODS, TUNED
 from ragalign.evaluation.ift.running import Result
-from ragalign.statistics import Estimate, mean
+from ragalign.statistics import Estimate, mean, proportion
 from ragalign.statistics.estimate import finite_or_none
 
 # A training step goes forward and backward, and backward is about twice the work (Kaplan et al. 2020,
@@ -24,7 +24,8 @@ class Point:
     """One method with `n` demonstrations (None where the number does not matter), all seeds together.
 
     Attributes:
-        quality: mean score; the interval resamples prompts, each with its answers of all seeds.
+        quality: mean score; the interval resamples prompts, each with its answers of all seeds, or is Wilson's where
+            hardly any prompt differs.
         by_seed: mean score of each seed.
         answer_s: seconds per answer, median over seeds.
         prompt_tokens, output_tokens, demonstrations: per answer.
@@ -138,7 +139,7 @@ def _point(method: str, n: int | None, results: Sequence[Result]) -> Point:
     return Point(
         method=method,
         n=n,
-        quality=mean([score for _, score in scores], [id_ for id_, _ in scores]),
+        quality=_quality([score for _, score in scores], [id_ for id_, _ in scores]),
         by_seed=tuple(_mean([score for score in one.scores.values() if score is not None]) for one in results),
         answer_s=float(np.median([one.answer_s for one in results])),
         prompt_tokens=_mean([one.prompt_tokens for one in results]),
@@ -150,6 +151,13 @@ def _point(method: str, n: int | None, results: Sequence[Result]) -> Point:
         steps=average("n_steps"),
         n_failed=sum(len(one.failures) for one in results),
     )
+
+
+def _quality(scores: list[float | None], prompts: list[str]) -> Estimate:
+    """The mean score; of right and wrong answers alone, with an interval that holds at the extremes too."""
+    if all(score in (0.0, 1.0, None) for score in scores):
+        return proportion(scores, prompts)
+    return mean(scores, prompts)
 
 
 def _mean(values: Sequence[float]) -> float:
