@@ -15,6 +15,7 @@ import typer
 from ragalign.errors import ConfigError, RagalignError
 from ragalign_cli import (
     analyze,
+    bench,
     chat,
     compare_ift,
     console,
@@ -24,10 +25,12 @@ from ragalign_cli import (
     judge,
     judge_run,
     pack,
+    plan,
     pool,
     render,
     report,
     search,
+    select,
     serve,
 )
 from ragalign_cli.arguments import expand
@@ -46,6 +49,7 @@ app = typer.Typer(
 
 app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
+app.command("plan")(plan.plan)
 app.add_typer(pool.app, name="pool")
 app.command("render")(render.render)
 app.command("search")(search.search)
@@ -54,6 +58,8 @@ app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
 app.add_typer(analyze.app, name="analyze")
 app.command("compare-ift")(compare_ift.compare_ift)
+app.command("bench")(bench.bench)
+app.command("select")(select.select)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)

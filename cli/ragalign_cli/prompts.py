@@ -20,6 +20,7 @@ _REASONS = {
     "budget": "did not fit into the token budget",
     "context": "did not fit into the model's context",
     "stopped": "came after the prompt was full",
+    "planned": "gave way to one that other prompts share",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
-DropReason = Literal["too_long", "budget", "context", "stopped"]
+DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
 
 
 def content_id(instruction: str, response: str) -> str:
@@ -95,7 +95,8 @@ class DroppedDemonstration:
 
     Reasons: ``too_long`` (longer than `max_demonstration_tokens`), ``budget`` (did not fit into
     `max_tokens`), ``context`` (did not fit into the model's context beside query and completion),
-    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`).
+    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`), ``planned`` (would fit, but the
+    planner put one in its place that other prompts have too).
     """
 
     id: str
@@ -204,12 +205,15 @@ class Completion:
         outputs: the answers, `Decoding.n` of them.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
         latency_s: seconds from handing the prompt over to its last token.
+        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait behind
+            other prompts of a batch; None where the engine does not say.
     """
 
     prompt: Prompt
     outputs: tuple[Output, ...]
     n_cached_tokens: int | None = None
     latency_s: float = 0.0
+    first_token_s: float | None = None
 
     @property
     def text(self) -> str:

@@ -50,6 +50,11 @@ class Inspector:
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def keys_with(self, modifier: str, key: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).key_down(modifier).send_keys(key).key_up(modifier).perform()
+
     def set(self, name: str, value: object) -> None:
         self("(document.getElementById(arguments[0]).value = arguments[1])", name, str(value))
 
@@ -169,7 +174,9 @@ def test_the_keyboard_is_enough(page: Inspector) -> None:
     assert "special" in page.all(".piece p")[0]
     page.keys("/")
     assert page("document.activeElement.id") == "message"
-    page.keys("first", Keys.SHIFT + "\n" + Keys.NULL, "second")
+    page.keys("first")
+    page.keys_with(Keys.SHIFT, Keys.ENTER)
+    page.keys("second")
     assert page("document.getElementById('message').value") == "first\nsecond"
     page.keys("\n")
     page.wait(lambda: page.all("#rounds h2")[0] == "first\nsecond" and not page.all("#stop:enabled"))
@@ -230,18 +237,18 @@ def test_it_is_at_home_on_phones_and_in_the_dark(
 
 
 def test_texts_stay_texts(chromium: Any, upstream_service: Any) -> None:
-    with ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]]) as server:
-        with upstream_service(server) as running:
-            page = Inspector(chromium, running.url)
-            page.choose("zero-shot")
-            page.ask(ATTACK, n=1)
-            assert page.all(".answer", "textContent") == [ATTACK]
-            assert page.all("#rounds h2") == [ATTACK]
-            page("document.querySelector('.bar .query').click()")
-            assert ATTACK in page.all(".piece pre", "textContent")[0]
-            assert page.all("#rounds img, #rounds script") == []
-            assert page("document.title") != "taken"
-            assert page.complaints == []
+    hostile = ScriptedServer(lambda _: ATTACK, chunks=lambda text: [text[:7], text[7:]])
+    with hostile as server, upstream_service(server) as running:
+        page = Inspector(chromium, running.url)
+        page.choose("zero-shot")
+        page.ask(ATTACK, n=1)
+        assert page.all(".answer", "textContent") == [ATTACK]
+        assert page.all("#rounds h2") == [ATTACK]
+        page("document.querySelector('.bar .query').click()")
+        assert ATTACK in page.all(".piece pre", "textContent")[0]
+        assert page.all("#rounds img, #rounds script") == []
+        assert page("document.title") != "taken"
+        assert page.complaints == []
 
 
 def test_errors_are_said_in_their_column(chromium: Any, upstream_service: Any) -> None:
@@ -275,8 +282,8 @@ def test_mounted_it_finds_its_service(chromium: Any, make_aligners: Any) -> None
     from contextlib import asynccontextmanager
 
     from fastapi import FastAPI
-    from ragalign.generation.upstream import Upstream
 
+    from ragalign.generation.upstream import Upstream
     from ragalign.serving import create_app
 
     with ScriptedServer() as server:

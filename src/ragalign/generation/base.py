@@ -32,14 +32,15 @@ class Sample:
     output: Output
     n_cached_tokens: int | None
     latency_s: float
+    first_token_s: float | None = None
 
 
 class BaseGenerator(ABC):
     """A generator that yields samples in any order; this class checks, gathers and orders them.
 
     `Decoding.n` answers are `n` separate requests; with a seed, the i-th one (from 0) gets seed + i, so that
-    an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens`
-    is that of the first: its siblings find the whole prompt in the cache.
+    an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens` and
+    `first_token_s` are those of the first: its siblings find the whole prompt in the cache.
     """
 
     _warned = False
@@ -162,6 +163,13 @@ class BaseGenerator(ABC):
             f"{type(self).__name__} gives no probabilities of given tokens; use the backend vllm or transformers"
         )
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts, and say whether there is a cache of our own; nothing may be running.
+
+        Most engines keep none, and a server's is not ours to empty.
+        """
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Release what the generator holds; it cannot be used afterwards."""
@@ -189,6 +197,7 @@ class BaseGenerator(ABC):
                             outputs=tuple(group[i].output for i in range(decoding.n)),
                             n_cached_tokens=group[0].n_cached_tokens,
                             latency_s=max(one.latency_s for one in group.values()),
+                            first_token_s=group[0].first_token_s,
                         ),
                     )
 

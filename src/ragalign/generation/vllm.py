@@ -122,6 +122,16 @@ class VllmGenerator(BaseGenerator):
         queries, hits = totals.values()
         return queries, hits
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts; always True: the cache is ours.
+
+        Raises:
+            GenerationError: prompts are being answered, whose prefixes are in use.
+        """
+        if not self._engine().llm_engine.reset_prefix_cache():
+            raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
+        return True
+
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""
         self._llm = None
@@ -145,6 +155,7 @@ class VllmGenerator(BaseGenerator):
                     ),
                     n_cached_tokens=output.num_cached_tokens,
                     latency_s=latency_s,
+                    first_token_s=_first_token_s(output.metrics),
                 )
 
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
@@ -186,6 +197,12 @@ class VllmGenerator(BaseGenerator):
         if self._llm is None:
             raise GenerationError(f"the generator of {self._model} is closed")
         return self._llm
+
+
+def _first_token_s(metrics: Any) -> float | None:
+    """Seconds from scheduling to the first token, both by the engine's own clock."""
+    first, scheduled = getattr(metrics, "first_token_ts", 0.0), getattr(metrics, "scheduled_ts", 0.0)
+    return first - scheduled if 0 < scheduled <= first else None
 
 
 def sampling_params(

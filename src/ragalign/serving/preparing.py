@@ -173,7 +173,9 @@ class Preparer:
         hits, reused = found
         started = time.perf_counter()
         try:
-            prompt = job.aligner.packer.pack(job.turns, hits, max_new_tokens=job.max_new_tokens)
+            prompt = job.aligner.online.pack(
+                job.turns, hits, n_plain=job.aligner.candidates, max_new_tokens=job.max_new_tokens
+            )
         except Exception as error:
             return error
         packing_s = time.perf_counter() - started
