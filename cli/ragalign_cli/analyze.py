@@ -27,7 +27,12 @@ def analyze() -> None:
 def shift(
     base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
     aligned: Annotated[str, typer.Option(help="Folder or hub id of the aligned model.", show_default=False)],
-    prompts: Annotated[Path, typer.Option(help="JSON Lines with `instruction` (or `messages`).", show_default=False)],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="JSON Lines with `instruction` (or `messages`), or a published set's name.", show_default=False
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
     ],
@@ -84,12 +89,12 @@ def shift(
     """
     from datetime import UTC, datetime
 
+    from ragalign.evaluation.bench.cases import load_cases
     from ragalign.evaluation.lines import write_json
     from ragalign.evaluation.shift.figures import figures
     from ragalign.evaluation.shift.kinds import DEFAULT_CATEGORIES, load_categories
     from ragalign.evaluation.shift.page import kl_note, write_pages
     from ragalign.evaluation.shift.running import Settings, run
-    from ragalign.pool.queries import read_queries
 
     settings = Settings(
         base=base,
@@ -104,13 +109,13 @@ def shift(
         options={"dtype": dtype},
         categories=DEFAULT_CATEGORIES if categories is None else load_categories(categories),
     )
-    queries = read_queries(prompts)[:first]
+    queries = [case.query for case in load_cases(prompts).first(first).cases]
     outcome = run(settings, queries, out)
     shown = figures(outcome)
     result = {
         "base": base,
         "aligned": aligned,
-        "prompts": str(prompts),
+        "prompts": prompts,
         "n_prompts": len(queries),
         "n_answer_tokens": sum(len(answer.token_ids) for answer in outcome.answers),
         "top_k": settings.top_k,

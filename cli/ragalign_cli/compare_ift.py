@@ -17,11 +17,9 @@ _METHODS = "zero-shot,constant,retrieved,retrieved-pool,lora,full"
 
 def compare_ift(
     base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
-    queries: Annotated[
-        Path,
-        typer.Option(
-            "--prompts", help="JSON Lines with `instruction` and, for exact-match, `reference`.", show_default=False
-        ),
+    prompts: Annotated[
+        str,
+        typer.Option(help="A file with `instruction` and `reference`, or a published set's name.", show_default=False),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
@@ -80,6 +78,7 @@ def compare_ift(
 
     from ragalign.encoders import Encoder
     from ragalign.errors import ConfigError
+    from ragalign.evaluation.bench.cases import load_cases
     from ragalign.evaluation.ift.figures import break_even, points
     from ragalign.evaluation.ift.judged import with_verdicts
     from ragalign.evaluation.ift.page import write_pages
@@ -88,7 +87,6 @@ def compare_ift(
     from ragalign.evaluation.lines import write_json
     from ragalign.indexes import Index
     from ragalign.pool import Pool
-    from ragalign.pool.queries import read_queries
 
     if (index is None) == (not pool):
         raise ConfigError("give either --pool or --index: where the demonstrations are")
@@ -114,7 +112,7 @@ def compare_ift(
         options={"dtype": dtype},
         keep_models=keep_models,
     )
-    asked = read_queries(queries)[:first]
+    asked = [case.query for case in load_cases(prompts).first(first).cases]
     if index is not None:
         opened = Index.open(index)
     else:

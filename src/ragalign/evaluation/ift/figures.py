@@ -30,7 +30,7 @@ class Point:
         answer_s: seconds per answer, median over seeds.
         prompt_tokens, output_tokens, demonstrations: per answer.
         training_s, training_tokens, response_tokens, steps: means over seeds; 0 without training.
-        n_failed: prompts without an answer, over all seeds.
+        n_failed: prompts without an answer or a score, over all seeds.
     """
 
     method: str

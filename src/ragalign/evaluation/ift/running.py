@@ -18,8 +18,8 @@ from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.constants import as_constants
 from ragalign.errors import BudgetError, DataError
+from ragalign.evaluation.bench.scoring import UnscoredError, make_scorer
 from ragalign.evaluation.ift.cells import TUNED, Cell, drawn, plan
-from ragalign.evaluation.ift.scoring import make_scorer
 from ragalign.evaluation.ift.training import Training, fine_tune
 from ragalign.evaluation.lines import claim, write_json
 from ragalign.generation import make_generator
@@ -31,7 +31,7 @@ from ragalign.recipes import Recipe
 from ragalign.retrieval import DenseRetriever, Exclusion, Retriever, make_retriever
 from ragalign.text import normalise
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Query
+from ragalign.types import Completion, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Settings:
         base: folder or hub id of the base model.
         recipe: the form of prompts and of training data, packing, retriever and decoding.
         methods, sizes, seeds: see `cells.plan`.
-        metric: see `scoring.make_scorer`.
+        metric: see `ragalign.evaluation.bench.scoring.make_scorer`.
         training: see `Training`.
         max_tokens: most tokens of an answer.
         backend, options: see `ragalign.generation.make_generator`.
@@ -72,7 +72,7 @@ class Result:
         answer_s: seconds per answer, retrieval and packing included, all prompts in one call.
         prompt_tokens, output_tokens, demonstrations: means per answer.
         training: what the training took, as `Cost`'s values; None without one.
-        failures: reasons by query id.
+        failures: by query id, why there is no answer or no score.
     """
 
     cell: Cell
@@ -125,7 +125,7 @@ class _Run:
             for package in ("trl", "peft"):  # known to be missing before anything is answered
                 if not is_installed(package):
                     require(package, "fine-tuning")
-        self.score = make_scorer(settings.metric)
+        self.scorer = make_scorer(settings.metric)
         self.recipe = Recipe.load(settings.recipe)
         self.template, _ = self.recipe.make_template()
         self.tokenizer = Tokenizer.load(settings.base)
@@ -189,7 +189,10 @@ class _Run:
                 continue
             completion = next(completions)
             text = self.template.clean(completion.text, finished=completion.finish_reason != "length")
-            scores[query.id] = self.score(_record(query, text))
+            try:
+                scores[query.id] = self.scorer.score(_record(query, text, completion, cell))
+            except UnscoredError as error:
+                scores[query.id], failures[query.id] = None, str(error)
             rows.append({"id": query.id, "instruction": query.text, "response": text, "generator": cell.name})
             sizes.append((completion.n_prompt_tokens, completion.n_output_tokens, len(prompt.demonstrations)))
         answers = self.folder / "answers" / f"{cell.name}.jsonl"
@@ -255,19 +258,24 @@ class _Run:
 
 
 def references(query: Query) -> list[str]:
-    """The right answers that a query's row gives: ``reference``, or ``references``."""
-    found = query.metadata.get("references", query.metadata.get("reference"))
-    if found is None:
-        return []
-    return [str(one) for one in found] if isinstance(found, list) else [str(found)]
+    """The right answers that a query's row gives as ``reference``: a text, or a list of them."""
+    found = query.metadata.get("reference")
+    return [found] if isinstance(found, str) else [str(one) for one in found] if isinstance(found, list) else []
 
 
-def _record(query: Query, response: str) -> dict[str, Any]:
+def _record(query: Query, response: str, completion: Completion, cell: Cell) -> dict[str, Any]:
+    """What a metric sees, as in `ragalign.evaluation.bench.scoring.records`."""
     return {
         "id": query.id,
         "instruction": query.text,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in query.turns],
         "response": response,
         "references": references(query),
+        "finish_reason": completion.finish_reason,
+        "demonstrations": [used.id for used in completion.prompt.demonstrations],
+        "recipe": cell.name,
+        "turn": 1,
+        "category": query.metadata.get("category"),
         "metadata": dict(query.metadata),
     }
 
