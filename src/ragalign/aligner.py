@@ -171,12 +171,16 @@ class Aligner:
         """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory."""
         return OnlinePlanner(self.packer, self.planner, self._held)
 
+    @property
+    def n_hits(self) -> int:
+        """How many hits per query packer and planner have a use for."""
+        return max(self.candidates, Planner(self.packer, self.planner).n_candidates)
+
     def retrieve(self, queries: Sequence[str]) -> list[list[Hit]]:
-        """Candidates for each query, best first; as many as the planner has a use for."""
+        """Candidates for each query, best first; `n_hits` of them."""
         if self.retriever is None or self.candidates == 0:
             return [[] for _ in queries]
-        n = max(self.candidates, Planner(self.packer, self.planner).n_candidates)
-        return self.retriever.retrieve(queries, n, exclude=self.exclude, where=self.where)
+        return self.retriever.retrieve(queries, self.n_hits, exclude=self.exclude, where=self.where)
 
     def pack(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Prompt:
         """Retrieve for one conversation (or a single question) and pack its prompt, beside those packed before.

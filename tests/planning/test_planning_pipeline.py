@@ -77,7 +77,7 @@ def test_generate_asks_in_planned_order_and_answers_in_input_order(
         return sum(expected.values()), sum(len(prompt.ids) for prompt in prompts)
 
     plain, planned = cached("ica", "Plain."), cached(recipe, "Planned.")
-    assert planned[0] / planned[1] > plain[0] / plain[1] + 0.1
+    assert planned[0] / planned[1] > 3 * plain[0] / plain[1]
 
 
 def test_chat_steers_and_learns(

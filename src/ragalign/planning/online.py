@@ -42,6 +42,7 @@ class OnlinePlanner:
         *,
         n_plain: int | None = None,
         max_new_tokens: int = 0,
+        keeps: bool = True,
     ) -> Prompt:
         """Pack one prompt, and note that it is sent.
 
@@ -50,6 +51,7 @@ class OnlinePlanner:
             hits: candidates, best first.
             n_plain: how many of them the plain choice is made from; None is the packer's `max_demonstrations`.
             max_new_tokens: room to leave for the completion inside the context.
+            keeps: False chooses anew for a conversation that was packed here before, as after a change of topic.
 
         Raises:
             BudgetError, DataError: as `Packer.pack`.
@@ -59,7 +61,7 @@ class OnlinePlanner:
         if self.settings.strategy == "none":
             return self.packer.finish(choice)
         with self.held.lock:
-            ordered = self.held.recall(self.packer.pool.fingerprint, turns)
+            ordered = self.held.recall(self.packer.pool.fingerprint, turns) if keeps else None
             if ordered is None:
                 ordered = self._ordered(choice, hits)
             prompt = self.packer.assemble(choice, ordered)

@@ -174,7 +174,11 @@ class Preparer:
         started = time.perf_counter()
         try:
             prompt = job.aligner.online.pack(
-                job.turns, hits, n_plain=job.aligner.candidates, max_new_tokens=job.max_new_tokens
+                job.turns,
+                hits,
+                n_plain=job.aligner.candidates,
+                max_new_tokens=job.max_new_tokens,
+                keeps=reused,
             )
         except Exception as error:
             return error
@@ -197,7 +201,7 @@ def _ask(
 ) -> list[list[Hit]]:
     if aligner.retriever is None:
         return [[] for _ in queries]
-    return aligner.retriever.retrieve(queries, aligner.candidates, exclude=exclude, where=where or None)
+    return aligner.retriever.retrieve(queries, aligner.n_hits, exclude=exclude, where=where or None)
 
 
 def _encoder(aligner: Aligner) -> Encoder | None:

@@ -248,6 +248,8 @@ class Service:
                     n_tokens += part.n_tokens
                     if part.index == 0:
                         n_cached = part.n_cached_tokens or n_cached
+                        if aligner is not None:
+                            aligner.online.learn(prompt, part.n_cached_tokens)
                     yield part
         finally:
             timings.total_s = timings.elapsed()
