@@ -156,11 +156,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says."""
+    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says.
+
+    `token_ids` are all that the engine wrote, those of an end-of-text mark or a stop string included, which `text`
+    lacks; empty where the engine does not say.
+    """
 
     text: str
     finish_reason: str
     n_tokens: int
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

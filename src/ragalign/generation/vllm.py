@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Generator as PyGenerator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Decoding, Delta, Output, Prompt
 
@@ -149,7 +150,9 @@ class VllmGenerator(BaseGenerator):
                 yield Sample(
                     index=index,
                     sample=sample,
-                    output=Output(answer.text, answer.finish_reason or "abort", len(answer.token_ids)),
+                    output=Output(
+                        answer.text, answer.finish_reason or "abort", len(answer.token_ids), tuple(answer.token_ids)
+                    ),
                     n_cached_tokens=output.num_cached_tokens,
                     latency_s=latency_s,
                     first_token_s=_first_token_s(output.metrics),
@@ -165,6 +168,30 @@ class VllmGenerator(BaseGenerator):
                 n_tokens += len(answer.token_ids)
                 reason = (answer.finish_reason or "abort") if output.finished else None
                 yield Delta(answer.text, n_tokens, reason, output.num_cached_tokens)
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """By the engine's prompt log-probabilities; such prompts are not read from the prefix cache."""
+        from vllm import SamplingParams
+
+        limit = self._engine().llm_engine.model_config.max_logprobs
+        if limit != -1 and (top_k is None or top_k > limit):
+            raise ConfigError(
+                f"the engine gives at most {limit} probabilities per position; make it with max_logprobs=-1"
+            )
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=-1 if top_k is None else top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        with closing(self._loop.run([(list(ids), params.clone()) for ids in sequences])) as outputs:
+            for position, output, _ in outputs:
+                if output.finished:
+                    ids, start = sequences[position], starts[position]
+                    yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
 
     def _engine(self) -> Any:
         if self._llm is None:
