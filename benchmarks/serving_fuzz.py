@@ -74,7 +74,7 @@ def measure(count: int) -> dict[str, Any]:
         upstream = Upstream([server.base_url], model="m", timeout_s=20, context_length=2048)
         app = create_app(aligner, generator=upstream, name="tiny")
         with LiveApp(app) as running:
-            for name, bodies in (("schema", schema_bodies(app.openapi())), ("broken", broken_bodies())):
+            for name, bodies in (("broken", broken_bodies()), ("schema", schema_bodies(app.openapi()))):
                 statuses = fuzz(running.url, bodies, round(count * SHARES[name]))
                 found[name] = {str(status): number for status, number in sorted(statuses.items())}
                 print(name, found[name], f"{time.perf_counter() - started:.0f} s", flush=True)

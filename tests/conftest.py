@@ -64,7 +64,8 @@ def vllm_engine(tiny_model: Path) -> Iterator[VllmGenerator]:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     # Retrieval with bm25s brings numba into the process, which the engine once did not survive.
     pytest.importorskip("numba")
-    with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, kv_cache_memory_bytes=2**30) as generator:
+    options = {"kv_cache_memory_bytes": 2**30, "max_logprobs": -1}
+    with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, **options) as generator:
         yield generator
 
 

@@ -14,8 +14,10 @@ import typer
 
 from ragalign.errors import ConfigError, RagalignError
 from ragalign_cli import (
+    analyze,
     bench,
     chat,
+    compare_ift,
     console,
     demo,
     generate,
@@ -54,6 +56,8 @@ app.command("search")(search.search)
 judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
+app.add_typer(analyze.app, name="analyze")
+app.command("compare-ift")(compare_ift.compare_ift)
 app.command("bench")(bench.bench)
 app.command("select")(select.select)
 app.command("generate")(generate.generate)

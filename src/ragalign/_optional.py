@@ -20,6 +20,8 @@ _INSTALL = {
     "langchain_core": 'pip install "ragalign[langchain]"',
     "scipy": 'pip install "ragalign[judge]"',
     "sklearn": 'pip install "ragalign[judge]"',
+    "trl": 'pip install "ragalign[train]"',
+    "peft": 'pip install "ragalign[train]"',
     "yaml": 'pip install "ragalign[judge]"',
 }
 

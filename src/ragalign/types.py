@@ -156,11 +156,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says."""
+    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says.
+
+    `token_ids` are all that the engine wrote, those of an end-of-text mark or a stop string included, which `text`
+    lacks; empty where the engine does not say.
+    """
 
     text: str
     finish_reason: str
     n_tokens: int
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,7 @@ class Decoding:
         n: answers per prompt.
         seed: None draws a new one each time.
         repetition_penalty: counts prompt *and* output tokens in vLLM and transformers (1 is none).
+        output_repetition_penalty: the same formula over output tokens only (1 is none); not on endpoints.
         presence_penalty, frequency_penalty: count output tokens only (0 is none).
         stop: stop strings beside the template's own.
     """
@@ -252,6 +258,7 @@ class Decoding:
     n: int = 1
     seed: int | None = None
     repetition_penalty: float = 1.0
+    output_repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()

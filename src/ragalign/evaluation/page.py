@@ -52,15 +52,13 @@ def render_page(report: Report, *, created: datetime, browse: int | None = None)
         created: the time that the page names.
         browse: list the single answers to the first prompts only, for a smaller page; to all of them by default.
     """
-    script = _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _fill(
-        _asset("page.html"),
+    script = asset("page.js")
+    return fill(
+        asset("page.html"),
         {
-            "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-            "base-uri 'none'; form-action 'none'",
+            "policy": policy(script),
             "title": escape(report.title),
-            "style": _asset("page.css"),
+            "style": asset("page.css"),
             "facts": _facts(report, created),
             "navigation": _navigation(report),
             "notes": _notes(report),
@@ -83,8 +81,16 @@ def write_page(report: Report, path: str | Path, *, created: datetime, browse: i
     Raises:
         OSError: the folder cannot be written to.
     """
+    save(render_page(report, created=created, browse=browse), path)
+
+
+def save(page: str, path: str | Path) -> None:
+    """Write a page's text; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     path = Path(path)
-    page = render_page(report, created=created, browse=browse)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -101,12 +107,22 @@ def embed(value: Any) -> str:
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _fill(template: str, values: Mapping[str, str]) -> str:
+def policy(script: str) -> str:
+    """The content security policy of a page with one script: no connection, and nothing else runs."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
     """Replace all marks in one pass, so that no value is searched for marks."""
     return _MARK.sub(lambda match: values[match[1]], template)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A packaged part of pages."""
     return resources.files("ragalign.evaluation").joinpath("assets", name).read_text(encoding="utf-8")
 
 

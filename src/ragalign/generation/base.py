@@ -14,6 +14,7 @@ from typing import Self
 
 from ragalign._progress import progress
 from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Completion, Decoding, Delta, Output, Prompt
@@ -124,6 +125,44 @@ class BaseGenerator(ABC):
                 if delta.text:
                     yield delta.text
 
+    def distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """What the model expects at given positions of given token sequences; nothing is sampled.
+
+        Args:
+            sequences: token ids, special ones included.
+            starts: for each, the first position (from 1) to look at; all from there to its end are, at least one.
+            top_k: how many of the most probable tokens to give at each position, at least 3; None gives the whole
+                vocabulary.
+
+        Returns:
+            (position in `sequences`, distributions), in any order.
+
+        Raises:
+            ConfigError: this generator gives no probabilities of given tokens, or an argument is out of range.
+            GenerationError: a sequence is longer than the context, or the engine failed.
+        """
+        context = self.context_length
+        for number, (ids, start) in enumerate(zip(sequences, starts, strict=True), 1):
+            if not 1 <= start < len(ids):
+                raise ConfigError(f"sequence {number}: start is {start}; it must be at least 1 and below {len(ids)}")
+            # One is kept free: vLLM does not take a prompt after which nothing could be written.
+            if context is not None and len(ids) >= context:
+                raise GenerationError(
+                    f"sequence {number} holds {len(ids):,} tokens, but {self.model} takes {context - 1:,} to look at"
+                )
+        if top_k is not None and top_k < MIN_TOP_K:
+            raise ConfigError(f"top_k must be at least {MIN_TOP_K}, or None for the whole vocabulary; not {top_k}")
+        return self._distributions(sequences, starts, top_k)
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        raise ConfigError(
+            f"{type(self).__name__} gives no probabilities of given tokens; use the backend vllm or transformers"
+        )
+
     def reset_prefix_cache(self) -> bool:
         """Forget the prefixes of earlier prompts, and say whether there is a cache of our own; nothing may be running.
 
@@ -181,8 +220,8 @@ class BaseGenerator(ABC):
             self._warned = True
             warnings.warn(
                 f"repetition_penalty {decoding.repetition_penalty:g} counts the prompt's tokens too: with prompts of "
-                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; presence_penalty and "
-                "frequency_penalty count the output only",
+                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; "
+                "output_repetition_penalty counts the output only",
                 stacklevel=3,
             )
 

@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Generator as PyGenerator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.stopping import merge_stops
 from ragalign.types import Decoding, Delta, Output, Prompt
 
@@ -29,6 +30,9 @@ GPU_BLOCK_SIZE = 16
 CPU_BLOCK_SIZE = 32
 # What vLLM does not see in its memory figures on a CPU machine: a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
+
+# By name, so that an engine in a process of its own finds it too.
+_OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
 
 _OWN_OPTIONS = {
     "disable_log_stats": "ragalign reads the prefix-cache counters from it",
@@ -97,6 +101,7 @@ class VllmGenerator(BaseGenerator):
         }
         engine = _start(options)
         self._llm: Any = engine
+        self._penalises_output = _OUTPUT_PENALTY in (options.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
         # Runs at close, at garbage collection or at exit, whichever comes first.
@@ -131,6 +136,13 @@ class VllmGenerator(BaseGenerator):
             raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
         return True
 
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        super()._check(prompts, decoding)
+        if decoding.output_repetition_penalty != 1 and not self._penalises_output:
+            raise ConfigError(
+                "output_repetition_penalty: vLLM has none with speculative decoding; leave one of them out"
+            )
+
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""
         self._llm = None
@@ -149,7 +161,9 @@ class VllmGenerator(BaseGenerator):
                 yield Sample(
                     index=index,
                     sample=sample,
-                    output=Output(answer.text, answer.finish_reason or "abort", len(answer.token_ids)),
+                    output=Output(
+                        answer.text, answer.finish_reason or "abort", len(answer.token_ids), tuple(answer.token_ids)
+                    ),
                     n_cached_tokens=output.num_cached_tokens,
                     latency_s=latency_s,
                     first_token_s=_first_token_s(output.metrics),
@@ -165,6 +179,30 @@ class VllmGenerator(BaseGenerator):
                 n_tokens += len(answer.token_ids)
                 reason = (answer.finish_reason or "abort") if output.finished else None
                 yield Delta(answer.text, n_tokens, reason, output.num_cached_tokens)
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """By the engine's prompt log-probabilities; such prompts are not read from the prefix cache."""
+        from vllm import SamplingParams
+
+        limit = self._engine().llm_engine.model_config.max_logprobs
+        if limit != -1 and (top_k is None or top_k > limit):
+            raise ConfigError(
+                f"the engine gives at most {limit} probabilities per position; make it with max_logprobs=-1"
+            )
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=-1 if top_k is None else top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        with closing(self._loop.run([(list(ids), params.clone()) for ids in sequences])) as outputs:
+            for position, output, _ in outputs:
+                if output.finished:
+                    ids, start = sequences[position], starts[position]
+                    yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
 
     def _engine(self) -> Any:
         if self._llm is None:
@@ -185,6 +223,7 @@ def sampling_params(
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    penalty = decoding.output_repetition_penalty
     return SamplingParams(
         n=1,
         temperature=decoding.temperature,
@@ -194,6 +233,7 @@ def sampling_params(
         repetition_penalty=decoding.repetition_penalty,
         presence_penalty=decoding.presence_penalty,
         frequency_penalty=decoding.frequency_penalty,
+        extra_args=None if penalty == 1 else {"output_repetition_penalty": penalty},
         stop=list(merge_stops(prompt.stop, decoding.stop)),
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
@@ -244,6 +284,8 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
     if options["enforce_eager"] is None:
         options["enforce_eager"] = on_cpu
+    if options.get("speculative_config") is None:  # vLLM takes no processors beside it
+        options["logits_processors"] = [*(options.get("logits_processors") or ()), _OUTPUT_PENALTY]
     if on_cpu:
         # After a partial prefill vLLM (0.32) rewinds the generator of a seeded request, which torch's CPU
         # generators cannot do: one such request ends the engine.
