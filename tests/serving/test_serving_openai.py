@@ -263,6 +263,7 @@ def test_many_at_once_from_the_asynchronous_client(url: str) -> None:
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
         ({"ragalign": {"explian": True}}, 400, "ragalign.explian"),
+        ({"ragalign": {"where": {"a\nb": [[]]}}}, 400, "ragalign.where.a\nb[0]"),
         ({"ragalign": {"max_demonstrations": -1}}, 400, "ragalign.max_demonstrations"),
         ({"stream_options": {"include_usage": "yes"}}, 400, "stream_options.include_usage"),
     ],
