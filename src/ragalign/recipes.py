@@ -35,6 +35,7 @@ class IndexSettings:
     normalize: bool = True
     query_prompt: str | None = None
     document_prompt: str | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     text: Literal["instruction", "both"] = "instruction"
     kind: str = "auto"
     metric: Literal["cosine", "ip", "l2"] = "cosine"

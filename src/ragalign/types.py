@@ -247,6 +247,7 @@ class Decoding:
         n: answers per prompt.
         seed: None draws a new one each time.
         repetition_penalty: counts prompt *and* output tokens in vLLM and transformers (1 is none).
+        output_repetition_penalty: the same formula over output tokens only (1 is none); not on endpoints.
         presence_penalty, frequency_penalty: count output tokens only (0 is none).
         stop: stop strings beside the template's own.
     """
@@ -257,6 +258,7 @@ class Decoding:
     n: int = 1
     seed: int | None = None
     repetition_penalty: float = 1.0
+    output_repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()

@@ -117,6 +117,7 @@ def test_wrong_options_get_one_line(
     assert len(run.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_compares_four_ways(ragalign: Command) -> None:
     run = ragalign("demo", "--backend", "transformers", "--queries", "8", "--json")
     assert run.returncode == 0, run.stderr

@@ -105,12 +105,14 @@ def break_exclusion(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mutate", "names", "fails", "falls"),
+    ("mutate", "names", "fails", "falls", "most"),
     [
-        (break_order, ("random", "retrieved", "retrieved-1"), "most similar demonstration stands last", None),
-        (break_template, ("random", "retrieved"), "retrieved beats random", "retrieved"),
-        (break_stopping, ("random", "retrieved"), "end by themselves", "retrieved"),
-        (break_exclusion, ("random", "retrieved", "planted"), "planted under the queries' own texts", "planted"),
+        # The place of a demonstration hardly matters to the model, so here the order itself is what is looked at.
+        (break_order, ("random", "retrieved", "retrieved-1"), "most similar demonstration stands last", "", 0),
+        (break_template, ("random", "retrieved"), "retrieved beats random", "retrieved", 20),
+        (break_stopping, ("random", "retrieved"), "end by themselves", "retrieved", 20),
+        # Six right demonstrations stand beside the three planted ones.
+        (break_exclusion, ("random", "retrieved", "planted"), "planted under the queries' own", "planted", 85),
     ],
     ids=["packer order", "template", "stop handling", "exclusion"],
 )
@@ -121,13 +123,14 @@ def test_a_broken_part_makes_it_fall(
     mutate: Callable[[pytest.MonkeyPatch], None],
     names: Sequence[str],
     fails: str,
-    falls: str | None,
+    falls: str,
+    most: float,
 ) -> None:
     mutate(monkeypatch)
     bench, expected = measure(tmp_path, names)
     assert any(fails in name for name in broken(expected)), expected
-    if falls is not None:
-        assert exact_match(bench, falls) <= 20
+    if falls:
+        assert exact_match(bench, falls) <= most
 
 
 def test_planted_answers_are_wrong_ones_to_the_queries_own_texts(world: World) -> None:

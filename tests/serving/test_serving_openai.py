@@ -51,6 +51,15 @@ def test_a_stream_adds_up_to_the_whole_answer(client: Any, model: str, settings:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_characters_of_several_bytes_are_never_split(client: Any) -> None:
+    """At this temperature, the tiny model draws tokens that are parts of characters."""
+    body = {"model": "tiny:zero-shot", "messages": MESSAGES, "max_tokens": 400, "temperature": 2.0, "seed": 4}
+    whole = client.chat.completions.create(**body).choices[0].message.content
+    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**body, stream=True)]
+    assert "".join(pieces) == whole
+    assert any(len(character.encode()) > 1 for character in whole if character != "\ufffd")
+
+
 def test_a_stream_says_no_usage_unasked(client: Any) -> None:
     chunks = list(client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, stream=True))
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
@@ -254,6 +263,7 @@ def test_many_at_once_from_the_asynchronous_client(url: str) -> None:
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
         ({"ragalign": {"explian": True}}, 400, "ragalign.explian"),
+        ({"ragalign": {"where": {"a\nb": [[]]}}}, 400, "ragalign.where.a\nb[0]"),
         ({"ragalign": {"max_demonstrations": -1}}, 400, "ragalign.max_demonstrations"),
         ({"stream_options": {"include_usage": "yes"}}, 400, "stream_options.include_usage"),
     ],

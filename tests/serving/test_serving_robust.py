@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -18,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.chat import ask
-from fixtures.live import LiveApp
+from fixtures.live import LiveApp, LiveCommand
+from fixtures.load import press
 from fixtures.scripted_server import ScriptedServer
 
 from ragalign.encoders import Encoder
@@ -141,11 +143,16 @@ def test_bodies_have_limits(upstream_service: Any) -> None:
         (b'{"a":' * 100_000, "application/json", 400),
         (b"[" * 200_000 + b"]" * 200_000, "application/json", 400),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "application/json", 400),
-        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "application/json", 404),
+        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "application/json", 400),
+        (
+            b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stop": "\\uD800"}',
+            "application/json",
+            400,
+        ),
         (b"{}", "text/plain", 415),
         (b"{}", "", 415),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_bytes_that_are_no_request(live: LiveApp, content: bytes, kind: str, status: int) -> None:
     answer = httpx.post(f"{live.url}{CHAT}", content=content, headers={"Content-Type": kind} if kind else {})
@@ -336,8 +343,6 @@ def test_an_application_can_be_mounted(make_aligners: Any, vllm_engine: Any) -> 
 def test_the_command_reloads_at_sighup_and_drains_at_sigterm(
     starter_index: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from fixtures.live import LiveCommand
-
     with ScriptedServer(delay_s=1.5) as server:
         arguments = (starter_index, "--upstream", server.base_url, "--model", "m", "--tokenizer", tiny_model)
         with LiveCommand(tmp_path / "log", *arguments, "--name", "tiny") as running:
@@ -351,3 +356,32 @@ def test_the_command_reloads_at_sighup_and_drains_at_sigterm(
                 assert [answer.result().status_code for answer in answers] == [200] * 4
             assert running.process.wait(20) == 0
             assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.slow
+def test_under_four_times_the_load_there_is_no_error_but_429(
+    starter_index: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A short ``benchmarks/serving_load.py``, without an engine."""
+    running_most, waiting_most = 4, 4
+    limits = ("--max-running", running_most, "--max-waiting", waiting_most)
+    with ScriptedServer(lambda _: "An answer.", delay_s=0.2) as server:
+        arguments = (starter_index, "--upstream", server.base_url, "--model", "m", "--tokenizer", tiny_model, *limits)
+        with LiveCommand(tmp_path / "log", *arguments, "--name", "tiny") as running:
+            assert running.process is not None
+            load = asyncio.run(
+                press(
+                    running.url,
+                    clients=4 * (running_most + waiting_most),
+                    seconds=10,
+                    body=lambda number: ask(f"number {number}", model="tiny:ica"),
+                    pid=running.process.pid,
+                )
+            )
+        assert "Traceback" not in running.log.read_text()
+    assert set(load.statuses) == {200, 429}
+    assert load.without_retry_after == 0
+    assert server.most_in_flight <= running_most
+    # Little's law, with room for a busy machine; without the bound, 32 clients would wait four times as long.
+    assert load.quantile_s(0.5) < 2 * (running_most + waiting_most) / load.throughput
+    assert load.growth() < 1.05

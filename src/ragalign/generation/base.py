@@ -220,8 +220,8 @@ class BaseGenerator(ABC):
             self._warned = True
             warnings.warn(
                 f"repetition_penalty {decoding.repetition_penalty:g} counts the prompt's tokens too: with prompts of "
-                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; presence_penalty and "
-                "frequency_penalty count the output only",
+                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; "
+                "output_repetition_penalty counts the output only",
                 stacklevel=3,
             )
 

@@ -99,6 +99,14 @@ class OpenAIGenerator(BaseGenerator):
     def close(self) -> None:
         """Nothing to release: connections live as long as a call."""
 
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        super()._check(prompts, decoding)
+        if decoding.output_repetition_penalty != 1:
+            raise ConfigError(
+                "output_repetition_penalty: endpoints have none; use presence_penalty or frequency_penalty, "
+                "or let vLLM or transformers run the model here"
+            )
+
     def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
         """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
         results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()

@@ -123,6 +123,7 @@ class Upstream:
         """See `AsyncGenerator.stream`.
 
         Raises:
+            ConfigError: the decoding has an output-only repetition penalty.
             UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
             TookTooLongError: it sent nothing for `timeout_s`.
             RefusedError: it does not take this request.
@@ -130,6 +131,8 @@ class Upstream:
         """
         if self._client is None:
             raise UnavailableError("the upstream has not been started")
+        if decoding.output_repetition_penalty != 1:
+            raise ConfigError("output_repetition_penalty: completion servers have none; use an engine in this process")
         stops = merge_stops(prompt.stop, decoding.stop)
         body = self._body(prompt, decoding, stops, sample, logprobs, whole=whole)
         filter_ = StopFilter(stops)

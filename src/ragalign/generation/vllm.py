@@ -31,6 +31,9 @@ CPU_BLOCK_SIZE = 32
 # What vLLM does not see in its memory figures on a CPU machine: a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
 
+# By name, so that an engine in a process of its own finds it too.
+_OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
+
 _OWN_OPTIONS = {
     "disable_log_stats": "ragalign reads the prefix-cache counters from it",
     "generation_config": "every decoding parameter is passed explicitly",
@@ -98,6 +101,7 @@ class VllmGenerator(BaseGenerator):
         }
         engine = _start(options)
         self._llm: Any = engine
+        self._penalises_output = _OUTPUT_PENALTY in (options.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
         # Runs at close, at garbage collection or at exit, whichever comes first.
@@ -131,6 +135,13 @@ class VllmGenerator(BaseGenerator):
         if not self._engine().llm_engine.reset_prefix_cache():
             raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
         return True
+
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        super()._check(prompts, decoding)
+        if decoding.output_repetition_penalty != 1 and not self._penalises_output:
+            raise ConfigError(
+                "output_repetition_penalty: vLLM has none with speculative decoding; leave one of them out"
+            )
 
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""
@@ -212,6 +223,7 @@ def sampling_params(
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    penalty = decoding.output_repetition_penalty
     return SamplingParams(
         n=1,
         temperature=decoding.temperature,
@@ -221,6 +233,7 @@ def sampling_params(
         repetition_penalty=decoding.repetition_penalty,
         presence_penalty=decoding.presence_penalty,
         frequency_penalty=decoding.frequency_penalty,
+        extra_args=None if penalty == 1 else {"output_repetition_penalty": penalty},
         stop=list(merge_stops(prompt.stop, decoding.stop)),
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
@@ -271,6 +284,8 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
     if options["enforce_eager"] is None:
         options["enforce_eager"] = on_cpu
+    if options.get("speculative_config") is None:  # vLLM takes no processors beside it
+        options["logits_processors"] = [*(options.get("logits_processors") or ()), _OUTPUT_PENALTY]
     if on_cpu:
         # After a partial prefill vLLM (0.32) rewinds the generator of a seeded request, which torch's CPU
         # generators cannot do: one such request ends the engine.

@@ -17,7 +17,7 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
 
     Raises:
         ApiError: 415 (no JSON by its type), 413 (too large; it is not read to its end), 408 (too slow), or 400 (no
-            JSON object, nested too deeply, or with numbers that JSON does not know).
+            JSON object, nested too deeply, with numbers that JSON does not know, or with text that is no Unicode).
     """
     # Web pages can send other types to any address without asking it, but not this one.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -38,9 +38,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
         ApiError: 400.
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_no_number)
+        # JSON can escape half of a surrogate pair, which neither tokenizers nor upstream servers can be given.
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ApiError(400, "a string in the body has half of a surrogate pair, which is no Unicode text") from None
     except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {error}") from None
     if not isinstance(value, dict):

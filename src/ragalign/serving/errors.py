@@ -30,6 +30,8 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
+        # One line, even where it repeats what a client sent.
+        message = " ".join(message.split())
         super().__init__(message)
         self.status = status
         self.message = message
