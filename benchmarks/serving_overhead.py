@@ -91,8 +91,7 @@ def make_aligners(folder: Path) -> dict[str, Aligner]:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, str]]:
-    # The engine has its own threads; the encoder's would only get in their way.
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"}
     with (folder / "log").open("wb") as log:
         command = [sys.executable, __file__, "--serve", str(folder)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -186,9 +185,9 @@ async def requests_per_s(url: str, wishes: list[tuple[str, dict[str, Any]]]) -> 
 
 
 def measure_throughput(
-    urls: dict[str, str], aligner: Aligner, recipe: str, questions: list[str], rounds: int, order: random.Random
+    urls: dict[str, str], aligner: Aligner, questions: list[str], rounds: int, order: random.Random
 ) -> dict[str, Any]:
-    wishes = [bodies(aligner, recipe, question, MAX_TOKENS) for question in questions]
+    wishes = [bodies(aligner, "ica", question, MAX_TOKENS) for question in questions]
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(rounds + 1):
         for arm in order.sample(ARMS, 2):
@@ -230,10 +229,7 @@ def main() -> None:
             for recipe in reversed(RECIPES):
                 first[recipe] = measure_first_token(urls, aligners[recipe], recipe, questions, order)
                 print(recipe, first[recipe], flush=True)
-            rates = {
-                recipe: measure_throughput(urls, aligners[recipe], recipe, questions[:32], options.rounds, order)
-                for recipe in reversed(RECIPES)
-            }
+            rates = measure_throughput(urls, aligners["ica"], questions[:32], options.rounds, order)
     result = {
         "command": "python benchmarks/serving_overhead.py --out benchmarks/results/serving_overhead.json",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work",
