@@ -109,9 +109,9 @@ def use(folder: Path, n: int, n_queries: int) -> dict[str, Any]:
     times, found = [], []
     for row in queries:
         started = time.perf_counter()
-        hits = index.search(row[None], K)
+        _, positions = index.search(row[None], K)
         times.append(time.perf_counter() - started)
-        found.append(hits.positions[0])
+        found.append(positions[0])
     exact = nearest(vectors, n, queries)
     recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, exact, strict=True)])
     build_toy_model(folder / "toy", json.loads((folder / "answers.json").read_text(encoding="utf-8")), vocab_size=8000)

@@ -17,6 +17,8 @@ _ROWS: Mapping[str, tuple[int, int, int, int, int, int, int, float]] = MappingPr
     {
         "llama-3.1-8b": (4096, 14336, 32, 32, 8, 128256, 131072, 500000.0),
         "llama-2-13b": (5120, 13824, 40, 40, 40, 32000, 4096, 10000.0),
+        # JackFram/llama-160m: as small as Llamas that people use get.
+        "llama-160m": (768, 3072, 12, 12, 12, 32000, 2048, 10000.0),
         # For CPUs: enough work per token that a step is more than overhead; and hardly any work at all.
         "small": (512, 1376, 6, 8, 8, 32000, 4096, 10000.0),
         "tiny": (64, 128, 2, 2, 1, 32000, 4096, 10000.0),

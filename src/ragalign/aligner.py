@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self, cast, get_args
@@ -260,19 +261,34 @@ class Aligner:
         Raises:
             GenerationError: the generator failed as a whole.
         """
-        for start in range(0, len(queries), _BATCH):
-            batch = queries[start : start + _BATCH]
-            plan = self.plan(batch, decoding=decoding)
-            positions, prompts = [], []
-            for place in plan.order:
-                prompt = plan.prompts[place]
-                if isinstance(prompt, BudgetError):
-                    yield start + place, Failure(batch[place], prompt)
-                else:
-                    positions.append(start + place)
-                    prompts.append(prompt)
-            for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
-                yield positions[number], self._clean(completion)
+        batches = [queries[start : start + _BATCH] for start in range(0, len(queries), _BATCH)]
+        # While a batch is decoded, the next one is retrieved for, planned and packed.
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="ragalign-plan")
+        upcoming: Future[Plan] | None = None
+        try:
+            for number, batch in enumerate(batches):
+                plan = self.plan(batch, decoding=decoding) if upcoming is None else upcoming.result()
+                upcoming = None
+                if number + 1 < len(batches):
+                    upcoming = ahead.submit(self.plan, batches[number + 1], decoding=decoding)
+                for place, result in self._answer(batch, plan, decoding):
+                    yield number * _BATCH + place, result
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(
+        self, batch: Sequence[Query], plan: Plan, decoding: Decoding | None
+    ) -> Iterator[tuple[int, Completion | Failure]]:
+        places, prompts = [], []
+        for place in plan.order:
+            prompt = plan.prompts[place]
+            if isinstance(prompt, BudgetError):
+                yield place, Failure(batch[place], prompt)
+            else:
+                places.append(place)
+                prompts.append(prompt)
+        for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
+            yield places[number], self._clean(completion)
 
     def generate_file(
         self,
