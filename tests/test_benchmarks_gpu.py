@@ -17,7 +17,7 @@ def test_without_a_gpu_one_line_says_what_is_needed(shape: str, tmp_path: Path) 
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    command = [sys.executable, str(SCRIPT), "--data", str(tmp_path), "--shape", shape]
+    command = [sys.executable, str(SCRIPT), "measure", "--folder", str(tmp_path), "--shape", shape]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stdout == ""

