@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +282,15 @@ def test_the_command(
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_loading_the_trainers_leaves_the_environment_alone() -> None:
+    """One of them sets how much vLLM talks; in a fresh process, since imports happen once."""
+    pytest.importorskip("trl", reason="needs the `train` extra")
+    script = (
+        "import os\nfrom ragalign.evaluation.ift.training import load_trainers\n"
+        "load_trainers()\nprint(os.environ.get('VLLM_LOGGING_LEVEL'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_LOGGING_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "None\n"
