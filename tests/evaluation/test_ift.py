@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from fixtures.command import Command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragalign._optional import is_installed
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.evaluation.ift import running
@@ -35,6 +39,9 @@ QUERIES = [
 ]
 METHODS = ("zero-shot", "constant", "retrieved", "retrieved-pool", "lora", "full")
 TRAINING = Training(epochs=2, batch_size=4, per_device=2, learning_rate=1e-3, lora_learning_rate=1e-2)
+
+# Not importorskip: importing trl sets how much every later engine in this process talks.
+needs_trainers = pytest.mark.skipif(not is_installed("trl"), reason="needs the `train` extra")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +112,10 @@ def test_training_data_are_the_templates_own_form(tiny_model: Path, form: str) -
             assert text == template.preamble + template.render_demonstration(one)
 
 
+@needs_trainers
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_fine_tuning_learns_responses_only(tiny_model: Path, tmp_path: Path, kind: Any) -> None:
     """The loss that trl reports first is that of the responses alone, and it falls."""
-    pytest.importorskip("trl")
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,10 +143,10 @@ def test_fine_tuning_learns_responses_only(tiny_model: Path, tmp_path: Path, kin
     assert Tokenizer.load(tmp_path / "tuned").fingerprint == packer.tokenizer.fingerprint
 
 
+@needs_trainers
 def test_every_cell_survives_interruption(
     settings: Settings, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("trl")
     real, trained = running.fine_tune, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -253,10 +260,10 @@ def test_break_even_is_the_first_query_that_pays(once: float, own: float, others
         assert n < 2 or once + (n - 1) * own > (n - 1) * others - 1e-6 * n * others
 
 
+@needs_trainers
 def test_the_command(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("trl")
     ragalign = Command(monkeypatch, capsys)
     pool, prompts = tmp_path / "pool.jsonl", tmp_path / "q.jsonl"
     pool.write_text("".join(json.dumps({"instruction": d.instruction, "response": d.response}) + "\n" for d in POOL))
@@ -279,3 +286,15 @@ def test_the_command(
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@needs_trainers
+def test_loading_the_trainers_leaves_the_environment_alone() -> None:
+    """One of them sets how much vLLM talks; in a fresh process, since imports happen once."""
+    script = (
+        "import os\nfrom ragalign.evaluation.ift.training import load_trainers\n"
+        "load_trainers()\nprint(os.environ.get('VLLM_LOGGING_LEVEL'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_LOGGING_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "None\n"

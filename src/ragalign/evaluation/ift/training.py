@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ragalign._optional import require
 from ragalign.errors import GenerationError
+from ragalign.generation._quiet import environment
 from ragalign.generation.base import one_line
 from ragalign.packing import Packer
 from ragalign.types import Demonstration, Turn
@@ -94,6 +95,17 @@ def make_examples(packer: Packer, demonstrations: Sequence[Demonstration], eos: 
     return examples
 
 
+def load_trainers() -> tuple[Any, Any]:
+    """The packages trl and peft.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    # trl sets this for good when it is imported, which would make every later engine here talk.
+    with environment(VLLM_LOGGING_LEVEL="ERROR"):
+        return require("trl", "fine-tuning"), require("peft", "fine-tuning")
+
+
 def fine_tune(
     model: str,
     kind: Literal["lora", "full"],
@@ -109,8 +121,7 @@ def fine_tune(
         GenerationError: the model could not be loaded, or the training failed.
         MissingDependencyError: trl or peft is not installed.
     """
-    trl = require("trl", "fine-tuning")
-    peft = require("peft", "fine-tuning")
+    trl, peft = load_trainers()
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
