@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +73,14 @@ def prepare(data: Path, folder: Path, n: int) -> None:
     arrays = {}
     for name, (prompts, relevance) in asked.items():
         cache = PrefixCache(BLOCK_SIZE)
-        cached = sum(cache.ask(prompt.ids) for prompt in prompts)
+        cached = [cache.ask(prompt.ids) for prompt in prompts]
         arrays[f"{name}.ids"] = np.concatenate([prompt.ids for prompt in prompts]).astype(np.uint16)
         arrays[f"{name}.lengths"] = np.array([len(prompt.ids) for prompt in prompts])
+        arrays[f"{name}.cached"] = np.array(cached)
         rows[name] = {
             "relevance_kept": relevance,
             "prompt_tokens": round(sum(len(prompt.ids) for prompt in prompts) / len(prompts), 1),
-            "cached_simulated": round(cached / len(prompts), 1),
+            "cached_simulated": round(statistics.mean(cached), 1),
         }
         print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
     np.savez_compressed(folder / "prompts.npz", **arrays)  # type: ignore[arg-type]
@@ -111,7 +111,12 @@ def measure(folder: Path, shape: str, names: list[str], limit: int | None, token
 
     given = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     rows: dict[str, dict[str, Any]] = {name: row for name, row in given["settings"].items() if name in names}
-    asked = {name: _prompts(folder, name)[:limit] for name in rows}
+    asked = {}
+    for name, row in rows.items():
+        prompts, cached = _prompts(folder, name)
+        asked[name] = prompts[:limit]
+        row["prompt_tokens"] = round(statistics.mean(map(len, prompts[:limit])), 1)
+        row["cached_simulated"] = round(statistics.mean(cached[:limit]), 1)
     options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "block_size": BLOCK_SIZE}
     if shape == "tiny":
         options |= {"block_size": CPU_BLOCK_SIZE, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
@@ -153,10 +158,12 @@ def measure(folder: Path, shape: str, names: list[str], limit: int | None, token
     }
 
 
-def _prompts(folder: Path, name: str) -> list[list[int]]:
+def _prompts(folder: Path, name: str) -> tuple[list[list[int]], list[int]]:
+    """Token ids, and how many of them each would find in a cache that the others before it have filled."""
     with np.load(folder / "prompts.npz") as arrays:
         ids, ends = arrays[f"{name}.ids"], np.cumsum(arrays[f"{name}.lengths"])
-    return [part.tolist() for part in np.split(ids, ends[:-1])]
+        cached: list[int] = arrays[f"{name}.cached"].tolist()
+    return [part.tolist() for part in np.split(ids, ends[:-1])], cached
 
 
 def _gpu_name() -> str | None:
@@ -176,7 +183,7 @@ def main() -> None:
     second.add_argument("--folder", type=Path, required=True)
     second.add_argument("--shape", choices=tuple(NEEDS_GB), default="llama-3.1-8b")
     second.add_argument("--settings", nargs="+", default=["fixed-1000", "fixed-3000", *PLANS])
-    second.add_argument("--queries", type=int, help="the first so many of the prepared ones")
+    second.add_argument("--queries", type=int, help="the first so many of each setting's order")
     second.add_argument("--tokens", type=int, default=64, help="new tokens")
     second.add_argument("--rounds", type=int, default=3)
     second.add_argument("--out", type=Path)
