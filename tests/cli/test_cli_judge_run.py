@@ -159,7 +159,8 @@ def test_several_judges_with_their_own_keys(tmp_path: Path, answers: list[str]) 
 def test_ctrl_c_keeps_what_was_answered(tmp_path: Path, answers: list[str]) -> None:
     out = tmp_path / "judged"
     with JudgeServer(latency_s=0.1) as server:
-        command = [COMMAND, "judge", "run", "--protocol", "ica", *answers]
+        # A shell starts its background jobs deaf to Ctrl-C, and this test may be in one.
+        command = ["env", "--default-signal=INT", COMMAND, "judge", "run", "--protocol", "ica", *answers]
         command += ["--judge", f"judge@{server.base_url}", "--out", str(out), "--concurrency", "4"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean_environment())
         deadline = time.monotonic() + 60

@@ -138,6 +138,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, rows: list
     [
         ("", "is empty"),
         (" \n", "is empty"),
+        ("[ ]", "is an empty JSON array"),
         ('[{"a": 1}', "JSON array that cannot be read: line 1"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (None, "No such file"),

@@ -252,3 +252,19 @@ def test_newer_field_names_are_read(shared_data: Path, tmp_path: Path) -> None:
 def test_a_baseline_is_needed() -> None:
     with pytest.raises(DataError, match="no baseline answer"):
         AlpacaEval2().build(make_item(baseline=None))
+
+
+def test_a_pool_of_annotators_is_one_line(shared_data: Path, tmp_path: Path) -> None:
+    """Upstream averages all rows of a file, whoever annotated them, and rows that name nobody."""
+    rows = json.loads((shared_data / "alpaca_eval" / "v2" / "Qwen-14B-Chat" / "annotations.json").read_text())[:40]
+    for row in rows[:10]:
+        row["annotator"] = "another"
+    del rows[10]["annotator"]
+    rows[11]["output_2"] = None
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(rows))
+    (figures,) = AlpacaEval2().aggregate(replay(AlpacaEval2(), [path]).verdicts)
+    preferences = [row["preference"] for row in rows if row["output_2"] is not None]
+    assert figures.values["win_rate"] == pytest.approx(100 * (sum(preferences) / 39 - 1), abs=1e-9)
+    assert (figures.n, figures.n_unscored) == (39, 1)
+    assert figures.judge == "another, weighted_alpaca_eval_gpt4_turbo"

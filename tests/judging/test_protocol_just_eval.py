@@ -74,6 +74,17 @@ def test_every_result_reads_back_to_the_stored_scores(folder: Path) -> None:
     assert n == 1000 + 600 + 6 + 4
 
 
+def test_parsed_results_stand_in_for_lost_texts(folder: Path, tmp_path: Path) -> None:
+    whole = replay(JustEval(), [folder / "gpt-3.5-turbo-0301" / "gpt-3.5-turbo-0301.general.0-100.json"])
+    rows = rows_of(folder / "gpt-3.5-turbo-0301" / "gpt-3.5-turbo-0301.general.0-100.json")
+    path = tmp_path / "parsed.json"
+    path.write_text(json.dumps([{key: value for key, value in row.items() if key != "result"} for row in rows]))
+    found = replay(JustEval(), [path])
+    assert not found.problems
+    assert [verdict.scores for verdict in found.verdicts] == [verdict.scores for verdict in whole.verdicts]
+    assert {verdict.raw for verdict in found.verdicts} == {""}
+
+
 def test_the_recorded_length_of_the_small_example(folder: Path) -> None:
     """Its recorded scores are of another run on a scale to 10, but answers and lengths are the same."""
     (figures,) = JustEval().aggregate(replay(JustEval(), [folder / "score_multi.gpt4.json"]).verdicts)

@@ -19,7 +19,9 @@ N_ITEMS, CONCURRENCY = 200, 16
 
 
 def start(server: JudgeServer, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(DRIVER), server.base_url, str(cache), str(N_ITEMS), str(CONCURRENCY)]
+    # A shell starts its background jobs deaf to Ctrl-C, and these tests may be in one.
+    command = ["env", "--default-signal=INT", sys.executable, str(DRIVER)]
+    command += [server.base_url, str(cache), str(N_ITEMS), str(CONCURRENCY)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

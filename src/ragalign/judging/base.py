@@ -220,10 +220,19 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The observations whose mean is a figure, with the prompt of each: what intervals are computed from."""
+    """The observations whose mean is a figure: what intervals are computed from.
+
+    Attributes:
+        prompts: the prompt of each observation.
+        values: the observations.
+        n_unscored: verdicts that the figure is about and that have no value for it.
+        is_share: whether the figure is a share of comparisons: values are 100 or 0 (or between, for a draw).
+    """
 
     prompts: tuple[str, ...]
     values: tuple[float, ...]
+    n_unscored: int = 0
+    is_share: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +251,8 @@ class Figures:
         notes: what a reader must know beside the figures, such as why one is left out.
         files: where replayed verdicts come from.
         samples: for every figure that is a mean, its observations; nested figures have dotted names.
+        averages: figures that are the unweighted mean of others in `samples`, with those.
+        resampled: figures that are neither, as they come out on resamples of the prompts.
     """
 
     protocol: str
@@ -255,6 +266,8 @@ class Figures:
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     samples: Mapping[str, Sample] = field(default_factory=dict)
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """One JSON object: protocol, models and counts, then the figures, then reasons, notes and files."""

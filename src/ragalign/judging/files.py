@@ -34,7 +34,7 @@ def read_rows(path: str | Path) -> list[Row]:
     A line or entry that is no JSON object is a row with a problem, so that nothing is lost.
 
     Raises:
-        DataError: the file cannot be read, is empty, or is a JSON array that breaks off.
+        DataError: the file cannot be read, has no rows, or is a JSON array that breaks off.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -80,6 +80,8 @@ def _array(path: str | Path, text: str) -> list[Row]:
         raise DataError(f"{path} is a JSON array that cannot be read: {reason}") from None
     if not isinstance(values, list):
         raise DataError(f"{path} holds no JSON array")
+    if not values:
+        raise DataError(f"{path} is an empty JSON array")
     return [
         Row(position, f"{path} entry {position + 1}", value)
         if isinstance(value, dict)

@@ -37,7 +37,8 @@ class Replay:
 def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
     """Read judgement files of one protocol.
 
-    An unreadable row belongs to the model of its file if the file has only one, else to the model ``(unknown)``.
+    An unreadable row belongs to the model of its file if the file has only one, else to the model ``(unknown)``; its
+    judge is known if the file has only one.
 
     Raises:
         DataError: a file cannot be read, or none of its rows is of this protocol.
@@ -77,8 +78,10 @@ def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], l
 
 
 def _unreadable(protocol: Protocol, row: Row, problem: Problem, others: Sequence[Verdict], source: str) -> Verdict:
-    lines = {(verdict.model, verdict.baseline, verdict.judge) for verdict in others}
-    model, baseline, judge = lines.pop() if len(lines) == 1 else (_UNKNOWN, None, "")
+    models = {(verdict.model, verdict.baseline) for verdict in others}
+    judges = {verdict.judge for verdict in others}
+    model, baseline = models.pop() if len(models) == 1 else (_UNKNOWN, None)
+    judge = judges.pop() if len(judges) == 1 else ""
     return Verdict(
         f"row-{row.position}",
         f"row-{row.position}",

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,8 +128,8 @@ class _AlpacaEval(Protocol):
         return {"len_1": len_1, "len_2": len(item.answer.text), **kept}
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Upstream's leaderboard line for every model."""
-        groups = group(merge_orders(verdicts), line)
+        """Upstream's leaderboard line for every model; a recorded file may hold a pool of annotators."""
+        groups = group(merge_orders(verdicts), _leaderboard_line)
         return [leaderboard_line(self.name, verdicts, self._length_control) for verdicts in groups]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
@@ -283,6 +283,11 @@ def _stored_preference(value: object) -> tuple[float | None, str | None]:
     if not 1 <= preference <= 2:
         return None, f"the stored preference {preference:g} is not between 1 and 2"
     return preference - 1, None
+
+
+def _leaderboard_line(verdict: Verdict) -> tuple[Hashable, ...]:
+    model, baseline, judge, source = line(verdict)
+    return model, baseline, None if source is not None else judge, source
 
 
 def _text(row: Json, key: str) -> str:

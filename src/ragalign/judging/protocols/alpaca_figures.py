@@ -37,9 +37,10 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
         "discrete_win_rate": 100 * (wins + (n - wins - losses) / 2) / n if n else None,
         "avg_length": int(sum(lengths) / len(lengths)) if lengths else None,
     }
-    notes = []
+    notes: list[str] = []
+    resampled: dict[str, tuple[float, ...]] = {}
     if control is not None:
-        controlled, note = _control(control, readable)
+        controlled, note, resampled = _control(control, readable)
         values |= controlled
         notes += note
     checked = [verdict for verdict in verdicts if "rederived" in verdict.metadata]
@@ -47,15 +48,17 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
         values["n_rederived"] = len(checked)
         values["n_rederived_differing"] = sum(_differs(verdict) for verdict in checked)
     samples = {
-        "win_rate": sample(scored, lambda v: None if v.preference is None else 100 * v.preference),
-        "discrete_win_rate": sample(scored, lambda v: 50.0 + 50.0 * float(np.sign((v.preference or 0.0) - 0.5))),
+        "win_rate": sample(verdicts, lambda v: None if v.preference is None else 100 * v.preference, is_share=True),
+        "discrete_win_rate": sample(verdicts, _discrete, is_share=True),
     }
-    return figures(protocol, verdicts, values, samples, notes)
+    return figures(protocol, verdicts, values, samples, notes, resampled=resampled)
 
 
-def _control(control: LengthControl, verdicts: Sequence[Verdict]) -> tuple[dict[str, Any], list[str]]:
+def _control(
+    control: LengthControl, verdicts: Sequence[Verdict]
+) -> tuple[dict[str, Any], list[str], dict[str, tuple[float, ...]]]:
     if not verdicts:
-        return {"length_controlled_winrate": None}, ["no length-controlled win rate: no row can be read"]
+        return {"length_controlled_winrate": None}, ["no length-controlled win rate: no row can be read"], {}
     source = verdicts[0].metadata.get("source")
     folder = [Path(source).resolve().parent.name] if isinstance(source, str) else []
     unknown = float("nan")
@@ -67,25 +70,30 @@ def _control(control: LengthControl, verdicts: Sequence[Verdict]) -> tuple[dict[
             np.array([v.metadata.get("position", i) for i, v in enumerate(verdicts)], dtype=np.int64),
         )
     except DataError as error:
-        return {"length_controlled_winrate": None}, [f"no length-controlled win rate: {error}"]
+        return {"length_controlled_winrate": None}, [f"no length-controlled win rate: {error}"], {}
     details: dict[str, Any] = {"glm_name": result.glm}
     if result.standard_error is not None:
         details["lc_standard_error"] = result.standard_error
     if result.c is not None:
         details["glm_c"] = result.c
     if result.glm == MINIMAL and not control.by_name and _is_leaderboard_set(verdicts):
-        values = {"length_controlled_winrate": None, "length_controlled_winrate_minimal": result.win_rate}
+        unknown_values = {"length_controlled_winrate": None, "length_controlled_winrate_minimal": result.win_rate}
         note = (
             "no length_controlled_winrate: on AlpacaEval's own instructions it needs their difficulties, or published "
             f"weights with them; length_controlled_winrate_minimal is upstream's {MINIMAL}, without difficulties"
         )
-        return {**values, **details}, [note]
-    return {"length_controlled_winrate": result.win_rate, **details}, []
+        return {**unknown_values, **details}, [note], {"length_controlled_winrate_minimal": result.resampled}
+    values = {"length_controlled_winrate": result.win_rate}
+    return {**values, **details}, [], {"length_controlled_winrate": result.resampled}
 
 
 def _is_leaderboard_set(verdicts: Sequence[Verdict]) -> bool:
     """Whether these are AlpacaEval's 805 instructions, for which the leaderboard defines the figure."""
     return len(verdicts) == _N_INSTRUCTIONS and {str(v.metadata.get("dataset")) for v in verdicts} <= _DATASETS
+
+
+def _discrete(verdict: Verdict) -> float:
+    return 50.0 + 50.0 * float(np.sign((verdict.preference or 0.0) - 0.5))
 
 
 def _differs(verdict: Verdict) -> bool:

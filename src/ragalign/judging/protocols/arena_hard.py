@@ -25,7 +25,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored, unit
+from ragalign.judging.protocols.grouping import figures, group, mean, sample, unit
 from ragalign.judging.protocols.prompt_files import parse_arena_hard, prompt_text
 
 # The share of the first answer, and how often the verdict counts.
@@ -159,14 +159,14 @@ class ArenaHard(Protocol):
         return rows
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, _ = split_scored(verdicts)
         # A strong verdict is three battles, also for the interval: it comes from the same prompt.
-        battles = [v for v in scored for _ in range(v.metadata.get("weight", 1))]
-        samples = {"score": sample(battles, _percent)}
+        battles = [v for v in verdicts for _ in range(v.metadata.get("weight", 1) if v.is_scored else 1)]
+        samples = {"score": sample(battles, _percent, is_share=True)}
         values: dict[str, Any] = {"score": mean(samples["score"]), "lower": None, "upper": None}
-        values["n_battles"] = len(battles)
-        if battles:
-            drawn = np.random.default_rng(_SEED).choice(samples["score"].values, size=(_N_BOOTSTRAPS, len(battles)))
+        observed = samples["score"].values
+        values["n_battles"] = len(observed)
+        if observed:
+            drawn = np.random.default_rng(_SEED).choice(observed, size=(_N_BOOTSTRAPS, len(observed)))
             lower, upper = np.quantile(drawn.mean(axis=1), [0.05, 0.95])
             values |= {"lower": float(lower), "upper": float(upper)}
         stored = [v for v in verdicts if "stored" in v.metadata]
@@ -175,7 +175,7 @@ class ArenaHard(Protocol):
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
         categories = group((v for v in battles if v.category is not None), lambda v: v.category)
         if len(categories) > 1:
-            by_category = {str(members[0].category): sample(members, _percent) for members in categories}
+            by_category = {str(members[0].category): sample(members, _percent, is_share=True) for members in categories}
             values["categories"] = {name: mean(one) for name, one in by_category.items()}
             samples |= {f"categories.{name}": one for name, one in by_category.items()}
         return figures(self.name, verdicts, values, samples)

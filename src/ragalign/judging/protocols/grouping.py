@@ -69,6 +69,9 @@ def figures(
     values: Mapping[str, Any],
     samples: Mapping[str, Sample],
     notes: Iterable[str] = (),
+    *,
+    averages: Mapping[str, tuple[str, ...]] | None = None,
+    resampled: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Figures:
     """A line of the table of a protocol, with counts, reasons and names taken from its verdicts."""
     scored, reasons = split_scored(verdicts)
@@ -85,13 +88,18 @@ def figures(
         notes=tuple(notes),
         files=tuple(dict.fromkeys(file for file in files if isinstance(file, str))),
         samples=samples,
+        averages=averages or {},
+        resampled=resampled or {},
     )
 
 
-def sample(verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None]) -> Sample:
-    """One observation per verdict; those without one (None) are left out."""
-    pairs = [(verdict.item_id, number) for verdict in verdicts if (number := value(verdict)) is not None]
-    return Sample(tuple(prompt for prompt, _ in pairs), tuple(number for _, number in pairs))
+def sample(verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None], *, is_share: bool = False) -> Sample:
+    """One observation per verdict that the figure is about; unscored ones and those without one (None) are counted."""
+    verdicts = list(verdicts)
+    scored = [verdict for verdict in verdicts if verdict.is_scored]
+    pairs = [(verdict.item_id, number) for verdict in scored if (number := value(verdict)) is not None]
+    prompts, values = tuple(prompt for prompt, _ in pairs), tuple(number for _, number in pairs)
+    return Sample(prompts, values, len(verdicts) - len(pairs), is_share)
 
 
 def mean(observations: Sample) -> float | None:

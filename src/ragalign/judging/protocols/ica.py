@@ -132,11 +132,11 @@ class Ica(Protocol):
             "lose": sum(_outcome(verdict) < 0 for verdict in scored),
         }
         samples = {
-            "win_rate": sample(scored, lambda v: 100.0 * (_outcome(v) > 0)),
-            "draw_rate": sample(scored, lambda v: 100.0 * (_outcome(v) == 0)),
-            "lose_rate": sample(scored, lambda v: 100.0 * (_outcome(v) < 0)),
-            "avg_score_model": sample(scored, lambda v: v.scores["model"]),
-            "avg_score_baseline": sample(scored, lambda v: v.scores["baseline"]),
+            "win_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) > 0), is_share=True),
+            "draw_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) == 0), is_share=True),
+            "lose_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) < 0), is_share=True),
+            "avg_score_model": sample(verdicts, lambda v: v.scores["model"]),
+            "avg_score_baseline": sample(verdicts, lambda v: v.scores["baseline"]),
         }
         values = counts | {name: mean(observations) for name, observations in samples.items()}
         return figures(self.name, verdicts, values, samples)

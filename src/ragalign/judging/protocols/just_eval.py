@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ragalign.judging.base import (
     JudgeRequest,
     Protocol,
     Reading,
+    Sample,
     UnreadableReplyError,
     Verdict,
 )
@@ -127,10 +129,10 @@ class JustEval(Protocol):
             Answer(row["generator_cand"], (row["output_cand"],)),
             metadata={key: value for key, value in metadata.items() if value is not None},
         )
-        text = row.get("result")
+        text, judge = row.get("result"), str(config.get("gpt") or "")
         if not isinstance(text, str) and isinstance(stored, dict):
-            raise DataError("no text 'result', only 'parsed_result'")
-        verdict = self.parse_recorded(item, text, str(config.get("gpt") or ""))
+            return [replace(self.parse_recorded(item, json.dumps(stored), judge), raw="")]
+        verdict = self.parse_recorded(item, text, judge)
         return [replace(verdict, reason="never judged: the result is N/A") if text == _UNDONE else verdict]
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -157,23 +159,31 @@ class JustEval(Protocol):
         found = dict.fromkeys(aspect for v in scored for aspect in v.scores)
         known = [aspect for aspect in (*GENERAL_ASPECTS, "safety") if aspect in found]
         aspects = known + [aspect for aspect in found if aspect not in known]
-        samples = {aspect: sample(scored, _score_of(aspect)) for aspect in aspects}
+        # Without a mode (in verdicts of other makes), an answer is about the aspects that it has.
+        modes = {aspect: {v.metadata.get("mode") for v in scored if aspect in v.scores} for aspect in aspects}
+        samples = {
+            aspect: sample((v for v in verdicts if v.metadata.get("mode") in modes[aspect]), _score_of(aspect))
+            for aspect in aspects
+        }
         values: dict[str, Any] = {aspect: mean(one) for aspect, one in samples.items()}
-        notes = []
+        notes, averages = [], {}
         if len(known) == len(GENERAL_ASPECTS) + 1:
             values["avg"] = sum(values[aspect] for aspect in known) / len(known)
+            averages["avg"] = tuple(known)
         else:
             notes.append("no avg: it is the mean of six aspects, and some of them were not judged")
         # As in upstream's table, lengths are those of the answers to ordinary queries, if there are any.
         general = [v for v in verdicts if v.metadata.get("mode") == GENERAL] or list(verdicts)
-        values["avg_lens"] = mean(sample(general, lambda v: v.metadata.get("n_words")))
+        lengths = [(v.item_id, float(v.metadata["n_words"])) for v in general if "n_words" in v.metadata]
+        samples["avg_lens"] = Sample(tuple(prompt for prompt, _ in lengths), tuple(length for _, length in lengths))
+        values["avg_lens"] = mean(samples["avg_lens"])
         values["n_not_applicable"] = sum(len(v.metadata.get("not_applicable", ())) for v in scored)
-        values["n_by_aspect"] = {aspect: len(one.values) for aspect, one in samples.items()}
+        values["n_by_aspect"] = {aspect: len(samples[aspect].values) for aspect in aspects}
         stored = [v for v in verdicts if "stored" in v.metadata]
         if stored:
             values["n_stored"] = len(stored)
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
-        return figures(self.name, verdicts, values, samples, notes)
+        return figures(self.name, verdicts, values, samples, notes, averages=averages)
 
 
 def mode_of(item: Item) -> str:

@@ -27,6 +27,7 @@ C_GRID = tuple(float(c) for c in np.logspace(-4, 4, 10))
 _GAMED_WEIGHT = 0.1  # upstream's regularisation 0.2, shared between two gamed baselines
 _N_FOLDS = 5
 _SEED = 123
+_N_RESAMPLES = 300
 
 Floats = NDArray[np.float64]
 
@@ -61,6 +62,8 @@ class LengthControlled:
         win_rate: mean prediction at equal length, in percent.
         standard_error: of that mean over the prompts, in percent; None where all predictions are the same.
         weights: the coefficients.
+        resampled: the win rate on resamples of the prompts, in percent: fitted again at the same C, with the same
+            gamed rows and the same scale of lengths; published weights stay as they are.
         c: inverse regularisation strength of the fit; None where published weights were taken.
     """
 
@@ -68,6 +71,7 @@ class LengthControlled:
     win_rate: float
     standard_error: float | None
     weights: GlmWeights
+    resampled: tuple[float, ...] = ()
     c: float | None = None
 
 
@@ -120,9 +124,11 @@ class LengthControl:
             found = next((self.weights[name] for name in models if name in self.weights), None)
             if found is None:
                 raise DataError(f"the weights list no model {' or '.join(models)}")
-            return _predict(V1, found, difficulty, len(preferences))
-        weights, c = fit(preferences, delta_lengths, difficulty, self.gamed, self.c)
-        return _predict(V1 if difficulty is not None else MINIMAL, weights, difficulty, len(preferences), c)
+            return _controlled(V1, found, difficulty, len(preferences))
+        problem = _Problem.of(preferences, delta_lengths, difficulty, self.gamed)
+        weights, c = problem.fit(self.c)
+        name = V1 if difficulty is not None else MINIMAL
+        return _controlled(name, weights, difficulty, len(preferences), c, problem)
 
 
 def check_parts(weights: bool, difficulty: bool, gamed: bool, c: float | None) -> None:
@@ -158,35 +164,69 @@ def fit(
     Raises:
         DataError: too few comparisons, all of the same difference in length, or gamed rows without difficulty.
     """
+    return _Problem.of(preferences, delta_lengths, difficulty, gamed).fit(c)
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What the regression is fitted to.
+
+    Attributes:
+        known: which comparisons are scored, bool [n].
+        data: the scored comparisons after the gamed rows.
+        n_gamed: gamed rows.
+        has_difficulty: whether the middle feature is the difficulty.
+    """
+
+    known: NDArray[np.bool_]
+    data: _SoftLabels
+    n_gamed: int
+    has_difficulty: bool
+
+    @classmethod
+    def of(
+        cls, preferences: Floats, delta_lengths: Floats, difficulty: Floats | None, gamed: GamedRows | None
+    ) -> _Problem:
+        spread = float(np.std(delta_lengths, ddof=1)) if len(delta_lengths) > 1 else 0.0
+        if spread == 0.0:
+            raise DataError("the answers do not differ in how much longer they are than the baseline's")
+        known = ~np.isnan(preferences)
+        features = [np.tanh(delta_lengths / spread)]
+        features += [difficulty] if difficulty is not None else []
+        features += [np.ones(len(preferences))]
+        x, y, weight = np.stack(features, axis=1)[known], preferences[known], np.ones(int(known.sum()))
+        if len(y) < _N_FOLDS:
+            raise DataError(f"{len(y)} scored comparisons are too few: at least {_N_FOLDS} are needed")
+        n_gamed = 0
+        if gamed is not None:
+            if difficulty is None:
+                raise DataError("gamed rows need the instruction difficulties as well")
+            rows = np.stack([gamed.length, gamed.difficulty, np.zeros(len(gamed.length))], axis=1)
+            x, y = np.concatenate([rows, x]), np.concatenate([gamed.preference, y])
+            weight = np.concatenate([np.full(len(rows), _GAMED_WEIGHT), weight])
+            n_gamed = len(rows)
+        return cls(known, _SoftLabels.duplicate(x, y, weight), n_gamed, difficulty is not None)
+
+    def fit(self, c: float | None) -> tuple[GlmWeights, float]:
+        """The coefficients, and the C that was given or chosen."""
+        data = self.data
+        chosen = c if c is not None else max(C_GRID, key=lambda c: _cross_validate(_regression(c), data))
+        return self._fit(chosen, data.target * data.weight), chosen
+
+    def refit(self, c: float, times: NDArray[np.int64]) -> GlmWeights:
+        """The coefficients if every comparison stood there so many `times`, [n]."""
+        repeated = np.concatenate([np.ones(self.n_gamed), times[self.known]])
+        return self._fit(c, self.data.target * self.data.weight * np.tile(repeated, 2))
+
+    def _fit(self, c: float, weight: Floats) -> GlmWeights:
+        model = _regression(c).fit(self.data.x, self.data.label, sample_weight=weight)
+        coefficients = [float(value) for value in model.coef_[0]]
+        return GlmWeights(coefficients[0], coefficients[1] if self.has_difficulty else 0.0, coefficients[-1])
+
+
+def _regression(c: float) -> Any:
     linear_model = require("sklearn.linear_model", "the length-controlled win rate")
-    spread = float(np.std(delta_lengths, ddof=1)) if len(delta_lengths) > 1 else 0.0
-    if spread == 0.0:
-        raise DataError("the answers do not differ in how much longer they are than the baseline's")
-    known = ~np.isnan(preferences)
-    features = [np.tanh(delta_lengths / spread)]
-    features += [difficulty] if difficulty is not None else []
-    features += [np.ones(len(preferences))]
-    x, y, weight = np.stack(features, axis=1)[known], preferences[known], np.ones(int(known.sum()))
-    if len(y) < _N_FOLDS:
-        raise DataError(f"{len(y)} scored comparisons are too few: at least {_N_FOLDS} are needed")
-    if gamed is not None:
-        if difficulty is None:
-            raise DataError("gamed rows need the instruction difficulties as well")
-        rows = np.stack([gamed.length, gamed.difficulty, np.zeros(len(gamed.length))], axis=1)
-        x, y = np.concatenate([rows, x]), np.concatenate([gamed.preference, y])
-        weight = np.concatenate([np.full(len(rows), _GAMED_WEIGHT), weight])
-
-    def regression(c: float) -> Any:
-        return linear_model.LogisticRegression(
-            C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED
-        )
-
-    data = _SoftLabels.duplicate(x, y, weight)
-    chosen = c if c is not None else max(C_GRID, key=lambda c: _cross_validate(regression(c), data))
-    model = regression(chosen).fit(data.x, data.label, sample_weight=data.target * data.weight)
-    coefficients = [float(value) for value in model.coef_[0]]
-    middle = coefficients[1] if difficulty is not None else 0.0
-    return GlmWeights(coefficients[0], middle, coefficients[-1]), chosen
+    return linear_model.LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +264,30 @@ def _cross_validate(model: Any, data: _SoftLabels) -> float:
     return float(np.mean(scores))
 
 
-def _predict(
-    glm: str, weights: GlmWeights, difficulty: Floats | None, n: int, c: float | None = None
+def _controlled(
+    glm: str,
+    weights: GlmWeights,
+    difficulty: Floats | None,
+    n: int,
+    c: float | None = None,
+    problem: _Problem | None = None,
 ) -> LengthControlled:
-    at_equal_length = weights.constant + (weights.difficulty * difficulty if difficulty is not None else np.zeros(n))
-    predictions = np.exp(-np.logaddexp(0, -at_equal_length))
+    predictions = _predict(weights, difficulty, n)
     error = None
     if difficulty is not None and n > 1:
         error = 100 * float(np.std(predictions, ddof=1)) / float(np.sqrt(n))
-    return LengthControlled(glm, 100 * float(predictions.mean()), error, weights, c)
+    generator = np.random.default_rng(_SEED)
+    resampled = []
+    for _ in range(_N_RESAMPLES):
+        times = np.bincount(generator.integers(0, n, size=n), minlength=n)
+        if problem is not None and c is not None:
+            predictions = _predict(problem.refit(c, times), difficulty, n)
+        resampled.append(100 * float(predictions @ times) / n)
+    win_rate = 100 * float(_predict(weights, difficulty, n).mean())
+    return LengthControlled(glm, win_rate, error, weights, tuple(resampled), c)
+
+
+def _predict(weights: GlmWeights, difficulty: Floats | None, n: int) -> Floats:
+    """The probabilities that the model's answer is preferred if both are equally long, [n]."""
+    at_equal_length = weights.constant + (weights.difficulty * difficulty if difficulty is not None else np.zeros(n))
+    return np.asarray(np.exp(-np.logaddexp(0, -at_equal_length)))

@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored
+from ragalign.judging.protocols.grouping import figures, group, mean, sample
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_fastchat, prompt_text
 
@@ -128,12 +128,11 @@ class MtBench(Protocol):
         return {key: item.metadata[key] for key in ("source", "stored") if key in item.metadata}
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        scored, _ = split_scored(verdicts)
         turns = {1: "turn_1", 2: "turn_2"}
-        samples = {name: sample((v for v in scored if v.turn == turn), _score) for turn, name in turns.items()}
-        samples["overall"] = sample(scored, _score)
+        samples = {name: sample((v for v in verdicts if v.turn == turn), _score) for turn, name in turns.items()}
+        samples["overall"] = sample(verdicts, _score)
         values: dict[str, Any] = {"mode": "single", **{name: mean(one) for name, one in samples.items()}}
-        categories = group((v for v in scored if v.category is not None), lambda v: v.category)
+        categories = group((v for v in verdicts if v.category is not None), lambda v: v.category)
         if categories:
             by_category = {str(members[0].category): sample(members, _score) for members in categories}
             values["categories"] = {name: mean(one) for name, one in by_category.items()}

@@ -158,9 +158,9 @@ class MtBenchPairwise(Protocol):
         outcomes = {"win": 1.0, "loss": 0.0, "tie": 0.5}
         counts = {name: sum(v.preference == outcome for v in scored) for name, outcome in outcomes.items()}
         samples = {
-            "win_rate": sample(scored, lambda v: 100.0 * (v.preference == 1)),
-            "loss_rate": sample(scored, lambda v: 100.0 * (v.preference == 0)),
-            "win_rate_adjusted": sample(scored, lambda v: 100 * (v.preference or 0.0)),
+            "win_rate": sample(verdicts, lambda v: 100.0 * (v.preference == 1), is_share=True),
+            "loss_rate": sample(verdicts, lambda v: 100.0 * (v.preference == 0), is_share=True),
+            "win_rate_adjusted": sample(verdicts, lambda v: 100 * (v.preference or 0.0), is_share=True),
         }
         values: dict[str, Any] = {"mode": "pairwise", **counts}
         values |= {name: mean(one) for name, one in samples.items()}

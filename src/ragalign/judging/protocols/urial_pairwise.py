@@ -163,7 +163,7 @@ class UrialPairwise(Protocol):
             "lose": lambda score: score < 0.5,
         }
         shares = {
-            name: {aspect: sample(scored, _percent(aspect, holds)) for aspect in aspects}
+            name: {aspect: sample(verdicts, _percent(aspect, holds), is_share=True) for aspect in aspects}
             for name, holds in decided.items()
         }
         values: dict[str, Any] = {
