@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files of tests are spread over the cores there are.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 READY := $(VENV)/.ready
 
 # Nothing here needs a model hub: everything that is tested loads from local folders.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo results test test-slow lint format clean
 
 setup: $(READY)
 
@@ -21,11 +23,17 @@ $(READY): requirements-cpu.txt pyproject.toml
 demo: setup
 	$(BIN)/ragalign demo
 
+# Every figure of the README's results: the testbed on the real engine. Interrupted, it goes on where it stopped.
+results: setup
+	$(BIN)/ragalign bench --testbed --out build/testbed --browse 40
+	cp build/testbed/report.json benchmarks/results/bench_testbed.json
+	mkdir -p docs && cp build/testbed/report.html docs/testbed.html
+
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff format --check --quiet

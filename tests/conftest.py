@@ -16,6 +16,8 @@ from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 
+pytest_plugins = ["fixtures.browser"]
+
 # A busy machine must not fail a test for being slow. In CI the examples are the same in every run, so that a failure
 # is the change's; every other run looks for new ones.
 settings.register_profile(
@@ -24,6 +26,15 @@ settings.register_profile(
 settings.load_profile("ragalign")
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+# Before xdist's own hook, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share a process, and all that need the engine do, so that it starts once."""
+    for item in items:
+        engine = "vllm_engine" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +64,8 @@ def vllm_engine(tiny_model: Path) -> Iterator[VllmGenerator]:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     # Retrieval with bm25s brings numba into the process, which the engine once did not survive.
     pytest.importorskip("numba")
-    with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, kv_cache_memory_bytes=2**30) as generator:
+    options = {"kv_cache_memory_bytes": 2**30, "max_logprobs": -1}
+    with VllmGenerator(tiny_model, dtype="float32", max_model_len=2048, **options) as generator:
         yield generator
 
 

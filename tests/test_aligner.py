@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.tiny_model import build_tiny_model
@@ -58,6 +60,25 @@ def test_a_batch_comes_back_in_input_order_and_equals_single_answers(aligner: Al
     batch = aligner.generate(QUERIES, decoding=SHORT)
     assert [one.prompt.pieces[-1] for one in batch] == [aligner.pack(q.text).pieces[-1] for q in QUERIES]
     assert [one.text for one in batch] == [aligner.chat(q.text, decoding=SHORT).text for q in QUERIES]
+
+
+def test_the_next_batch_is_packed_while_one_is_decoded(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [one.text for one in aligner.generate(QUERIES, decoding=SHORT)]
+    monkeypatch.setattr("ragalign.aligner._BATCH", 2)
+    packed_by: list[str] = []
+    plan = aligner.plan
+
+    def noted(*given: Any, **more: Any) -> Any:
+        packed_by.append(threading.current_thread().name)
+        return plan(*given, **more)
+
+    monkeypatch.setattr(aligner, "plan", noted)
+    assert [one.text for one in aligner.generate(QUERIES, decoding=SHORT)] == whole
+    assert len(packed_by) == 2
+    assert packed_by[1].startswith("ragalign-plan")
+    too_long = [*QUERIES, query(3, "word " * 5000)]
+    with pytest.raises(BudgetError):
+        aligner.generate(too_long, decoding=SHORT)
 
 
 def test_a_second_question_finds_its_prefix_in_the_cache(aligner: Aligner) -> None:

@@ -7,7 +7,19 @@ import sys
 
 import ragalign
 
-HEAVY = ("faiss", "torch", "sentence_transformers", "transformers", "vllm", "datasets", "openai", "fastapi", "ray")
+HEAVY = (
+    "faiss",
+    "torch",
+    "sentence_transformers",
+    "transformers",
+    "vllm",
+    "datasets",
+    "openai",
+    "fastapi",
+    "ray",
+    "trl",
+    "peft",
+)
 
 
 def loaded_by(*command: str) -> set[str]:
@@ -32,7 +44,15 @@ def test_the_helper_sees_what_is_loaded() -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     main = "from ragalign_cli.main import main; main()"
-    for arguments in (["--help"], ["index", "--help"], ["pack", "--help"], ["judge", "--help"], ["generate", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["index", "--help"],
+        ["pack", "--help"],
+        ["judge", "--help"],
+        ["generate", "--help"],
+        ["analyze", "shift", "--help"],
+        ["compare-ift", "--help"],
+    ):
         assert loaded_by(main, *arguments) == set(), arguments
 
 

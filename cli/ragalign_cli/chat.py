@@ -56,7 +56,8 @@ def chat(
             completion = aligner.chat(question, decoding=settings)
             answer = {"response": completion.text, "finish_reason": completion.finish_reason}
             counts = {"n_output_tokens": completion.n_output_tokens, "n_cached_tokens": completion.n_cached_tokens}
-            console.print_json(answer | counts | {"prompt": prompts.prompt_record("0", completion.prompt)})
+            prompt = prompts.prompt_record("0", completion.prompt, aligner.packer.context_length)
+            console.print_json(answer | counts | {"prompt": prompt})
         else:
             _answer(aligner, [_user(question)], settings)
 

@@ -20,7 +20,7 @@ Tokenizer = Annotated[
 ]
 ContextLength = Annotated[
     Optional[int],
-    typer.Option(help="Tokens that prompt and completion share; the model's by default.", show_default=False),
+    typer.Option(min=1, help="Tokens that prompt and completion share; the model's by default.", show_default=False),
 ]
 MaxNewTokens = Annotated[Optional[int], typer.Option(help="Most tokens of an answer.", show_default=False)]
 Temperature = Annotated[Optional[float], typer.Option(help="0 is greedy.", show_default=False)]

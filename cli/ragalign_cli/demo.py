@@ -1,4 +1,4 @@
-"""`ragalign demo`: the whole path on real parts, in a minute."""
+"""`ragalign demo`: retrieval at work on real parts, in minutes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ragalign_cli import console, decoding, prompts
+from ragalign_cli.bench import generate
+from ragalign_cli.bench_tables import show_costs, show_quality
 
 if TYPE_CHECKING:
     from ragalign.types import Completion
@@ -18,28 +20,88 @@ _QUESTIONS = (
     "Why is the sky blue at noon and red in the evening?",
     "Write a Python function that tells whether a word is a palindrome.",
 )
+_COMPARED = ("zero-shot", "fixed", "random", "retrieved")
 
 
 def demo(
     model: Annotated[
         Optional[str],
-        typer.Option(
-            help="Folder or hub id of a base model; a toy model is made if none is given.", show_default=False
-        ),
+        typer.Option(help="Folder or hub id of a base model; by default the packaged testbed.", show_default=False),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    recipe: Annotated[str, typer.Option(help="With --model: a recipe's name, or a TOML file.")] = "ica",
+    queries: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,
     backend: decoding.Backend = "auto",
     context_length: decoding.ContextLength = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 60,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per question.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="With --model: most tokens of an answer.")] = 60,
+    json: Annotated[
+        bool, typer.Option("--json", help="Without --model the figures; with it, a line per question.")
+    ] = False,
 ) -> None:
-    """Index the starter pool, retrieve for three questions, pack and decode.
+    """See what retrieval does: no, three fixed, nine random and nine retrieved demonstrations, side by side.
+
+    It uses the testbed: a tiny base model that comes with the package, and a closed world of questions whose right
+    answers are known and stand in no weights, only in demonstrations. With a model of yours, it indexes the starter
+    pool and answers three questions.
 
     \b
     Examples:
       ragalign demo
       ragalign demo --model meta-llama/Llama-3.2-1B --max-new-tokens 300
     """
+    with tempfile.TemporaryDirectory(prefix="ragalign-demo-") as folder:
+        if model is None:
+            _testbed(Path(folder), queries, backend, json=json)
+        else:
+            _questions(Path(folder), model, recipe, backend, context_length, max_new_tokens, json=json)
+    if not json:
+        _next_steps()
+
+
+def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
+    """Answer the testbed's questions in four ways; then one of them in full, and the figures."""
+    from ragalign.aligner import Aligner
+    from ragalign.evaluation.bench import session
+    from ragalign.evaluation.bench.conditions import MAIN
+    from ragalign.evaluation.bench.figures import report_of
+    from ragalign.evaluation.bench.running import Run
+    from ragalign.evaluation.bench.scoring import make_scorer
+    from ragalign.evaluation.bench.testbed import World, world_engine
+
+    console.note("indexing the testbed's 2,000 demonstrations ...")
+    world = World.load(first=n)
+    engine = world_engine(backend)
+    run = Run(folder, world.chosen(_COMPARED), world.cases, world.indexes, model=engine.model, others=engine.settings)
+    generate(run, engine)
+    verdicts = session.score(run, make_scorer("exact-match"))
+    bench = report_of(run, verdicts, baseline="random", title="demo").bench
+    assert bench is not None  # a run always has one
+    if json:
+        console.print_json(bench.to_dict())
+        return
+    [*_, retrieved] = run.conditions
+    case, tokenizer = world.cases.cases[0], engine.load_tokenizer()
+    aligner = Aligner.from_recipe(retrieved.recipe, index=world.indexes[MAIN], tokenizer=tokenizer)
+    console.heading(case.query.text)
+    prompts.show_demonstrations(aligner.pack(case.query.text))
+    answers = {one.condition.name: str(one.rows[0][case.id]["response"]) for one in run.answered()}
+    out = console.stdout()
+    for name in _COMPARED:
+        right = "[green]right[/green]" if answers[name].strip() in case.references[0] else "[red]wrong[/red]"
+        console.heading(f"answer, {name}")
+        out.print(answers[name], markup=False)
+        out.print(right)
+    show_quality(bench)
+    show_costs(bench)
+    console.note(
+        f"{len(world.cases.cases)} questions. Each topic has a style of its own that the model cannot know: it must be "
+        "read from demonstrations of the same topic. This shows the pipeline at work, and nothing about real models."
+    )
+
+
+def _questions(
+    folder: Path, model: str, recipe: str, backend: str, context_length: int | None, max_new_tokens: int, *, json: bool
+) -> None:
+    """Index the starter pool, retrieve for three questions, pack and decode."""
     from ragalign.aligner import Aligner
     from ragalign.encoders import Encoder
     from ragalign.indexes import Index
@@ -48,46 +110,33 @@ def demo(
 
     chosen = Recipe.load(recipe)
     settings = decoding.override(chosen.decoding, max_tokens=max_new_tokens, seed=0)
-    with tempfile.TemporaryDirectory(prefix="ragalign-demo-") as name:
-        folder = Path(name)
-        pool = Pool.load(data_folder() / "starter.jsonl")
-        encoder = Encoder.load()
-        Index.build(pool, encoder, show_progress=True).save(folder / "index")
-        index = Index.open(folder / "index", encoder=encoder)
-        console.note(f"indexed the starter pool: {len(index)} demonstrations, encoder {encoder.id}")
-        toy = model is None
-        if model is None:
-            from ragalign.generation import build_toy_model
-
-            model = str(build_toy_model(folder / "toy-model", pool.responses))
-            console.note(
-                "made a toy model: Llama architecture, two layers, RANDOM weights. It shows that the path works; "
-                "its answers are word salad. Give --model for real ones."
-            )
-        console.note("starting the engine (half a minute on two CPU cores) ...")
-        with Aligner.from_recipe(
-            chosen, index=index, model=model, backend=backend, context_length=context_length
-        ) as aligner:
-            completions = aligner.generate(_QUESTIONS, decoding=settings)
-            length = aligner.generator.context_length
+    pool = Pool.load(data_folder() / "starter.jsonl")
+    encoder = Encoder.load()
+    Index.build(pool, encoder, show_progress=True).save(folder / "index")
+    index = Index.open(folder / "index", encoder=encoder)
+    console.note(f"indexed the starter pool: {len(index)} demonstrations, encoder {encoder.id}")
+    console.note("starting the engine (half a minute on two CPU cores) ...")
+    with Aligner.from_recipe(
+        chosen, index=index, model=model, backend=backend, context_length=context_length
+    ) as aligner:
+        completions = aligner.generate(_QUESTIONS, decoding=settings)
+        length = aligner.generator.context_length
     for question, completion in zip(_QUESTIONS, completions, strict=True):
         if json:
-            console.print_json(_record(question, completion))
+            console.print_json(_record(question, completion, length))
         else:
-            _show(question, completion, length, toy=toy)
-    if not json:
-        _next_steps()
+            _show(question, completion, length)
 
 
-def _record(question: str, completion: Completion) -> dict[str, object]:
-    prompt = prompts.prompt_record("0", completion.prompt)
+def _record(question: str, completion: Completion, length: int | None) -> dict[str, object]:
+    prompt = prompts.prompt_record("0", completion.prompt, length)
     return {"question": question, "response": completion.text, "finish_reason": completion.finish_reason} | {
         "n_cached_tokens": completion.n_cached_tokens,
         "prompt": prompt,
     }
 
 
-def _show(question: str, completion: Completion, length: int | None, *, toy: bool) -> None:
+def _show(question: str, completion: Completion, length: int | None) -> None:
     console.heading(question)
     prompts.show_demonstrations(completion.prompt)
     prompts.show_budget(completion.prompt, length)
@@ -97,7 +146,7 @@ def _show(question: str, completion: Completion, length: int | None, *, toy: boo
     cached = (
         "" if completion.n_cached_tokens is None else f", {completion.n_cached_tokens:,} prompt tokens from the cache"
     )
-    console.heading(f"answer{' of the toy model (random weights)' if toy else ''}")
+    console.heading("answer")
     out.print(completion.text, markup=False)
     out.print(f"[dim]{completion.n_output_tokens} tokens in {completion.latency_s:.1f} s{cached}[/dim]")
 
@@ -106,6 +155,7 @@ def _next_steps() -> None:
     console.heading("next")
     out = console.stdout()
     for what, command in (
+        ("measure all of it", "ragalign bench --testbed --out testbed"),
         ("index your own demonstrations", "ragalign index --pool answers.jsonl --out indexes/mine"),
         ("see what is retrieved", 'ragalign search indexes/mine "a question"'),
         ("see a packed prompt", 'ragalign pack indexes/mine "a question" --tokenizer MODEL --show'),

@@ -83,7 +83,7 @@ def run(
         budget=Budget(max_requests=max_requests, max_cost=max_cost),
         prices=PriceTable.load(prices),
     )
-    judges = _judges(judge, key_env or [])
+    judges = judges_of(judge, key_env or [])
     how = make_protocol(
         protocol, strict=strict, prompt_file=prompt_file, **({"both_orders": True} if both_orders else {})
     )
@@ -109,7 +109,8 @@ def run(
         raise typer.Exit(console.EXIT_FAILURE)
 
 
-def _judges(names: list[str], variables: list[str]) -> list[Judge]:
+def judges_of(names: list[str], variables: list[str]) -> list[Judge]:
+    """The judges that ``--judge`` and ``--key-env`` name."""
     from ragalign.errors import ConfigError
     from ragalign.judging.judges import Judge
 

@@ -8,13 +8,35 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import chat, console, demo, generate, index, judge, judge_run, pack, pool, render, report, search
+from ragalign_cli import (
+    analyze,
+    bench,
+    chat,
+    compare_ift,
+    console,
+    demo,
+    generate,
+    index,
+    judge,
+    judge_run,
+    pack,
+    plan,
+    pool,
+    render,
+    report,
+    search,
+    select,
+    serve,
+)
 from ragalign_cli.arguments import expand
+
+# What Typer raises for any wrong argument: a class that it exports only as the base of this one.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 app = typer.Typer(
     name="ragalign",
@@ -27,14 +49,20 @@ app = typer.Typer(
 
 app.add_typer(index.app, name="index")
 app.command("pack")(pack.pack)
+app.command("plan")(plan.plan)
 app.add_typer(pool.app, name="pool")
 app.command("render")(render.render)
 app.command("search")(search.search)
 judge.app.command("run")(judge_run.run)
 app.add_typer(judge.app, name="judge")
 app.command("report")(report.report)
+app.add_typer(analyze.app, name="analyze")
+app.command("compare-ift")(compare_ift.compare_ift)
+app.command("bench")(bench.bench)
+app.command("select")(select.select)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 
@@ -57,7 +85,10 @@ def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
     try:
-        app(expand(sys.argv[1:]))
+        code = app(expand(sys.argv[1:]), prog_name="ragalign", standalone_mode=False)
+    except _UsageError as error:
+        console.error(_usage(error))
+        sys.exit(console.EXIT_USAGE)
     except ConfigError as error:
         console.error(str(error))
         sys.exit(console.EXIT_USAGE)
@@ -67,3 +98,11 @@ def main() -> None:
     except OSError as error:
         console.error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(console.EXIT_FAILURE)
+    sys.exit(code or 0)
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments, on one line: Typer would print three."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "ragalign"
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"

@@ -26,7 +26,7 @@ def pack(
     ] = None,
     context_length: Annotated[
         Optional[int],
-        typer.Option(help="Tokens that prompt and completion share.", show_default=False),
+        typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
@@ -59,7 +59,7 @@ def pack(
                 if json:
                     console.print_json({"id": query.id, "error": str(prompt)})
             elif json:
-                console.print_json(prompts.prompt_record(query.id, prompt))
+                console.print_json(prompts.prompt_record(query.id, prompt, context_length))
             else:
                 if queries is not None:
                     console.heading(f"query {query.id}")

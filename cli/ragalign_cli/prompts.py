@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -10,6 +11,8 @@ from rich.text import Text
 from ragalign_cli import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ragalign.types import Prompt
 
 _REASONS = {
@@ -17,11 +20,17 @@ _REASONS = {
     "budget": "did not fit into the token budget",
     "context": "did not fit into the model's context",
     "stopped": "came after the prompt was full",
+    "planned": "gave way to one that other prompts share",
 }
 
 
-def prompt_record(query_id: str, prompt: Prompt) -> dict[str, Any]:
-    """What `ragalign pack --json` prints of one prompt."""
+# Control characters as the pictures that Unicode has for them: a text must not steer the terminal.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421, **dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029), 0xFFFD)}
+
+
+def prompt_record(query_id: str, prompt: Prompt, context_length: int | None) -> dict[str, Any]:
+    """What `ragalign pack --json` prints of one prompt; `context_length` is None where it is not known."""
     return {
         "id": query_id,
         "demonstrations": [
@@ -45,6 +54,7 @@ def prompt_record(query_id: str, prompt: Prompt) -> dict[str, Any]:
         "n_demonstration_tokens": prompt.n_demonstration_tokens,
         "n_query_tokens": prompt.n_query_tokens,
         "max_tokens": prompt.max_tokens,
+        "context_length": context_length,
         "stop": list(prompt.stop),
     }
 
@@ -59,7 +69,7 @@ def show_prompt(prompt: Prompt) -> None:
     out = console.stdout()
     for number, (label, piece) in enumerate(zip(labels, prompt.pieces, strict=True)):
         style = "cyan" if number % 2 else "green"
-        for line_number, line in enumerate(piece.rstrip("\n").split("\n")):
+        for line_number, line in enumerate(_terminal_lines(piece, out, width + len(" \u2502 "))):
             gutter = f"{label if line_number == 0 else '':<{width}} \u2502 "
             out.print(Text.assemble((gutter, style), line))
         out.print(Text(f"{'':<{width}} \u2502", style))
@@ -101,6 +111,16 @@ def count_dropped(prompt: Prompt) -> str:
     """How many candidates are not in the prompt, by reason, on one line."""
     counts = Counter(one.reason for one in prompt.dropped)
     return ", ".join(f"{count} {_REASONS[reason]}" for reason, count in counts.items())
+
+
+def _terminal_lines(text: str, out: Console, indent: int) -> Iterator[Text]:
+    """The lines of `text` as they can be shown behind `indent` cells; broken on terminals only."""
+    for line in text.rstrip("\n").replace("\r\n", "\n").split("\n"):
+        shown = Text(line.translate(_PICTURES), tab_size=8)
+        if out.soft_wrap or not line.strip():
+            yield shown
+        else:
+            yield from shown.wrap(out, max(20, out.width - indent))
 
 
 def _label(name: str, n_tokens: int, score: float | None) -> str:

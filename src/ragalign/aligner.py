@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self, cast, get_args
@@ -13,6 +14,7 @@ from ragalign._progress import progress
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
 from ragalign.indexes import Index
 from ragalign.packing import Packer
+from ragalign.planning import Held, OnlinePlanner, Plan, Planner, PlannerSettings
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever, make_retriever
@@ -56,6 +58,7 @@ class Aligner:
         candidates: hits that the packer chooses from, per query; None is the packer's `max_demonstrations`.
         exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
         where: metadata that demonstrations must have.
+        planner: how to let prompts share prefixes; by default nothing is planned.
         name: what to call this setting in files, such as a recipe's name.
     """
 
@@ -69,6 +72,7 @@ class Aligner:
         candidates: int | None = None,
         exclude: Exclusion | None = None,
         where: Mapping[str, Any] | None = None,
+        planner: PlannerSettings | None = None,
         name: str = "",
     ) -> None:
         self.packer = packer
@@ -77,7 +81,9 @@ class Aligner:
         self.candidates = packer.packing.max_demonstrations if candidates is None else candidates
         self.exclude = Exclusion() if exclude is None else exclude
         self.where = where or None
+        self.planner = planner or PlannerSettings()
         self.name = name
+        self._held = Held()
         self._generator = generator
 
     @classmethod
@@ -146,6 +152,7 @@ class Aligner:
             candidates=settings.candidates,
             exclude=Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near),
             where=settings.where,
+            planner=recipe.planner,
             name=recipe.name,
         )
 
@@ -160,30 +167,48 @@ class Aligner:
             raise ConfigError("this aligner only packs: make it with a model to generate")
         return self._generator
 
+    @property
+    def online(self) -> OnlinePlanner:
+        """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory."""
+        return OnlinePlanner(self.packer, self.planner, self._held)
+
+    @property
+    def n_hits(self) -> int:
+        """How many hits per query packer and planner have a use for."""
+        return max(self.candidates, Planner(self.packer, self.planner).n_candidates)
+
     def retrieve(self, queries: Sequence[str]) -> list[list[Hit]]:
-        """Candidates for each query, best first."""
+        """Candidates for each query, best first; `n_hits` of them."""
         if self.retriever is None or self.candidates == 0:
             return [[] for _ in queries]
-        return self.retriever.retrieve(queries, self.candidates, exclude=self.exclude, where=self.where)
+        return self.retriever.retrieve(queries, self.n_hits, exclude=self.exclude, where=self.where)
 
     def pack(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Prompt:
-        """Retrieve for one conversation (or a single question) and pack its prompt.
+        """Retrieve for one conversation (or a single question) and pack its prompt, beside those packed before.
 
         Raises:
             BudgetError: the conversation does not fit.
             DataError: the messages are in no order that a template can render.
         """
-        [prompt] = self.pack_many([_query(messages)], decoding=decoding)
-        if isinstance(prompt, BudgetError):
-            raise prompt
-        return prompt
+        query = _query(messages)
+        [hits] = self.retrieve([query.text])
+        return self.online.pack(
+            query.turns, hits, n_plain=self.candidates, max_new_tokens=self._reserved(decoding or self.decoding)
+        )
 
     def pack_many(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> list[Prompt | BudgetError]:
-        """Retrieve and pack in one batch: for each query its prompt, or why it does not fit."""
+        """Retrieve, plan and pack in one batch: for each query its prompt, or why it does not fit."""
+        return self.plan(queries, decoding=decoding).prompts
+
+    def plan(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> Plan:
+        """As `pack_many`, with the order in which to ask the prompts and the relevance that each has kept."""
         hits = self.retrieve([query.text for query in queries])
-        # Without a generator nothing is decoded, so nothing need be kept free.
-        reserved = (decoding or self.decoding).max_tokens if self._generator is not None else 0
-        return self.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=reserved)
+        return Planner(self.packer, self.planner).plan(
+            [query.turns for query in queries],
+            hits,
+            n_plain=self.candidates,
+            max_new_tokens=self._reserved(decoding or self.decoding),
+        )
 
     def chat(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Completion:
         """Answer one conversation, given as messages (or a single question).
@@ -195,6 +220,7 @@ class Aligner:
         """
         prompt = self.pack(messages, decoding=decoding)
         [completion] = self.generator.generate([prompt], decoding or self.decoding)
+        self.online.learn(prompt, completion.n_cached_tokens)
         return self._clean(completion)
 
     def stream(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Iterator[str]:
@@ -235,26 +261,53 @@ class Aligner:
         Raises:
             GenerationError: the generator failed as a whole.
         """
-        for start in range(0, len(queries), _BATCH):
-            batch = queries[start : start + _BATCH]
-            packed = self.pack_many(batch, decoding=decoding)
-            positions, prompts = [], []
-            for position, prompt in enumerate(packed, start=start):
-                if isinstance(prompt, BudgetError):
-                    yield position, Failure(queries[position], prompt)
-                else:
-                    positions.append(position)
-                    prompts.append(prompt)
-            for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
-                yield positions[number], self._clean(completion)
+        batches = [queries[start : start + _BATCH] for start in range(0, len(queries), _BATCH)]
+        # While a batch is decoded, the next one is retrieved for, planned and packed.
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="ragalign-plan")
+        upcoming: Future[Plan] | None = None
+        try:
+            for number, batch in enumerate(batches):
+                plan = self.plan(batch, decoding=decoding) if upcoming is None else upcoming.result()
+                upcoming = None
+                if number + 1 < len(batches):
+                    upcoming = ahead.submit(self.plan, batches[number + 1], decoding=decoding)
+                for place, result in self._answer(batch, plan, decoding):
+                    yield number * _BATCH + place, result
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(
+        self, batch: Sequence[Query], plan: Plan, decoding: Decoding | None
+    ) -> Iterator[tuple[int, Completion | Failure]]:
+        places, prompts = [], []
+        for place in plan.order:
+            prompt = plan.prompts[place]
+            if isinstance(prompt, BudgetError):
+                yield place, Failure(batch[place], prompt)
+            else:
+                places.append(place)
+                prompts.append(prompt)
+        for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
+            yield places[number], self._clean(completion)
 
     def generate_file(
-        self, queries: Sequence[Query], output: str | Path, *, decoding: Decoding | None = None
+        self,
+        queries: Sequence[Query],
+        output: str | Path,
+        *,
+        decoding: Decoding | None = None,
+        generator: str | None = None,
     ) -> FileReport:
         """Answer queries into a JSON Lines file, one line per completion, appended as each is finished.
 
         Queries whose id is in the file already are not asked again, so an interrupted run resumes; a last line that
         was cut off is removed first. Failures are not written: a later run tries them again.
+
+        Args:
+            queries: what to answer.
+            output: the file.
+            decoding: how to decode, unless as usual.
+            generator: what judges call whoever gave these answers; the model by default.
 
         Raises:
             DataError: the file holds something else, or completions of another recipe or model.
@@ -262,6 +315,7 @@ class Aligner:
         """
         path = Path(output)
         made_by = {"recipe": self.name, "model": self.generator.model}
+        made_by |= {"generator": generator} if generator is not None else {}
         present = _present_ids(path, made_by)
         missing = [query for query in queries if query.id not in present]
         failures = []
@@ -285,6 +339,10 @@ class Aligner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _reserved(self, decoding: Decoding) -> int:
+        """Room to keep for the completion: without a generator nothing is decoded, so none."""
+        return decoding.max_tokens if self._generator is not None else 0
 
     def _clean(self, completion: Completion) -> Completion:
         """The completion with its answers cleaned as the template wants it."""
@@ -333,6 +391,7 @@ def _record(query: Query, completion: Completion) -> dict[str, Any]:
         "n_cached_tokens": completion.n_cached_tokens,
         "n_output_tokens": completion.n_output_tokens,
         "latency_s": round(completion.latency_s, 4),
+        "first_token_s": None if completion.first_token_s is None else round(completion.first_token_s, 5),
         "demonstrations": [used.id for used in completion.prompt.demonstrations],
     }
 

@@ -13,6 +13,7 @@ from ragalign.constants import as_constants, make_constants
 from ragalign.errors import ConfigError
 from ragalign.generation.presets import decoding_preset
 from ragalign.packing import Packing
+from ragalign.planning import PlannerSettings
 from ragalign.pool import Pool
 from ragalign.templates import Constant, PromptFile, Template
 from ragalign.types import Decoding, Demonstration
@@ -34,6 +35,7 @@ class IndexSettings:
     normalize: bool = True
     query_prompt: str | None = None
     document_prompt: str | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     text: Literal["instruction", "both"] = "instruction"
     kind: str = "auto"
     metric: Literal["cosine", "ip", "l2"] = "cosine"
@@ -110,7 +112,7 @@ class Recipe:
         name: what people call it.
         description: one line on what it does.
         folder: where relative paths start.
-        index, template, constants, retriever, packing, decoding: the parts.
+        index, template, constants, retriever, packing, planner, decoding: the parts.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Recipe:
     constants: ConstantSettings = field(default_factory=ConstantSettings)
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
     packing: Packing = field(default_factory=Packing)
+    planner: PlannerSettings = field(default_factory=PlannerSettings)
     decoding: Decoding = field(default_factory=Decoding)
 
     @classmethod

@@ -41,8 +41,9 @@ class Tokenizer(ABC):
                 tokenizer = _auto_tokenizer(name_or_folder)
         # transformers raises whatever its many loaders raise; all of it means "no tokenizer here".
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"cannot load a tokenizer from {str(name_or_folder)!r}: {reason}") from None
+            raise ConfigError(
+                f"cannot load a tokenizer from {str(name_or_folder)!r}: {_why_not(name_or_folder, error)}"
+            ) from None
         return cls.wrap(tokenizer)
 
     @classmethod
@@ -192,6 +193,16 @@ def _auto_tokenizer(name_or_folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(name_or_folder))
+
+
+def _why_not(name_or_folder: str | Path, error: Exception) -> str:
+    """Why there is no tokenizer; transformers takes a folder that is not there for a strange hub id."""
+    folder = Path(name_or_folder)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        return "the folder holds none (no tokenizer.json, tokenizer.model or tokenizer_config.json)"
+    if not folder.exists() and (folder.is_absolute() or str(name_or_folder).startswith(("./", "../", "~"))):
+        return "there is no such folder"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
-DropReason = Literal["too_long", "budget", "context", "stopped"]
+DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
 
 
 def content_id(instruction: str, response: str) -> str:
@@ -95,7 +95,8 @@ class DroppedDemonstration:
 
     Reasons: ``too_long`` (longer than `max_demonstration_tokens`), ``budget`` (did not fit into
     `max_tokens`), ``context`` (did not fit into the model's context beside query and completion),
-    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`).
+    ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`), ``planned`` (would fit, but the
+    planner put one in its place that other prompts have too).
     """
 
     id: str
@@ -155,11 +156,44 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says."""
+    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says.
+
+    `token_ids` are all that the engine wrote, those of an end-of-text mark or a stop string included, which `text`
+    lacks; empty where the engine does not say.
+    """
 
     text: str
     finish_reason: str
     n_tokens: int
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token, its log-probability, and the most likely tokens at its place as (token, log-probability)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next part of an answer that is being made.
+
+    Attributes:
+        text: what is new; may be empty.
+        n_tokens: tokens of the answer so far; 0 as long as the engine does not say.
+        finish_reason: why the answer ended, in its last part; None before.
+        n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
+        logprobs: of the tokens that are new, where they were asked for.
+    """
+
+    text: str
+    n_tokens: int = 0
+    finish_reason: str | None = None
+    n_cached_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +205,15 @@ class Completion:
         outputs: the answers, `Decoding.n` of them.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
         latency_s: seconds from handing the prompt over to its last token.
+        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait behind
+            other prompts of a batch; None where the engine does not say.
     """
 
     prompt: Prompt
     outputs: tuple[Output, ...]
     n_cached_tokens: int | None = None
     latency_s: float = 0.0
+    first_token_s: float | None = None
 
     @property
     def text(self) -> str:
@@ -210,6 +247,7 @@ class Decoding:
         n: answers per prompt.
         seed: None draws a new one each time.
         repetition_penalty: counts prompt *and* output tokens in vLLM and transformers (1 is none).
+        output_repetition_penalty: the same formula over output tokens only (1 is none); not on endpoints.
         presence_penalty, frequency_penalty: count output tokens only (0 is none).
         stop: stop strings beside the template's own.
     """
@@ -220,6 +258,7 @@ class Decoding:
     n: int = 1
     seed: int | None = None
     repetition_penalty: float = 1.0
+    output_repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()

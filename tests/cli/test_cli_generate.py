@@ -117,17 +117,27 @@ def test_wrong_options_get_one_line(
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_the_demo_shows_the_whole_path(ragalign: Command) -> None:
-    run = ragalign("demo", "--backend", "transformers", "--max-new-tokens", "8", "--json")
+@pytest.mark.slow
+def test_the_demo_compares_four_ways(ragalign: Command) -> None:
+    run = ragalign("demo", "--backend", "transformers", "--queries", "8", "--json")
+    assert run.returncode == 0, run.stderr
+    quality = {one["name"]: one["quality"]["estimate"]["value"] for one in json.loads(run.stdout)["conditions"]}
+    assert set(quality) == {"zero-shot", "fixed", "random", "retrieved"}
+    assert quality["retrieved"] >= 75 > 50 >= quality["random"]
+    assert max(quality["zero-shot"], quality["fixed"]) <= 25
+
+
+def test_the_demo_takes_a_model_of_ones_own(ragalign: Command, tiny_model: Path) -> None:
+    run = ragalign("demo", "--model", tiny_model, "--backend", "transformers", "--max-new-tokens", "8", "--json")
     assert run.returncode == 0, run.stderr
     shown = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(shown) == 3
-    assert all(one["prompt"]["demonstrations"] and isinstance(one["response"], str) for one in shown)
-    assert "RANDOM weights" in run.stderr
+    assert all(isinstance(one["response"], str) and one["prompt"]["n_tokens"] for one in shown)
 
 
 @pytest.mark.slow
 def test_the_demo_runs_on_vllm_as_printed() -> None:
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", "from ragalign_cli.main import main; main()", "demo"],
         capture_output=True,
@@ -135,5 +145,7 @@ def test_the_demo_runs_on_vllm_as_printed() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "answer of the toy model (random weights)" in done.stdout
-    assert "ragalign chat indexes/mine --model MODEL" in done.stdout
+    assert "answer, retrieved" in done.stdout
+    assert "paired 95 % interval" in " ".join(done.stdout.split())
+    assert "ragalign bench --testbed --out testbed" in done.stdout
+    assert time.monotonic() - started < 540, "it is meant to take a minute or two"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,30 @@ def test_people_see_the_prompt_beside_its_origin(ragalign: Command, starter_inde
     assert "│ Question: Why is the sky blue?" in run.stdout
     assert "explaining-01" in run.stdout
     assert "longer than one demonstration may be" in run.stdout
+
+
+def test_no_text_steers_the_terminal_or_leaves_the_gutter(
+    ragalign: Command, starter_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    question = "Why is\x1b[2J the\r\nsky\rblue\u2028then? " + "And here are some more words. " * 20
+    run = ragalign("pack", starter_index, question, "--tokenizer", tiny_model, "--show", columns=80)
+    shown = [re.sub(r"\x1b\[\d*m", "", line) for line in run.stdout.split("\n")]
+    shown = shown[: shown.index(next(line for line in shown if line.startswith("part ")))]
+    assert all("\u2502" in line and len(line) <= 80 for line in shown)
+    assert not set("".join(shown)) & {"\x1b", "\r", "\u2028"}
+    text = " ".join(line.partition("\u2502")[2].strip() for line in shown)
+    assert "Question: Why is\u241b[2J the sky\u240dblue\ufffdthen? And here are some more words. And" in text
+
+
+def test_the_window_is_in_the_json(ragalign: Command, starter_index: Path, tiny_model: Path) -> None:
+    arguments = ("pack", starter_index, "Why?", "--tokenizer", tiny_model, "--json")
+    [unknown], [known] = lines(ragalign(*arguments).stdout), lines(ragalign(*arguments, "--context-length", 900).stdout)
+    assert unknown["context_length"] is None
+    assert known["context_length"] == 900
+    assert known["n_tokens"] + known["n_special_tokens"] <= 900
 
 
 def test_a_query_that_does_not_fit_is_named_and_the_others_packed(

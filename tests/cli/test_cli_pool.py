@@ -198,7 +198,7 @@ def test_dedupe_keeps_each_removed_one_on_its_line(pool: Callable[..., Run], tmp
         (("convert", "SECOND", "--out", "x.jsonl"), 1, "second.jsonl:2: the response is empty"),
         (("convert", "FIRST", "--out", "x.csv"), 2, "unknown extension '.csv' for a pool"),
         (("dedupe", "FIRST", "--near", "2", "--out", "x.jsonl"), 2, "near is 2.0, but a similarity is above 0"),
-        (("convert", "FIRST"), 2, "Missing option '--out'"),
+        (("convert", "FIRST"), 2, "missing option '--out'"),
     ],
 )
 def test_what_goes_wrong_is_one_line(

@@ -100,7 +100,7 @@ def test_the_form_by_hand(ragalign: Command, tmp_path: Path, turns: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "not JSON"),
+        (b"{", "not JSON (Expecting property name enclosed in double quotes, character 3); expected "),
         (b"[1]", 'expected an object with "turns"'),
         (b'{"turn": ["a"]}', 'expected an object with "turns"'),
         (b'{"turns": "a"}', 'expected an object with "turns"'),
@@ -121,6 +121,16 @@ def test_bad_lines_are_named(ragalign: Command, prompt_file: Path, turns: Path, 
     assert done.stderr.count("\n") == 1
     assert f"{turns}:3: " in done.stderr
     assert message in done.stderr
+
+
+def test_byte_order_marks_and_carriage_returns_are_no_obstacle(
+    ragalign: Command, prompt_file: Path, turns: Path
+) -> None:
+    turns.write_bytes(b'\xef\xbb\xbf{"turns": ["One"]}\r\n{"turns": ["Two"]}')
+    done = ragalign("render", "--prompt-file", prompt_file, "--turns", turns, "--json")
+    assert done.returncode == 0
+    ends = [json.loads(line)["text"].rpartition("# Query:")[2] for line in done.stdout.splitlines()]
+    assert ends == ["\n```\nOne\n```\n\n# Answer:\n```\n", "\n```\nTwo\n```\n\n# Answer:\n```\n"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_upstreams_files_of_several_protocols_make_one_report(ragalign: Command,
         (("verdicts.jsonl", "--index", "nowhere"), 1, "nowhere"),
         (("verdicts.jsonl", "--completions", "queries.jsonl"), 1, "no model answer"),
         (("verdicts.jsonl", "--out", "verdicts.jsonl/report.html"), 1, "verdicts.jsonl"),
-        ((), 2, "Missing argument"),
+        ((), 2, "missing argument"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

@@ -31,8 +31,22 @@ def test_presets_carry_the_published_values(
     validate(preset)
 
 
-def test_every_preset_is_listed_above() -> None:
-    assert sorted(PRESETS) == ["greedy", "ica", "icl-alignment", "icl-alignment-moe", "urial"]
+@pytest.mark.parametrize("name", ["urial", "icl-alignment"])
+def test_each_penalty_can_be_kept_off_the_prompt(name: str) -> None:
+    published, ours = decoding_preset(name), decoding_preset(f"{name}-output")
+    assert ours.output_repetition_penalty == published.repetition_penalty
+    assert replace(ours, output_repetition_penalty=1.0) == replace(published, repetition_penalty=1.0)
+    validate(ours)
+
+
+def test_every_preset_is_tested_above() -> None:
+    names = ["greedy", "ica", "icl-alignment", "icl-alignment-moe", "icl-alignment-output", "urial", "urial-output"]
+    assert sorted(PRESETS) == names
+
+
+def test_the_output_is_not_punished_twice() -> None:
+    with pytest.raises(ConfigError, match="would punish the output twice; set one of them to 1"):
+        validate(replace(decoding_preset("urial"), output_repetition_penalty=1.1))
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
@@ -57,6 +71,7 @@ def test_unknown_preset_names_the_known_ones() -> None:
         ("seed", 0.5),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", math.inf),
+        ("output_repetition_penalty", 0.0),
         ("presence_penalty", -2.5),
         ("frequency_penalty", 2.5),
         ("stop", "# Query"),

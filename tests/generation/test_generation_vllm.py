@@ -37,8 +37,9 @@ def test_no_prompts_give_no_completions(vllm_engine: VllmGenerator) -> None:
         replace(GREEDY, repetition_penalty=1.3),
         replace(GREEDY, presence_penalty=1.5, frequency_penalty=1.0),
         replace(GREEDY, repetition_penalty=0.8, frequency_penalty=-0.5),
+        replace(GREEDY, output_repetition_penalty=1.3, presence_penalty=0.5),
     ],
-    ids=["plain", "repetition", "presence-frequency", "encourage"],
+    ids=["plain", "repetition", "presence-frequency", "encourage", "output-repetition"],
 )
 def test_greedy_answers_equal_those_of_transformers(
     vllm_engine: VllmGenerator,

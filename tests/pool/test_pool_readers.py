@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragalign.errors import DataError
+from ragalign.pool import Pool
 from ragalign.pool.readers import read_file
 from ragalign.pool.rows import Problem
 
@@ -43,6 +44,7 @@ def test_jsonl_separators_inside_texts_are_no_line_breaks(tmp_path: Path) -> Non
     ("line", "reason"),
     [
         (b'{"instruction": "q"', "not valid JSON (Expecting ',' delimiter at column 20)"),
+        (b'{"instruction": "q', "not valid JSON (Unterminated string starting at column 17)"),
         (b"[1, 2]", "a JSON value that is not an object"),
         (b'"text"', "a JSON value that is not an object"),
         (b'{"instruction": "caf\xe9"}', "not UTF-8: byte 0xe9 at byte 21 of the line"),
@@ -82,6 +84,16 @@ def test_json_array_has_the_line_where_each_row_starts(tmp_path: Path) -> None:
     found = read(path)
     assert [row for _, row in found] == rows
     assert [lines[number - 1].strip() for number, _ in found] == ["{"] * 3
+
+
+def test_json_on_one_line_numbers_its_rows(tmp_path: Path) -> None:
+    """The line is 1 for all of them, which would help nobody to find the bad one."""
+    path = write(tmp_path, "pool.json", json.dumps([ROW, 5, ROW, {"x": 1}]) + "\n\n")
+    unit, rows = read_file(path)
+    assert unit == "row"
+    assert [number for number, _ in rows] == [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"pool\.json:row 2: a JSON value that is not an object"):
+        Pool.load(path)
 
 
 def test_json_object_with_data(tmp_path: Path) -> None:

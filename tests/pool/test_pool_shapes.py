@@ -113,6 +113,13 @@ def test_saved_rows_keep_source_and_metadata() -> None:
     assert (parsed.shape, parsed.source, parsed.source_id, parsed.metadata) == ("ragalign", "f", None, {"id": 1})
 
 
+@pytest.mark.parametrize(("user", "assistant"), [("User", "Assistant"), ("prompter", "bot"), ("HUMAN", "bing")])
+def test_odd_names_of_roles(user: str, assistant: str) -> None:
+    parsed = parse({"conversations": turns(("System", "s"), (user, "q"), (assistant, "a"), (user, "more"))})
+    assert (parsed.instruction, parsed.response, parsed.metadata["system_turn"]) == ("q", "a", "s")
+    assert parsed.metadata["further_turns"] == [{"role": "user", "content": "more"}]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -129,7 +136,8 @@ def test_saved_rows_keep_source_and_metadata() -> None:
         ({"conversations": ["q"]}, "the conversation's first user turn is not followed by an answer"),
         ({"conversations": ["q", {"from": "gpt"}]}, "the field 'conversations' mixes turns of different types"),
         ({"conversations": [{"a": "q"}]}, "the turns in 'conversations' have neither 'from' and 'value' nor"),
-        ({"conversations": turns(("gpt", "a"), ("human", "q"))}, "does not begin with a user's turn"),
+        ({"conversations": turns(("gpt", "a"), ("human", "q"))}, "begin with a user's turn (its role is 'assistant')"),
+        ({"conversations": turns(("human", "q"), ("function_call", "x"))}, "next turn's role is 'function_call'"),
         ({"conversations": turns(("human", "q"), ("human", "q"))}, "first user turn is not followed by an answer"),
         ({"conversations": turns(("system", "s"))}, "the conversation is empty"),
         ({"messages": messages(("user", None))}, "turn 1: 'content' is null, not text"),

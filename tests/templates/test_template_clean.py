@@ -108,10 +108,22 @@ def test_answers_cut_off_by_length_lose_the_beginning_of_a_turn(form: str, raw: 
     assert Template.load(form).clean(raw, finished=False) == answer
 
 
-STREAMED = [*map(Template.load, built_in()), *(replace(Template.load(name), escape="none") for name in built_in())]
+QA = Template("qa", "Q:\n", "\n\nA:\n", "\n\n")
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer"),
+    [("Q:\nNext?", ""), ("\nQ:\nNext?", ""), ("An FAQ: yes.\nQ:", "An FAQ: yes."), ("FAQ: yes", "FAQ: yes")],
+)
+def test_answers_that_begin_with_the_next_turn_are_empty(raw: str, answer: str) -> None:
+    assert QA.clean(raw) == answer
+    assert Template.load("plain").clean("User: that is what I call him.") == "User: that is what I call him."
+
+
+STREAMED = [QA, *map(Template.load, built_in()), *(replace(Template.load(name), escape="none") for name in built_in())]
 PARTS = (
     "#\\ Query:", "`\\``", "\\", "# Que", "# Query", "\nQuestion:", "Question\\:", "\nUser:", "```", "</s>", "<|im",
-    " ", "<|endoftext|>", "\n", "word", "\n\\Question\\:", "<\\/s>", "$\\frac{1}{2}$",
+    " ", "<|endoftext|>", "\n", "word", "\n\\Question\\:", "Q:\n", "<\\/s>", "$\\frac{1}{2}$",
 )  # fmt: skip
 outputs = st.lists(st.one_of(texts, st.sampled_from(PARTS)), max_size=8).map("".join)
 

@@ -212,6 +212,14 @@ HARMLESS = (
     "a ` b `` c", "My question: why?", "The user: a person", "x < y > z, a <b> c", "[1] [INSTALL]", "path\\to\\file",
     "\\frac{1}{2} \\# \\`", "Questions:\n1. Why?", "# Queen\n# Useful", "\u4f60\u597d\uff01 \u05e9\u05dc\u05d5\u05dd",
     "\U0001f642", "tables | a | b |", "<|", "|>", "<s", "[INST", "<|not a token|>",
+    "\u0395\u03c1\u03ce\u03c4\u03b7\u03c3\u03b7: \u03c4\u03b9 \u03ce\u03c1\u03b1 \u03b5\u03af\u03bd\u03b1\u03b9;\n"
+    "# \u0391\u03c0\u03ac\u03bd\u03c4\u03b7\u03c3\u03b7:",
+    "\u0412\u043e\u043f\u0440\u043e\u0441: \u043a\u0442\u043e \u0442\u0430\u043c?\n"
+    "# \u041e\u0442\u0432\u0435\u0442: \u042e\u0437\u0435\u0440:",
+    "\u0540\u0561\u0580\u0581\u0589 \u0548\u055e\u057e\n# \u0548\u057d\u0578\u0582\u0574:",
+    "\u0421\u0421\u0421\u0420: <\u0442\u0435\u0433> [\u0418\u041d\u0421\u0422]",
+    "\U0001f1fa\U0001f1f8: \U0001f1eb\U0001f1f7 \u24b6\u24b7 \u2460: \u1d00\u1d07",
+    "\u00e0 la carte: \u00b5 \u2260 \u03bc",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates import PromptFile, Template
-from ragalign.types import Turn
+from ragalign.types import Demonstration, Turn
 
 URIAL_COUNTS = {
     "inst_1k.txt": 3, "inst_1k_v4.txt": 3, "inst_1k_v4.help.txt": 3, "inst_1shot.txt": 1, "inst_2k.txt": 8,
@@ -170,7 +170,8 @@ def test_fenced_files_of_other_texts(
     answered = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)))
     parts = []
     if hugging:
-        pairs = [(instruction.strip("\n"), response) for instruction, response in pairs]
+        # A blank line right behind a fence is the fence's own.
+        pairs = [(instruction.lstrip().rstrip("\n"), response) for instruction, response in pairs]
     for (instruction, response), whole in zip(pairs, answered, strict=True):
         parts.append(f"# Query:\n```{instruction}```" if hugging else f"# Query:\n```\n{instruction}\n```")
         if whole:
@@ -220,6 +221,64 @@ def test_labelled_files_of_other_texts(pairs: list[tuple[str, str]], form: str) 
     # What a conversation after it looks like is what the template alone would give.
     turns = [Turn("user", "Hi?")]
     assert replace(file, template=template).render(turns) == text + template.render_turns(turns)
+
+
+FENCED = "Be kind.\n\n# Query:{0}```\nOne?\n```\n\n# Answer:{0}```\nTwo.\n```\n\n# Query:{0}```\nThree?\n```\n"
+HEADED = "Be kind.\n\n# {0}:{2}One?\n\n# {1}:{2}Two.\n{3}\n# {0}:{2}Three?\n{3}"
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (FENCED.format("\n\n"), "urial"),
+        (FENCED.format(" \n \n\n"), "urial"),
+        (FENCED.format("\n").replace("```", "````"), "urial"),
+        (HEADED.format("Query", "Answer", "\n  \n", " \n"), "urial-v2"),
+        (HEADED.format("Query", "Answer", "\n", " \n \n"), "urial-v2"),
+        (HEADED.format("User", "Assistant", " \n \n", "\t\n"), "urial-v5"),
+        (HEADED.format("User", "Assistant", "\n", " \n\n"), "urial-v6"),
+    ],
+)
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_blank_lines_around_a_text_are_not_of_it(text: str, form: str, line_break: str) -> None:
+    text = text.replace("\n", line_break)
+    file = PromptFile.parse(text)
+    assert file.text == text
+    assert file.template.name == form
+    assert [(one.demonstration.instruction, one.demonstration.response) for one in file.constants] == [
+        ("One?", "Two."),
+        ("Three?", ""),
+    ]
+
+
+OWN_FORMS = {
+    "inline": 'opening = "Q: "\nmiddle = " A: "\nclosing = "\\n"\n',
+    "tags": 'opening = "<user>"\nmiddle = "</user><bot>"\nclosing = "</bot>"\n',
+    "ruled": 'opening = "# Q\\n---\\n"\nmiddle = "\\n---\\n# A\\n---\\n"\nclosing = "\\n---\\n\\n"\n',
+    "fenced": 'opening = "# Q\\n```\\n"\nmiddle = "\\n```\\n# A\\n```\\n"\nclosing = "\\n```\\n"\nfenced = true\n',
+}
+
+
+@pytest.mark.parametrize("name", OWN_FORMS)
+def test_files_in_the_form_of_a_template_of_one_s_own(tmp_path: Path, name: str) -> None:
+    form = tmp_path / f"{name}.toml"
+    form.write_text(OWN_FORMS[name], encoding="utf-8")
+    pairs = [("One?", "Two."), ("Lines\n\nof text", "code\n    indented\nend"), ("Bare?", "")]
+    template = Template.load(form)
+    text = "Be kind.\n\n" + "".join(template.render_demonstration(Demonstration(*pair)) for pair in pairs)
+    file = PromptFile.parse(text, str(form))
+    assert file.text == text
+    assert file.preamble == "Be kind.\n\n"
+    assert [(one.demonstration.instruction, one.demonstration.response) for one in file.constants] == pairs
+    assert file.render([Turn("user", "Hi?")]) == text + template.render_turns([Turn("user", "Hi?")])
+
+
+def test_a_form_of_nothing_but_fences_is_refused(tmp_path: Path) -> None:
+    form = tmp_path / "bare.toml"
+    strings = 'opening = "```\\n"\nmiddle = "\\n```\\n```\\n"\nclosing = "\\n```\\n"\n'
+    form.write_text(f'{strings}fenced = true\nescape = "none"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="template 'bare': no headings to read a prompt file by"):
+        PromptFile.parse("```\nOne?\n```\n", str(form))
 
 
 def test_a_large_file_is_parsed_in_linear_time() -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign._progress import progress
-from ragalign.encoders.base import Encoder, TextKind
+from ragalign.encoders.base import Encoder, Precision, TextKind
 from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
 from ragalign.encoders.digest import content_digest
 from ragalign.encoders.locate import Located, locate, locate_downloaded
@@ -36,9 +36,11 @@ class SentenceTransformerEncoder(Encoder):
         normalize: bool,
         query_prompt: str | None,
         document_prompt: str | None,
+        precision: Precision,
         cache: Path | None,
     ) -> None:
         self._model = model
+        self._precision: Precision = precision
         self._located = located
         self._folder = folder
         self._normalize = normalize
@@ -86,6 +88,11 @@ class SentenceTransformerEncoder(Encoder):
     def pooling(self) -> str:
         """How token vectors become one vector, such as ``mean``; empty where the model does it otherwise."""
         return "+".join(mode for module in self._model if (mode := _pooling_mode(module)))
+
+    @property
+    def precision(self) -> Precision:
+        """Of the weights."""
+        return self._precision
 
     @property
     def packaged(self) -> bool:
@@ -140,12 +147,16 @@ class SentenceTransformerEncoder(Encoder):
                 texts,
                 prompt=prompt,
                 batch_size=_BATCH_SIZE,
-                normalize_embeddings=self._normalize,
+                # A length of 1 to the last bit takes float32, so coarser vectors are scaled afterwards.
+                normalize_embeddings=self._normalize and self._precision == "float32",
                 show_progress_bar=False,
             )
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError(f"a text cannot be encoded: {error}") from None
-        return np.asarray(encoded, dtype=np.float32)
+        vectors: NDArray[np.float32] = np.asarray(encoded, dtype=np.float32)
+        if self._normalize and self._precision != "float32":
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
 
 
 def load_sentence_transformer(
@@ -156,9 +167,12 @@ def load_sentence_transformer(
     query_prompt: str | None,
     document_prompt: str | None,
     device: str | None,
+    precision: Precision | Literal["auto"],
     cache: Path | Literal["default"] | None,
 ) -> SentenceTransformerEncoder:
     """See `Encoder.load`."""
+    if precision not in ("auto", *get_args(Precision)):
+        raise ConfigError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
     located = locate(id_or_folder, revision)
     with quiet():
         from sentence_transformers import SentenceTransformer
@@ -174,6 +188,9 @@ def load_sentence_transformer(
             # Anything may go wrong in foreign weights and code; the user needs one line of it.
             reason = str(error).strip().splitlines()
             raise ConfigError(f"cannot load the encoder {located.id!r}: {reason[0] if reason else error!r}") from error
+    chosen = _precision_of(model.device.type) if precision == "auto" else precision
+    if chosen == "bfloat16":
+        model = model.bfloat16()
     return SentenceTransformerEncoder(
         model,
         located,
@@ -181,8 +198,22 @@ def load_sentence_transformer(
         normalize=normalize,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
+        precision=chosen,
         cache=default_cache_folder() if cache == "default" else None if cache is None else Path(cache),
     )
+
+
+def _precision_of(device: str) -> Precision:
+    """What ``auto`` means on a kind of device."""
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device != "cpu":
+        return "float32"
+    # Without such instructions torch converts back and forth, which is slower than float32.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
 def _pooling_mode(module: Any) -> str:

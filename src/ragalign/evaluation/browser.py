@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ragalign.evaluation.computed import is_pairwise
 from ragalign.evaluation.judged import Judged
-from ragalign.evaluation.metrics import ASPECTS, is_pairwise, outcome
+from ragalign.evaluation.metrics import ASPECTS, outcome
 from ragalign.evaluation.report import Comparison, Report
 
 
@@ -20,10 +21,14 @@ class _Texts:
         return None if text is None else self.known.setdefault(text, len(self.known))
 
 
-def browser_data(report: Report) -> dict[str, Any]:
+def browser_data(report: Report, n_prompts: int | None = None) -> dict[str, Any]:
     """What the page's script reads; texts are numbers into ``texts``.
 
     Rows are in the order of the prompts, with a prompt's models side by side.
+
+    Args:
+        report: all of it.
+        n_prompts: only the first prompts of every comparison, for a smaller page; all of them by default.
     """
     texts = _Texts()
     models, rows = [], []
@@ -32,12 +37,18 @@ def browser_data(report: Report) -> dict[str, Any]:
         for name, line in comparison.lines.items():
             models.append({"name": name, "comparison": number})
             for judged in line.judged:
-                prompt = prompts.setdefault((number, judged.prompt), len(prompts))
+                if (number, judged.prompt) not in prompts:
+                    if n_prompts is not None and sum(place == number for place, _ in prompts) >= n_prompts:
+                        continue
+                    prompts[number, judged.prompt] = len(prompts)
+                prompt = prompts[number, judged.prompt]
                 rows.append({"m": len(models) - 1, "k": prompt} | _row(judged, comparison, texts))
     rows.sort(key=lambda row: (row["k"], row["t"], row["s"], row["m"]))
+    shown = {name for row in rows for name in row.get("d", ())}
     demonstrations = {
         name: [texts.add(one.instruction), texts.add(one.response)]
         for name, one in sorted((report.demonstrations or {}).items())
+        if name in shown
     }
     return {
         "comparisons": [_comparison(comparison) for comparison in report.comparisons],

@@ -5,6 +5,7 @@ Horizontal charts have coordinates in percent, so that they fit any width while 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,57 @@ def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | N
     return (
         f'<svg class="interval" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
         f"{grid}{ends}{dot}</svg>"
+    )
+
+
+def level_chart(
+    names: Sequence[str], estimates: Sequence[Estimate | None], unit: str, *, fallback: Sequence[float] = ()
+) -> str:
+    """One point with its interval per level, side by side on a vertical axis, joined by a line.
+
+    Args:
+        names: of the levels, in order.
+        estimates: what was measured at each; None where nothing was.
+        unit: of the estimates.
+        fallback: plain values to draw where there are no estimates at all.
+    """
+    values = [one.value if one else math.nan for one in estimates]
+    bounds = [(one.low, one.high) if one else (math.nan, math.nan) for one in estimates]
+    if all(math.isnan(value) for value in values) and fallback:
+        values, bounds, unit = list(fallback), [(math.nan, math.nan)] * len(fallback), "words"
+    known = [end for value, pair in zip(values, bounds, strict=True) for end in (value, *pair) if math.isfinite(end)]
+    axis = Axis.around([], include=known or (0.0, 1.0))
+    # SVG counts from above.
+    heights = [math.nan if math.isnan(value) else 100 - axis.percent(value) for value in values]
+    xs = [100 * (place + 0.5) / len(names) for place in range(len(names))]
+    parts = []
+    for tick in axis.ticks:
+        y = 100 - axis.percent(tick)
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.2f}%" y2="{y:.2f}%"/>')
+    for (x, y), (next_x, next_y) in itertools.pairwise(zip(xs, heights, strict=True)):
+        if math.isfinite(y) and math.isfinite(next_y):
+            parts.append(f'<line class="path" x1="{x:.2f}%" x2="{next_x:.2f}%" y1="{y:.2f}%" y2="{next_y:.2f}%"/>')
+    for name, x, y, value, (low, high) in zip(names, xs, heights, values, bounds, strict=True):
+        if math.isnan(y):
+            continue
+        ends = ""
+        if math.isfinite(low) and math.isfinite(high):
+            y1, y2 = 100 - axis.percent(high), 100 - axis.percent(low)
+            ends = f'<line class="span" x1="{x:.2f}%" x2="{x:.2f}%" y1="{y1:.2f}%" y2="{y2:.2f}%"/>'
+        between = f" ({number(low, unit)} to {number(high, unit)})" if ends else ""
+        label = escape(f"{name}: {number(value, unit)}{between}")
+        parts.append(f'<g><title>{label}</title>{ends}<circle cx="{x:.2f}%" cy="{y:.2f}%" r="4.5"/></g>')
+    ticks = "".join(
+        f'<span style="top:{100 - axis.percent(tick):.2f}%">{number(tick, "words" if tick == int(tick) else unit)}'
+        "</span>"
+        for tick in axis.ticks
+    )
+    labels = "".join(f'<span style="width:{100 / len(names):.3f}%">{escape(name)}</span>' for name in names)
+    text = escape("; ".join(f"{name}: {number(value, unit)}" for name, value in zip(names, values, strict=True)))
+    return (
+        f'<div class="levels"><div class="ticks" aria-hidden="true">{ticks}</div>'
+        f'<svg role="img" aria-label="{text}">{"".join(parts)}</svg>'
+        f'<div class="names" aria-hidden="true">{labels}</div></div>'
     )
 
 

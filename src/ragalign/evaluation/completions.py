@@ -49,7 +49,7 @@ class Completions:
             items = load_items(file, questions=questions)
             rows = [row.value or {} for row in read_rows(file)]
             for item in items:
-                loaded._add(item, rows[int(item.metadata["position"])])
+                loaded.add(item, rows[int(item.metadata["position"])])
         return loaded
 
     @property
@@ -94,7 +94,8 @@ class Completions:
         # The same id may stand for another prompt in another file; the text decides.
         return self._by_text[name].get((normalise(instruction), sample))
 
-    def _add(self, item: Item, row: Json) -> None:
+    def add(self, item: Item, row: Json) -> None:
+        """Take in one answer, with what the row that it comes from says about its prompt."""
         demonstrations, n_tokens = row.get("demonstrations"), row.get("n_prompt_tokens")
         entry = _Entry(
             turns=item.turns,

@@ -53,20 +53,26 @@ class Difference:
         }
 
 
-def differences(lines: Mapping[str, Line], metrics: Sequence[Metric]) -> list[Difference]:
+def differences(
+    lines: Mapping[str, Line], metrics: Sequence[Metric], *, against: str | None = None
+) -> list[Difference]:
     """All pairs of models, on the headline metric and on every aspect.
 
     Args:
         lines: the models by name.
         metrics: the headline first.
+        against: only this model's pairs, the other model minus it; None for all pairs.
     """
+    pairs = list(combinations(lines, 2))
+    if against is not None and against in lines:
+        pairs = [(name, against) for name in lines if name != against]
     headline, aspects = metrics[:1], [metric for metric in metrics if metric.is_aspect]
     found = []
     for family in (headline, [metric for metric in aspects if metric not in headline]):
         members = [
             _difference((one, other), metric, lines[one].judged, lines[other].judged)
             for metric in family
-            for one, other in combinations(lines, 2)
+            for one, other in pairs
         ]
         members = [member for member in members if member.n_prompts]
         adjusted = holm({str(number): member.test.p_value for number, member in enumerate(members)})

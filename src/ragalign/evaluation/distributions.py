@@ -81,7 +81,8 @@ def distribution(
         edges = np.array([values[0] - 0.5, *middles, values[-1] + 0.5])
         single = tuple(map(float, values))
     else:
-        top = float(np.quantile(everything, _TAIL)) if has_tail else float(values[-1])
+        # Even where nearly all values are 0, such as the lengths of empty answers, bins have a width.
+        top = max(1.0, float(np.quantile(everything, _TAIL))) if has_tail else float(values[-1])
         is_open = bool(top < values[-1])
         edges = _round_edges(0.0 if has_tail else float(values[0]), top)
         single = ()

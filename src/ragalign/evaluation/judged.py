@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ragalign.evaluation.completions import Completions
+from ragalign.evaluation.computed import is_pairwise
 from ragalign.evaluation.sources import Source
 from ragalign.evaluation.texts import Texts
 from ragalign.judging.base import Verdict
 from ragalign.judging.protocols.grouping import group, merge_orders
-from ragalign.judging.registry import PROTOCOLS
 from ragalign.text import normalise
 
 
@@ -118,7 +118,7 @@ def _by_file(members: list[_Entry]) -> list[list[_Entry]]:
     files = group(members, lambda entry: entry.source.file)
     seen = Counter(unit[1:] for unit in {entry.unit for entry in members} if isinstance(unit, tuple))
     is_repeated = any(count > 1 for count in seen.values())
-    return files if is_repeated or PROTOCOLS[members[0].source.protocol].is_pairwise else [members]
+    return files if is_repeated or is_pairwise(members[0].source.protocol) else [members]
 
 
 def _line(members: list[_Entry], completions: Completions) -> Line:

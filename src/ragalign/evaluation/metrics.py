@@ -10,14 +10,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ragalign.evaluation.computed import COMPUTED, is_pairwise
 from ragalign.evaluation.judged import Judged
 from ragalign.judging.protocols.just_eval import GENERAL_ASPECTS
-from ragalign.judging.registry import PROTOCOLS
 from ragalign.statistics import Estimate, bootstrap, mean
 from ragalign.statistics.bootstrap import DEFAULT_RESAMPLES, method_name
 
 PREFERENCE = "preference"
 ASPECTS = "aspects"
+EXACT_MATCH = "exact_match"
 
 Observations: TypeAlias = tuple[list[float | None], list[str]]
 """One value per observation (None is unscored), and the prompt of each."""
@@ -79,6 +80,8 @@ def metrics(protocol: str, judged: Sequence[Judged]) -> list[Metric]:
         if len(aspects) > 1:
             found.append(Metric(ASPECTS, "Mean of aspects", aspects[0].unit, lambda one: None, parts=aspects))
         return [*found, *aspects]
+    if protocol == COMPUTED:
+        return [_computed(name) for name in names]
     labels = {"score": "Mean score", "model": "Score", "baseline": "Score of the baseline"}
     found += [Metric(name, labels.get(name, name), "points", _score(name)) for name in names]
     turns = sorted({one.verdict.turn for one in judged})
@@ -133,11 +136,6 @@ def scale_of(protocol: str) -> tuple[float, float] | None:
     return {"ica": (1.0, 10.0), "mt-bench": (1.0, 10.0), "just-eval": (1.0, 5.0)}.get(protocol)
 
 
-def is_pairwise(protocol: str) -> bool:
-    """Whether two answers are compared."""
-    return PROTOCOLS[protocol].is_pairwise
-
-
 def _differences(metric: Metric, first: Sequence[Judged], second: Sequence[Judged]) -> Observations:
     one, other = _by_prompt(metric, first), _by_prompt(metric, second)
     shared = [key for key in one if key in other]
@@ -169,6 +167,14 @@ def _aspect(protocol: str, name: str, judged: Sequence[Judged]) -> Metric:
         applies=lambda one: one.verdict.metadata.get("mode") in modes,
         is_aspect=True,
     )
+
+
+def _computed(name: str) -> Metric:
+    """Matches are counted in percent; what a user's function returns is in its own unit."""
+    label = name.replace("_", " ").capitalize()
+    if name == EXACT_MATCH:
+        return Metric(name, label, "%", lambda one: 100 * one.verdict.scores[name])
+    return Metric(name, label, "points", _score(name))
 
 
 def _preference(judged: Judged) -> float | None:

@@ -22,8 +22,10 @@ from typing import Any
 
 from ragalign.evaluation import sections, sections_detail
 from ragalign.evaluation.browser import browser_data
+from ragalign.evaluation.computed import COMPUTED
 from ragalign.evaluation.formats import count
 from ragalign.evaluation.report import Comparison, Report
+from ragalign.evaluation.sections_bench import bench_sections
 
 _SECTIONS = (
     sections.models,
@@ -42,43 +44,53 @@ _MARK = re.compile(r"\{\{(\w+)\}\}")
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
-def render_page(report: Report, *, created: datetime) -> str:
+def render_page(report: Report, *, created: datetime, browse: int | None = None) -> str:
     """The page as text.
 
     Args:
         report: what to show.
         created: the time that the page names.
+        browse: list the single answers to the first prompts only, for a smaller page; to all of them by default.
     """
-    script = _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _fill(
-        _asset("page.html"),
+    script = asset("page.js")
+    return fill(
+        asset("page.html"),
         {
-            "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-            "base-uri 'none'; form-action 'none'",
+            "policy": policy(script),
             "title": escape(report.title),
-            "style": _asset("page.css"),
+            "style": asset("page.css"),
             "facts": _facts(report, created),
             "navigation": _navigation(report),
             "notes": _notes(report),
+            "bench": _bench(report),
+            "browsing": "" if report.comparisons else " hidden",
             "comparisons": "".join(
                 _comparison(number, heading, one)
                 for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
             ),
-            "data": embed(browser_data(report)),
+            "browsed": "" if browse is None else f" Listed are those to the first {count(browse)} prompts.",
+            "data": embed(browser_data(report, browse)),
             "script": script,
         },
     )
 
 
-def write_page(report: Report, path: str | Path, *, created: datetime) -> None:
-    """Write the page; the file is complete or not there at all.
+def write_page(report: Report, path: str | Path, *, created: datetime, browse: int | None = None) -> None:
+    """Write the page, as `render_page`; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    save(render_page(report, created=created, browse=browse), path)
+
+
+def save(page: str, path: str | Path) -> None:
+    """Write a page's text; the file is complete or not there at all.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     path = Path(path)
-    page = render_page(report, created=created)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -95,16 +107,31 @@ def embed(value: Any) -> str:
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _fill(template: str, values: Mapping[str, str]) -> str:
+def policy(script: str) -> str:
+    """The content security policy of a page with one script: no connection, and nothing else runs."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
     """Replace all marks in one pass, so that no value is searched for marks."""
     return _MARK.sub(lambda match: values[match[1]], template)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A packaged part of pages."""
     return resources.files("ragalign.evaluation").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _facts(report: Report, created: datetime) -> str:
+    if report.bench is not None:
+        facts = [f"{escape(key)}: {escape(value)}" for key, value in report.bench.facts.items()]
+        facts.append(f"{count(len(report.bench.conditions))} recipes, {count(report.n)} scored answers")
+        facts.append(f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC")
+        return "".join(f"<li>{fact}</li>" for fact in facts)
     names = {(model.figures.model, model.name) for one in report.comparisons for model in one.models}
     facts = [
         f"{count(len(names))} model{'s' if len(names) != 1 else ''}",
@@ -117,15 +144,19 @@ def _facts(report: Report, created: datetime) -> str:
 
 def _navigation(report: Report) -> str:
     headings = _headings(report) if len(report.comparisons) > 1 else ["Figures"]
-    links = [(f"c{number}", heading) for number, heading in enumerate(headings)]
-    links += [("browse", "Single answers"), ("method", "About these figures")]
+    links = [("bench", "Recipes")] if report.bench is not None else []
+    links += [(f"c{number}", heading) for number, heading in enumerate(headings[: len(report.comparisons)])]
+    links += [("browse", "Single answers")] if report.comparisons else []
+    links.append(("method", "About these figures"))
     return "".join(f'<a href="#{target}">{escape(text)}</a>' for target, text in links)
 
 
 def _headings(report: Report) -> list[str]:
     """What tells comparisons apart: the protocol, the baseline, and the judge where these are the same."""
+    names = ["Quality" if one.protocol == COMPUTED else one.protocol for one in report.comparisons]
     headings = [
-        f"{one.protocol} against {one.baseline}" if one.baseline else one.protocol for one in report.comparisons
+        f"{name} against {one.baseline}" if one.baseline else name
+        for name, one in zip(names, report.comparisons, strict=True)
     ]
     return [
         f"{heading}, judged by {one.judge or 'an unnamed judge'}" if headings.count(heading) > 1 else heading
@@ -144,8 +175,19 @@ def _notes(report: Report) -> str:
     return "".join(f'<p class="note">{note}</p>' for note in notes)
 
 
+def _bench(report: Report) -> str:
+    if report.bench is None:
+        return ""
+    first = report.comparisons[0] if report.comparisons else None
+    places = {model.name: place for place, model in enumerate(first.models)} if first else {}
+    body = bench_sections(report.bench, places, report.demonstrations)
+    return f'<section class="comparison" id="bench"><h2>Recipes</h2>{body}</section>'
+
+
 def _comparison(number: int, heading: str, comparison: Comparison) -> str:
     judge = f"Judged by {escape(comparison.judge)}." if comparison.judge else "The judge is not recorded."
+    if comparison.protocol == COMPUTED:
+        judge = "Computed from the answers, without a judge."
     body = "".join(part(comparison) for part in _SECTIONS)
     return (
         f'<section class="comparison" id="c{number}"><h2>{escape(heading)}</h2>'

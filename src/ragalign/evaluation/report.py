@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
+from ragalign.evaluation.bench.result import Bench
 from ragalign.evaluation.completions import Completions
+from ragalign.evaluation.computed import protocol_named
 from ragalign.evaluation.differences import Difference, differences, strengths
 from ragalign.evaluation.distributions import Distribution, distribution
 from ragalign.evaluation.judged import Line, lines
 from ragalign.evaluation.metrics import Metric, metrics, scale_of
 from ragalign.evaluation.sources import Source, read_sources
 from ragalign.evaluation.summary import Summary, summarise
-from ragalign.judging.base import Protocol, Verdict
+from ragalign.judging.base import Verdict
 from ragalign.judging.protocols.grouping import group
-from ragalign.judging.protocols.length_control_files import load_length_control
-from ragalign.judging.registry import make_protocol
 from ragalign.judging.replay import Problem
+from ragalign.pool import Pool
 from ragalign.statistics import BradleyTerry
 from ragalign.types import Demonstration
 
@@ -75,6 +76,7 @@ class Report:
         problems: rows that could not be read; each counts as unscored.
         demonstrations: those that the models' prompts held, by id, as far as an index was given.
         notes: what a reader must know, such as answers that fit no verdict.
+        bench: what a benchmark measured beside quality.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Report:
     problems: tuple[Problem, ...] = ()
     demonstrations: Mapping[str, Demonstration] | None = None
     notes: tuple[str, ...] = ()
+    bench: Bench | None = None
 
     @classmethod
     def from_files(
@@ -113,18 +116,34 @@ class Report:
         """
         sources = read_sources(paths, protocol=protocol, questions=questions)
         texts = Completions.load(completions, questions=questions)
-        return _build(sources, texts, index, title)
+        pools = () if index is None else (_pool_of(index),)
+        return _build(sources, texts, title, pools=pools, index=index)
 
     @classmethod
-    def from_verdicts(cls, verdicts: Sequence[Verdict], *, title: str | None = None) -> Report:
-        """Build a report from verdicts of one or several protocols; it has no texts.
+    def from_verdicts(
+        cls,
+        verdicts: Sequence[Verdict],
+        *,
+        title: str | None = None,
+        texts: Completions | None = None,
+        pools: Sequence[Pool] = (),
+        against: str | None = None,
+    ) -> Report:
+        """Build a report from verdicts of one or several protocols.
+
+        Args:
+            verdicts: what judges said.
+            title: the report's heading.
+            texts: the answers behind the verdicts; without them the report has no texts.
+            pools: where the demonstrations come from.
+            against: the model that all others are compared with; by default every two are.
 
         Raises:
             DataError: there is none.
         """
         by_protocol = group(verdicts, lambda verdict: verdict.protocol)
         sources = [Source("", members[0].protocol, tuple(members)) for members in by_protocol]
-        return _build(sources, Completions(), None, title)
+        return _build(sources, texts or Completions(), title, pools=pools, against=against)
 
     @property
     def n(self) -> int:
@@ -145,14 +164,23 @@ class Report:
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "problems": [{"where": problem.where, "reason": problem.reason} for problem in self.problems],
             "notes": list(self.notes),
+            **({"bench": self.bench.to_dict()} if self.bench else {}),
         }
 
 
-def _build(sources: Sequence[Source], texts: Completions, index: str | Path | None, title: str | None) -> Report:
+def _build(
+    sources: Sequence[Source],
+    texts: Completions,
+    title: str | None,
+    *,
+    pools: Sequence[Pool] = (),
+    index: str | Path | None = None,
+    against: str | None = None,
+) -> Report:
     found = lines(sources, texts)
     if not found:
         raise DataError("a report needs at least one verdict")
-    comparisons = tuple(_compare(members) for members in group(found, _table))
+    comparisons = tuple(_compare(members, against) for members in group(found, _table))
     used = {
         demonstration
         for line in found
@@ -160,7 +188,7 @@ def _build(sources: Sequence[Source], texts: Completions, index: str | Path | No
         if one.texts.demonstrations is not None
         for demonstration in one.texts.demonstrations
     }
-    demonstrations, notes = _look_up(used, index)
+    demonstrations, notes = _look_up(used, pools, index)
     return Report(
         title=title or _title(found),
         comparisons=comparisons,
@@ -174,11 +202,11 @@ def _table(line: Line) -> tuple[str, str | None, str]:
     return line.protocol, None if line.protocol == "mt-bench-pairwise" else line.baseline, line.judge
 
 
-def _compare(members: Sequence[Line]) -> Comparison:
+def _compare(members: Sequence[Line], against: str | None) -> Comparison:
     protocol, baseline, judge = _table(members[0])
     judged = [one for line in members for one in line.judged]
     measured = metrics(protocol, judged)
-    how = _protocol(protocol)
+    how = protocol_named(protocol)
     named = dict(zip(_names(members), members, strict=True))
     models = [summarise(name, line, measured, how) for name, line in named.items()]
     if measured:
@@ -191,14 +219,10 @@ def _compare(members: Sequence[Line]) -> Comparison:
         metrics=tuple(measured),
         lines=ordered,
         models=tuple(models),
-        differences=tuple(differences(ordered, measured)),
+        differences=tuple(differences(ordered, measured, against=against)),
         strengths=strengths(ordered),
         distributions=tuple(_distributions(protocol, ordered, measured)),
     )
-
-
-def _protocol(name: str) -> Protocol:
-    return make_protocol(name, **({"length_control": load_length_control("auto")} if name == "alpaca-eval-2" else {}))
 
 
 def _rank(value: float) -> float:
@@ -276,15 +300,21 @@ def _unmatched(found: Sequence[Line], texts: Completions) -> list[str]:
     return notes + [f"completions of {name!r} fit no judged model ({', '.join(sorted(judged))})" for name in unused]
 
 
-def _look_up(used: set[str], index: str | Path | None) -> tuple[dict[str, Demonstration] | None, list[str]]:
-    if index is None:
-        return None, []
+def _pool_of(index: str | Path) -> Pool:
     from ragalign.indexes import Index
 
-    pool = Index.open(index).pool
-    known = set(pool.ids)
-    missing = len(used - known)
-    notes = [f"{missing} of {len(used)} retrieved demonstrations are not in the index {index}"] if missing else []
-    if not used:
+    return Index.open(index).pool
+
+
+def _look_up(
+    used: set[str], pools: Sequence[Pool], index: str | Path | None
+) -> tuple[dict[str, Demonstration] | None, list[str]]:
+    if not pools:
+        return None, []
+    where = {name: pool for pool in pools for name in pool.ids}
+    missing = len(used - set(where))
+    place = "pool" if index is None else f"index {index}"
+    notes = [f"{missing} of {len(used)} retrieved demonstrations are not in the {place}"] if missing else []
+    if not used and index is not None:
         notes.append("no retrieved demonstrations are recorded: give what `ragalign generate` wrote as completions")
-    return {name: pool.get(name) for name in used & known}, notes
+    return {name: where[name].get(name) for name in used & set(where)}, notes

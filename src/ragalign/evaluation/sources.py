@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
+from ragalign.evaluation.computed import COMPUTED
 from ragalign.evaluation.texts import Place, Texts, recorded_texts
 from ragalign.judging.answers import read_categories
 from ragalign.judging.base import Json, Verdict
@@ -96,7 +97,7 @@ def _problem(verdict: Any) -> str | None:
     texts = (verdict.id, verdict.item_id, verdict.protocol, verdict.judge, verdict.model, verdict.raw)
     if not all(isinstance(text, str) for text in texts):
         return "ids, names and the judge's words must be texts"
-    if verdict.protocol not in PROTOCOLS:
+    if verdict.protocol not in (*PROTOCOLS, COMPUTED):
         return f"unknown protocol {verdict.protocol!r}"
     if not isinstance(verdict.scores, Mapping) or not all(map(_is_number, verdict.scores.values())):
         return "scores must be numbers by name"

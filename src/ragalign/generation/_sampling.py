@@ -59,19 +59,26 @@ def stopper(push: Sequence[Callable[[int], bool]]) -> Any:
 
 
 def _penalised(decoding: Decoding, prompt_mask: Any, input_ids: Any, scores: Any) -> Any:
-    """Repetition penalty over prompt and output tokens; presence and frequency penalties over output tokens."""
+    """Repetition penalty over prompt and output tokens; the other penalties over output tokens."""
     import torch
 
     width = prompt_mask.shape[1]
     counts = torch.zeros_like(scores)
     counts.scatter_add_(1, input_ids[:, width:], torch.ones_like(input_ids[:, width:], dtype=scores.dtype))
+    if decoding.output_repetition_penalty != 1:
+        scores = _repeated(scores, counts > 0, decoding.output_repetition_penalty)
     if decoding.repetition_penalty != 1:
         in_prompt = torch.zeros_like(scores)
         in_prompt.scatter_add_(1, input_ids[:, :width], prompt_mask.to(scores.dtype))
-        seen = (in_prompt > 0) | (counts > 0)
-        weaker = torch.where(scores > 0, scores / decoding.repetition_penalty, scores * decoding.repetition_penalty)
-        scores = torch.where(seen, weaker, scores)
+        scores = _repeated(scores, (in_prompt > 0) | (counts > 0), decoding.repetition_penalty)
     return scores - decoding.frequency_penalty * counts - decoding.presence_penalty * (counts > 0)
+
+
+def _repeated(scores: Any, seen: Any, penalty: float) -> Any:
+    """The scores with those of seen tokens made smaller (Keskar et al. 2019, arXiv 1909.05858)."""
+    import torch
+
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
 def _nucleus(log_probabilities: Any, top_p: float) -> Any:

@@ -14,9 +14,10 @@ from typing import Self
 
 from ragalign._progress import progress
 from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Completion, Decoding, Output, Prompt
+from ragalign.types import Completion, Decoding, Delta, Output, Prompt
 
 # The prompts for which URIAL chose its repetition penalty hold one to two thousand tokens.
 LONG_PROMPT_TOKENS = 2048
@@ -31,14 +32,15 @@ class Sample:
     output: Output
     n_cached_tokens: int | None
     latency_s: float
+    first_token_s: float | None = None
 
 
 class BaseGenerator(ABC):
     """A generator that yields samples in any order; this class checks, gathers and orders them.
 
     `Decoding.n` answers are `n` separate requests; with a seed, the i-th one (from 0) gets seed + i, so that
-    an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens`
-    is that of the first: its siblings find the whole prompt in the cache.
+    an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens` and
+    `first_token_s` are those of the first: its siblings find the whole prompt in the cache.
     """
 
     _warned = False
@@ -58,8 +60,8 @@ class BaseGenerator(ABC):
         """Answer every prompt `decoding.n` times; yields samples as they finish, in any order."""
 
     @abstractmethod
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt once, yielding pieces of text as they come."""
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+        """Answer one prompt once, yielding its parts as they come; the last one says why it ended."""
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
         """Answer all prompts; the completions come back in input order.
@@ -103,10 +105,70 @@ class BaseGenerator(ABC):
             ConfigError: a decoding parameter is out of range, or `n` is not 1.
             GenerationError: as `generate`.
         """
+        return self._texts(self.deltas(prompt, decoding))
+
+    def deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+        """As `stream`, with token counts and, in the last part, the reason why the answer ended.
+
+        Raises:
+            ConfigError, GenerationError: as `stream`.
+        """
         self._check([prompt], decoding)
         if decoding.n != 1:
             raise ConfigError(f"decoding: a stream is one answer, so n must be 1, not {decoding.n}")
-        return self._stream(prompt, decoding)
+        return self._deltas(prompt, decoding)
+
+    @staticmethod
+    def _texts(deltas: PyGenerator[Delta, None, None]) -> Iterator[str]:
+        with closing(deltas):
+            for delta in deltas:
+                if delta.text:
+                    yield delta.text
+
+    def distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """What the model expects at given positions of given token sequences; nothing is sampled.
+
+        Args:
+            sequences: token ids, special ones included.
+            starts: for each, the first position (from 1) to look at; all from there to its end are, at least one.
+            top_k: how many of the most probable tokens to give at each position, at least 3; None gives the whole
+                vocabulary.
+
+        Returns:
+            (position in `sequences`, distributions), in any order.
+
+        Raises:
+            ConfigError: this generator gives no probabilities of given tokens, or an argument is out of range.
+            GenerationError: a sequence is longer than the context, or the engine failed.
+        """
+        context = self.context_length
+        for number, (ids, start) in enumerate(zip(sequences, starts, strict=True), 1):
+            if not 1 <= start < len(ids):
+                raise ConfigError(f"sequence {number}: start is {start}; it must be at least 1 and below {len(ids)}")
+            # One is kept free: vLLM does not take a prompt after which nothing could be written.
+            if context is not None and len(ids) >= context:
+                raise GenerationError(
+                    f"sequence {number} holds {len(ids):,} tokens, but {self.model} takes {context - 1:,} to look at"
+                )
+        if top_k is not None and top_k < MIN_TOP_K:
+            raise ConfigError(f"top_k must be at least {MIN_TOP_K}, or None for the whole vocabulary; not {top_k}")
+        return self._distributions(sequences, starts, top_k)
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        raise ConfigError(
+            f"{type(self).__name__} gives no probabilities of given tokens; use the backend vllm or transformers"
+        )
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts, and say whether there is a cache of our own; nothing may be running.
+
+        Most engines keep none, and a server's is not ours to empty.
+        """
+        return False
 
     @abstractmethod
     def close(self) -> None:
@@ -135,6 +197,7 @@ class BaseGenerator(ABC):
                             outputs=tuple(group[i].output for i in range(decoding.n)),
                             n_cached_tokens=group[0].n_cached_tokens,
                             latency_s=max(one.latency_s for one in group.values()),
+                            first_token_s=group[0].first_token_s,
                         ),
                     )
 
@@ -157,8 +220,8 @@ class BaseGenerator(ABC):
             self._warned = True
             warnings.warn(
                 f"repetition_penalty {decoding.repetition_penalty:g} counts the prompt's tokens too: with prompts of "
-                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; presence_penalty and "
-                "frequency_penalty count the output only",
+                f"{longest:,} tokens it punishes the vocabulary of the demonstrations; "
+                "output_repetition_penalty counts the output only",
                 stacklevel=3,
             )
 

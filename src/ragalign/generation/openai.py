@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.base import BaseGenerator, Sample, one_line
 from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
-from ragalign.types import Decoding, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 # Statuses that are about one request, not about the endpoint: the others may still be answered.
 _ABOUT_ONE_REQUEST = frozenset({400, 413, 422})
@@ -99,6 +99,14 @@ class OpenAIGenerator(BaseGenerator):
     def close(self) -> None:
         """Nothing to release: connections live as long as a call."""
 
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        super()._check(prompts, decoding)
+        if decoding.output_repetition_penalty != 1:
+            raise ConfigError(
+                "output_repetition_penalty: endpoints have none; use presence_penalty or frequency_penalty, "
+                "or let vLLM or transformers run the model here"
+            )
+
     def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
         """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
         results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()
@@ -178,31 +186,39 @@ class OpenAIGenerator(BaseGenerator):
             await asyncio.sleep(min(_FIRST_DELAY_S * 2**attempt, _LONGEST_DELAY_S) * random.uniform(0.75, 1.0))
             attempt += 1
 
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         stops = merge_stops(prompt.stop, decoding.stop)
         # Servers differ in what they let through in streams; the filter is what keeps the promise.
         pieces = StopFilter(stops)
-        finished = False
+        reason: str | None = None
+        usage: Any = None
+        parameters = self._parameters(prompt, decoding, stops, 0) | {"stream_options": {"include_usage": True}}
         try:
             with (
                 self._openai.OpenAI(**self._client_options()) as client,
-                client.completions.create(**self._parameters(prompt, decoding, stops, 0), stream=True) as chunks,
+                client.completions.create(**parameters, stream=True) as chunks,
             ):
                 for chunk in chunks:
+                    usage = getattr(chunk, "usage", None) or usage
                     for choice in chunk.choices or ():
-                        finished = finished or choice.finish_reason is not None
+                        reason = reason or choice.finish_reason
                         if text := pieces.push(choice.text or ""):
-                            yield text
+                            yield Delta(text)
                     if pieces.stopped:
                         break
         except GeneratorExit:
             raise
         except Exception as error:  # the HTTP library's own errors come through while a stream is read
             raise GenerationError(str(self._request_error(error))) from error
-        if not finished and not pieces.stopped:
+        if reason is None and not pieces.stopped:
             raise GenerationError(f"{self._endpoint} ended its stream before the answer was finished")
-        if text := pieces.finish():
-            yield text
+        details = getattr(usage, "prompt_tokens_details", None)
+        yield Delta(
+            pieces.finish(),
+            n_tokens=getattr(usage, "completion_tokens", None) or 0,
+            finish_reason="stop" if pieces.stopped else reason,
+            n_cached_tokens=getattr(details, "cached_tokens", None),
+        )
 
     def _client_options(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,9 @@ PRESETS: Mapping[str, Decoding] = MappingProxyType(
         "ica": Decoding(temperature=0.7, top_p=1.0, max_tokens=1000),
         # Zhao et al. 2024 (arXiv 2405.19874), run scripts of tml-epfl/icl-alignment.
         "icl-alignment": Decoding(temperature=0.0, top_p=1.0, max_tokens=2048, repetition_penalty=1.15),
+        # The same two with their penalty kept off the prompt, whose demonstrations are not to be punished.
+        "urial-output": Decoding(max_tokens=2048, output_repetition_penalty=1.1),
+        "icl-alignment-output": Decoding(max_tokens=2048, output_repetition_penalty=1.15),
         # The same scripts for their mixture-of-experts model (Mixtral-8x22B): no penalty, temperature 0.5.
         "icl-alignment-moe": Decoding(temperature=0.5, top_p=1.0, max_tokens=2048, repetition_penalty=1.0),
     }
@@ -53,6 +56,12 @@ def validate(decoding: Decoding) -> None:
     _check_range("presence_penalty", decoding.presence_penalty, -2.0, 2.0)
     _check_range("frequency_penalty", decoding.frequency_penalty, -2.0, 2.0)
     _check_range("repetition_penalty", decoding.repetition_penalty, 0.0, math.inf, above=True)
+    _check_range("output_repetition_penalty", decoding.output_repetition_penalty, 0.0, math.inf, above=True)
+    if decoding.repetition_penalty != 1 and decoding.output_repetition_penalty != 1:
+        raise ConfigError(
+            "decoding: repetition_penalty and output_repetition_penalty together "
+            "would punish the output twice; set one of them to 1"
+        )
     _check_integer("max_tokens", decoding.max_tokens, 1)
     _check_integer("n", decoding.n, 1)
     if decoding.seed is not None:

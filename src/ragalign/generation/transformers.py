@@ -15,8 +15,9 @@ from typing import Any
 
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.distributions import Distributions, from_tensor
 from ragalign.generation.stopping import StopFilter, merge_stops
-from ragalign.types import Decoding, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 
 class TransformersGenerator(BaseGenerator):
@@ -96,12 +97,17 @@ class TransformersGenerator(BaseGenerator):
                 yield Sample(
                     index=index,
                     sample=sample,
-                    output=Output("".join(request.pieces), request.finish_reason or "abort", request.n_tokens),
+                    output=Output(
+                        "".join(request.pieces),
+                        request.finish_reason or "abort",
+                        request.n_tokens,
+                        tuple(request.written),
+                    ),
                     n_cached_tokens=None,
                     latency_s=time.perf_counter() - started,
                 )
 
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         """`generate` runs in a thread and hands pieces over through a queue; None ends them."""
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         request = self._request(prompt, decoding, 0, on_text=pieces.put)
@@ -119,10 +125,39 @@ class TransformersGenerator(BaseGenerator):
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, Exception):
                     raise piece
-                yield piece
+                yield Delta(piece, request.n_tokens)
+            yield Delta("", request.n_tokens, request.finish_reason or "abort")
         finally:
             request.finish_reason = request.finish_reason or "abort"
             worker.join()
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """One forward pass per batch, left-padded, so that the positions to look at stand together."""
+        import torch
+
+        if self._model is None:
+            raise GenerationError(f"the generator of {self._name} is closed")
+        for begin in range(0, len(sequences), self._batch_size):
+            batch = [list(ids) for ids in sequences[begin : begin + self._batch_size]]
+            ids, mask = _left_padded(batch, self._model.device)
+            wanted = [len(one) - start for one, start in zip(batch, starts[begin:], strict=False)]
+            try:
+                with torch.inference_mode():
+                    logits = self._model(
+                        ids,
+                        attention_mask=mask,
+                        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                        logits_to_keep=max(wanted) + 1,
+                        use_cache=False,
+                    ).logits
+                    for row, one in enumerate(batch):
+                        n = len(one) - starts[begin + row]
+                        kept = logits[row, logits.shape[1] - n - 1 : -1].float().log_softmax(-1)
+                        yield begin + row, from_tensor(kept, one[len(one) - n :], top_k)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
 
     def _request(
         self, prompt: Prompt, decoding: Decoding, sample: int, on_text: Callable[[str], None] | None = None
@@ -154,13 +189,7 @@ class TransformersGenerator(BaseGenerator):
 
         if self._model is None:
             raise GenerationError(f"the generator of {self._name} is closed")
-        device = self._model.device
-        width = max(len(request.token_ids) for request in requests)
-        ids = torch.zeros((len(requests), width), dtype=torch.long, device=device)
-        mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):
-            ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids, device=device)
-            mask[row, width - len(request.token_ids) :] = 1
+        ids, mask = _left_padded([request.token_ids for request in requests], self._model.device)
         config = GenerationConfig(
             do_sample=False,  # the sampler has already drawn: its choice is the highest score
             max_new_tokens=max(request.room for request in requests),
@@ -183,6 +212,19 @@ class TransformersGenerator(BaseGenerator):
             raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
         for request in requests:
             request.finish()
+
+
+def _left_padded(sequences: Sequence[list[int]], device: Any) -> tuple[Any, Any]:
+    """Ids and attention mask, both int64 [n, longest]."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids = torch.zeros((len(sequences), width), dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.tensor(sequence, device=device)
+        mask[row, width - len(sequence) :] = 1
+    return ids, mask
 
 
 @contextmanager
@@ -213,14 +255,19 @@ class _Request:
     filter: StopFilter
     on_text: Callable[[str], None] | None
     pieces: list[str] = field(default_factory=list)
-    n_tokens: int = 0
+    written: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens written so far."""
+        return len(self.written)
 
     def push(self, token_id: int) -> bool:
         """Take the next token; return whether the answer is finished."""
         if self.finish_reason is not None:
             return True
-        self.n_tokens += 1
+        self.written.append(token_id)
         if token_id == self.eos_id:
             self.finish_reason = "stop"
             return True

@@ -20,8 +20,9 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Decoding, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 # Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;
 # its CPU attention takes multiples of 32 only (and would default to 128).
@@ -29,6 +30,9 @@ GPU_BLOCK_SIZE = 16
 CPU_BLOCK_SIZE = 32
 # What vLLM does not see in its memory figures on a CPU machine: a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
+
+# By name, so that an engine in a process of its own finds it too.
+_OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
 
 _OWN_OPTIONS = {
     "disable_log_stats": "ragalign reads the prefix-cache counters from it",
@@ -97,6 +101,7 @@ class VllmGenerator(BaseGenerator):
         }
         engine = _start(options)
         self._llm: Any = engine
+        self._penalises_output = _OUTPUT_PENALTY in (options.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
         # Runs at close, at garbage collection or at exit, whichever comes first.
@@ -121,6 +126,23 @@ class VllmGenerator(BaseGenerator):
         queries, hits = totals.values()
         return queries, hits
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts; always True: the cache is ours.
+
+        Raises:
+            GenerationError: prompts are being answered, whose prefixes are in use.
+        """
+        if not self._engine().llm_engine.reset_prefix_cache():
+            raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
+        return True
+
+    def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
+        super()._check(prompts, decoding)
+        if decoding.output_repetition_penalty != 1 and not self._penalises_output:
+            raise ConfigError(
+                "output_repetition_penalty: vLLM has none with speculative decoding; leave one of them out"
+            )
+
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""
         self._llm = None
@@ -130,7 +152,7 @@ class VllmGenerator(BaseGenerator):
         self._engine()
         where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
         inputs = [
-            (prompts[index].token_ids, _sampling_params(prompts[index], decoding, sample)) for index, sample in where
+            (prompts[index].token_ids, sampling_params(prompts[index], decoding, sample)) for index, sample in where
         ]
         with closing(self._loop.run(inputs)) as outputs:
             for position, output, latency_s in outputs:
@@ -139,18 +161,48 @@ class VllmGenerator(BaseGenerator):
                 yield Sample(
                     index=index,
                     sample=sample,
-                    output=Output(answer.text, answer.finish_reason or "abort", len(answer.token_ids)),
+                    output=Output(
+                        answer.text, answer.finish_reason or "abort", len(answer.token_ids), tuple(answer.token_ids)
+                    ),
                     n_cached_tokens=output.num_cached_tokens,
                     latency_s=latency_s,
+                    first_token_s=_first_token_s(output.metrics),
                 )
 
-    def _stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         self._engine()
-        params = _sampling_params(prompt, decoding, 0, stream=True)
+        params = sampling_params(prompt, decoding, 0, stream=True)
+        n_tokens = 0
         with closing(self._loop.run([(prompt.token_ids, params)])) as outputs:
             for _, output, _ in outputs:
-                if text := output.outputs[0].text:
-                    yield text
+                (answer,) = output.outputs
+                n_tokens += len(answer.token_ids)
+                reason = (answer.finish_reason or "abort") if output.finished else None
+                yield Delta(answer.text, n_tokens, reason, output.num_cached_tokens)
+
+    def _distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """By the engine's prompt log-probabilities; such prompts are not read from the prefix cache."""
+        from vllm import SamplingParams
+
+        limit = self._engine().llm_engine.model_config.max_logprobs
+        if limit != -1 and (top_k is None or top_k > limit):
+            raise ConfigError(
+                f"the engine gives at most {limit} probabilities per position; make it with max_logprobs=-1"
+            )
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=-1 if top_k is None else top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        with closing(self._loop.run([(list(ids), params.clone()) for ids in sequences])) as outputs:
+            for position, output, _ in outputs:
+                if output.finished:
+                    ids, start = sequences[position], starts[position]
+                    yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
 
     def _engine(self) -> Any:
         if self._llm is None:
@@ -158,10 +210,20 @@ class VllmGenerator(BaseGenerator):
         return self._llm
 
 
-def _sampling_params(prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False) -> Any:
+def _first_token_s(metrics: Any) -> float | None:
+    """Seconds from scheduling to the first token, both by the engine's own clock."""
+    first, scheduled = getattr(metrics, "first_token_ts", 0.0), getattr(metrics, "scheduled_ts", 0.0)
+    return first - scheduled if 0 < scheduled <= first else None
+
+
+def sampling_params(
+    prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
+) -> Any:
+    """How to decode the `sample`-th answer, as vLLM takes it; `logprobs` top tokens go with each token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    penalty = decoding.output_repetition_penalty
     return SamplingParams(
         n=1,
         temperature=decoding.temperature,
@@ -171,7 +233,9 @@ def _sampling_params(prompt: Prompt, decoding: Decoding, sample: int, *, stream:
         repetition_penalty=decoding.repetition_penalty,
         presence_penalty=decoding.presence_penalty,
         frequency_penalty=decoding.frequency_penalty,
+        extra_args=None if penalty == 1 else {"output_repetition_penalty": penalty},
         stop=list(merge_stops(prompt.stop, decoding.stop)),
+        logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )
 
@@ -196,8 +260,8 @@ def _start(options: dict[str, Any]) -> Any:
         if not is_verbose() and (logger := logging.getLogger("vllm")).level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
         vllm = require("vllm", "the vLLM engine")
-        _check_options(options)
-        _fill_in(options, stack)
+        check_options(options)
+        fill_in(options, stack)
         if in_process:
             _check_alone()
             _survive_numba()
@@ -208,10 +272,10 @@ def _start(options: dict[str, Any]) -> Any:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
-            raise _start_error(options["model"], error) from error
+            raise start_error(options["model"], error) from error
 
 
-def _fill_in(options: dict[str, Any], stack: ExitStack) -> None:
+def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
     """Replace None by the defaults that depend on the device."""
     from vllm.platforms import current_platform
 
@@ -220,6 +284,8 @@ def _fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
     if options["enforce_eager"] is None:
         options["enforce_eager"] = on_cpu
+    if options.get("speculative_config") is None:  # vLLM takes no processors beside it
+        options["logits_processors"] = [*(options.get("logits_processors") or ()), _OUTPUT_PENALTY]
     if on_cpu:
         # After a partial prefill vLLM (0.32) rewinds the generator of a seeded request, which torch's CPU
         # generators cannot do: one such request ends the engine.
@@ -261,7 +327,8 @@ def _survive_numba() -> None:
         functions.setdefault("__dict__", {})
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options that vLLM does not know, or that ragalign relies on."""
     from vllm import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
@@ -273,7 +340,8 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"vLLM has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _start_error(model: str, error: Exception) -> ConfigError | GenerationError:
+def start_error(model: str, error: Exception) -> ConfigError | GenerationError:
+    """Why the engine did not start, in one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):

@@ -77,7 +77,8 @@ class FaissIndex:
             return cls(index, search)
         except RuntimeError as error:
             raise ConfigError(
-                f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}"
+                f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}; "
+                "give another kind (auto, flat, hnsw, ivf or a factory string)"
             ) from None
 
     @classmethod
@@ -214,7 +215,9 @@ def _prepare(faiss: Any, index: Any) -> list[Any]:
 def _reason(error: RuntimeError) -> str:
     """What FAISS said, without its source location."""
     text = " ".join(str(error).split())
-    return text.rsplit("failed: ", 1)[-1].rsplit(": ", 1)[-1] if "Error: '" not in text else text
+    # "Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: MESSAGE", with or without a message
+    _, failed, message = text.partition("' failed: ")
+    return message if failed and message else text.rsplit(": ", 1)[-1]
 
 
 @contextmanager

@@ -225,6 +225,7 @@ class Index:
                     normalize=record.normalize,
                     query_prompt=record.query_prompt,
                     document_prompt=record.document_prompt,
+                    precision=record.precision,
                 )
             except RagalignError as error:
                 raise ConfigError(
@@ -429,6 +430,8 @@ def _describe(record: EncoderRecord) -> str:
     details = [f"revision {record.revision[:12]}", "normalised" if record.normalize else "not normalised"]
     if record.query_prompt or record.document_prompt:
         details.append(f"prompts {record.query_prompt!r} and {record.document_prompt!r}")
+    if record.precision != "float32":
+        details.append(record.precision)
     return f"{record.id!r} ({', '.join(details)})"
 
 

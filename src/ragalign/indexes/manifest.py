@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ragalign.encoders import Encoder
+from ragalign.encoders import Encoder, Precision
 from ragalign.errors import IndexFormatError
 
 Metric = Literal["cosine", "ip", "l2"]
@@ -36,6 +36,7 @@ class EncoderRecord:
     query_prompt: str
     document_prompt: str
     packaged: bool
+    precision: Precision = "float32"
 
     @classmethod
     def of(cls, encoder: Encoder) -> EncoderRecord:

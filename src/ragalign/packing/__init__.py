@@ -1,5 +1,5 @@
 """Packing: templates and a token budget turn candidates and a conversation into a prompt."""
 
-from ragalign.packing.packer import Packer, Packing
+from ragalign.packing.packer import Choice, Packer, Packing, without_collector
 
-__all__ = ["Packer", "Packing"]
+__all__ = ["Choice", "Packer", "Packing", "without_collector"]

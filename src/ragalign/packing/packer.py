@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -65,6 +67,30 @@ class _Static(NamedTuple):
     @property
     def n_constant_tokens(self) -> int:
         return sum(used.n_tokens for used in self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the packer chose for one prompt, before it is assembled.
+
+    Attributes:
+        chosen: the candidates that go in, best first.
+        dropped: those that do not, each with its reason.
+        budget: tokens that retrieved demonstrations may take together.
+        system: the system turns' text.
+        n_constants: how many constant demonstrations the prompt begins with.
+        query_text, query_ids: the rendered conversation and its ids.
+        max_new_tokens: room that is left for the completion.
+    """
+
+    chosen: list[Hit]
+    dropped: list[DroppedDemonstration]
+    budget: int
+    system: str
+    n_constants: int
+    query_text: str
+    query_ids: list[int]
+    max_new_tokens: int
 
 
 class Packer:
@@ -128,6 +154,15 @@ class Packer:
                 stacklevel=2,
             )
 
+    def with_packing(self, packing: Packing) -> Packer:
+        """The same packer with other knobs; the demonstrations that either has tokenised are known to both."""
+        other = copy.copy(self)
+        other.__dict__.pop("_spare_constants", None)
+        other.packing = packing
+        other._static = lru_cache(maxsize=64)(other._make_static)
+        other._n_constants = other._within_budget()
+        return other
+
     def pack(self, turns: Sequence[Turn], hits: Sequence[Hit], *, max_new_tokens: int = 0) -> Prompt:
         """Pack one prompt.
 
@@ -153,52 +188,98 @@ class Packer:
         Raises:
             DataError: as `pack`, for any of the conversations.
         """
+        choices = self.choose_many(conversations, hits, max_new_tokens=max_new_tokens)
+        prompts: list[Prompt | BudgetError] = []
+        with without_collector():
+            for choice in choices:
+                try:
+                    prompts.append(self.finish(choice))
+                except BudgetError as error:
+                    prompts.append(error)
+        return prompts
+
+    def choose_many(
+        self, conversations: Sequence[Sequence[Turn]], hits: Sequence[Sequence[Hit]], *, max_new_tokens: int = 0
+    ) -> list[Choice]:
+        """What `pack_many` would put into each prompt; `assemble` makes a prompt of it, or of another selection.
+
+        Raises:
+            DataError: as `pack`, for any of the conversations.
+        """
         pieces = self._pieces.load({hit.id for found in hits for hit in found}, self.pool.get)
         texts = [self.template.render_turns(turns) for turns in conversations]
         queries = self._join.encode_after(texts) if self._exact_parts else self.tokenizer.encode_batch(texts)
-        prompts: list[Prompt | BudgetError] = []
-        # A batch makes many small objects without cycles; looking for some would take half of its time.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
+        choices: list[Choice] = []
+        with without_collector():
             for turns, text, ids, found in zip(conversations, texts, queries, hits, strict=True):
-                try:
-                    prompts.append(self._pack(text, ids, system_text(turns), found, pieces, max_new_tokens))
-                except BudgetError as error:
-                    prompts.append(error)
-        finally:
-            if collects:
-                gc.enable()
-        return prompts
+                system = system_text(turns)
+                static, room = self._fit_static(system, len(ids), max_new_tokens)
+                chosen, dropped = self._choose(found, pieces, static, room)
+                budget = min(self.packing.max_tokens - static.n_constant_tokens, room)
+                choices.append(Choice(chosen, dropped, budget, system, len(static.used), text, ids, max_new_tokens))
+        return choices
 
-    def _pack(
-        self,
-        query_text: str,
-        query_ids: list[int],
-        system: str,
-        hits: Sequence[Hit],
-        pieces: Mapping[str, Piece],
-        max_new_tokens: int,
+    def token_counts(self, ids: Collection[str]) -> dict[str, int]:
+        """The most tokens that each of these demonstrations takes in a prompt, wherever it stands."""
+        pieces = self._pieces.load(ids, self.pool.get)
+        at_start = not self.constants and not self.template.render_preamble("")
+        return {id_: pieces[id_].most_tokens if at_start else pieces[id_].n_tokens for id_ in ids}
+
+    def n_tokens_before(self, choice: Choice) -> int:
+        """Tokens before the retrieved demonstrations: special ones, the preamble and constant demonstrations."""
+        return len(self._prefix) + len(self._static(choice.system, choice.n_constants).ids)
+
+    def assemble(self, choice: Choice, ordered: Sequence[Hit]) -> Prompt:
+        """The prompt that holds the demonstrations `ordered` in this order, whatever `Packing.order` says.
+
+        Those of `choice.chosen` that are not among them are listed as dropped, with the reason ``planned``.
+
+        Args:
+            choice: of `choose_many`.
+            ordered: demonstrations of the pool; their tokens should be within `choice.budget`. Where a prompt is too
+                long all the same, the least similar ones give way.
+
+        Raises:
+            BudgetError: the conversation does not fit.
+        """
+        pieces = self._pieces.load({hit.id for hit in (*ordered, *choice.chosen)}, self.pool.get)
+        kept = {hit.id for hit in ordered}
+        left_out = [_dropped(hit, pieces[hit.id], "planned") for hit in choice.chosen if hit.id not in kept]
+        dropped = left_out + [one for one in choice.dropped if one.id not in kept]
+        return self._assemble_within(choice, list(ordered), dropped, pieces)
+
+    def finish(self, choice: Choice) -> Prompt:
+        """The prompt of a choice as it stands, ordered as `Packing.order` says.
+
+        Raises:
+            BudgetError: the conversation does not fit.
+        """
+        ordered = self._ordered(choice.chosen, choice.query_text)
+        pieces = self._pieces.load({hit.id for hit in choice.chosen}, self.pool.get)
+        return self._assemble_within(choice, list(ordered), list(choice.dropped), pieces)
+
+    def _assemble_within(
+        self, choice: Choice, ordered: list[Hit], dropped: list[DroppedDemonstration], pieces: Mapping[str, Piece]
     ) -> Prompt:
-        static, room = self._fit_static(system, len(query_ids), max_new_tokens)
-        chosen, dropped = self._choose(hits, pieces, static, room)
-        if not len(static.ids) and not chosen and self._exact_parts:
+        static, query_ids = self._static(choice.system, choice.n_constants), choice.query_ids
+        if not len(static.ids) and not ordered and self._exact_parts:
             # The conversation stands at the start of the prompt, where its ids can differ.
-            query_ids = self.tokenizer.encode(query_text)
+            query_ids = self.tokenizer.encode(choice.query_text)
         while True:
-            prompt = self._assemble(static, chosen, dropped, pieces, query_text, query_ids)
-            reason = self._excess(prompt, max_new_tokens)
+            prompt = self._assemble(static, ordered, dropped, pieces, choice.query_text, query_ids)
+            reason = self._excess(prompt, choice.max_new_tokens)
             if reason is None:
                 return prompt
             # Parts on their own may have fewer ids than in the whole: the least similar demonstrations give way,
             # and then the last constant ones, until the whole fits.
-            if chosen:
-                hit = chosen.pop()
+            if ordered:
+                hit = max(ordered, key=lambda hit: hit.rank)
+                ordered.remove(hit)
                 dropped.insert(0, _dropped(hit, pieces[hit.id], reason))
             elif static.used:
-                static = self._static(system, len(static.used) - 1)
+                static = self._static(choice.system, len(static.used) - 1)
             else:
-                raise self._too_long(static, prompt, max_new_tokens)
+                raise self._too_long(static, prompt, choice.max_new_tokens)
 
     def _fit_static(self, system: str, n_query_tokens: int, max_new_tokens: int) -> tuple[_Static, int]:
         """The static part with as many constants as the context has room for, and the room that is left."""
@@ -259,13 +340,12 @@ class Packer:
     def _assemble(
         self,
         static: _Static,
-        chosen: list[Hit],
-        dropped: list[DroppedDemonstration],
+        ordered: Sequence[Hit],
+        dropped: Sequence[DroppedDemonstration],
         pieces: Mapping[str, Piece],
         query_text: str,
         query_ids: list[int],
     ) -> Prompt:
-        ordered = self._ordered(chosen, query_text)
         parts = [self._prefix, static.ids]
         texts = list(static.texts)
         used = list(static.used)
@@ -366,6 +446,18 @@ class Packer:
             for constant, size in zip(used, sizes[len(texts) - len(used) :], strict=True)
         )
         return _Static(texts, _array(ids), sizes[0] if preamble else 0, counted, exact)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """A batch makes many small objects without cycles; looking for some would take half of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _check_special_tokens(template: Template, tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ragalign._optional import require
@@ -48,6 +49,22 @@ def read_dataset(text: str) -> Rows:
             "check its name, configuration and split, or give a file"
         ) from None
     return _rows(loaded if split else _choose_split(text, loaded))
+
+
+def fetch_file(repository: str, file: str) -> Path:
+    """A single file of a dataset repository, for datasets that only a script of their own could load.
+
+    Raises:
+        DataError: it is not in the local hub cache, and cannot be had from the hub.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", etag_timeout=_PROBE_SECONDS))
+    except Exception as error:
+        raise DataError(
+            f"{repository}: the file {file} cannot be had from the hub ({_first_line(error)}); give a local copy"
+        ) from None
 
 
 def _probe_hub(text: str, name: str) -> None:

@@ -1,19 +1,22 @@
-"""Reads the rows of a JSON document one at a time, with the lines where they start."""
+"""Reads the rows of a JSON document one at a time, with the lines where they start, or numbered."""
 
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 from ragalign.errors import DataError
+from ragalign.pool.report import Unit
 from ragalign.pool.rows import Problem, Rows, escaped_byte
 
 
 class JsonArray:
     """Walks through the rows of a JSON document, parsing one at a time and counting lines."""
 
-    def __init__(self, file: str, text: str) -> None:
+    def __init__(self, file: str, text: str, unit: Unit) -> None:
         self._file = file
+        self._unit = unit
         self._text = text
         self._decoder = json.JSONDecoder()
         self._damaged = not text.isascii() and escaped_byte(text) is not None
@@ -59,16 +62,16 @@ class JsonArray:
         if self._peek() == "]":
             self._position += 1
             return
-        while True:
+        for row in count(1):
             self._peek()
-            line, start = self._line_number(), self._position
+            number, start = self._line_number() if self._unit == "line" else row, self._position
             value = self._value()
             if self._damaged and (bad := escaped_byte(self._text[start : self._position])) is not None:
-                yield line, Problem(f"not UTF-8: byte 0x{bad:02x}")
+                yield number, Problem(f"not UTF-8: byte 0x{bad:02x}")
             elif isinstance(value, dict):
-                yield line, value
+                yield number, value
             else:
-                yield line, Problem("a JSON value that is not an object")
+                yield number, Problem("a JSON value that is not an object")
             if self._peek() == "]":
                 self._position += 1
                 return
@@ -80,7 +83,7 @@ class JsonArray:
             value, self._position = self._decoder.raw_decode(self._text, self._position)
         except json.JSONDecodeError as error:
             self._position = error.pos
-            raise self._error(error.msg) from None
+            raise self._error(error.msg.removesuffix(" starting at")) from None
         except (ValueError, RecursionError) as error:
             raise self._error(str(error)) from None
         return value

@@ -7,8 +7,8 @@ from typing import Any, cast, get_args
 
 from ragalign.errors import DataError
 from ragalign.pool.readers import read_file
-from ragalign.pool.report import location
-from ragalign.pool.rows import Problem
+from ragalign.pool.report import Unit, location
+from ragalign.pool.rows import Problem, Rows
 from ragalign.pool.table import BadRowError, check_surrogates, check_text
 from ragalign.types import Query, Role, Turn
 
@@ -23,12 +23,20 @@ def read_queries(path: str | Path) -> list[Query]:
     Raises:
         DataError: the file cannot be read, a row is no query, or an id comes twice.
     """
-    path = Path(path)
-    unit, rows = read_file(path)
+    unit, rows = read_file(Path(path))
+    return as_queries(rows, str(path), unit)
+
+
+def as_queries(rows: Rows, name: str, unit: Unit) -> list[Query]:
+    """The queries in rows of any origin, as `read_queries`; `name` and `unit` are for messages.
+
+    Raises:
+        DataError: a row is no query, an id comes twice, or there is none.
+    """
     queries: list[Query] = []
     lines: dict[str, int] = {}
     for number, row in rows:
-        where = location(str(path), number, unit)
+        where = location(name, number, unit)
         try:
             query = _query(row, number)
         except BadRowError as error:
@@ -38,7 +46,7 @@ def read_queries(path: str | Path) -> list[Query]:
             raise DataError(f"{where}: the id {query.id!r} was used before, in {unit} {first}; give each query its own")
         queries.append(query)
     if not queries:
-        raise DataError(f"{path}: there are no queries in it; give a file with at least one row")
+        raise DataError(f"{name}: there are no queries in it; give a file with at least one row")
     return queries
 
 

@@ -32,7 +32,7 @@ _PARQUET_ROWS = 128  # few, since a row may hold megabytes
 _UNITS: dict[str, Unit] = {
     ".jsonl": "line",
     ".ndjson": "line",
-    ".json": "line",
+    ".json": "line",  # or "row", see `_json_unit`
     ".csv": "line",
     ".tsv": "line",
     ".parquet": "row",
@@ -78,7 +78,8 @@ def read_file(path: Path) -> tuple[Unit, Rows]:
     if extension == ".parquet":
         return "row", read_parquet(path)
     if extension == ".json":
-        return "line", read_json(path)
+        unit = _json_unit(path)
+        return unit, read_json(path, unit)
     if extension in (".csv", ".tsv"):
         return "line", read_csv(path, "," if extension == ".csv" else "\t")
     return "line", read_jsonl(path)
@@ -102,7 +103,7 @@ def read_jsonl(path: Path) -> Rows:
             yield number, _parse_object(text)
 
 
-def read_json(path: Path) -> Rows:
+def read_json(path: Path, unit: Unit = "line") -> Rows:
     """A JSON array of objects, or an object that holds one under "data"; JSON Lines under a wrong name, too.
 
     The text is held in memory, the parsed rows are not.
@@ -117,7 +118,7 @@ def read_json(path: Path) -> Rows:
         # Keeps undecodable bytes as surrogates, so that only the rows that hold them are refused.
         text = content.decode(errors="surrogateescape")
     del content
-    yield from JsonArray(str(path), text).rows()
+    yield from JsonArray(str(path), text, unit).rows()
 
 
 def read_csv(path: Path, delimiter: str) -> Rows:
@@ -166,10 +167,18 @@ def _parse_object(text: str) -> dict[str, Any] | Problem:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return Problem(f"not valid JSON ({error.msg} at column {error.colno})")
+        return Problem(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
     except (ValueError, RecursionError) as error:
         return Problem(f"not valid JSON ({error})")
     return value if isinstance(value, dict) else Problem("a JSON value that is not an object")
+
+
+def _json_unit(path: Path) -> Unit:
+    """Rows, where the whole document is one line and its number would tell nobody where to look."""
+    with path.open("rb") as file:
+        lines = (line for line in file if line.strip())
+        next(lines, None)
+        return "row" if next(lines, None) is None else "line"
 
 
 def _is_json_lines(path: Path) -> bool:

@@ -39,15 +39,21 @@ _FLAT: tuple[tuple[Shape, str, str | None, str], ...] = (
     ("plain", "question", None, "answer"),
 )
 _CONVERSATION_FIELDS = ("messages", "conversation", "conversations")
+# In lower case: some exports write "User" and "Assistant".
 _ROLES = {
     "system": "system",
     "developer": "system",
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
 }
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
 
@@ -134,12 +140,17 @@ class RowParser:
         if turns and turns[0][0] == "system":
             _put(metadata, SYSTEM_TURN, turns[0][1])
             turns = turns[1:]
-        if not turns or turns[0][0] != "user":
-            raise BadRowError(
-                "the conversation does not begin with a user's turn" if turns else "the conversation is empty"
-            )
-        if len(turns) == 1 or turns[1][0] != "assistant":
+        if not turns:
+            raise BadRowError("the conversation is empty")
+        if turns[0][0] != "user":
+            raise BadRowError(f"the conversation does not begin with a user's turn (its role is {turns[0][0]!r})")
+        if len(turns) == 1:
             raise BadRowError("the conversation's first user turn is not followed by an answer")
+        if turns[1][0] != "assistant":
+            raise BadRowError(
+                "the conversation's first user turn is not followed by an answer "
+                f"(the next turn's role is {turns[1][0]!r})"
+            )
         if len(turns) > 2:
             _put(metadata, FURTHER_TURNS, [{"role": role, "content": text} for role, text in turns[2:]])
         return ParsedRow(shape, turns[0][1], turns[1][1], source_id, metadata)
@@ -237,7 +248,7 @@ def _read_turns(name: str, turns: list[Any]) -> tuple[Shape, list[tuple[str, str
             wrong, value = (role_key, role) if not isinstance(role, str) else (text_key, text)
             raise BadRowError(f"turn {number}: {wrong!r} is {_kind(value)}, not text")
         # Roles such as "tool" can only stand after the first pair; there they keep their name.
-        pairs.append((_ROLES.get(role, role), text))
+        pairs.append((_ROLES.get(role.lower(), role), text))
     return shape, pairs
 
 

@@ -75,6 +75,11 @@ class Retriever(ABC):
         self._space = space
         self._filters = Filters(pool)
 
+    @property
+    def space(self) -> Space | None:
+        """The vectors of the pool and their encoder, where the strategy was given an index."""
+        return self._space
+
     @abstractmethod
     def rank(self, batch: Batch, k: int) -> Ranking:
         """The best k positions for each query of the batch, fewer where not as many may be retrieved.

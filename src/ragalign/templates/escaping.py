@@ -34,14 +34,25 @@ _BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _INDENT = rf"[^\S{_BREAKS}]*"
 _LINE_START = rf"(?:\A|(?<=[{_BREAKS}])){_INDENT}"
 _LINE_END = rf"{_INDENT}(?:[{_BREAKS}]|\Z)"
+# Each string is characters of other scripts that look like the one behind it, small or capital.
 _LOOK_ALIKES = str.maketrans({
-    "\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u2032": "'", "\u00b4": "'", "\u02cb": "`", "\u2035": "`",
-    "\u266f": "#", "\u2236": ":", "\ua789": ":", "\u02d0": ":", "\u0589": ":", "\u05c3": ":",
-    "\u0430": "a", "\u0435": "e", "\u043e": "o", "\u0440": "p", "\u0441": "c", "\u0443": "y", "\u0445": "x",
-    "\u0456": "i", "\u0455": "s", "\u0501": "d", "\u051b": "q", "\u051d": "w", "\u03bf": "o", "\u03b1": "a",
-    "\u03c5": "u", "\u0131": "i",
-    **dict.fromkeys("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),  # fillers that show nothing
+    char: plain
+    for chars, plain in (
+        ("\u2019\u2018\u02bc\u2032\u00b4", "'"), ("\u02cb\u2035", "`"), ("\u266f\u22d5", "#"),
+        ("\u2236\ua789\u02d0\u0589\u05c3\u0703\u0704\u16ec\u02f8\u205a", ":"),
+        ("\u0430\u03b1", "a"), ("\u0432\u03b2", "b"), ("\u0441", "c"), ("\u0501", "d"), ("\u0435\u03b5", "e"),
+        ("\u043d", "h"), ("\u0456\u03b9\u0131", "i"), ("\u043a\u03ba", "k"), ("\u043c\u03bc", "m"),
+        ("\u0578\u03bd", "n"), ("\u043e\u03bf", "o"), ("\u0440\u03c1", "p"), ("\u051b", "q"), ("\u0433", "r"),
+        ("\u0455", "s"), ("\u0442\u03c4", "t"), ("\u03c5\u057d", "u"), ("\u051d\u0461", "w"), ("\u0445\u03c7", "x"),
+        ("\u0443", "y"), ("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),  # fillers that show nothing
+    )
+    for char in chars
 })  # fmt: skip
+# Letters in circles, squares and brackets, on flags, and small capitals, by their names in Unicode.
+_DRESSED_LETTER = re.compile(
+    r"(?:PARENTHESIZED|TORTOISE SHELL BRACKETED|CIRCLED ITALIC|(?:CROSSED )?(?:NEGATIVE )?(?:CIRCLED|SQUARED)) LATIN "
+    r"(?:CAPITAL|SMALL) LETTER ([A-Z])|REGIONAL INDICATOR SYMBOL LETTER ([A-Z])|LATIN LETTER SMALL CAPITAL ([A-Z])"
+)
 
 
 # Characters whose folding is remembered; a text of all there are must not fill the memory.
@@ -63,6 +74,8 @@ def _fold(char: str) -> str:
         return ""
     if char.isspace():
         return char
+    if not char.isascii() and (dressed := _DRESSED_LETTER.fullmatch(unicodedata.name(char, ""))):
+        return (dressed[1] or dressed[2] or dressed[3]).lower()
     folded = unicodedata.normalize("NFKD", char.translate(_LOOK_ALIKES)).casefold().translate(_LOOK_ALIKES)
     # Marks of all kinds, and all that is control, format, surrogate, private or unassigned.
     return "".join(c for c in folded if c != MARK and unicodedata.category(c)[0] not in "MC")

@@ -116,17 +116,29 @@ class PromptFile:
 
 
 def _headings(template: Template) -> tuple[str, str]:
-    """The first lines of a user's and an assistant's part, such as ``# Query:`` and ``# Answer:``."""
-    user = template.opening.strip().splitlines()[0]
-    assistant = next(line for line in template.middle.splitlines() if line.strip() not in ("", _FENCE))
-    return user.strip(), assistant.strip()
+    """Patterns for what stands above a user's and an assistant's part, such as ``# Query:`` and ``# Answer:``.
+
+    Raises:
+        ConfigError: the template has fences only.
+    """
+    found = []
+    for string, before in ((template.opening, template.closing), (template.middle, "")):
+        lines = [line.strip() for line in string.splitlines()]
+        # Fences are looked at on their own, and middle begins with the one that closes the user's text.
+        heading = [line for line in lines if line and not (template.fenced and line == _FENCE)]
+        if not heading:
+            raise ConfigError(f"template {template.name!r}: no headings to read a prompt file by")
+        above = before + string[: string.index(heading[0])]
+        at_line_start = "^" if above.endswith(("\n", "\r")) else ""
+        found.append(at_line_start + r"[ \t]*(?:\r?\n)+".join(map(re.escape, heading)))
+    return found[0], found[1]
 
 
 def _find(text: str, template: Template) -> list[re.Match[str]]:
     """Where the headings are. In fenced forms only those above a fence count: answers may hold headings too."""
-    user, assistant = (re.escape(heading) for heading in _headings(template))
-    behind = rf"[ \t]*\r?\n(?={_FENCE})" if template.fenced else r"[ \t]*(?:\r?\n)?"
-    return list(re.finditer(rf"^(?:(?P<user>{user})|{assistant}){behind}", text, re.MULTILINE))
+    user, assistant = _headings(template)
+    behind = rf"[ \t]*\r?\n(?:[ \t]*\r?\n)*(?={_FENCE})" if template.fenced else r"[ \t]*(?:\r?\n)?"
+    return list(re.finditer(rf"(?:(?P<user>{user})|{assistant}){behind}", text, re.MULTILINE))
 
 
 def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
@@ -138,15 +150,32 @@ def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
         body = text[match.end() : limit]
         if template.fenced:
             # The last fence of a part closes it: instructions and answers may hold code fences of their own.
-            close = body.rfind(_FENCE)
-            content = body[len(_FENCE) : close if close > 0 else len(body)]
+            fence = _opening_fence(body)
+            close = body.rfind(fence)
+            content = body[len(fence) : close if close > 0 else len(body)]
             content = _FENCE_LINES.sub("", content)
-            end = match.end() + (close + len(_FENCE) if close > 0 else len(body))
+            end = match.end() + (close + len(fence) if close > 0 else len(body))
         else:
-            content = body.strip("\r\n").strip() if template.cue != template.middle else body.strip("\r\n")
+            content = body.rstrip().removesuffix(template.closing.strip()) if template.closing.strip() else body
+            # White space on the line of a heading is the template's.
+            headed = template.middle.endswith(("\n", "\r"))
+            content = _without_blank_lines(content) if headed else content.strip()
             end = match.end() + len(body.rstrip("\r\n"))
         sections.append((match.start(), "user" if match["user"] else "assistant", content, end))
     return sections
+
+
+def _opening_fence(body: str) -> str:
+    """The run of backticks that `body` begins with, where one as long closes it; of three otherwise."""
+    fence = body[: len(body) - len(body.lstrip("`"))]
+    return fence if body.rfind(fence) > 0 else _FENCE
+
+
+def _without_blank_lines(text: str) -> str:
+    """`text` without blank lines at its ends; white space on its own lines is kept."""
+    end = len(text.rstrip())
+    end += len(re.match(r"[ \t]*", text[end:])[0]) if end else 0  # type: ignore[index]
+    return re.sub(r"\A(?:[ \t]*\r?\n)+", "", text[:end])
 
 
 def _detect_form(text: str, source: str) -> str:
@@ -155,7 +184,7 @@ def _detect_form(text: str, source: str) -> str:
     Raises:
         ConfigError: there are no demonstrations to tell by, or none of a known form.
     """
-    headed = re.findall(r"^# (User|Query):[ \t]*\r?\n(?!```)(\r?\n)?", text, re.MULTILINE)
+    headed = re.findall(r"^# (User|Query):[ \t]*\r?\n(?!\s*```)([ \t]*\r?\n)?", text, re.MULTILINE)
     fenced = sum(1 for match in _find(text, Template.load("urial")) if match["user"])
     if fenced or headed:
         if fenced >= len(headed):

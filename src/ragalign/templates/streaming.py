@@ -20,7 +20,7 @@ class CleanStream:
         self._watched = (*template.stop, *END_OF_TEXT)
         # Runs of these characters may be, or hold, what cleaning takes away.
         self._loose = "".join(template.erase if template.erased else ["`"] if template.fenced else [])
-        self._raw = ""
+        self._raw = "\n" if template.cue.endswith("\n") else ""  # as in `Template.clean`
         self._n_done = 0  # characters of the raw text that have been dealt with
         self._n_given = 0  # characters of the clean text that have been given away
         self._ended = False

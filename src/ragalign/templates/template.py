@@ -259,6 +259,9 @@ class Template:
         `finished`), the beginning of a stop string or of a closing fence on the last line goes too. With escape
         "none", `erase` and end-of-text marks are deleted as upstream's evaluation code does it.
         """
+        if self.cue.endswith("\n"):
+            # It begins a line, so it may begin with the next turn: a stop string such as "\nQuestion:".
+            output = f"\n{output}"
         text = output
         for stop in self.stop:
             text = text.partition(stop)[0]

@@ -154,7 +154,7 @@
       const first = order.f === null ? "" : order.f ? "the baseline stood first" : "the model stood first";
       const said = order.r !== null ? unknown(order.r) : null;
       const text = texts[order.w];
-      return [heading(`The judge${of(row).judge ? `, ${of(row).judge}` : ""}`, first), said, text.trim() ? block(text) : said ? null : unknown("no words are recorded")];
+      return [heading(of(row).protocol === "metric" ? "Reference" : `The judge${of(row).judge ? `, ${of(row).judge}` : ""}`, first), said, text.trim() ? block(text) : said ? null : unknown("no words are recorded")];
     });
   const retrieved = (row) => {
     if (!row.d) return [];

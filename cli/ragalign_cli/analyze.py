@@ -1,0 +1,180 @@
+"""`ragalign analyze`: what alignment changes, measured on two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.evaluation.shift.figures import Figures
+
+app = typer.Typer(no_args_is_help=True, help="What alignment changes.")
+
+# Whole vocabularies come quickly from transformers; vLLM hands them over as Python numbers.
+_VLLM_TOP_K = 100
+
+
+@app.callback()
+def analyze() -> None:
+    """What alignment changes."""
+
+
+@app.command()
+def shift(
+    base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
+    aligned: Annotated[str, typer.Option(help="Folder or hub id of the aligned model.", show_default=False)],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="JSON Lines with `instruction` (or `messages`), or a published set's name.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
+    ],
+    recipe: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="A context of the base model beside the aligned model's own prompt: a recipe's name or TOML file; "
+            "several may be given. By default zero-shot and urial, and ica where there is an index.",
+            show_default=False,
+        ),
+    ] = None,
+    index: Annotated[Optional[Path], typer.Option(metavar="DIR", help="What recipes retrieve from.")] = None,
+    aligned_recipe: Annotated[
+        Optional[str],
+        typer.Option(
+            help="The recipe whose prompts the aligned model answers; by default its own chat template, or zero-shot "
+            "where it has none.",
+            show_default=False,
+        ),
+    ] = None,
+    first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    top_k: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Compare only the most probable tokens of each model: KL becomes a lower bound; ranks and "
+            "probabilities stay exact. 0 compares whole vocabularies, which is the default with transformers; "
+            f"with vllm it is {_VLLM_TOP_K}.",
+            show_default=False,
+        ),
+    ] = None,
+    align_by_text: Annotated[
+        bool, typer.Option("--align-by-text", help="Compare models with different tokenizers, where both split alike.")
+    ] = False,
+    categories: Annotated[
+        Optional[Path],
+        typer.Option(help='Kinds of tokens of your own: TOML, name = ["regular expression", ...].', show_default=False),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of weights and activations, such as float32.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+) -> None:
+    """Token distribution shift: where an aligned model writes what its base model would not have (Lin et al. 2023).
+
+    The aligned model answers greedily. At every token the base model is asked what it expects, given the same context
+    and the same answer so far: its first choice is unshifted, its second or third marginal, any other shifted. Then the
+    same behind in-context alignment, to see how much of the shift each recipe closes.
+
+    \b
+    Examples:
+      ragalign analyze shift --base meta-llama/Llama-2-7b-hf --aligned meta-llama/Llama-2-7b-chat-hf --prompts q.jsonl
+          --index indexes/lima --out shift
+      ragalign analyze shift --base base --aligned tuned --prompts q.jsonl --recipe zero-shot --out shift --json
+    """
+    from datetime import UTC, datetime
+
+    from ragalign.evaluation.bench.cases import load_cases
+    from ragalign.evaluation.lines import write_json
+    from ragalign.evaluation.shift.figures import figures
+    from ragalign.evaluation.shift.kinds import DEFAULT_CATEGORIES, load_categories
+    from ragalign.evaluation.shift.page import kl_note, write_pages
+    from ragalign.evaluation.shift.running import Settings, run
+
+    settings = Settings(
+        base=base,
+        aligned=aligned,
+        recipes=tuple(recipe) if recipe else ("zero-shot", "urial", *(("ica",) if index else ())),
+        aligned_recipe=aligned_recipe,
+        index=None if index is None else str(index),
+        max_tokens=max_new_tokens,
+        top_k=_top_k(top_k, backend),
+        align_by_text=align_by_text,
+        backend=backend,
+        options={"dtype": dtype},
+        categories=DEFAULT_CATEGORIES if categories is None else load_categories(categories),
+    )
+    queries = [case.query for case in load_cases(prompts).first(first).cases]
+    outcome = run(settings, queries, out)
+    shown = figures(outcome)
+    result = {
+        "base": base,
+        "aligned": aligned,
+        "prompts": prompts,
+        "n_prompts": len(queries),
+        "n_answer_tokens": sum(len(answer.token_ids) for answer in outcome.answers),
+        "top_k": settings.top_k,
+        "kl": kl_note(settings, outcome),
+        "contexts": [one.to_dict() for one in shown],
+        "failures": [{"context": name, "id": id_, "reason": reason} for name, id_, reason in outcome.failures],
+    }
+    write_json(out / "shift.json", result)
+    write_pages(settings, outcome, shown, out, created=datetime.now(UTC))
+    for name, id_, reason in outcome.failures:
+        console.warning(f"{name}, query {id_}: {reason}")
+    if json:
+        console.print_json(result)
+    else:
+        _show(shown)
+        console.note(f"-> {out}/shift.html, shift.json, and the plots as SVG")
+
+
+def _top_k(given: int | None, backend: str) -> int | None:
+    from ragalign._optional import is_installed
+
+    if given is None:
+        engine = backend == "vllm" or (backend == "auto" and is_installed("vllm"))
+        return _VLLM_TOP_K if engine else None
+    return given or None
+
+
+def _show(shown: list[Figures]) -> None:
+    from ragalign.evaluation.formats import interval, number
+    from ragalign.evaluation.shift.page import visible
+
+    def percent(estimate: Any) -> str:
+        scaled = estimate.scaled(100)
+        return f"{number(scaled.value, '%')} ({interval(scaled, '%')})"
+
+    console.heading("Tokens of the aligned model, by their rank for the base model, %")
+    columns = [("context", "left"), ("positions", "right"), ("unshifted", "right"), ("marginal", "right")]
+    columns += [("shifted", "right"), ("closed", "right"), ("KL, nats", "right")]
+    rows = []
+    for one in shown:
+        shares = [percent(one.shares[kind]) for kind in ("unshifted", "marginal", "shifted")]
+        closed = "" if one.closed is None else percent(one.closed)
+        rows.append((one.context, f"{one.n_positions:,}", *shares, closed, number(one.kl.value, "nats")))
+    console.print_table(columns, rows)
+    kinds = sorted({kind for one in shown for kind in one.by_category})
+    console.heading("Shifted, % of the tokens of a kind")
+    console.print_table(
+        [("kind", "left"), *((one.context, "right") for one in shown)],
+        [
+            (
+                kind,
+                *(number(100 * one.by_category[kind].value, "%") if kind in one.by_category else "" for one in shown),
+            )
+            for kind in kinds
+        ],
+    )
+    if shown[0].tokens:
+        console.heading(f"Most shifted tokens, {shown[0].context}")
+        console.print_table(
+            [("token", "left"), ("kind", "left"), ("shifted", "right"), ("of", "right")],
+            [(visible(one.text), one.category, one.n_shifted, one.n) for one in shown[0].tokens[:10]],
+        )

@@ -1,0 +1,104 @@
+"""A benchmark's figures as aligned tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.evaluation.bench.expected import Expectation
+    from ragalign.evaluation.bench.result import Bench, Factor
+
+
+def show(bench: Bench) -> None:
+    """The figures as aligned tables: quality, cost, and the factors of a sweep."""
+    if bench.label:
+        show_quality(bench)
+    show_costs(bench)
+    for factor in bench.factors:
+        _show_factor(factor, bench)
+    if bench.published:
+        _show_published(bench)
+
+
+def show_quality(bench: Bench) -> None:
+    """The headline metric of every recipe, and its difference from the baseline on the same prompts."""
+    from ragalign.evaluation.formats import interval, number, p_value, signed
+    from ragalign.evaluation.markup import with_unit
+
+    unit = bench.unit
+    console.heading(with_unit(bench.label, unit))
+    columns = [("recipe", "left"), (bench.label.lower(), "right"), ("95 % interval", "right")]
+    columns += [(f"minus {bench.baseline}", "right"), ("paired 95 % interval", "right"), ("p", "right")]
+    rows = []
+    for one in bench.conditions:
+        quality = one.quality
+        estimate, difference = (quality.estimate, quality.difference) if quality else (None, None)
+        row = [one.name, number(estimate.value if estimate else None, unit)]
+        row.append(interval(estimate, unit) if estimate else "")
+        row += [signed(difference.value, unit), interval(difference, unit)] if difference else ["", ""]
+        rows.append([*row, p_value(quality.test.p_value) if quality and quality.test else ""])
+    console.print_table(columns, rows)
+
+
+def show_costs(bench: Bench) -> None:
+    """What every recipe cost, per request."""
+    from ragalign.evaluation.formats import number
+    from ragalign.evaluation.sections_bench import price, rate
+
+    console.heading("Cost and speed, per request")
+    names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price")
+    columns = [("recipe", "left"), *((name, "right") for name in names)]
+    rows = [
+        [
+            one.name,
+            number(one.costs.demonstrations.value, "%"),
+            number(one.costs.prompt_tokens.value, "words"),
+            number(one.costs.prefilled_tokens.value if one.costs.prefilled_tokens else None, "words"),
+            number(one.costs.output_tokens.value, "%"),
+            number(one.costs.first_token.median if one.costs.first_token else None, "%"),
+            rate(one.costs.requests_per_s),
+            price(one.costs.price_ratio),
+        ]
+        for one in bench.conditions
+    ]
+    console.print_table(columns, rows)
+    note = "shown: demonstrations in a prompt; prompt, prefilled, output: tokens; first: median time to the first token"
+    if bench.fixed and any(one.costs.price_ratio is not None for one in bench.conditions):
+        note += f"; price: the engine's seconds per request, relative to {bench.fixed} in the same run"
+    console.note(note)
+
+
+def _show_factor(factor: Factor, bench: Bench) -> None:
+    from ragalign.evaluation.formats import interval, number
+    from ragalign.evaluation.markup import with_unit
+
+    console.heading(factor.name.replace("_", " "))
+    columns = [("level", "left"), ("conditions", "right"), ("prompt tokens", "right")]
+    columns += [(with_unit(bench.label, bench.unit), "right"), ("95 % interval", "right")] if bench.label else []
+    rows = []
+    for level in factor.levels:
+        row = [level.name, f"{level.n_conditions:,}", number(level.prompt_tokens, "words")]
+        if level.estimate is not None:
+            row += [number(level.estimate.value, bench.unit), interval(level.estimate, bench.unit)]
+        rows.append(row)
+    console.print_table(columns, rows)
+
+
+def _show_published(bench: Bench) -> None:
+    from ragalign.evaluation.formats import number
+
+    console.heading("Published by others, not measured here")
+    rows = [[one.name, one.figure, number(one.value, one.unit), one.source] for one in bench.published]
+    console.print_table([("system", "left"), ("figure", "left"), ("published", "right"), ("source", "left")], rows)
+
+
+def show_expected(expected: Sequence[Expectation]) -> None:
+    """What the testbed must show, and whether it does."""
+    if not expected:
+        return
+    console.heading("Expected of the testbed")
+    rows = [["holds" if one.holds else "FAILS", one.name, one.seen] for one in expected]
+    console.print_table([("", "left"), ("expected", "left"), ("seen", "left")], rows)

@@ -1,0 +1,183 @@
+"""`ragalign compare-ift`: whether fine-tuning on these demonstrations would have been better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ragalign_cli import console, decoding
+
+if TYPE_CHECKING:
+    from ragalign.evaluation.ift.figures import BreakEven, Point
+
+_METHODS = "zero-shot,constant,retrieved,retrieved-pool,lora,full"
+
+
+def compare_ift(
+    base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
+    prompts: Annotated[
+        str,
+        typer.Option(help="A file with `instruction` and `reference`, or a published set's name.", show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
+    ],
+    pool: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="FILE...", help="Demonstrations, as for `ragalign index`.", show_default=False),
+    ] = None,
+    index: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="An index, instead of --pool.", show_default=False)
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "3,10,30,100,300,1000",
+    methods: Annotated[str, typer.Option(help="What to compare.")] = _METHODS,
+    seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
+    recipe: Annotated[
+        str,
+        typer.Option(help="A recipe's name or TOML file: the form of prompts and training data, packing, retriever."),
+    ] = "ica",
+    metric: Annotated[str, typer.Option(help="exact-match, or a Python function: file.py:function.")] = "exact-match",
+    verdicts: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="What `ragalign judge run` wrote about OUT/answers: a judge's scores instead of the metric's.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[Optional[str], typer.Option(help="For --pool.", show_default=False)] = None,
+    first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
+    max_new_tokens: decoding.MaxNewTokens = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 15,
+    batch_size: Annotated[int, typer.Option(help="Demonstrations per step.")] = 32,
+    per_device: Annotated[int, typer.Option(help="Of these, at a time on one device.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="For all weights.")] = 1e-5,
+    lora_learning_rate: Annotated[float, typer.Option(help="For adapters.")] = 2e-4,
+    lora_rank: Annotated[int, typer.Option(help="Of adapters.")] = 16,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Train in mixed precision.")] = False,
+    optimizer: Annotated[str, typer.Option(help="Of transformers; adafactor takes little memory.")] = "adamw_torch",
+    backend: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of weights and activations in answering.")] = "auto",
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the fine-tuned models.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+) -> None:
+    """Compare demonstrations in context with fine-tuning on the same demonstrations (Zhao et al. 2024).
+
+    For every size and seed, the same demonstrations are put into prompts (constant, or retrieved among them) and
+    trained on (adapters, and all weights; loss on responses only). All answer the same prompts. Interrupted, the run
+    goes on at the cell where it stopped.
+
+    \b
+    Examples:
+      ragalign compare-ift --base mistralai/Mistral-7B-v0.1 --pool lima.jsonl --prompts q.jsonl --metric score.py:score
+          --sizes 3,10,30,100,300,1000 --bfloat16 --out ift
+      ragalign compare-ift --base base --index indexes/mine --prompts q.jsonl --sizes 10,100 --seeds 2 --out ift
+    """
+    from datetime import UTC, datetime
+
+    from ragalign.encoders import Encoder
+    from ragalign.errors import ConfigError
+    from ragalign.evaluation.bench.cases import load_cases
+    from ragalign.evaluation.ift.figures import break_even, points
+    from ragalign.evaluation.ift.judged import with_verdicts
+    from ragalign.evaluation.ift.page import write_pages
+    from ragalign.evaluation.ift.running import Settings, run
+    from ragalign.evaluation.ift.training import Training
+    from ragalign.evaluation.lines import write_json
+    from ragalign.indexes import Index
+    from ragalign.pool import Pool
+
+    if (index is None) == (not pool):
+        raise ConfigError("give either --pool or --index: where the demonstrations are")
+    settings = Settings(
+        base=base,
+        recipe=recipe,
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        sizes=_numbers(sizes),
+        seeds=seeds,
+        metric=metric,
+        training=Training(
+            epochs=epochs,
+            batch_size=batch_size,
+            per_device=per_device,
+            learning_rate=learning_rate,
+            lora_learning_rate=lora_learning_rate,
+            lora_rank=lora_rank,
+            bfloat16=bfloat16,
+            optimizer=optimizer,
+        ),
+        max_tokens=max_new_tokens,
+        backend=backend,
+        options={"dtype": dtype},
+        keep_models=keep_models,
+    )
+    asked = [case.query for case in load_cases(prompts).first(first).cases]
+    if index is not None:
+        opened = Index.open(index)
+    else:
+        loaded = Pool.from_demonstrations(one for source in pool or () for one in Pool.load(source))
+        opened = Index.build(loaded, Encoder.load(encoder) if encoder else Encoder.load(), show_progress=True)
+    results = run(settings, opened, asked, out)
+    if verdicts is not None:
+        results = with_verdicts(results, verdicts)
+    found = points(results)
+    pairs = break_even(found)
+    document = {
+        "base": base,
+        "recipe": recipe,
+        "metric": metric if verdicts is None else str(verdicts),
+        "n_prompts": len(asked),
+        "seeds": seeds,
+        "points": [one.to_dict() for one in found],
+        "break_even": [one.to_dict() for one in pairs],
+    }
+    write_json(out / "compare-ift.json", document)
+    write_pages(settings, found, pairs, len(asked), out, created=datetime.now(UTC))
+    if json:
+        console.print_json(document)
+    else:
+        _show(found, pairs)
+        console.note(f"-> {out}/compare-ift.html, compare-ift.json, quality.svg; answers in {out}/answers")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from ragalign.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--sizes must be whole numbers with commas between them, such as 3,10,30; not {text!r}"
+        ) from None
+
+
+def _show(found: list[Point], pairs: list[BreakEven]) -> None:
+    from ragalign.evaluation.formats import interval, number
+    from ragalign.evaluation.ift.page import queries
+
+    console.heading("Quality and cost")
+    columns = [("method", "left"), ("N", "right"), ("score", "right"), ("95 % interval", "right")]
+    columns += [("shown", "right"), ("prompt tokens", "right"), ("ms/answer", "right"), ("training s", "right")]
+    console.print_table(
+        columns,
+        [
+            (
+                one.method,
+                "" if one.n is None else f"{one.n:,}",
+                number(one.quality.value, "points"),
+                interval(one.quality, "points"),
+                number(one.demonstrations, "points"),
+                number(one.prompt_tokens, "words"),
+                number(1000 * one.answer_s, "words"),
+                number(one.training_s, "%") if one.training_tokens else "",
+            )
+            for one in found
+        ],
+    )
+    if pairs:
+        console.heading("Fine-tuning is cheaper after this many queries")
+        console.print_table(
+            [("fine-tuned", "left"), ("in context", "left"), ("by seconds", "right"), ("by tokens", "right")],
+            [(one.tuned.name, one.in_context.name, queries(one.by_seconds), queries(one.by_tokens)) for one in pairs],
+        )

@@ -1,0 +1,140 @@
+"""`ragalign plan`: what sharing prefixes would save on a workload, and what relevance it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.planning import Point
+
+_COLUMNS = [
+    ("setting", "left"),
+    ("kept", "right"),
+    ("score", "right"),
+    ("demos", "right"),
+    ("prompt", "right"),
+    ("prefilled", "right"),
+    ("saved", "right"),
+    ("≥ prefix", "right"),
+    ("≥ reuse", "right"),
+]
+
+
+def plan(
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
+    queries: Annotated[
+        Path, typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False)
+    ],
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    floor: Annotated[
+        Optional[list[float]],
+        typer.Option(help="A floor on relevance kept, 0 to 1; may be given again.", show_default=False),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="How far down the list to look, per query.")] = 300,
+    personal: Annotated[
+        Optional[int],
+        typer.Option(min=0, help="Most similar demonstrations pinned last; the recipe's.", show_default=False),
+    ] = None,
+    block_size: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Tokens per block of the engine's cache; the recipe's.", show_default=False),
+    ] = None,
+    cache_tokens: Annotated[
+        Optional[int], typer.Option(min=1, help="Tokens that the cache holds; no limit by default.", show_default=False)
+    ] = None,
+    context_length: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
+    ] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="An SVG file to draw the frontier into.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per setting.")] = False,
+) -> None:
+    """Show what each strategy of the planner saves on a file of queries: tokens prefilled against relevance kept.
+
+    Means per request: relevance kept, score and number of demonstrations, tokens of the prompt, tokens prefilled. "≥
+    prefix" is what no order of the same demonstrations could go below; "≥ reuse", what an engine would need that
+    reuses a demonstration wherever it stands.
+
+    \b
+    Examples:
+      ragalign plan indexes/lima --queries queries.jsonl --tokenizer meta-llama/Llama-2-13b-hf
+      ragalign plan indexes/lima --queries queries.jsonl --tokenizer ./llama-2 --floor 0.98 --floor 0.9 --plot plan.svg
+    """
+    from dataclasses import asdict, replace
+
+    from ragalign._progress import progress
+    from ragalign.aligner import Aligner
+    from ragalign.errors import ConfigError, DataError
+    from ragalign.planning import default_settings, frontier
+    from ragalign.planning.frontier import FLOORS
+    from ragalign.planning.plot import frontier_svg
+    from ragalign.pool.queries import read_queries
+    from ragalign.recipes import Recipe
+
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise ConfigError(f"--plot {plot}: the picture is an SVG; give a file name that ends in .svg")
+    chosen = Recipe.load(recipe)
+    base = replace(
+        chosen.planner,
+        candidates=candidates,
+        personal=chosen.planner.personal if personal is None else personal,
+        block_size=block_size or chosen.planner.block_size,
+    )
+    settings = default_settings(base, tuple(floor or FLOORS))
+    # The widest strategy decides how much is retrieved.
+    chosen = replace(chosen, planner=settings[-1])
+    asked = read_queries(queries)
+    if not asked:
+        raise DataError(f"{queries}: no queries to plan")
+    aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
+    hits = aligner.retrieve([query.text for query in asked])
+    capacity = None if cache_tokens is None else max(1, cache_tokens // base.block_size)
+    points: list[Point] = []
+    with progress("planning", len(settings), "settings") as advance:
+        for point in frontier(
+            aligner.packer,
+            [query.turns for query in asked],
+            hits,
+            settings,
+            n_plain=aligner.candidates,
+            capacity=capacity,
+        ):
+            points.append(point)
+            advance(1)
+    if json:
+        for point in points:
+            console.print_json({name: _rounded(value) for name, value in asdict(point).items()})
+    else:
+        console.print_table(_COLUMNS, [_row(point, points[0]) for point in points])
+    if plot is not None:
+        plot.write_text(frontier_svg(points, f"{len(asked):,} queries, {base.personal} pinned"), encoding="utf-8")
+        console.note(f"frontier -> {plot}")
+
+
+def _row(point: Point, plain: Point) -> list[str]:
+    setting: str = point.strategy
+    if setting == "reorder":
+        setting += f", {point.personal} last"
+    elif setting != "none":
+        setting += f" {point.min_relevance:g}"
+    return [
+        setting,
+        f"{point.relevance:.3f}",
+        f"{point.similarity:.3f}",
+        f"{point.n_demonstrations:.1f}",
+        f"{point.n_prompt_tokens:,.0f}",
+        f"{point.n_prefilled:,.0f}",
+        "" if point is plain else f"{1 - point.n_prefilled / plain.n_prefilled:.0%}",
+        f"{point.prefix_bound:,.0f}",
+        f"{point.reuse_bound:,.0f}",
+    ]
+
+
+def _rounded(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,118 @@
+"""`ragalign select`: greedy search for constant demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ragalign_cli import console, decoding
+
+if TYPE_CHECKING:
+    from ragalign.evaluation.bench.selection import Selection
+
+_INTERRUPTED = 130
+
+
+def select(
+    pool: Annotated[list[str], typer.Option(metavar="FILE...", help="Where candidates come from.")],
+    prompts: Annotated[str, typer.Option(metavar="NAME|FILE", help="Development prompts; some are held out.")],
+    model: decoding.Model,
+    metric: Annotated[str, typer.Option(metavar="NAME", help="exact-match, or a function as FILE.py:FUNCTION.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="recipe.toml, constants.jsonl, evaluations; resumed from.")],
+    recipe: Annotated[str, typer.Option(help="What to begin with: a recipe with constant demonstrations.")] = "urial",
+    add: Annotated[int, typer.Option(help="Most demonstrations to add.")] = 3,
+    candidates: Annotated[int, typer.Option(help="How many of the pool are tried, drawn with the seed.")] = 20,
+    max_evaluations: Annotated[int, typer.Option(help="Most sets of demonstrations to measure.")] = 100,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    first: Annotated[
+        Optional[int], typer.Option(metavar="N", help="Only the first prompts.", show_default=False)
+    ] = None,
+    backend: decoding.Backend = "auto",
+    tokenizer: decoding.Tokenizer = None,
+    context_length: decoding.ContextLength = None,
+    max_new_tokens: decoding.MaxNewTokens = None,
+    temperature: decoding.Temperature = None,
+    seed: Annotated[int, typer.Option(help="Of decoding, of the candidates, and of what is held out.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Add the best 4th, 5th and 6th constant demonstration by a metric, and check on prompts held out.
+
+    Every round measures each candidate after those chosen so far, and keeps the best. The difference between what the
+    search gained on its own prompts and on those held out is its optimism. Interrupted, the same command goes on.
+
+    \b
+    Examples:
+      ragalign select --pool answers.jsonl --prompts dev.jsonl --metric exact-match --model ./base --out found
+      ragalign bench --recipes urial,found/recipe.toml --model ./base --prompts test.jsonl --out compared
+    """
+    from dataclasses import replace
+
+    from ragalign.evaluation.bench.cases import load_cases
+    from ragalign.evaluation.bench.scoring import make_scorer
+    from ragalign.evaluation.bench.selection import Search, SearchOptions
+    from ragalign.evaluation.bench.session import Engine
+    from ragalign.generation import BaseGenerator
+    from ragalign.pool import Pool
+    from ragalign.recipes import Recipe
+    from ragalign.tokenization import Tokenizer
+
+    options = SearchOptions(add, candidates, max_evaluations, held_out, seed)
+    scorer = make_scorer(metric)
+    begin = Recipe.load(recipe)
+    changed = decoding.override(begin.decoding, max_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    engine = Engine(model, backend, tokenizer, context_length)
+    search = Search(
+        out,
+        replace(begin, decoding=changed),
+        Pool.load(pool),
+        load_cases(prompts).first(first),
+        scorer,
+        model=model,
+        options=options,
+        others=engine.settings,
+    )
+    generators: list[BaseGenerator] = []
+
+    def start() -> tuple[BaseGenerator, Tokenizer]:
+        loaded = engine.load_tokenizer()
+        console.note(f"starting the engine for {model} (half a minute on two CPU cores) ...")
+        generators.append(engine.start())
+        return generators[0], loaded
+
+    try:
+        found = search.run(start, on_evaluation=lambda n, most: console.note(f"set {n} of at most {most}"))
+    except KeyboardInterrupt:
+        console.note(f"interrupted; what was measured is kept in {out}, and the same command goes on")
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        for generator in generators:
+            generator.close()
+    if json:
+        console.print_json(found.to_dict())
+    else:
+        _show(found)
+    console.note(f"-> {out / 'recipe.toml'}")
+
+
+def _show(found: Selection) -> None:
+    from ragalign.evaluation.formats import interval, number, signed
+
+    names = {one.id: one for one in found.constants}
+    rows = []
+    for place, step in enumerate(found.steps, start=found.n_begun + 1):
+        text = console.shortened(names[step.added].instruction, 60) if step.added else "no candidate was better"
+        note = "" if step.is_complete else "the budget ended before all were tried"
+        rows.append([place, text, number(step.score, "points"), step.n_tried, note])
+    console.print_table(
+        [("place", "right"), ("added", "left"), ("score", "right"), ("tried", "right"), ("", "left")], rows
+    )
+    gain, held = found.search_gain, found.held_out_gain
+    console.heading("Gain over the beginning")
+    rows = [
+        ["the search's own prompts", signed(gain.value, "points"), interval(gain, "points"), gain.n],
+        ["prompts held out", signed(held.value, "points"), interval(held, "points"), held.n],
+        ["optimism of the search", signed(found.optimism, "points"), "", ""],
+    ]
+    console.print_table([("", "left"), ("gain", "right"), ("95 % interval", "right"), ("prompts", "right")], rows)

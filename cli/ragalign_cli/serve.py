@@ -1,0 +1,224 @@
+"""`ragalign serve`: an OpenAI-compatible chat service in front of a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ragalign_cli import console, decoding
+
+if TYPE_CHECKING:
+    from ragalign.aligner import Aligner
+    from ragalign.recipes import Recipe
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    index: Annotated[
+        Optional[Path], typer.Argument(metavar="[DIR]", help="The index; recipes that retrieve need one.")
+    ] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="Folder or hub id of a base model; with --upstream, its name there.", show_default=False),
+    ] = None,
+    upstream: Annotated[
+        Optional[list[str]],
+        typer.Option(help="URL of a completion server to use instead of an own engine; repeat it for several."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="The recipe behind the bare model name.")] = "ica",
+    also: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Another recipe to serve, as NAME:RECIPE; repeatable. By default all packaged ones."),
+    ] = None,
+    name: Annotated[Optional[str], typer.Option(help="The model's name for clients.", show_default=False)] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    tokenizer: decoding.Tokenizer = None,
+    context_length: decoding.ContextLength = None,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations, such as bfloat16.")] = "auto",
+    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
+    api_keys: Annotated[
+        Optional[Path], typer.Option(help="File of API keys, one a line; also RAGALIGN_API_KEYS.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens that a request may ask for.")] = 4096,
+    max_prompt_tokens: Annotated[
+        Optional[int], typer.Option(help="Most tokens of a packed prompt; the context's by default.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(help="Requests that are worked on at once.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; further ones get 429.")] = 256,
+    rate_limit: Annotated[
+        Optional[int], typer.Option(help="Requests a minute, per key or address.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for accepted requests.")] = 60.0,
+    cors: Annotated[
+        Optional[list[str]], typer.Option(help="Origin whose web pages may ask, such as https://example.org.")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option(help="Write conversations and answers to the log.")] = False,
+    access_log: Annotated[bool, typer.Option(help="Log every request's path and status.")] = False,
+) -> None:
+    """Serve a base model as an OpenAI-compatible chat API, with an inspector page at /.
+
+    NAME is the default recipe, NAME:urial another. SIGHUP or POST /admin/reload opens the index anew.
+
+    \b
+    Examples:
+      ragalign serve indexes/mine --model meta-llama/Llama-3.1-8B
+      ragalign serve indexes/mine --upstream http://gpu1:8000 --upstream http://gpu2:8000
+    """
+    from ragalign.errors import ConfigError
+    from ragalign.serving import Limits, ServingSettings, create_app
+    from ragalign.serving.server import bind, run
+    from ragalign.serving.settings import read_admin_key, read_api_keys
+
+    if model is None and not upstream:
+        raise ConfigError("give --model for an engine in this process, or --upstream for a server")
+    settings = ServingSettings(
+        limits=Limits(
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            requests_per_minute=rate_limit,
+            timeout_s=timeout,
+        ),
+        api_keys=read_api_keys(api_keys),
+        admin_key=read_admin_key(),
+        cors_origins=tuple(cors or ()),
+        log_prompts=log_prompts,
+    )
+    if host not in _LOOPBACK and not settings.api_keys:
+        console.warning(f"listening on {host} without API keys: everybody who can connect may ask")
+    recipes = _recipes(recipe, also, has_index=index is not None)
+    loader = _Loader(index, recipes)
+    loader.open_index()
+    listener = bind(host, port)
+    generator: Any
+    if upstream:
+        from ragalign.generation.upstream import Upstream
+
+        generator = Upstream(upstream, model=model, timeout_s=timeout, context_length=context_length)
+        tokenizer = tokenizer or generator.root
+    else:
+        from ragalign.generation.vllm_async import AsyncVllm
+
+        console.note(f"starting the engine for {model} ...")
+        generator = AsyncVllm(
+            model or "",
+            tokenizer=tokenizer,
+            dtype=dtype,
+            max_model_len=context_length,
+            tensor_parallel_size=tensor_parallel,
+        )
+        tokenizer = tokenizer or model
+    try:
+        loader.use(tokenizer or "", generator.context_length)
+        aligners = loader()
+        default = next(iter(aligners))
+        app = create_app(
+            aligners[default], recipes=aligners, generator=generator, name=name, settings=settings, load=loader
+        )
+    except BaseException:
+        _stop(generator)
+        raise
+    _log_to_stderr()
+    address = listener.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    catalog = app.state.service.catalog
+    console.note(f"serving {', '.join(catalog.models)}")
+    console.note(f"http://{shown}:{address[1]}/ shows what the model sees; http://{shown}:{address[1]}/v1 is the API")
+    run(app, listener, drain_s=drain, access_log=access_log)
+
+
+class _Loader:
+    """Makes the aligners of all recipes, over one index, one tokenizer and one encoder; again at each reload."""
+
+    def __init__(self, index: Path | None, recipes: Mapping[str, Recipe]) -> None:
+        self._folder = index
+        self._recipes = recipes
+        self._index: Any = None
+        self._last: Any = None
+        self._tokenizer: Any = None
+        self._context_length: int | None = None
+
+    def open_index(self) -> None:
+        """Look at the index before anything slow begins."""
+        from ragalign.indexes import Index
+
+        if self._folder is not None:
+            self._index = Index.open(self._folder)
+
+    def use(self, tokenizer: str, context_length: int | None) -> None:
+        """Take the model's tokenizer."""
+        from ragalign.tokenization import Tokenizer
+
+        self._tokenizer = Tokenizer.load(tokenizer)
+        self._context_length = context_length
+
+    def __call__(self) -> dict[str, Aligner]:
+        """The aligners by recipe, the default first."""
+        from ragalign.aligner import Aligner
+
+        if self._folder is not None and self._index is None:
+            self._index = self._reopen(self._folder)
+        index, self._last, self._index = self._index, self._index, None
+        return {
+            name: Aligner.from_recipe(
+                recipe, index=index, tokenizer=self._tokenizer, context_length=self._context_length
+            )
+            for name, recipe in self._recipes.items()
+        }
+
+    def _reopen(self, folder: Path) -> Any:
+        """The index as it is on disk now; its encoder stays in memory unless another one is needed."""
+        from ragalign.errors import IndexMismatchError
+        from ragalign.indexes import Index
+
+        try:
+            return Index.open(folder, encoder=self._last.encoder)
+        except IndexMismatchError:
+            return Index.open(folder)
+
+
+def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[str, Recipe]:
+    """The recipes to serve, by name; without `also`, the packaged ones that can be."""
+    from ragalign.errors import ConfigError
+    from ragalign.recipes import Recipe, packaged_recipes
+
+    first = Recipe.load(default)
+    found = {first.name: first}
+    for name in packaged_recipes() if also is None else also:
+        recipe = Recipe.load(name)
+        if recipe.name in found:
+            continue
+        if also is None and recipe.retriever.name != "none" and not has_index:
+            continue
+        found[recipe.name] = recipe
+    for recipe in found.values():
+        if recipe.retriever.name != "none" and not has_index:
+            raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give the folder of an index")
+    return found
+
+
+def _stop(generator: Any) -> None:
+    import asyncio
+
+    asyncio.run(generator.close())
+
+
+def _log_to_stderr() -> None:
+    import logging
+    import sys
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("ragalign.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)
+    access = logging.getLogger("uvicorn.access")
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)

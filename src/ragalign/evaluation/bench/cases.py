@@ -1,0 +1,147 @@
+"""What recipes are asked: prompt sets by name, or a file in any of their forms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.pool.hub import fetch_file, read_dataset
+from ragalign.pool.queries import as_queries
+from ragalign.pool.readers import read_file
+from ragalign.pool.report import Unit
+from ragalign.pool.rows import Problem, Rows
+from ragalign.types import Query, Turn
+
+# Where the sets are published. Those with a file would need a script of their own to be loaded as datasets.
+_PUBLISHED: Mapping[str, tuple[str, str | None]] = {
+    "alpaca-eval": ("tatsu-lab/alpaca_eval", "alpaca_eval.json"),
+    "mt-bench": ("HuggingFaceH4/mt_bench_prompts:train", None),
+    "just-eval": ("re-align/just-eval-instruct:test", None),
+    "lima-test": ("GAIR/lima", "test.jsonl"),
+}
+PROMPT_SETS = tuple(_PUBLISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to answer.
+
+    Attributes:
+        query: the conversation up to the first answer; its id is the case's.
+        further: what the user says after that answer, one text per turn.
+        references: good answers, one list of alternatives per turn; empty where none are known.
+        category: the kind of prompt, such as MT-Bench's ``math``.
+    """
+
+    query: Query
+    further: tuple[str, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+    category: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The query's."""
+        return self.query.id
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What the user says, from the first turn that is to be answered."""
+        return (self.query.text, *self.further)
+
+    def query_of(self, turn: int, answers: Sequence[str]) -> Query:
+        """What is asked in a turn (from 1), after the answers to the turns before it."""
+        turns = list(self.query.turns)
+        for answer, text in zip(answers, self.further[: turn - 1], strict=True):
+            turns += [Turn("assistant", answer), Turn("user", text)]
+        return replace(self.query, turns=tuple(turns))
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """A prompt set: its name and its cases, each with an id of its own."""
+
+    name: str
+    cases: tuple[Case, ...]
+
+    @property
+    def n_turns(self) -> int:
+        """Turns of the longest case."""
+        return max(len(case.turns) for case in self.cases)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that recipes see: ids and texts, in order."""
+        seen = [
+            [case.id, [[turn.role, turn.content] for turn in case.query.turns], case.further] for case in self.cases
+        ]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+    def first(self, n: int | None) -> Cases:
+        """The first `n` cases; all without a number.
+
+        Raises:
+            ConfigError: the number is less than 1.
+        """
+        if n is not None and n < 1:
+            raise ConfigError(f"at least one prompt is needed, not {n}")
+        return self if n is None else replace(self, cases=self.cases[:n])
+
+
+def load_cases(name_or_file: str | Path) -> Cases:
+    """A published prompt set by name, or a file.
+
+    Rows are those of `ragalign.pool.queries.read_queries` (``instruction`` or ``messages``), of FastChat (``turns``),
+    of MT-Bench on the hub (``prompt``, a list) or of LIMA (``conversations``). ``reference`` is a good answer, or a
+    list of them: alternatives where there is one turn, one per turn where there are several.
+
+    Raises:
+        ConfigError: it is neither a file nor the name of a set.
+        DataError: it cannot be read, or a row is no query.
+    """
+    name = str(name_or_file)
+    rows: Rows
+    unit: Unit
+    if name in _PUBLISHED:
+        source, file = _PUBLISHED[name]
+        unit, rows = ("row", read_dataset(source)) if file is None else read_file(fetch_file(source, file))
+    elif Path(name).suffix:
+        unit, rows = read_file(Path(name))
+    else:
+        raise ConfigError(f"no prompt set {name!r}: use one of {', '.join(PROMPT_SETS)}, or a file of prompts")
+    return Cases(Path(name).name, tuple(map(_case, as_queries(_adapted(rows), name, unit))))
+
+
+def _adapted(rows: Rows) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """Rows of the published forms as queries, with later user turns under ``turns``."""
+    for number, row in rows:
+        if isinstance(row, Problem):
+            yield number, row
+            continue
+        given = dict(row)
+        for key in ("question_id", "prompt_id", "uid"):
+            if "id" not in given and given.get(key) is not None:
+                given["id"] = given.pop(key)
+        if "instruction" not in given and "messages" not in given:
+            turns = next((given.pop(key) for key in ("turns", "prompt", "conversations") if key in given), None)
+            # LIMA's conversations alternate; all others list the user's turns only.
+            if isinstance(turns, list) and turns and all(isinstance(one, str) for one in turns):
+                given["instruction"], given["turns"] = turns[0], turns[2::2] if "conversations" in row else turns[1:]
+            elif isinstance(turns, str):
+                given["instruction"] = turns
+        yield number, given
+
+
+def _case(query: Query) -> Case:
+    metadata = dict(query.metadata)
+    further = tuple(metadata.pop("turns", ()))
+    given = metadata.get("reference")
+    category = metadata.get("category", metadata.get("dataset"))
+    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []
+    texts = [one for one in texts if isinstance(one, str)]
+    references = tuple((text,) for text in texts) if further else (tuple(texts),) if texts else ()
+    return Case(replace(query, metadata=metadata), further, references, category if isinstance(category, str) else None)

@@ -1,0 +1,91 @@
+"""Verdicts that no judge gave: scores computed from an answer, such as an exact match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.judging.base import (
+    Figures,
+    Item,
+    Json,
+    Judgement,
+    JudgeReply,
+    JudgeRequest,
+    Protocol,
+    Reading,
+    Sample,
+    Verdict,
+)
+from ragalign.judging.protocols.grouping import group, split_scored
+from ragalign.judging.protocols.length_control_files import load_length_control
+from ragalign.judging.registry import PROTOCOLS, make_protocol
+
+COMPUTED = "metric"
+"""The protocol's name in verdicts."""
+
+
+class Computed(Protocol):
+    """Averages computed scores. There is nobody to ask, and no upstream file."""
+
+    name = COMPUTED
+    is_pairwise = False
+    file_format = "jsonl"
+
+    def build(self, item: Item) -> list[JudgeRequest]:
+        """Always refused.
+
+        Raises:
+            ConfigError: computed scores need no judge.
+        """
+        raise ConfigError("scores of a metric are computed, no judge is asked for them")
+
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+        """Always refused, as `build`."""
+        raise ConfigError("scores of a metric are computed, no judge is asked for them")
+
+    def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
+        """The mean of every score, one `Figures` per model."""
+        return [self._figures(members) for members in group(verdicts, lambda verdict: verdict.model)]
+
+    def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
+        """Always refused.
+
+        Raises:
+            DataError: no upstream tool writes such rows.
+        """
+        raise DataError("computed scores have no upstream form")
+
+    def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        """No upstream tool reads such rows."""
+        return []
+
+    def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
+        scored, reasons = split_scored(verdicts)
+        names = dict.fromkeys(name for verdict in scored for name in verdict.scores)
+        samples = {
+            name: Sample(
+                tuple(verdict.item_id for verdict in scored), tuple(verdict.scores[name] for verdict in scored)
+            )
+            for name in names
+        }
+        values = {name: sum(sample.values) / len(sample.values) for name, sample in samples.items()}
+        n_unscored = len(verdicts) - len(scored)
+        return Figures(COMPUTED, verdicts[0].model, "", None, len(scored), n_unscored, values, reasons, samples=samples)
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol that averages verdicts, computed ones included.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name == COMPUTED:
+        return Computed()
+    return make_protocol(name, **({"length_control": load_length_control("auto")} if name == "alpaca-eval-2" else {}))
+
+
+def is_pairwise(name: str) -> bool:
+    """Whether two answers are compared."""
+    return name != COMPUTED and PROTOCOLS[name].is_pairwise

@@ -1,0 +1,240 @@
+"""Fine-tuning with trl and peft: low-rank adapters or all weights, loss on responses only."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ragalign._optional import require
+from ragalign.errors import GenerationError
+from ragalign.generation._quiet import environment
+from ragalign.generation.base import one_line
+from ragalign.packing import Packer
+from ragalign.types import Demonstration, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to fine-tune.
+
+    Attributes:
+        epochs: passes over the demonstrations; 15 is LIMA's (Zhou et al. 2023, arXiv 2305.11206).
+        batch_size: demonstrations per step; 32 is LIMA's.
+        per_device: demonstrations that one device takes at a time.
+        learning_rate: of all weights, falling linearly to zero; 1e-5 is LIMA's.
+        lora_learning_rate: of adapters.
+        lora_rank: of adapters on all linear layers, whose scale is twice the rank.
+        bfloat16: mixed precision.
+        optimizer: transformers' name of it; "adafactor" keeps hardly any state.
+    """
+
+    epochs: float = 15.0
+    batch_size: int = 32
+    per_device: int = 4
+    learning_rate: float = 1e-5
+    lora_learning_rate: float = 2e-4
+    lora_rank: int = 16
+    bfloat16: bool = False
+    optimizer: str = "adamw_torch"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a training took.
+
+    Attributes:
+        n_tokens: processed, all epochs together.
+        n_response_tokens: of these, tokens that the loss counted.
+        n_steps: of the optimiser.
+        seconds: of training, without loading.
+        loss: mean over the whole training.
+    """
+
+    n_tokens: int
+    n_response_tokens: int
+    n_steps: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and how many of them are prompt, on which there is no loss."""
+
+    ids: list[int]
+    n_prompt: int
+
+
+def make_examples(packer: Packer, demonstrations: Sequence[Demonstration], eos: int | None) -> list[Example]:
+    """Demonstrations as the packer's own prompt, followed by the answer as demonstrations show it.
+
+    Args:
+        packer: without demonstrations: what the tuned model will be asked with.
+        demonstrations: the training data.
+        eos: the id that ends an answer, where the model has one.
+    """
+    template, tokenizer = packer.template, packer.tokenizer
+    lead = template.middle.removeprefix(template.cue) if template.middle.startswith(template.cue) else ""
+    examples = []
+    for one in demonstrations:
+        prompt = packer.pack([Turn("user", one.instruction)], [])
+        # The response as the template renders it, delimiters in it neutralised.
+        shown = template.render_demonstration(one)
+        answer = shown[shown.index(template.middle) + len(template.middle) :]
+        ids, sizes = tokenizer.encode_parts([prompt.text, lead + answer])
+        n_prefix = len(tokenizer.prefix_ids)
+        whole = [*tokenizer.prefix_ids, *ids, *([] if eos is None else [eos])]
+        examples.append(Example(whole, n_prefix + sizes[0]))
+    return examples
+
+
+def load_trainers() -> tuple[Any, Any]:
+    """The packages trl and peft.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    # trl sets this for good when it is imported, which would make every later engine here talk.
+    with environment(VLLM_LOGGING_LEVEL="ERROR"):
+        return require("trl", "fine-tuning"), require("peft", "fine-tuning")
+
+
+def fine_tune(
+    model: str,
+    kind: Literal["lora", "full"],
+    packer: Packer,
+    demonstrations: Sequence[Demonstration],
+    out: Path,
+    training: Training,
+    seed: int,
+) -> Cost:
+    """Fine-tune a model and save it, adapters merged into its weights, as a folder that every engine takes.
+
+    Raises:
+        GenerationError: the model could not be loaded, or the training failed.
+        MissingDependencyError: trl or peft is not installed.
+    """
+    trl, peft = load_trainers()
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _no_bars():
+        warnings.simplefilter("ignore")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+            examples = make_examples(packer, demonstrations, tokenizer.eos_token_id)
+            rows = datasets.Dataset.from_dict(
+                {
+                    "input_ids": [one.ids for one in examples],
+                    "completion_mask": [[0] * one.n_prompt + [1] * (len(one.ids) - one.n_prompt) for one in examples],
+                }
+            )
+            padding = AutoTokenizer.from_pretrained(model)
+            if padding.pad_token is None:  # padding is masked, so any token will do
+                padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
+            adapters = None
+            if kind == "lora":
+                adapters = peft.LoraConfig(
+                    r=training.lora_rank,
+                    lora_alpha=2 * training.lora_rank,
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                )
+            trainer = trl.SFTTrainer(
+                loaded,
+                args=trl.SFTConfig(**_arguments(training, kind, len(examples), scratch, seed)),
+                train_dataset=rows,
+                processing_class=padding,
+                peft_config=adapters,
+            )
+            trainer.remove_callback(_printer())
+            start = time.perf_counter()
+            result = trainer.train()
+            seconds = time.perf_counter() - start
+            tuned = trainer.model.merge_and_unload() if adapters is not None else trainer.model
+            tuned.config.use_cache = True
+            tuned.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise GenerationError(f"fine-tuning {model} failed: {one_line(error)}") from error
+        finally:
+            _free()
+    n_passes = float(result.metrics.get("epoch", training.epochs))
+    return Cost(
+        n_tokens=round(n_passes * sum(len(one.ids) for one in examples)),
+        n_response_tokens=round(n_passes * sum(len(one.ids) - one.n_prompt for one in examples)),
+        n_steps=int(result.global_step),
+        seconds=seconds,
+        loss=float(result.training_loss),
+    )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the bars of datasets and transformers: one training is one step of the run's own bar."""
+    import datasets
+    from transformers.utils import logging
+
+    mine, theirs = not datasets.utils.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if mine:
+            datasets.enable_progress_bars()
+        if theirs:
+            logging.enable_progress_bar()
+
+
+def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -> dict[str, Any]:
+    import torch
+
+    # Small draws make one short step per epoch.
+    size = min(training.batch_size, n)
+    per_device = max(one for one in range(1, min(training.per_device, size) + 1) if size % one == 0)
+    return {
+        "output_dir": scratch,
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": size // per_device,
+        "learning_rate": training.lora_learning_rate if kind == "lora" else training.learning_rate,
+        "lr_scheduler_type": "linear",
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": training.bfloat16,
+        "optim": training.optimizer,
+        "use_cpu": not torch.cuda.is_available(),
+        "completion_only_loss": True,
+        "max_length": None,
+        "packing": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": torch.cuda.is_available(),
+    }
+
+
+def _printer() -> Any:
+    """The callback that prints every log line to stdout, which results own."""
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _free() -> None:
+    """Give memory back before the next engine starts."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

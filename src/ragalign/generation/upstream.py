@@ -1,0 +1,341 @@
+"""Generation for servers through OpenAI-compatible completion servers, one or several."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator as PyAsyncGenerator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx
+
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError
+from ragalign.generation.base import one_line
+from ragalign.generation.stopping import StopFilter, merge_stops
+from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
+
+_CONNECT_S = 3.0
+# Servers close idle connections after 5 s or more (uvicorn's default); what is younger is safe to use again.
+_KEEPALIVE_S = 4.0
+_ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
+
+
+@dataclass
+class _Server:
+    """One server: its URL up to and including /v1, and how it does."""
+
+    url: str
+    number: int
+    alive: bool = True
+    n_active: int = 0
+    order: int = field(default=0)
+
+    @property
+    def name(self) -> str:
+        parts = httpx.URL(self.url)
+        return f"{parts.scheme}://{parts.host}" + (f":{parts.port}" if parts.port else "")
+
+
+class Upstream:
+    """An `AsyncGenerator` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
+
+    A request goes to the least busy server that is alive, in turn among equally busy ones. A server that cannot be
+    connected to gets no requests until it can again, which is tried every `check_every_s`; its request
+    goes to another one, since it was never received. Nothing else is repeated.
+
+    Cached tokens are what the server reports; vLLM's does with ``--enable-prompt-tokens-details``.
+
+    Args:
+        urls: such as "http://localhost:8000"; a path other than /v1 must end with the API's own /v1.
+        model: the name under which the servers serve the model; by default, what the first that answers says.
+        api_key: sent as a bearer token.
+        timeout_s: seconds without a byte after which an answer counts as too slow; of an answer that is not
+            streamed, seconds until it is there.
+        context_length: tokens that prompt and completion share; by default what a server says (vLLM's do).
+        check_every_s: seconds between health checks.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        GenerationError: no model is given, and no server answers to tell one.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 600.0,
+        context_length: int | None = None,
+        check_every_s: float = 1.0,
+    ) -> None:
+        if not urls:
+            raise ConfigError("give the URL of at least one upstream server")
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s must be above 0, not {timeout_s}")
+        self._servers = [_Server(_api_url(url), number) for number, url in enumerate(urls)]
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_s = timeout_s
+        self._check_every_s = check_every_s
+        self._turn = count(1)
+        self._client: httpx.AsyncClient | None = None
+        self._checks: asyncio.Task[None] | None = None
+        card = self._describe(model)
+        self._model = model or str(card["id"])
+        self.root = str(card.get("root") or self._model)
+        stated = card.get("max_model_len")
+        limits = (context_length, stated if isinstance(stated, int) else None)
+        self._context_length = min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def model(self) -> str:
+        """The name under which the servers serve the model."""
+        return self._model
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and completion share, as given or as a server says."""
+        return self._context_length
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any server is alive."""
+        return any(server.alive for server in self._servers)
+
+    async def start(self) -> None:
+        """Open the connection pool and begin the health checks."""
+        self._client = httpx.AsyncClient(
+            headers=self._headers,
+            timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_S, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEPALIVE_S),
+            trust_env=False,
+        )
+        self._checks = asyncio.create_task(self._check_forever())
+
+    async def stream(
+        self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
+    ) -> PyAsyncGenerator[Delta, None]:
+        """See `AsyncGenerator.stream`.
+
+        Raises:
+            ConfigError: the decoding has an output-only repetition penalty.
+            UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
+            TookTooLongError: it sent nothing for `timeout_s`.
+            RefusedError: it does not take this request.
+            GenerationError: it failed, or ended its stream before the answer was finished.
+        """
+        if self._client is None:
+            raise UnavailableError("the upstream has not been started")
+        if decoding.output_repetition_penalty != 1:
+            raise ConfigError("output_repetition_penalty: completion servers have none; use an engine in this process")
+        stops = merge_stops(prompt.stop, decoding.stop)
+        body = self._body(prompt, decoding, stops, sample, logprobs, whole=whole)
+        filter_ = StopFilter(stops)
+        while True:
+            server = self._choose()
+            server.n_active += 1
+            server.order = next(self._turn)
+            begun = False
+            try:
+                async with self._client.stream("POST", f"{server.url}/completions", json=body) as response:
+                    begun = True
+                    if response.status_code != 200:
+                        raise await self._status_error(server, response)
+                    deltas = self._whole(response, filter_) if whole else self._streamed(server, response, filter_)
+                    async for delta in deltas:
+                        yield delta
+                return
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                server.alive = False  # it never saw the request, so another may answer
+            except httpx.TimeoutException as error:
+                raise TookTooLongError(f"{server.name} sent nothing for {self._timeout_s:g} s") from error
+            except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+                what = "broke off its answer" if begun else "closed the connection"
+                raise GenerationError(f"{server.name} {what}: {one_line(error)}") from error
+            finally:
+                server.n_active -= 1
+
+    async def close(self) -> None:
+        """End the health checks and close all connections."""
+        if self._checks is not None:
+            self._checks.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._checks
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _choose(self) -> _Server:
+        alive = [server for server in self._servers if server.alive]
+        if not alive:
+            names = ", ".join(server.name for server in self._servers)
+            raise UnavailableError(f"no upstream server can be reached ({names})")
+        return min(alive, key=lambda server: (server.n_active, server.order))
+
+    async def _streamed(
+        self, server: _Server, response: httpx.Response, filter_: StopFilter
+    ) -> PyAsyncGenerator[Delta, None]:
+        reason: str | None = None
+        usage: dict[str, Any] = {}
+        async for event in _events(response):
+            if "error" in event:
+                raise GenerationError(f"{server.name} failed: {_message(event)}")
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                reason = choice.get("finish_reason") or reason
+                text = filter_.push(choice.get("text") or "")
+                found = _logprobs(choice)
+                if text or found:
+                    yield Delta(text, logprobs=found)
+        if reason is None and not filter_.stopped:
+            raise GenerationError(f"{server.name} ended its stream before the answer was finished")
+        yield _last(filter_, reason, usage)
+
+    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> PyAsyncGenerator[Delta, None]:
+        answer = json.loads(await response.aread())
+        (choice,) = answer["choices"]
+        text = filter_.push(choice["text"])
+        last = _last(filter_, choice.get("finish_reason") or "stop", answer.get("usage") or {})
+        yield Delta(text + last.text, last.n_tokens, last.finish_reason, last.n_cached_tokens, _logprobs(choice))
+
+    def _body(
+        self,
+        prompt: Prompt,
+        decoding: Decoding,
+        stops: Sequence[str],
+        sample: int,
+        logprobs: int | None,
+        *,
+        whole: bool,
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": prompt.token_ids,
+            "max_tokens": decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "presence_penalty": decoding.presence_penalty,
+            "frequency_penalty": decoding.frequency_penalty,
+        }
+        if stops:
+            body["stop"] = list(stops)
+        if decoding.seed is not None:
+            body["seed"] = decoding.seed + sample
+        if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
+            body["repetition_penalty"] = decoding.repetition_penalty
+        if logprobs is not None:
+            body["logprobs"] = logprobs
+        if not whole:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body
+
+    async def _status_error(self, server: _Server, response: httpx.Response) -> GenerationError:
+        status = response.status_code
+        try:
+            message = _message(json.loads(await response.aread()))
+        except ValueError:
+            message = response.reason_phrase
+        if status in _ABOUT_THE_REQUEST:
+            return RefusedError(f"{server.name} refused the request: {message}")
+        if status in (429, 503):
+            return UnavailableError(f"{server.name} is overloaded (status {status})")
+        if status in (408, 504):
+            return TookTooLongError(f"{server.name} gave up (status {status})")
+        hint = "; is the upstream's key right?" if status in (401, 403) else ""
+        return GenerationError(f"{server.name} answered with status {status}: {message}{hint}")
+
+    async def _check_forever(self) -> None:
+        # Each check connects anew: a connection that is open already does not say whether there will be another.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(headers=self._headers, limits=limits, trust_env=False) as client:
+            while True:
+                await asyncio.gather(*(self._check(client, server) for server in self._servers))
+                await asyncio.sleep(self._check_every_s)
+
+    async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
+        try:
+            # A busy server may be slow to say so; only one that takes no connections is dead.
+            await client.get(f"{server.url}/models", timeout=httpx.Timeout(2.0, connect=_CONNECT_S))
+            server.alive = True
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            server.alive = False
+        except httpx.HTTPError:
+            pass
+
+    def _describe(self, model: str | None) -> dict[str, Any]:
+        """What a server says of the model."""
+        for server in self._servers:
+            try:
+                answer = httpx.get(f"{server.url}/models", headers=self._headers, timeout=5.0, trust_env=False)
+                cards = answer.raise_for_status().json()["data"]
+                found = [card for card in cards if model in (None, card["id"])]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                server.alive = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                continue
+            if found:
+                return dict(found[0])
+        if model is None:
+            names = ", ".join(server.name for server in self._servers)
+            raise GenerationError(f"no upstream server tells its model ({names}); start one, or give --model")
+        return {}
+
+
+def _api_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"an upstream's URL must begin with http:// or https://, not {url!r}")
+    url = url.rstrip("/")
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+def _last(filter_: StopFilter, reason: str | None, usage: dict[str, Any]) -> Delta:
+    details = usage.get("prompt_tokens_details") or {}
+    return Delta(
+        filter_.finish(),
+        n_tokens=usage.get("completion_tokens") or 0,
+        finish_reason="stop" if filter_.stopped else reason,
+        n_cached_tokens=details.get("cached_tokens"),
+    )
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of server-sent events. Lines end at line feeds only: texts may hold Unicode's other line ends."""
+    held = b""
+    async for chunk in response.aiter_bytes():
+        *lines, held = (held + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return
+                event = json.loads(data)
+                if not isinstance(event, dict):
+                    raise ValueError(f"an event is no object: {one_line(ValueError(str(event)), 80)}")
+                yield event
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    given = choice.get("logprobs") or {}
+    tokens, values = given.get("tokens") or (), given.get("token_logprobs") or ()
+    tops = given.get("top_logprobs") or [None] * len(tokens)
+    return tuple(
+        TokenLogprob(
+            token,
+            float(value if value is not None else 0.0),
+            tuple(sorted((top or {}).items(), key=lambda one: -one[1])),
+        )
+        for token, value, top in zip(tokens, values, tops, strict=False)
+    )
+
+
+def _message(body: Any) -> str:
+    """A server's own words where it follows the protocol; else the start of what it sent."""
+    found = body
+    if isinstance(body, dict):
+        found = body.get("error") or body.get("message") or body.get("detail") or body
+        if isinstance(found, dict):
+            found = found.get("message") or found
+    return one_line(ValueError(str(found)))

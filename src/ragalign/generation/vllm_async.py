@@ -1,0 +1,186 @@
+"""Generation for servers with vLLM's asynchronous engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import AsyncGenerator as PyAsyncGenerator
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ragalign._optional import require
+from ragalign.generation._quiet import environment, is_verbose
+from ragalign.generation.asynchronous import RefusedError, UnavailableError
+from ragalign.generation.base import model_name, one_line
+from ragalign.generation.vllm import check_options, fill_in, sampling_params, start_error
+from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
+
+
+class AsyncVllm:
+    """vLLM's `AsyncLLM`: an `AsyncGenerator` whose engine runs in a process of its own beside this one.
+
+    Args:
+        model, tokenizer, dtype, max_model_len, block_size, gpu_memory_utilization, enforce_eager,
+        tensor_parallel_size, seed, engine_options: as for `ragalign.generation.VllmGenerator`.
+
+    Raises:
+        ConfigError: an option is unknown or out of range, or the model folder does not exist.
+        GenerationError: the engine did not start, for instance for lack of memory.
+        MissingDependencyError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        block_size: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool | None = None,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        **engine_options: Any,
+    ) -> None:
+        self._model = model_name(model)
+        self._engine: Any = _start(
+            {
+                "model": self._model,
+                "tokenizer": None if tokenizer is None else model_name(tokenizer),
+                "dtype": dtype,
+                "max_model_len": max_model_len,
+                "block_size": block_size,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enforce_eager": enforce_eager,
+                "tensor_parallel_size": tensor_parallel_size,
+                "seed": seed,
+                "enable_prefix_caching": True,
+                "use_tqdm_on_load": is_verbose(),
+                **engine_options,
+            }
+        )
+        self._context_length = int(self._engine.model_config.max_model_len)
+        self._counter = itertools.count()
+
+    @property
+    def model(self) -> str:
+        """The model's name or folder."""
+        return self._model
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and completion share: the engine's `max_model_len`."""
+        return self._context_length
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine's process is alive."""
+        return self._engine is not None and not self._engine.errored
+
+    @property
+    def n_running(self) -> int:
+        """Requests that the engine holds."""
+        return int(self._engine.get_num_unfinished_requests()) if self._engine is not None else 0
+
+    async def start(self) -> None:
+        """Nothing to do: the engine has started when this object is made."""
+
+    async def stream(
+        self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
+    ) -> PyAsyncGenerator[Delta, None]:
+        """See `AsyncGenerator.stream`.
+
+        Raises:
+            RefusedError: the engine does not take the prompt or a parameter.
+            UnavailableError: the engine has died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if not self.is_ready:
+            raise UnavailableError("the engine is not running")
+        try:
+            params = sampling_params(prompt, decoding, sample, stream=not whole, logprobs=logprobs)
+            # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
+            inputs = {"type": "token", "prompt_token_ids": prompt.token_ids}
+            outputs = self._engine.generate(inputs, params, f"ragalign-{next(self._counter)}")
+            n_tokens = 0
+            async with aclosing(outputs):
+                async for output in outputs:
+                    (answer,) = output.outputs
+                    n_tokens += len(answer.token_ids)
+                    yield Delta(
+                        text=answer.text,
+                        n_tokens=n_tokens,
+                        finish_reason=(answer.finish_reason or "abort") if output.finished else None,
+                        n_cached_tokens=output.num_cached_tokens,
+                        logprobs=_logprobs(answer) if logprobs is not None else (),
+                    )
+        except EngineDeadError as error:
+            raise UnavailableError("the engine has died; the service must be started again") from error
+        except EngineGenerateError as error:
+            raise RefusedError(f"vLLM failed on this request: {one_line(error.__cause__ or error)}") from error
+        except (ValueError, TypeError) as error:  # vLLM's validation errors are ValueErrors
+            raise RefusedError(f"vLLM refused the request: {one_line(error)}") from error
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+
+def _start(options: dict[str, Any]) -> Any:
+    with ExitStack() as stack:
+        stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
+        if not is_verbose():
+            stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR", PYTHONWARNINGS="ignore"))
+            if (logger := logging.getLogger("vllm")).level == logging.NOTSET:
+                logger.setLevel(logging.ERROR)
+        vllm = require("vllm", "the vLLM engine")
+        check_options(options)
+        fill_in(options, stack)
+        stack.enter_context(_without_interrupts())
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            arguments = vllm.AsyncEngineArgs(**options, generation_config="vllm", disable_log_stats=True)
+            return AsyncLLM.from_engine_args(arguments)
+        except Exception as error:
+            raise start_error(options["model"], error) from error
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that begin meanwhile do not hear Ctrl-C, which a terminal sends to all.
+
+    The engine must go on while the service finishes what it has accepted, and then stops it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    # It lifts the block when it starts, so it has to be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _logprobs(answer: Any) -> tuple[TokenLogprob, ...]:
+    """VLLM gives, for each new token, a dictionary from token ids to log-probabilities, the drawn one among them."""
+    found = []
+    for token_id, known in zip(answer.token_ids, answer.logprobs or (), strict=False):
+        drawn = known[token_id]
+        ranked = sorted(known.values(), key=lambda one: one.rank or 0)
+        top = tuple((one.decoded_token or "", float(one.logprob)) for one in ranked)
+        found.append(TokenLogprob(drawn.decoded_token or "", float(drawn.logprob), top))
+    return tuple(found)

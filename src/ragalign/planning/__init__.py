@@ -1,0 +1,20 @@
+"""Planning: demonstrations, their order and the order of requests, across a batch, so that prompts share prefixes."""
+
+from ragalign.planning.cache import PrefixCache
+from ragalign.planning.frontier import Point, default_settings, frontier
+from ragalign.planning.held import Held
+from ragalign.planning.online import OnlinePlanner
+from ragalign.planning.planner import Plan, Planner
+from ragalign.planning.strategies import PlannerSettings
+
+__all__ = [
+    "Held",
+    "OnlinePlanner",
+    "Plan",
+    "Planner",
+    "PlannerSettings",
+    "Point",
+    "PrefixCache",
+    "default_settings",
+    "frontier",
+]

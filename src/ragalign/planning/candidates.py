@@ -1,0 +1,26 @@
+"""Which demonstrations beside the plain choice a prompt may have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ragalign.packing import Choice, Packer
+from ragalign.types import Hit
+
+
+def others_of(
+    packer: Packer, choices: Sequence[Choice], hits: Sequence[Sequence[Hit]], n_candidates: int
+) -> list[list[Hit]]:
+    """Of each query's first `n_candidates` hits those that are not chosen, but short enough; best first.
+
+    Constant demonstrations, which every prompt has, are not among them.
+    """
+    counts = packer.token_counts({hit.id for found in hits for hit in found[:n_candidates]})
+    most = packer.packing.max_demonstration_tokens
+    never = {id_ for id_, n_tokens in counts.items() if n_tokens > most}
+    never |= {constant.demonstration.id for constant in packer.constants}
+    found = []
+    for choice, mine in zip(choices, hits, strict=True):
+        seen = {hit.id for hit in choice.chosen} | never
+        found.append([hit for hit in mine[:n_candidates] if hit.id not in seen])
+    return found

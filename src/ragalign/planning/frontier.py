@@ -1,0 +1,122 @@
+"""What strategies cost and keep on a workload: tokens prefilled against relevance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ragalign.packing import Packer
+from ragalign.planning.bounds import prefix_bound, reuse_bound
+from ragalign.planning.cache import PrefixCache
+from ragalign.planning.planner import Plan, Planner
+from ragalign.planning.strategies import PlannerSettings, Strategy
+from ragalign.types import Hit, Prompt, Turn
+
+FLOORS = (0.99, 0.98, 0.96, 0.94, 0.915, 0.88)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting on a workload. Figures are means over the prompts that fit.
+
+    Attributes:
+        strategy, min_relevance, personal: the setting.
+        relevance: relevance kept, as in `ragalign.planning.batch.Batch.relevance`.
+        similarity: score of the retrieved demonstrations.
+        n_demonstrations: retrieved and constant ones in a prompt.
+        n_prompt_tokens: length of the prompts.
+        n_prefilled: tokens that are not in the simulated cache, per request.
+        prefix_bound: no order of the same demonstrations can prefill fewer, see `ragalign.planning.bounds`.
+        reuse_bound: the same with reuse wherever a demonstration stands.
+        seconds: to plan and pack the whole batch.
+    """
+
+    strategy: Strategy
+    min_relevance: float
+    personal: int
+    relevance: float
+    similarity: float
+    n_demonstrations: float
+    n_prompt_tokens: float
+    n_prefilled: float
+    prefix_bound: float
+    reuse_bound: float
+    seconds: float
+
+
+def default_settings(settings: PlannerSettings, floors: Sequence[float] = FLOORS) -> list[PlannerSettings]:
+    """Every strategy, and those that exchange demonstrations at several floors; the rest is as in `settings`."""
+    found = [replace(settings, strategy="none"), replace(settings, strategy="reorder")]
+    if settings.personal:
+        found.append(replace(settings, strategy="reorder", personal=0))
+    strategies: tuple[Strategy, ...] = ("relax", "backbone", "hybrid")
+    return found + [replace(settings, strategy=name, min_relevance=floor) for name in strategies for floor in floors]
+
+
+def frontier(
+    packer: Packer,
+    conversations: Sequence[Sequence[Turn]],
+    hits: Sequence[Sequence[Hit]],
+    settings: Iterable[PlannerSettings],
+    *,
+    n_plain: int | None = None,
+    capacity: int | None = None,
+) -> Iterator[Point]:
+    """Plan a workload with each setting and measure what comes of it.
+
+    Args:
+        packer: makes the prompts.
+        conversations: each ends with a user turn.
+        hits: the candidates of each, best first.
+        settings: what to try.
+        n_plain: how many of the hits the plain choice is made from; None is the packer's `max_demonstrations`.
+        capacity: blocks of the simulated cache; None for no limit.
+    """
+    for one in settings:
+        start = time.perf_counter()
+        plan = Planner(packer, one).plan(conversations, hits, n_plain=n_plain)
+        seconds = time.perf_counter() - start
+        yield measure(plan, one, capacity=capacity, seconds=seconds)
+
+
+def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = None, seconds: float = 0.0) -> Point:
+    """The figures of one plan."""
+    prompts = [prompt for prompt in plan.prompts if isinstance(prompt, Prompt)]
+    n = max(len(prompts), 1)
+    used = [one for prompt in prompts for one in prompt.demonstrations]
+    scores = [one.score for one in used if one.score is not None]
+    return Point(
+        strategy=settings.strategy,
+        min_relevance=settings.min_relevance,
+        personal=settings.personal,
+        relevance=float(np.nanmean(plan.relevance)) if prompts else 1.0,
+        similarity=float(np.mean(scores)) if scores else 0.0,
+        n_demonstrations=len(used) / n,
+        n_prompt_tokens=sum(len(prompt.ids) for prompt in prompts) / n,
+        n_prefilled=n_prefilled(plan, settings.block_size, capacity) / n,
+        prefix_bound=prefix_bound(prompts),
+        reuse_bound=reuse_bound(prompts),
+        seconds=seconds,
+    )
+
+
+def n_prefilled(plan: Plan, block_size: int, capacity: int | None = None) -> int:
+    """Tokens that an engine computes for a plan's prompts, asked in planned order: simulated."""
+    cache, total = PrefixCache(block_size, capacity), 0
+    for position in plan.order:
+        prompt = plan.prompts[position]
+        if isinstance(prompt, Prompt):
+            total += len(prompt.ids) - cache.ask(prompt.ids)
+    return total
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in both tokens and relevance, dearest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.relevance, point.n_prefilled)):
+        if not best or point.n_prefilled < best[-1].n_prefilled:
+            best.append(point)
+    return best

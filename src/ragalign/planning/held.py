@@ -1,0 +1,138 @@
+"""What an engine's prefix cache probably holds, by demonstration: an estimate from what was sent to it."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from threading import RLock
+
+from ragalign.types import Hit, Turn
+
+# Conversations whose demonstrations are remembered.
+_CONVERSATIONS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One part of a prompt: the beginning (special tokens, preamble, constants) or a demonstration."""
+
+    id: str
+    n_tokens: int
+
+
+class Node:
+    """A part that the engine holds behind those above it; `end` counts the tokens up to here."""
+
+    __slots__ = ("before", "end", "kids", "parent", "step", "used")
+
+    def __init__(self, step: Step, parent: Node | None) -> None:
+        self.step = step
+        self.parent = parent
+        self.end: int = step.n_tokens + (parent.end if parent else 0)
+        self.kids: dict[str, Node] = {}
+        self.used = 0
+        self.before: int | None = None
+
+
+class Held:
+    """A bounded trie of prompts' parts. One for each engine; several planners may share it, from several threads.
+
+    It forgets like the engine does, the least recently used first, and what reports disprove: where the engine had
+    less than was thought, everything that was used longer ago than the missing part is gone too.
+
+    Args:
+        capacity: tokens that the engine has room for.
+    """
+
+    def __init__(self, capacity: int = 1_000_000) -> None:
+        self.capacity = capacity
+        self.lock = RLock()
+        self._root = Node(Step("", 0), None)
+        self._nodes: OrderedDict[Node, None] = OrderedDict()  # least recently used first, so leaves before parents
+        self._holders: Counter[str] = Counter()
+        self._clock = 0
+        self._n_tokens = 0
+        self._conversations: OrderedDict[bytes, list[Hit]] = OrderedDict()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are thought to be held."""
+        return self._n_tokens
+
+    def find(self, steps: Iterable[Step]) -> Node | None:
+        """The node at the end of these steps, or None."""
+        node: Node | None = self._root
+        for step in steps:
+            node = node.kids.get(step.id) if node else None
+        return node
+
+    def n_holders(self, id_: str) -> int:
+        """In how many places a demonstration is held."""
+        return self._holders[id_]
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Note that a prompt of these parts was sent."""
+        self._clock += 1
+        node, path = self._root, []
+        for step in steps:
+            kid = node.kids.get(step.id)
+            if kid is None:
+                kid = node.kids[step.id] = Node(step, node)
+                self._holders[step.id] += 1
+                self._n_tokens += step.n_tokens
+            else:
+                kid.before = kid.used
+            kid.used = self._clock
+            path.append(kid)
+            node = kid
+        for kid in reversed(path):
+            self._nodes[kid] = None
+            self._nodes.move_to_end(kid)
+        while self._n_tokens > self.capacity and self._nodes:
+            self._forget_oldest()
+
+    def correct(self, steps: Sequence[Step], n_cached: int, block_size: int) -> None:
+        """Learn from a report: of a prompt of these parts, `n_cached` tokens came from the cache."""
+        node = self._root
+        for step in steps:
+            kid = node.kids.get(step.id)
+            if kid is None or kid.before is None:
+                return  # not thought to be held before
+            if kid.end // block_size * block_size > n_cached:
+                while self._nodes and next(iter(self._nodes)).used <= kid.before:
+                    self._forget_oldest()
+                return
+            node = kid
+
+    def remember(self, pool: str, turns: Sequence[Turn], hits: Sequence[Hit]) -> None:
+        """Keep the demonstrations of a conversation for its later turns; `pool` is the fingerprint of theirs."""
+        self._conversations[_key(pool, turns)] = list(hits)
+        if len(self._conversations) > _CONVERSATIONS:
+            self._conversations.popitem(last=False)
+
+    def recall(self, pool: str, turns: Sequence[Turn]) -> list[Hit] | None:
+        """The demonstrations of the turn before, in prompt order, or None."""
+        key = _key(pool, turns[:-2])
+        if len(turns) < 3 or key not in self._conversations:
+            return None
+        self._conversations.move_to_end(key)
+        return self._conversations[key]
+
+    def _forget_oldest(self) -> None:
+        node, _ = self._nodes.popitem(last=False)
+        assert node.parent is not None
+        del node.parent.kids[node.step.id]
+        self._n_tokens -= node.step.n_tokens
+        self._holders[node.step.id] -= 1
+        if not self._holders[node.step.id]:
+            del self._holders[node.step.id]
+
+
+def _key(pool: str, turns: Sequence[Turn]) -> bytes:
+    digest = blake2b(pool.encode(), digest_size=16)
+    for turn in turns:
+        content = turn.content.encode("utf-8", "surrogatepass")
+        digest.update(f"{turn.role} {len(content)} ".encode() + content)
+    return digest.digest()

@@ -1,0 +1,218 @@
+"""Strategies: ways to choose demonstrations, their order and the order of requests for a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign.errors import ConfigError
+from ragalign.planning.batch import Batch, Selection
+from ragalign.planning.clusters import cluster
+from ragalign.planning.exchange import exchange
+from ragalign.planning.sharing import share
+
+Strategy = Literal["none", "reorder", "relax", "backbone", "hybrid"]
+
+# How often queries are placed again. Later passes move little; where demonstrations were chosen to be shared, the
+# tree is there already and one pass is for what the choice did not see.
+_PASSES = 3
+_PASSES_AFTER_EXCHANGE = 1
+# The price of relevance is searched from here, in multiples of a prompt's tokens, with at most so many trials.
+_FIRST_PRICE = 7.0
+_TRIALS = 5
+# A plan this little above the floor is not improved any further.
+_CLOSE = 0.0007
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """How to plan; the table ``[planner]`` of a recipe.
+
+    Attributes:
+        strategy: ``none`` keeps what the packer chooses; ``reorder`` keeps each prompt's demonstrations and orders
+            them to be shared; ``relax`` also takes others from further down the list of candidates; ``backbone``
+            gives each cluster of queries one shared run; ``hybrid`` gives all prompts the same first demonstrations
+            (those for which they are among the candidates), and then as few others as the floor allows.
+        min_relevance: the floor on relevance kept, averaged over a batch, in [0, 1].
+        personal: how many of its most similar demonstrations stay each query's own, last in its prompt.
+        candidates: how far down the list demonstrations are looked for, per query.
+        constants: for ``hybrid``, how many demonstrations all prompts begin with.
+        cluster_size: for ``backbone``, queries per cluster on average.
+        block_size: tokens per block of the engine's prefix cache.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    strategy: Strategy = "none"
+    min_relevance: float = 0.98
+    personal: int = 2
+    candidates: int = 100
+    constants: int = 3
+    cluster_size: int = 32
+    block_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.strategy not in get_args(Strategy):
+            raise ConfigError(f"planner: no strategy {self.strategy!r}; use one of {', '.join(get_args(Strategy))}")
+        if not 0 <= self.min_relevance <= 1:
+            raise ConfigError(f"planner: min_relevance is {self.min_relevance}; it must be between 0 and 1")
+        for name in ("personal", "constants"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"planner: {name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("candidates", "cluster_size", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"planner: {name} is {getattr(self, name)}; it must be 1 or more")
+
+
+def select(batch: Batch, settings: PlannerSettings) -> Selection:
+    """What the strategy of these settings makes of a batch; where that saves nothing, the plain sets as they are."""
+    found = _STRATEGIES[settings.strategy](batch, settings)
+    usual = _reorder(batch, settings) if settings.strategy == "relax" else _none(batch, settings)
+    return found if found.n_tokens(batch) <= usual.n_tokens(batch) else usual
+
+
+def _none(batch: Batch, settings: PlannerSettings) -> Selection:
+    nothing = np.zeros_like(batch.plain)
+    return Selection([[] for _ in range(len(batch))], nothing, batch.plain, range(len(batch)))
+
+
+def _reorder(batch: Batch, settings: PlannerSettings) -> Selection:
+    return _share(batch, _none(batch, settings), settings, _PASSES)
+
+
+def _relax(batch: Batch, settings: PlannerSettings) -> Selection:
+    def choose(price: float) -> Selection:
+        return exchange(batch, price=price, personal=settings.personal)
+
+    return _share(batch, _dearest_above(batch, settings, choose), settings, _PASSES_AFTER_EXCHANGE)
+
+
+def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
+    clusters = cluster(batch, max(1, round(len(batch) / settings.cluster_size)))
+
+    def choose(price: float) -> Selection:
+        return exchange(batch, price=price, personal=settings.personal, clusters=clusters)
+
+    return _dearest_above(batch, settings, choose)
+
+
+def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
+    """Constant demonstrations, then as few of the most similar ones as the floor allows."""
+    there = batch.items >= 0
+    totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
+    constants: list[int] = np.argsort(-totals, kind="stable")[: settings.constants].tolist()
+    # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself; and
+    # one that is among its most similar stands last.
+    common = np.where(batch.plain & (np.arange(batch.items.shape[1]) < settings.personal), -1, batch.items)
+    has = np.array([(common == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
+    # Half of the room is for the query's own, and prompts get no more demonstrations than plain ones.
+    has &= np.cumsum(batch.lengths[constants])[:, None] <= batch.budgets // 2
+    n_shared = np.minimum.accumulate(has, axis=0).sum(axis=0)
+    n_shared = np.minimum(n_shared, np.maximum(batch.n_plain - settings.personal, 0))
+    paths = [constants[:n] for n in n_shared.tolist()]
+    shared = np.array([np.isin(row, path) for row, path in zip(batch.items, paths, strict=True)])
+    shared = shared.reshape(batch.items.shape)
+    low, high = min(settings.personal, batch.items.shape[1]), int(batch.n_plain.max(initial=0))
+    while low < high:
+        middle = (low + high) // 2
+        if _kept(batch, shared, _most_similar(batch, shared, middle)) >= settings.min_relevance:
+            high = middle
+        else:
+            low = middle + 1
+    own = _most_similar(batch, shared, low)
+    if _kept(batch, shared, own) < settings.min_relevance:
+        return _none(batch, settings)
+    order: list[int] = np.argsort(-n_shared, kind="stable").tolist()
+    return Selection(paths, shared, own, order)
+
+
+_STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = {
+    "none": _none,
+    "reorder": _reorder,
+    "relax": _relax,
+    "backbone": _backbone,
+    "hybrid": _hybrid,
+}
+
+
+def _dearest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
+    """The cheapest selection found that keeps the floor, by the price of relevance.
+
+    Relevance grows with the price, and mostly the cost too; the search is a secant in the logarithms of price and
+    loss, kept inside the bracket that is known.
+    """
+    floor = settings.min_relevance
+    best = choose(math.inf)
+    if floor >= 1 or len(batch) < 2:
+        return best
+    least = best.n_tokens(batch)
+    price = _FIRST_PRICE * max(1.0, float(np.where(batch.plain, batch.tokens, 0).sum(axis=1).mean()))
+    low, high = 0.0, math.inf
+    points: list[tuple[float, float]] = []
+    for _ in range(_TRIALS):
+        trial = choose(price)
+        kept = _kept(batch, trial.shared, trial.own)
+        if kept >= floor:
+            high = price
+            if (n_tokens := trial.n_tokens(batch)) < least:
+                best, least = trial, n_tokens
+            if kept < floor + _CLOSE:
+                break
+        else:
+            low = price
+        points.append((math.log(price), math.log(max(1 - kept, 1e-6))))
+        price = _next_price(points, math.log(max(1 - floor - _CLOSE / 3, 1e-6)), low, high)
+    return best
+
+
+def _next_price(points: list[tuple[float, float]], wanted: float, low: float, high: float) -> float:
+    (x, y) = points[-1]
+    slope = -1.0
+    if len(points) > 1 and points[-2][0] != x:
+        slope = min(-0.2, (y - points[-2][1]) / (x - points[-2][0]))
+    price = math.exp(x + max(-2.0, min(2.0, (wanted - y) / slope)))
+    if not low < price < high:
+        price = math.sqrt(low * high) if low and math.isfinite(high) else (high / 4 if low == 0 else low * 4)
+    return price
+
+
+def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: int) -> Selection:
+    """The same demonstrations, ordered anew to be shared."""
+    used = chosen.shared | chosen.own
+    free = used.copy()
+    free[:, : settings.personal] = False
+    sets = [frozenset(row[mask].tolist()) for row, mask in zip(batch.items, free, strict=True)]
+    paths, order = share(
+        sets,
+        batch.lengths.tolist(),
+        chosen.order,
+        passes=passes,
+        n_before=batch.n_before,
+        block_size=batch.block_size,
+    )
+    shared = np.zeros_like(used)
+    for row, path in enumerate(paths):
+        if path:
+            shared[row] = np.isin(batch.items[row], path)
+    return Selection(paths, shared, used & ~shared, order)
+
+
+def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    """The best `n` of the plain choice that are not shared and fit into what is left of the budget."""
+    left = batch.budgets - np.where(shared, batch.tokens, 0).sum(axis=1)
+    own: NDArray[np.bool_] = batch.plain & ~shared
+    own &= np.cumsum(own, axis=1) <= np.minimum(n, batch.n_plain - shared.sum(axis=1))[:, None]
+    own &= np.cumsum(np.where(own, batch.tokens, 0), axis=1) <= left[:, None]
+    return own
+
+
+def _kept(batch: Batch, shared: NDArray[np.bool_], own: NDArray[np.bool_]) -> float:
+    """Relevance kept, averaged over the queries that have any to lose."""
+    kept = batch.relevance(shared | own)[batch.n_plain > 0]
+    return float(kept.mean()) if len(kept) else 1.0

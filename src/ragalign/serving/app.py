@@ -1,0 +1,120 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragalign._optional import require
+from ragalign.aligner import Aligner
+from ragalign.errors import ConfigError
+from ragalign.generation.asynchronous import AsyncGenerator, Bridge
+from ragalign.generation.base import BaseGenerator
+from ragalign.serving.catalog import Catalog, Load
+from ragalign.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def create_app(
+    aligner: Aligner,
+    *,
+    recipes: Mapping[str, Aligner] | None = None,
+    generator: AsyncGenerator | None = None,
+    name: str | None = None,
+    settings: ServingSettings | None = None,
+    load: Load | None = None,
+) -> FastAPI:
+    """The service as an application, to run with uvicorn or to mount in another one.
+
+    Mounted, its ``lifespan`` does not run by itself: the outer application's must enter
+    ``app.router.lifespan_context(app)``.
+
+    Args:
+        aligner: answers to the bare model name.
+        recipes: further aligners by name, for ``NAME:RECIPE``; the default is among them under its own name.
+        generator: answers prompts; by default the aligner's own, in threads.
+        name: of the model; by default the last part of the generator's model.
+        settings: limits, keys and the like.
+        load: gives all aligners anew, by name, for ``POST /admin/reload``.
+
+    Raises:
+        ConfigError: the aligner has no generator, and none is given.
+        MissingDependencyError: the ``serve`` extra is not installed.
+    """
+    for package in ("fastapi", "prometheus_client"):
+        require(package, "the service")
+    from fastapi import FastAPI
+    from pydantic.json_schema import models_json_schema
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
+
+    from ragalign.serving.endpoints import make_router
+    from ragalign.serving.errors import ApiError
+    from ragalign.serving.gate import Gate
+    from ragalign.serving.inspecting import make_inspector
+    from ragalign.serving.operating import make_operator
+    from ragalign.serving.requests import ChatRequest, CompletionRequest
+    from ragalign.serving.service import Service
+
+    settings = settings or ServingSettings()
+    if generator is None:
+        own = aligner.generator
+        if not isinstance(own, BaseGenerator):
+            raise ConfigError(f"cannot serve a {type(own).__name__}: give create_app a generator")
+        generator = Bridge(own, most_at_once=settings.limits.max_running)
+    default = aligner.name or "default"
+    name = name or Path(generator.model).name
+    service = Service(Catalog(name, default, {default: aligner, **(recipes or {})}), generator, settings, load)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="ragalign",
+        version=package_version("ragalign"),
+        lifespan=lifespan,
+        # The interactive documentation loads scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.service = service
+    app.include_router(make_router(service))
+    app.include_router(make_operator(service))
+    app.include_router(make_inspector())
+
+    async def passed_on(_: Any, error: Exception) -> Any:
+        raise error  # the gate tells them all in one way
+
+    for kind in (HTTPException, ApiError):
+        app.add_exception_handler(kind, passed_on)
+    app.add_middleware(Gate, service=service)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = made()
+        models = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+        _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app

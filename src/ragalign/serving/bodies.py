@@ -1,0 +1,75 @@
+"""From bytes that anybody may have sent to a JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ragalign.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        ApiError: 415 (no JSON by its type), 413 (too large; it is not read to its end), 408 (too slow), or 400 (no
+            JSON object, nested too deeply, with numbers that JSON does not know, or with text that is no Unicode).
+    """
+    # Web pages can send other types to any address without asking it, but not this one.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "send JSON, with the header 'Content-Type: application/json'")
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _read(request, max_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"the request's body did not come in within {timeout_s:g} s") from None
+    return parse_object(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that `body` is.
+
+    Raises:
+        ApiError: 400.
+    """
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_no_number)
+        # JSON can escape half of a surrogate pair, which neither tokenizers nor upstream servers can be given.
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ApiError(400, "a string in the body has half of a surrogate pair, which is no Unicode text") from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return value
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and len(announced) < 20 and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {max_bytes:,} bytes", code="body_too_large")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

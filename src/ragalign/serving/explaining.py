@@ -1,0 +1,88 @@
+"""What a client is told that asks why: the demonstrations, their scores and the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ragalign.aligner import Aligner
+from ragalign.serving.preparing import BLIND, Prepared
+from ragalign.serving.service import Timings, Wish
+from ragalign.types import Demonstration
+
+
+def demonstrations_of(aligner: Aligner) -> str:
+    """Where a recipe's demonstrations come from: ``none``, ``fixed``, ``random``, ``retrieved``, or two with " + "."""
+    name = None if aligner.retriever is None else aligner.retriever.name
+    kinds = ["fixed"] if aligner.packer.constants else []
+    if name is not None:
+        kinds.append(name if name in BLIND else "retrieved")
+    return " + ".join(dict.fromkeys(kinds)) or "none"
+
+
+def explain_prompt(wish: Wish, prepared: Prepared, context_length: int | None) -> dict[str, Any]:
+    """What the model sees, in the order of the prompt: every piece with its text and tokens, and what was dropped."""
+    prompt, aligner = prepared.prompt, wish.aligner
+    pieces: list[dict[str, Any]] = []
+    texts = list(prompt.pieces)
+    if len(texts) > len(prompt.demonstrations) + 1:
+        pieces.append({"kind": "preamble", "n_tokens": prompt.n_preamble_tokens, "text": texts.pop(0)})
+    for used, text in zip(prompt.demonstrations, texts, strict=False):
+        about = {"id": used.id, "source_id": used.source_id, "score": used.score, "n_tokens": used.n_tokens}
+        pieces.append({"kind": "demonstration", **about, **_texts(aligner, used.id), "text": text})
+    pieces.append({"kind": "query", "n_tokens": prompt.n_query_tokens, "text": texts[-1]})
+    return {
+        "recipe": wish.recipe,
+        "index_generation": wish.catalog.version,
+        "demonstrations_kept": prepared.reused,
+        "pieces": pieces,
+        "dropped": [
+            {
+                "id": one.id,
+                "source_id": one.source_id,
+                "score": one.score,
+                "n_tokens": one.n_tokens,
+                "reason": one.reason,
+                "instruction": _texts(aligner, one.id).get("instruction", ""),
+            }
+            for one in prompt.dropped
+        ],
+        "tokens": {
+            "prompt": len(prompt.ids),
+            "special": prompt.n_special_tokens,
+            "preamble": prompt.n_preamble_tokens,
+            "demonstrations": prompt.n_demonstration_tokens,
+            "query": prompt.n_query_tokens,
+            "budget": prompt.max_tokens,
+            "context": context_length,
+            "reserved": wish.decoding.max_tokens,
+        },
+        "stop": list(prompt.stop),
+    }
+
+
+def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None) -> dict[str, Any]:
+    """How long the parts took, in seconds, and how much of the prompt the cache had."""
+    seconds = {
+        "queue": timings.queue_s,
+        "retrieval": prepared.retrieval_s,
+        "packing": prepared.packing_s,
+        "first_token": timings.first_token_s,
+        "total": timings.elapsed(),
+    }
+    rounded = {name: None if value is None else round(value, 5) for name, value in seconds.items()}
+    return {"seconds": rounded, "n_cached_tokens": n_cached}
+
+
+def _texts(aligner: Aligner, id_: str) -> dict[str, str]:
+    found = _find(aligner, id_)
+    return {} if found is None else {"instruction": found.instruction, "response": found.response}
+
+
+def _find(aligner: Aligner, id_: str) -> Demonstration | None:
+    for constant in aligner.packer.constants:
+        if constant.demonstration.id == id_:
+            return constant.demonstration
+    try:
+        return aligner.packer.pool.get(id_)
+    except KeyError:
+        return None

@@ -1,0 +1,46 @@
+"""What Prometheus is told. No label comes from a client, so their number is bounded."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ragalign.serving.admission import Admission
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """The counters of one service, in a registry of their own."""
+
+    def __init__(self, admission: Admission) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.requests = Counter(
+            "ragalign_requests", "Requests that were answered.", ("endpoint", "status"), registry=registry
+        )
+        self.errors = Counter("ragalign_errors", "Errors, also those inside streams.", ("code",), registry=registry)
+        self.disconnects = Counter("ragalign_disconnects", "Clients that left before their answer.", registry=registry)
+        self.prompts = Counter("ragalign_prompts", "Packed prompts.", ("recipe", "reused"), registry=registry)
+        self.prompt_tokens = Counter("ragalign_prompt_tokens", "Tokens of prompts.", ("recipe",), registry=registry)
+        self.cached_tokens = Counter(
+            "ragalign_cached_tokens", "Prompt tokens from the prefix cache.", ("recipe",), registry=registry
+        )
+        self.output_tokens = Counter("ragalign_output_tokens", "Tokens of answers.", ("recipe",), registry=registry)
+        self.queue_s = self._seconds("ragalign_queue_seconds", "Waiting for a place.")
+        self.retrieval_s = self._seconds("ragalign_retrieval_seconds", "Encoding and search, per batch.")
+        self.packing_s = self._seconds("ragalign_packing_seconds", "Packing, per prompt.")
+        self.first_token_s = self._seconds("ragalign_first_token_seconds", "From request to first text.")
+        self.request_s = self._seconds("ragalign_request_seconds", "From request to the end of its answer.")
+        self.reloads = Counter("ragalign_reloads", "Reloads of the index.", ("outcome",), registry=registry)
+        running = Gauge("ragalign_requests_running", "Requests that are worked on.", registry=registry)
+        running.set_function(lambda: admission.n_running)
+        waiting = Gauge("ragalign_requests_waiting", "Requests in the queue.", registry=registry)
+        waiting.set_function(lambda: admission.n_waiting)
+
+    def render(self) -> bytes:
+        """All figures in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=_SECONDS, registry=self._registry)

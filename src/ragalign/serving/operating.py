@@ -1,0 +1,39 @@
+"""For operators: is it alive, is it ready, how does it do, and a new index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from ragalign.serving.errors import ApiError
+from ragalign.serving.metrics import CONTENT_TYPE
+from ragalign.serving.service import Service
+
+
+def make_operator(service: Service) -> APIRouter:
+    """``/health``, ``/ready``, ``/metrics`` and ``/admin/reload`` of `service`."""
+    router = APIRouter()
+
+    @router.get("/health", summary="Whether the process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="Whether a request would be answered")
+    async def ready() -> dict[str, Any]:
+        if not service.generator.is_ready:
+            raise ApiError(503, "nothing can answer at the moment", code="unavailable", retry_after_s=1)
+        return {"status": "ready", "model": service.catalog.name, "index_generation": service.catalog.version}
+
+    @router.get("/metrics", summary="Prometheus's figures")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+    @router.post("/admin/reload", summary="Open the index anew")
+    async def reload() -> dict[str, Any]:
+        catalog = await service.reload()
+        sizes = {name: len(aligner.packer.pool) for name, aligner in catalog.aligners.items()}
+        return {"index_generation": catalog.version, "demonstrations": sizes}
+
+    return router

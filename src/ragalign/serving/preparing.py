@@ -1,0 +1,213 @@
+"""From conversations to packed prompts: batched, in a thread of its own, away from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ragalign.aligner import Aligner
+from ragalign.encoders import Encoder
+from ragalign.retrieval import Exclusion
+from ragalign.serving.conversations import Kept, is_short
+from ragalign.types import Hit, Prompt, Turn
+
+# Requests that are retrieved for together; more would keep the first ones waiting.
+_MOST_TOGETHER = 64
+# What these retrieve has nothing to do with the query.
+BLIND = frozenset({"random", "fixed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversation that waits for its prompt."""
+
+    aligner: Aligner
+    turns: Sequence[Turn]
+    max_new_tokens: int
+    kept: Kept | None = None
+    where: Mapping[str, Any] | None = None
+    exclude: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt and how it came about.
+
+    Attributes:
+        prompt: ready for the engine.
+        kept: what to remember for the conversation's next turn; None where nothing is retrieved.
+        reused: whether the demonstrations are those of an earlier turn.
+        retrieval_s, packing_s: seconds; retrieval is shared by those who were retrieved for together.
+    """
+
+    prompt: Prompt
+    kept: Kept | None
+    reused: bool
+    retrieval_s: float
+    packing_s: float
+
+
+class Preparer:
+    """Retrieves and packs for whoever waits, as one batch at a time.
+
+    While one batch is worked on, the next one gathers: the encoder and the search take many queries in little more
+    time than one.
+
+    Args:
+        topic_threshold: see `ragalign.serving.conversations`.
+    """
+
+    def __init__(self, topic_threshold: float) -> None:
+        self._topic_threshold = topic_threshold
+        self._waiting: list[tuple[Job, asyncio.Future[Prepared]]] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ragalign-prepare")
+
+    async def prepare(self, job: Job) -> Prepared:
+        """The prompt of a conversation.
+
+        Raises:
+            RagalignError: it does not fit, or cannot be rendered.
+        """
+        done: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, done))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await done
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Something else that must not meet a batch, such as opening another index."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_MOST_TOGETHER], self._waiting[_MOST_TOGETHER:]
+            # Who has gone away meanwhile costs nothing.
+            batch = [(job, done) for job, done in batch if not done.done()]
+            try:
+                results = await self.run(lambda jobs=[job for job, _ in batch]: self._prepare_all(jobs))  # type: ignore[misc]
+            except BaseException as error:
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            for (_, done), result in zip(batch, results, strict=True):
+                if done.done():
+                    continue
+                if isinstance(result, Prepared):
+                    done.set_result(result)
+                else:
+                    done.set_exception(result)
+
+    def _prepare_all(self, jobs: list[Job]) -> list[Prepared | Exception]:
+        started = time.perf_counter()
+        found: dict[int, tuple[list[Hit], bool] | Exception] = {}
+        for numbers in _grouped(jobs):
+            try:
+                found |= zip(numbers, self._retrieve([jobs[number] for number in numbers]), strict=True)
+            except Exception as error:
+                if len(numbers) == 1:
+                    found[numbers[0]] = error
+                    continue
+                for number in numbers:  # one bad query must not spoil its neighbours'
+                    try:
+                        [found[number]] = self._retrieve([jobs[number]])
+                    except Exception as own:
+                        found[number] = own
+        retrieval_s = time.perf_counter() - started
+        return [self._pack(job, found[number], retrieval_s) for number, job in enumerate(jobs)]
+
+    def _retrieve(self, jobs: list[Job]) -> list[tuple[list[Hit], bool]]:
+        """Hits, and whether they were kept, for jobs that ask the same retriever in the same way."""
+        first = jobs[0]
+        holds = self._topic_holds(jobs)
+        queries = [job.turns[-1].content for job, held in zip(jobs, holds, strict=True) if not held]
+        aligner = first.aligner
+        new: list[list[Hit]] = [[] for _ in queries]
+        if queries and aligner.retriever is not None and aligner.candidates:
+            if first.where is None and not first.exclude:
+                new = aligner.retrieve(queries)
+            else:
+                exclude = replace(aligner.exclude, ids=aligner.exclude.ids | first.exclude)
+                where = {**(aligner.where or {}), **(first.where or {})}
+                new = _ask(aligner, queries, exclude, where)
+        fresh = iter(new)
+        return [
+            (list(job.kept.hits), True) if held and job.kept else (next(fresh), False)
+            for job, held in zip(jobs, holds, strict=True)
+        ]
+
+    def _topic_holds(self, jobs: list[Job]) -> list[bool]:
+        """For each job whether its conversation keeps its demonstrations."""
+        holds = [job.kept is not None for job in jobs]
+        encoder = _encoder(jobs[0].aligner)
+        asked = [
+            number
+            for number, job in enumerate(jobs)
+            if job.kept is not None and encoder is not None and not is_short(job.turns[-1].content)
+        ]
+        if asked and encoder is not None:
+            before = [kept.text for number in asked if (kept := jobs[number].kept)]
+            vectors = encoder.encode([*before, *(jobs[number].turns[-1].content for number in asked)], kind="query")
+            lengths = np.linalg.norm(vectors, axis=1)
+            first, second = np.split(vectors / np.maximum(lengths, 1e-12)[:, None], 2)
+            for number, cosine in zip(asked, np.einsum("nd,nd->n", first, second), strict=True):
+                holds[number] = bool(cosine >= self._topic_threshold)
+        return holds
+
+    def _pack(self, job: Job, found: tuple[list[Hit], bool] | Exception, retrieval_s: float) -> Prepared | Exception:
+        if isinstance(found, Exception):
+            return found
+        hits, reused = found
+        started = time.perf_counter()
+        try:
+            prompt = job.aligner.online.pack(
+                job.turns,
+                hits,
+                n_plain=job.aligner.candidates,
+                max_new_tokens=job.max_new_tokens,
+                keeps=reused,
+            )
+        except Exception as error:
+            return error
+        packing_s = time.perf_counter() - started
+        kept = job.kept if reused else Kept.of(job.turns[-1].content, hits) if job.aligner.retriever else None
+        return Prepared(prompt, kept, reused, retrieval_s, packing_s)
+
+
+def _grouped(jobs: list[Job]) -> list[list[int]]:
+    """Positions of the jobs that can be retrieved for together."""
+    groups: dict[object, list[int]] = {}
+    for number, job in enumerate(jobs):
+        alone = job.where is not None or job.exclude
+        groups.setdefault((id(job.aligner), number if alone else None), []).append(number)
+    return list(groups.values())
+
+
+def _ask(
+    aligner: Aligner, queries: Sequence[str], exclude: Exclusion, where: Mapping[str, Any] | None
+) -> list[list[Hit]]:
+    if aligner.retriever is None:
+        return [[] for _ in queries]
+    return aligner.retriever.retrieve(queries, aligner.n_hits, exclude=exclude, where=where or None)
+
+
+def _encoder(aligner: Aligner) -> Encoder | None:
+    """What judges whether the topic holds: the encoder behind the retriever, if it looks at queries at all."""
+    retriever = aligner.retriever
+    if retriever is None or retriever.name in BLIND:
+        return None
+    space = retriever.space
+    return space.encoder if space is not None else None

@@ -1,0 +1,259 @@
+"""One request from its conversation to the parts of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator as PyAsyncGenerator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ragalign.aligner import Aligner
+from ragalign.errors import RagalignError
+from ragalign.generation.asynchronous import AsyncGenerator
+from ragalign.serving.admission import Admission
+from ragalign.serving.answering import Part, answer
+from ragalign.serving.catalog import Catalog, Load
+from ragalign.serving.conversations import Conversations
+from ragalign.serving.errors import ApiError, from_library
+from ragalign.serving.metrics import Metrics
+from ragalign.serving.preparing import Job, Prepared, Preparer
+from ragalign.serving.requests import RagalignOptions
+from ragalign.serving.settings import ServingSettings
+from ragalign.types import Decoding, Prompt, Turn
+
+log = logging.getLogger("ragalign.serving")
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds since the request came in, and how long its parts took."""
+
+    started: float = field(default_factory=time.perf_counter)
+    queue_s: float = 0.0
+    first_token_s: float | None = None
+    total_s: float = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds since the request came in."""
+        return time.perf_counter() - self.started
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a chat request asks for.
+
+    Attributes:
+        catalog: the generation that answers it, from beginning to end.
+        recipe, aligner: what its model name selects.
+        turns, decoding, options: see `ragalign.serving.requests`.
+        logprobs: most likely tokens per token; None for no log-probabilities.
+        whole: the answer in one part.
+    """
+
+    catalog: Catalog
+    recipe: str
+    aligner: Aligner
+    turns: Sequence[Turn]
+    decoding: Decoding
+    options: RagalignOptions
+    logprobs: int | None
+    whole: bool
+
+
+class Service:
+    """What all requests share.
+
+    Args:
+        catalog: the recipes.
+        generator: answers prompts.
+        settings: see there.
+        load: makes the aligners anew from what is on disk; None for a service that cannot be reloaded.
+    """
+
+    def __init__(
+        self, catalog: Catalog, generator: AsyncGenerator, settings: ServingSettings, load: Load | None = None
+    ) -> None:
+        self.catalog = catalog
+        self.generator = generator
+        self.settings = settings
+        limits = settings.limits
+        self.admission = Admission(limits.max_running, limits.max_waiting)
+        self.metrics = Metrics(self.admission)
+        self.conversations = Conversations(limits.max_conversations)
+        self._preparer = Preparer(settings.topic_threshold)
+        self._load = load
+        self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Called once in the event loop, before the first request."""
+        await self.generator.start()
+        # The encoder loads now, not during somebody's request.
+        _, aligner = self.catalog.resolve(self.catalog.name)
+        try:
+            await self._preparer.prepare(Job(aligner, [Turn("user", "hello")], max_new_tokens=1))
+        except RagalignError as error:
+            log.warning("the default recipe cannot pack a short question: %s", error)
+
+    async def close(self) -> None:
+        """Release what the service made."""
+        for task in self._reloads:
+            task.cancel()
+        self._preparer.close()
+        await self.generator.close()
+
+    async def reload(self) -> Catalog:
+        """Open the index anew. Requests under way end with the old one, later ones begin with the new.
+
+        Raises:
+            ApiError: 409, it cannot be reloaded, or what is on disk cannot be served; the old one stays.
+        """
+        if self._load is None:
+            raise ApiError(409, "this service was made from an aligner; there is nothing on disk to reload")
+        async with self._reloading:
+            try:
+                aligners = await asyncio.to_thread(self._load)
+            except RagalignError as error:
+                self.metrics.reloads.labels("refused").inc()
+                raise ApiError(409, f"the old index stays: {error}") from error
+            self.catalog = self.catalog.reloaded(aligners)
+            self.conversations.forget()
+            self.metrics.reloads.labels("done").inc()
+            log.info("reloaded: generation %d", self.catalog.version)
+            return self.catalog
+
+    def reload_soon(self) -> None:
+        """`reload` for signal handlers; what goes wrong is logged."""
+
+        async def work() -> None:
+            try:
+                await self.reload()
+            except ApiError as error:
+                log.error("not reloaded: %s", error)
+
+        task = asyncio.get_running_loop().create_task(work())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def chat(self, wish: Wish, timings: Timings) -> PyAsyncGenerator[Prepared | Part, None]:
+        """The prompt, then the parts of the answer.
+
+        Raises:
+            ApiError: anything that is wrong, with its status.
+        """
+        async with self._work(timings):
+            prepared = await self._prepare(wish)
+            most = self.settings.limits.max_prompt_tokens
+            if most is not None and len(prepared.prompt.ids) > most:
+                message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} here"
+                raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            yield prepared
+            parts = self._answer(
+                prepared.prompt, wish.decoding, wish.aligner, wish.recipe, timings, wish.logprobs, whole=wish.whole
+            )
+            async with aclosing(parts):
+                async for part in parts:
+                    yield part
+
+    async def complete(
+        self, prompt: str | list[int], decoding: Decoding, timings: Timings, *, logprobs: int | None, whole: bool
+    ) -> PyAsyncGenerator[Prompt | Part, None]:
+        """The prompt as token ids, then the parts of its completion, as the model writes them.
+
+        Raises:
+            ApiError: as `chat`.
+        """
+        async with self._work(timings):
+            made = await asyncio.to_thread(self._plain_prompt, prompt)
+            room = self.generator.context_length
+            if room is not None and len(made.ids) + decoding.max_tokens > room:
+                message = f"{len(made.ids):,} prompt tokens and {decoding.max_tokens:,} new ones exceed {room:,}"
+                raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+            yield made
+            parts = self._answer(made, decoding, None, "none", timings, logprobs, whole=whole)
+            async with aclosing(parts):
+                async for part in parts:
+                    yield part
+
+    def _plain_prompt(self, prompt: str | list[int]) -> Prompt:
+        ids, text = prompt, ""
+        if isinstance(prompt, str):
+            tokenizer = self.catalog.aligners[self.catalog.default].packer.tokenizer
+            ids, text = [*tokenizer.prefix_ids, *tokenizer.encode(prompt), *tokenizer.suffix_ids], prompt
+        if not ids:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        return Prompt(pieces=(text,), ids=np.array(ids, dtype=np.int32))
+
+    @asynccontextmanager
+    async def _work(self, timings: Timings) -> AsyncIterator[None]:
+        """A place in the queue, a time limit, and errors as the API tells them."""
+        limit_s = self.settings.limits.timeout_s
+        try:
+            async with asyncio.timeout(limit_s), self.admission.place():
+                timings.queue_s = timings.elapsed()
+                self.metrics.queue_s.observe(timings.queue_s)
+                yield
+        except TimeoutError:
+            raise ApiError(504, f"the answer took longer than {limit_s:g} s", code="timeout") from None
+        except RagalignError as error:
+            raise from_library(error) from error
+
+    async def _prepare(self, wish: Wish) -> Prepared:
+        options, aligner = wish.options, wish.aligner
+        packing = options.packing(aligner.packer.packing)
+        if packing != aligner.packer.packing or options.candidates is not None:
+            aligner = wish.catalog.tuned(aligner, packing, options.candidates)
+        setting = f"{wish.catalog.version}\0{wish.recipe}\0{options.model_dump_json(exclude={'explain', 'refresh'})}"
+        job = Job(
+            aligner,
+            wish.turns,
+            wish.decoding.max_tokens,
+            kept=None if options.refresh else self.conversations.find(setting, wish.turns),
+            where=options.where,
+            exclude=frozenset(options.exclude or ()),
+        )
+        prepared = await self._preparer.prepare(job)
+        if prepared.kept is not None:
+            self.conversations.keep(setting, wish.turns, prepared.kept)
+        self.metrics.retrieval_s.observe(prepared.retrieval_s)
+        self.metrics.packing_s.observe(prepared.packing_s)
+        self.metrics.prompts.labels(wish.recipe, str(prepared.reused).lower()).inc()
+        return prepared
+
+    async def _answer(
+        self,
+        prompt: Prompt,
+        decoding: Decoding,
+        aligner: Aligner | None,
+        recipe: str,
+        timings: Timings,
+        logprobs: int | None,
+        *,
+        whole: bool,
+    ) -> PyAsyncGenerator[Part, None]:
+        template = None if aligner is None else aligner.packer.template
+        parts = answer(self.generator, prompt, decoding, template, logprobs=logprobs, whole=whole)
+        n_tokens, n_cached = 0, 0
+        try:
+            async with aclosing(parts):
+                async for part in parts:
+                    if timings.first_token_s is None:
+                        timings.first_token_s = timings.elapsed()
+                        self.metrics.first_token_s.observe(timings.first_token_s)
+                    n_tokens += part.n_tokens
+                    if part.index == 0:
+                        n_cached = part.n_cached_tokens or n_cached
+                        if aligner is not None:
+                            aligner.online.learn(prompt, part.n_cached_tokens)
+                    yield part
+        finally:
+            timings.total_s = timings.elapsed()
+            self.metrics.request_s.observe(timings.total_s)
+            self.metrics.prompt_tokens.labels(recipe).inc(len(prompt.ids))
+            self.metrics.cached_tokens.labels(recipe).inc(n_cached)
+            self.metrics.output_tokens.labels(recipe).inc(n_tokens)

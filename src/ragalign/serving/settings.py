@@ -1,0 +1,106 @@
+"""What an operator decides: limits, keys, who may ask from where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ragalign.errors import ConfigError
+
+KEYS_VARIABLE = "RAGALIGN_API_KEYS"
+ADMIN_KEY_VARIABLE = "RAGALIGN_ADMIN_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, one client and the whole service may take.
+
+    Attributes:
+        max_body_bytes: of a request.
+        max_messages: in a conversation.
+        max_prompt_tokens: of a packed prompt; None for what the model's context allows.
+        max_new_tokens: most that `max_tokens` may ask for.
+        max_n: most answers to one request.
+        max_running: requests that are worked on at once.
+        max_waiting: requests that wait for one of those to end; further ones are answered with 429.
+        requests_per_minute: per API key, or per client address where there are no keys; None for no limit.
+        timeout_s: seconds after which a request is given up (504), waiting included.
+        body_timeout_s: seconds in which a request's body must have come in.
+        max_conversations: conversations whose demonstrations are remembered; the least recently used go first.
+    """
+
+    max_body_bytes: int = 1_000_000
+    max_messages: int = 256
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int = 4096
+    max_n: int = 8
+    max_running: int = 64
+    max_waiting: int = 256
+    requests_per_minute: int | None = None
+    timeout_s: float = 600.0
+    body_timeout_s: float = 30.0
+    max_conversations: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_messages", "max_new_tokens", "max_n", "max_running"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"serving: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_waiting", "max_conversations"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"serving: {name} must be at least 0, not {getattr(self, name)}")
+        for name in ("max_prompt_tokens", "requests_per_minute"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"serving: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("timeout_s", "body_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"serving: {name} must be above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How the service behaves.
+
+    Attributes:
+        limits: see `Limits`.
+        api_keys: who may ask; empty lets everybody who can connect.
+        admin_key: opens ``/admin``; without one, only requests from this machine may.
+        cors_origins: web pages of these origins may ask; empty switches CORS off.
+        log_prompts: whether conversations and answers go to the log.
+        topic_threshold: a conversation keeps its demonstrations while the cosine similarity between the newest
+            user turn and the one they were retrieved for is at least this (see `ragalign.serving.conversations`).
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_key: str | None = field(default=None, repr=False)
+    cors_origins: tuple[str, ...] = ()
+    log_prompts: bool = False
+    topic_threshold: float = 0.15
+
+
+def read_api_keys(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Keys from RAGALIGN_API_KEYS (separated by commas or white space) and a file (one a line, ``#`` comments).
+
+    Raises:
+        ConfigError: the file cannot be read or holds no key; what was meant to be closed must not stand open.
+    """
+    keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"API keys {file}: {error}") from None
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise ConfigError(f"API keys {file}: there is no key in it")
+        keys += found
+    if any(not key.isascii() for key in keys):
+        raise ConfigError("API keys: only ASCII characters can be sent in a header")
+    return tuple(dict.fromkeys(keys))
+
+
+def read_admin_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key for ``/admin`` from RAGALIGN_ADMIN_KEY."""
+    return environment.get(ADMIN_KEY_VARIABLE) or None
