@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files of tests are spread over the cores there are.
-PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+# Files of tests are spread over the cores there are; each process starts one engine for all that need it.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 READY := $(VENV)/.ready
 
 # Nothing here needs a model hub: everything that is tested loads from local folders.

@@ -28,15 +28,6 @@ settings.load_profile("ragalign")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-# Before xdist's own hook, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share a process, and all that need the engine do, so that it starts once."""
-    for item in items:
-        engine = "vllm_engine" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real material beside the checkout; nothing of it is in the project."""

@@ -16,6 +16,7 @@ from fixtures.command import Command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragalign._optional import is_installed
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.evaluation.ift import running
@@ -38,6 +39,9 @@ QUERIES = [
 ]
 METHODS = ("zero-shot", "constant", "retrieved", "retrieved-pool", "lora", "full")
 TRAINING = Training(epochs=2, batch_size=4, per_device=2, learning_rate=1e-3, lora_learning_rate=1e-2)
+
+# Not importorskip: importing trl sets how much every later engine in this process talks.
+needs_trainers = pytest.mark.skipif(not is_installed("trl"), reason="needs the `train` extra")
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +112,10 @@ def test_training_data_are_the_templates_own_form(tiny_model: Path, form: str) -
             assert text == template.preamble + template.render_demonstration(one)
 
 
+@needs_trainers
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_fine_tuning_learns_responses_only(tiny_model: Path, tmp_path: Path, kind: Any) -> None:
     """The loss that trl reports first is that of the responses alone, and it falls."""
-    pytest.importorskip("trl")
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -139,10 +143,10 @@ def test_fine_tuning_learns_responses_only(tiny_model: Path, tmp_path: Path, kin
     assert Tokenizer.load(tmp_path / "tuned").fingerprint == packer.tokenizer.fingerprint
 
 
+@needs_trainers
 def test_every_cell_survives_interruption(
     settings: Settings, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("trl")
     real, trained = running.fine_tune, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -256,10 +260,10 @@ def test_break_even_is_the_first_query_that_pays(once: float, own: float, others
         assert n < 2 or once + (n - 1) * own > (n - 1) * others - 1e-6 * n * others
 
 
+@needs_trainers
 def test_the_command(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("trl")
     ragalign = Command(monkeypatch, capsys)
     pool, prompts = tmp_path / "pool.jsonl", tmp_path / "q.jsonl"
     pool.write_text("".join(json.dumps({"instruction": d.instruction, "response": d.response}) + "\n" for d in POOL))
@@ -284,9 +288,9 @@ def test_the_command(
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+@needs_trainers
 def test_loading_the_trainers_leaves_the_environment_alone() -> None:
     """One of them sets how much vLLM talks; in a fresh process, since imports happen once."""
-    pytest.importorskip("trl", reason="needs the `train` extra")
     script = (
         "import os\nfrom ragalign.evaluation.ift.training import load_trainers\n"
         "load_trainers()\nprint(os.environ.get('VLLM_LOGGING_LEVEL'))"
