@@ -74,7 +74,8 @@ def aggregate(
     """Average recorded judgements as the upstream tool does, one line per model.
 
     Scores are read again from the judge's recorded words (AlpacaEval averages the stored preferences, which are
-    checked against the words). Rates are in percent. Intervals are a bootstrap over prompts, at 95 percent.
+    checked against the words). Rates are in percent. Intervals are at 95 percent: a bootstrap over prompts,
+    for shares at the extremes Wilson's.
 
     On AlpacaEval's own 805 instructions `length_controlled_winrate` is the leaderboard's figure, which needs
     --instruction-difficulty with either --glm-weights or --df-gamed; without them `length_controlled_winrate_minimal`
