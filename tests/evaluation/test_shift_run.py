@@ -248,8 +248,12 @@ def test_less_of_the_vocabulary_gives_the_same_ranks(settings: Settings, outcome
 
 
 @pytest.mark.slow
-def test_vllm_finds_what_transformers_finds(settings: Settings, outcome: Outcome, tmp_path: Path) -> None:
+def test_vllm_finds_what_transformers_finds(
+    settings: Settings, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
+    # The session's own engine may live in this process, and there is room for one.
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     found = run(replace(settings, backend="vllm", options=options), QUERIES, tmp_path / "run")
     assert same_readings(found, outcome)
 

@@ -77,7 +77,7 @@ def test_same_cached_tokens_as_a_small_engine(tiny_model: Path) -> None:
     answers = [[-1 - number] * n for number, n in enumerate(n_output)]
     asked = list(zip(requests(), answers, strict=True))
     assert [limited.ask(prompt.ids, answer) for prompt, answer in asked] == list(cached)
-    assert sum(unlimited.ask(prompt.ids, answer) for prompt, answer in asked) > 1.5 * sum(cached)
+    assert sum(unlimited.ask(prompt.ids, answer) for prompt, answer in asked) > sum(cached)
 
 
 def test_a_limit_that_is_not_reached_changes_nothing() -> None:
