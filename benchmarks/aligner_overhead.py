@@ -13,16 +13,14 @@ use, so that the engine's share is small; a larger one makes ours smaller.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from machine import about
+from machine import about, report
 from shapes import SHAPES, make_model
 
 from ragalign import Aligner, Encoder, Index, Pool, Recipe
@@ -95,10 +93,7 @@ def main() -> None:
         "median_s": {name: round(statistics.median(found), 3) for name, found in times.items()},
         "each_s": {name: [round(one, 3) for one in found] for name, found in times.items()},
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

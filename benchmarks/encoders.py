@@ -10,15 +10,13 @@ demonstrations by cosine, averaged over the queries, with float32's as the truth
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from machine import about
+from machine import about, report
 
 from ragalign.encoders import Encoder, Precision
 from ragalign.pool import Pool
@@ -70,10 +68,7 @@ def main() -> None:
             for name, found in best.items()
         },
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 def nearest(encoder: Encoder, documents: list[str], queries: list[str]) -> list[list[int]]:

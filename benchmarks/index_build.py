@@ -9,7 +9,6 @@ model with the same batch size and normalisation. Both take turns in one process
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from machine import report
 
 from ragalign.encoders import Encoder
 from ragalign.encoders.base import DEFAULT_ENCODER
@@ -89,10 +89,7 @@ def main() -> None:
         "ragalign_s": [round(time_s, 3) for time_s in ours],
         "sentence_transformers_s": [round(time_s, 3) for time_s in theirs],
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Not called statistics.py: a script of that name would hide Python's own module.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import report
 
 from ragalign.statistics import Comparison, fit_bradley_terry, mean, paired_difference, shares
 
@@ -89,10 +89,7 @@ def main() -> None:
         "scipy": version("scipy"),
         **measure(),
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The scripted judge of the tests answers from a process of its own, once flawless
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -19,6 +18,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import report
 
 from ragalign.judging.base import Answer, Item
 from ragalign.judging.cache import ReplyCache
@@ -93,10 +94,7 @@ def main() -> None:
         "httpx": version("httpx"),
         "measured": measured,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -21,6 +22,14 @@ def about(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
+
+
+def report(result: dict[str, Any], out: Path | None) -> None:
+    """Print a result as JSON, and write it to a file if one is given."""
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    sys.stdout.write(text)
+    if out:
+        out.write_text(text, encoding="utf-8")
 
 
 def peak_gib() -> float:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import about, peak_gib
+from machine import about, peak_gib, report
 from made_vectors import Maker, Vectors, sentences, structure
 
 from ragalign.aligner import Aligner
@@ -177,10 +177,7 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             result[step] = json.loads(done.stdout.splitlines()[-1])
             print(step, json.dumps(result[step]), file=sys.stderr, flush=True)
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

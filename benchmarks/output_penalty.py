@@ -10,16 +10,14 @@ which is the most work for the penalty, and it is far smaller than any model tha
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import about
+from machine import about, report
 from shapes import SHAPES, make_model
 
 from ragalign.generation import VllmGenerator
@@ -69,10 +67,7 @@ def main() -> None:
         },
         "each_tokens_per_s": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

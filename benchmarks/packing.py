@@ -18,7 +18,6 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import argparse
-import json
 import platform
 import random
 import statistics
@@ -28,6 +27,8 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+
+from machine import report
 
 from ragalign.packing import Packer, Packing
 from ragalign.pool import Pool
@@ -167,10 +168,7 @@ def main() -> None:
         "batch": batch(packer, asked, hits, 10_000, options.rounds),
         "budget_of_100k_tokens": long_context(tokenizer, options.rounds * 4),
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

