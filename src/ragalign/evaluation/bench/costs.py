@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ragalign.evaluation.bench.cases import Cases
 from ragalign.evaluation.bench.running import Answered
@@ -140,8 +141,9 @@ def _costs(
 def _first_token(seconds: Sequence[float]) -> FirstToken | None:
     if not seconds:
         return None
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 9
-    return FirstToken(1000 * statistics.median(seconds), 1000 * deciles[0], 1000 * deciles[-1])
+    # NumPy's interpolation between equal values is exact, so that no decile passes the median.
+    low, median, high = (1000 * np.quantile(seconds, [0.1, 0.5, 0.9])).tolist()
+    return FirstToken(median, low, high)
 
 
 def _leaked(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Demonstration]) -> int:
