@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from fixtures.tiny_model import build_tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.evaluation.bench import session
 from ragalign.evaluation.bench.cases import Cases, load_cases
 from ragalign.evaluation.bench.conditions import Condition, as_condition, decoded, guarded
+from ragalign.evaluation.bench.costs import _first_token
 from ragalign.evaluation.bench.figures import report_of
 from ragalign.evaluation.bench.running import Run
 from ragalign.evaluation.bench.scoring import Scorer
@@ -198,7 +201,7 @@ def test_another_run_is_not_gone_on_with(
         make(tmp_path, conditions, cases, index)
     (tmp_path / "run.json").unlink()
     (tmp_path / "conditions" / "ica").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"holds completions but no run\.json"):
+    with pytest.raises(DataError, match=r"holds other things but no run\.json"):
         make(tmp_path, conditions, cases, index)
 
 
@@ -224,3 +227,13 @@ def test_names_that_no_file_system_takes_keep_apart(cases: Cases, index: Index, 
     places = {str(run._places[name]) for name in names}
     assert len(places) == len(names)
     assert all(len(Path(place).name) < 100 for place in places)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=12))
+def test_no_decile_passes_the_median(seconds: list[float]) -> None:
+    found = _first_token([*seconds, 0.00604])
+    assert found is not None
+    assert found.low <= found.median <= found.high
+    same = _first_token([0.00604] * 4)
+    assert same is not None
+    assert same.low == same.median == same.high

@@ -185,7 +185,7 @@ def test_every_cell_survives_interruption(
     assert all(not one.failures and None not in one.scores.values() for one in results)
     rows = [json.loads(line) for line in (tmp_path / "run/answers/full-n5-seed0.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [query.id for query in QUERIES]
-    with pytest.raises(ConfigError, match="holds a run with max_tokens None"):
+    with pytest.raises(ConfigError, match="max_tokens was null and is 9"):
         run(Settings(**{**_fields(settings), "max_tokens": 9}), index, QUERIES, tmp_path / "run")
 
 

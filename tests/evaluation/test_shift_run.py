@@ -201,7 +201,7 @@ def test_interrupted_anywhere_it_goes_on(
         before = len(calls)
         assert same_readings(run(settings, QUERIES, folder), outcome)
         assert len(calls) == before
-    with pytest.raises(ConfigError, match="holds a run with max_tokens 14"):
+    with pytest.raises(ConfigError, match="max_tokens was 14 and is 20"):
         run(replace(settings, max_tokens=20), QUERIES, tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""JSON Lines files that grow one finished piece of work at a time, so that an interrupted run loses nothing."""
+"""The files of a run that can be gone on with: its settings, and lines added one finished piece of work at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def read_finished(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         path.write_bytes(whole)
     rows = []
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+    # Bytes: text would be split at Unicode's other line ends too, which answers may hold.
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
         except ValueError:
@@ -47,26 +48,57 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder the home of a run with these settings, or go on with the one that is there.
+def claim(path: Path, settings: Mapping[str, Any], *, foreign: str | None = None) -> None:
+    """Write down with which settings a folder's work is done, or compare them with what is written.
+
+    Args:
+        path: the file of the settings; its folder is made if missing.
+        settings: what JSON can hold.
+        foreign: a glob: where there are no settings yet, nothing in the folder may match.
 
     Raises:
-        ConfigError: the folder holds a run with other settings; the message names the first that differs.
+        ConfigError: the folder holds work with other settings.
+        DataError: it holds something else, or the file is damaged.
     """
-    path = folder / "run.json"
+    folder = path.parent
     wanted = json.loads(json.dumps(settings))
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} holds other things than a run to go on with; choose another --out")
+        if foreign is not None and any(folder.glob(foreign)):
+            raise DataError(f"{folder} holds other things but no {path.name} to go on with; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
         return
     try:
         present = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        present = {}
-    for key in wanted:
-        if present.get(key) != wanted[key]:
-            raise ConfigError(
-                f"{folder} holds a run with {key} {present.get(key)!r}, not {wanted[key]!r}; choose another --out"
-            )
+        present = None
+    if not isinstance(present, dict):
+        raise DataError(f"{path} is damaged; choose another folder")
+    if differences := _differences(present, wanted):
+        raise ConfigError(
+            f"{folder} was made with other settings: {'; '.join(differences[:3])}"
+            + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+            + ". Choose another folder, or repeat the settings"
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between two settings, in words."""
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        name = f"{where}{key}"
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{name}.")
+        elif key not in new:
+            found.append(f"{name} was there and is not now")
+        elif key not in old:
+            found.append(f"{name} was not there and is now")
+        elif one != other:
+            found.append(f"{name} was {_brief(one)} and is {_brief(other)}")
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -27,6 +27,7 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.evaluation.bench.cases import Cases
 from ragalign.evaluation.bench.conditions import Condition
 from ragalign.evaluation.bench.pace import Pace, Stopwatch, read_pace, read_pieces
+from ragalign.evaluation.lines import claim
 from ragalign.generation import BaseGenerator
 from ragalign.indexes import Index
 from ragalign.judging.files import write_rows
@@ -107,7 +108,7 @@ class Run:
         }
         self._places = {name: self.folder / place for name, place in _places(self.conditions).items()}
         self._session = uuid.uuid4().hex
-        self._claim()
+        claim(self.folder / _RUN, self.settings, foreign="conditions/*")
 
     def missing(self, condition: Condition, turn: int) -> list[str]:
         """Ids of the cases whose answer in a turn (from 1) is not there yet."""
@@ -262,28 +263,6 @@ class Run:
                         found.append({"id": name, "n_cached_tokens": result.n_cached_tokens})
         write_rows(self._places[condition.name] / _CACHED, found, "jsonl")
 
-    def _claim(self) -> None:
-        """Write down the settings, or compare them with what is written."""
-        path = self.folder / _RUN
-        settings = json.loads(json.dumps(self.settings))
-        if not path.exists():
-            if self.folder.is_dir() and any(self.folder.glob("conditions/*")):
-                raise DataError(f"{self.folder} holds completions but no {_RUN}; choose another folder")
-            write_rows(path, [settings], "jsonl")
-            return
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            old = None
-        if not isinstance(old, dict):
-            raise DataError(f"{path} is damaged; choose another folder")
-        if differences := differences_of(old, settings):
-            raise ConfigError(
-                f"{self.folder} was made with other settings: {'; '.join(differences[:3])}"
-                + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-                + ". Choose another folder, or repeat the settings"
-            )
-
 
 def _warm_up(aligner: Aligner, cases: Cases) -> None:
     decoding = replace(aligner.decoding, max_tokens=2, n=1)
@@ -316,25 +295,3 @@ def _read(path: Path) -> dict[str, Mapping[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: not a completion of ragalign; delete the line or the file") from None
     return rows
-
-
-def differences_of(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between two settings, in words."""
-    found = []
-    for key in dict.fromkeys((*old, *new)):
-        name = f"{where}{key}"
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences_of(one, other, f"{name}.")
-        elif key not in new:
-            found.append(f"{name} was there and is not now")
-        elif key not in old:
-            found.append(f"{name} was not there and is now")
-        elif one != other:
-            found.append(f"{name} was {_brief(one)} and is {_brief(other)}")
-    return found
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

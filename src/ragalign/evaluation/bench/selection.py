@@ -20,8 +20,9 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.evaluation.bench.cases import Cases
 from ragalign.evaluation.bench.conditions import as_condition
 from ragalign.evaluation.bench.pace import Pace
-from ragalign.evaluation.bench.running import Answered, differences_of
+from ragalign.evaluation.bench.running import Answered
 from ragalign.evaluation.bench.scoring import Scorer, score_all
+from ragalign.evaluation.lines import claim
 from ragalign.generation import BaseGenerator
 from ragalign.judging.files import write_rows
 from ragalign.packing import Packing
@@ -205,7 +206,7 @@ class Search:
             "held_out": self.options.held_out,
             "candidates": list(self._candidates),
         }
-        self._claim()
+        claim(self.folder / _SETTINGS, self._settings)
         self.known = dict(_read(self.folder / _SCORES))
 
     def run(
@@ -288,23 +289,6 @@ class Search:
         found = replace(self.recipe, description=description, packing=self._room(len(rows)))
         (self.folder / _RECIPE).write_text(recipe_toml(found, _CONSTANTS), encoding="utf-8")
         (self.folder / _TRIAL).unlink(missing_ok=True)
-
-    def _claim(self) -> None:
-        path = self.folder / _SETTINGS
-        if not path.exists():
-            write_rows(path, [self._settings], "jsonl")
-            return
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            old = None
-        if not isinstance(old, dict):
-            raise DataError(f"{path} is damaged; choose another folder")
-        if differences := differences_of(old, json.loads(json.dumps(self._settings))):
-            raise ConfigError(
-                f"{self.folder} holds a search with other settings: {differences[0]}. Choose another folder, or repeat "
-                "the settings"
-            )
 
 
 class _Measure:

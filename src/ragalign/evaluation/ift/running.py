@@ -132,7 +132,7 @@ class _Run:
         self.decoding = self.recipe.decoding
         if settings.max_tokens is not None:
             self.decoding = replace(self.decoding, max_tokens=settings.max_tokens)
-        claim(folder, _identity(settings, index, queries))
+        claim(folder / "run.json", _identity(settings, index, queries), foreign="*")
         for name in ("cells", "answers", "models"):
             (folder / name).mkdir(exist_ok=True)
 

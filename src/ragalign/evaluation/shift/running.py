@@ -111,7 +111,7 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
     for recipe in settings.contexts.values():
         if recipe:
             contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
-    claim(folder, _identity(settings))
+    claim(folder / "run.json", _identity(settings), foreign="*")
     found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
     todo = {name: _missing(folder, name, queries) for name in settings.contexts}
     unread = {query.id for missing in todo.values() for query in missing}
