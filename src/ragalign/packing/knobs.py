@@ -1,0 +1,38 @@
+"""The knobs of the packer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ragalign.errors import ConfigError
+
+Order = Literal["most_similar_last", "most_similar_first", "random"]
+WhenFull = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The knobs of the packer; the defaults are those of in-context alignment (Han 2023).
+
+    Attributes:
+        max_demonstrations: most demonstrations in a prompt, constant ones included.
+        max_tokens: most tokens of all demonstrations together; preamble and conversation do not count.
+        max_demonstration_tokens: longer candidates are skipped; constant demonstrations may be longer.
+        when_full: at the first candidate that does not fit, "stop", or "skip" it and try the next.
+        order: of the retrieved demonstrations.
+    """
+
+    max_demonstrations: int = 20
+    max_tokens: int = 3000
+    max_demonstration_tokens: int = 500
+    when_full: WhenFull = "stop"
+    order: Order = "most_similar_last"
+
+    def __post_init__(self) -> None:
+        for name in ("max_demonstrations", "max_tokens", "max_demonstration_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"packing: {name} is {getattr(self, name)}; it must be 0 or more")
+        for name, choices in (("when_full", get_args(WhenFull)), ("order", get_args(Order))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"packing: {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
