@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation._completions import decoding_fields
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.stopping import StopFilter, merge_stops
@@ -215,16 +216,8 @@ class Upstream:
         body: dict[str, Any] = {
             "model": self._model,
             "prompt": prompt.token_ids,
-            "max_tokens": decoding.max_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "presence_penalty": decoding.presence_penalty,
-            "frequency_penalty": decoding.frequency_penalty,
+            **decoding_fields(decoding, stops, sample),
         }
-        if stops:
-            body["stop"] = list(stops)
-        if decoding.seed is not None:
-            body["seed"] = decoding.seed + sample
         if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
             body["repetition_penalty"] = decoding.repetition_penalty
         if logprobs is not None:
