@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_server import ScriptedServer
 from fixtures.tiny_model import build_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign import Aligner, Index
+from ragalign.aligner import Failure
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation import VllmGenerator
+from ragalign.generation.openai import OpenAIGenerator
 from ragalign.recipes import packaged_recipes
 from ragalign.templates import Template
 from ragalign.templates.streaming import CleanStream
-from ragalign.types import Decoding, Query, Turn
+from ragalign.types import Decoding, Prompt, Query, Turn
 
 SHORT = Decoding(temperature=0.0, max_tokens=12)
 
@@ -64,7 +68,7 @@ def test_a_batch_comes_back_in_input_order_and_equals_single_answers(aligner: Al
 
 def test_the_next_batch_is_packed_while_one_is_decoded(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [one.text for one in aligner.generate(QUERIES, decoding=SHORT)]
-    monkeypatch.setattr("ragalign.aligner._BATCH", 2)
+    monkeypatch.setattr("ragalign.aligner._MANY", 2)
     packed_by: list[str] = []
     plan = aligner.plan
 
@@ -75,10 +79,44 @@ def test_the_next_batch_is_packed_while_one_is_decoded(aligner: Aligner, monkeyp
     monkeypatch.setattr(aligner, "plan", noted)
     assert [one.text for one in aligner.generate(QUERIES, decoding=SHORT)] == whole
     assert len(packed_by) == 2
-    assert packed_by[1].startswith("ragalign-plan")
+    assert packed_by[1] == "ragalign-ahead"
     too_long = [*QUERIES, query(3, "word " * 5000)]
     with pytest.raises(BudgetError):
         aligner.generate(too_long, decoding=SHORT)
+
+
+def test_an_engine_elsewhere_answers_while_questions_are_retrieved_for(
+    starter_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("ragalign.aligner._FEW", 2)
+    asked = [query(n, f"Name {n} rivers.") for n in range(7)]
+    asked.insert(3, query(7, "word " * 5000))
+    with ScriptedServer(lambda body: str(len(body["prompt"]))) as server:
+        aligner = Aligner.from_recipe(
+            "ica",
+            index=starter_index,
+            model=OpenAIGenerator("tiny", server.base_url, api_key="none", send="token_ids", context_length=4096),
+            tokenizer=tiny_model,
+        )
+        plan, sizes = aligner.plan, []
+
+        def noted(queries: Sequence[Query], **more: Any) -> Any:
+            sizes.append(len(queries))
+            if len(sizes) > 1:  # the first questions are answered by now, or will be
+                until = time.monotonic() + 10
+                while not server.received and time.monotonic() < until:
+                    time.sleep(0.01)
+                assert server.received
+            return plan(queries, **more)
+
+        monkeypatch.setattr(aligner, "plan", noted)
+        found = dict(aligner.iter_generate(asked, decoding=SHORT))
+    assert sizes == [2, 2, 2, 2]
+    assert sorted(found) == list(range(8))
+    assert isinstance(found.pop(3), Failure)
+    packed = [one for one in aligner.pack_many(asked, decoding=SHORT) if isinstance(one, Prompt)]
+    assert [found[place].text for place in sorted(found)] == [str(len(one.ids)) for one in packed]  # type: ignore[union-attr]
 
 
 def test_a_second_question_finds_its_prefix_in_the_cache(aligner: Aligner) -> None:

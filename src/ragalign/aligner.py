@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Self, cast, get_args
 
@@ -23,9 +24,10 @@ from ragalign.templates.template import check_turns
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Completion, Decoding, Generator, Hit, Prompt, Query, Role, Turn
 
-# Prompts that are packed and handed to the engine together: enough to keep any engine busy, and few enough to
-# hold them in memory.
-_BATCH = 4096
+# Queries that are retrieved for and packed together, while earlier ones are answered. Few let the engine start soon and
+# hide the most work behind its own; but prompts share prefixes only with those of the same plan, and an engine on the
+# processor loses more to a neighbour than it gains.
+_FEW, _MANY = 64, 4096
 
 Message = Turn | Mapping[str, str]
 
@@ -261,34 +263,29 @@ class Aligner:
         Raises:
             GenerationError: the generator failed as a whole.
         """
-        batches = [queries[start : start + _BATCH] for start in range(0, len(queries), _BATCH)]
-        # While a batch is decoded, the next one is retrieved for, planned and packed.
-        ahead = ThreadPoolExecutor(1, thread_name_prefix="ragalign-plan")
-        upcoming: Future[Plan] | None = None
-        try:
-            for number, batch in enumerate(batches):
-                plan = self.plan(batch, decoding=decoding) if upcoming is None else upcoming.result()
-                upcoming = None
-                if number + 1 < len(batches):
-                    upcoming = ahead.submit(self.plan, batches[number + 1], decoding=decoding)
-                for place, result in self._answer(batch, plan, decoding):
-                    yield number * _BATCH + place, result
-        finally:
-            ahead.shutdown(wait=False, cancel_futures=True)
+        size = _FEW if self.planner.strategy == "none" and not self.generator.shares_cpu else _MANY
+        places: list[int] = []
+        failures: deque[tuple[int, Failure]] = deque()
 
-    def _answer(
-        self, batch: Sequence[Query], plan: Plan, decoding: Decoding | None
-    ) -> Iterator[tuple[int, Completion | Failure]]:
-        places, prompts = [], []
-        for place in plan.order:
-            prompt = plan.prompts[place]
-            if isinstance(prompt, BudgetError):
-                yield place, Failure(batch[place], prompt)
-            else:
-                places.append(place)
-                prompts.append(prompt)
+        def packed(start: int) -> Iterator[Prompt]:
+            plan = self.plan(queries[start : start + size], decoding=decoding)
+            for place in plan.order:
+                prompt = plan.prompts[place]
+                if isinstance(prompt, BudgetError):
+                    failures.append((start + place, Failure(queries[start + place], prompt)))
+                else:
+                    places.append(start + place)
+                    yield prompt
+
+        # The generator reads on in a thread: while it answers, the next batches are retrieved for and packed.
+        prompts: Iterable[Prompt] = list(packed(0))
+        if len(queries) > size:
+            prompts = chain(prompts, chain.from_iterable(map(packed, range(size, len(queries), size))))
         for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
+            while failures:
+                yield failures.popleft()
             yield places[number], self._clean(completion)
+        yield from failures
 
     def generate_file(
         self,

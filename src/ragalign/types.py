@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -275,6 +275,10 @@ class Generator(Protocol):
     def context_length(self) -> int | None:
         """Tokens that prompt and completion share; None where it is not known."""
 
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether answering keeps this machine's processors busy, so that other work meanwhile only slows it down."""
+
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
         """Answer all prompts, in input order.
 
@@ -282,8 +286,11 @@ class Generator(Protocol):
             GenerationError: the engine or the endpoint failed.
         """
 
-    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
-        """Answer all prompts, yielding (position in `prompts`, completion) as each is finished."""
+    def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+        """Answer all prompts, yielding (position in `prompts`, completion) as each is finished.
+
+        Where `prompts` is an iterator, later prompts are made while earlier ones are answered.
+        """
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """Answer one prompt, yielding pieces of text as they come; stop strings never appear."""

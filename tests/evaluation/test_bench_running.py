@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Interrupted:
         self._generator, self._left = generator, after
         self.model, self.context_length = generator.model, generator.context_length
 
-    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+    def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
         for found in self._generator.iter_generate(prompts, decoding):
             if decoding.max_tokens > 2:  # the warm-up asks for two
                 if not self._left:

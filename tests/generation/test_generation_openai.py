@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from fixtures.scripted_server import Fault, ScriptedServer
 
-from ragalign.errors import ConfigError, GenerationError
+from ragalign.errors import ConfigError, DataError, GenerationError
 from ragalign.generation.openai import OpenAIGenerator
 from ragalign.types import Decoding, Prompt
 
@@ -218,7 +219,7 @@ def test_a_refused_request_does_not_stop_the_others() -> None:
         prompts = [prompt(str(number)) for number in range(6)]
         done, error = collect(generator(server, concurrency=1, send="text").iter_generate(prompts, DECODING))
     assert done == {number: str(number) for number in range(1, 6)}
-    assert str(error).startswith("1 of 6 requests failed, 0 were not sent: ")
+    assert str(error).startswith("1 of the 6 requests sent failed: ")
     assert "too long" in str(error)
 
 
@@ -230,7 +231,7 @@ def test_a_failing_endpoint_ends_the_batch_but_keeps_what_was_answered() -> None
         done, error = collect(generator(server, concurrency=1, max_retries=1).iter_generate(prompts, DECODING))
         assert len(server.received) == 5
     assert done == {0: "0", 1: "1", 2: "2"}
-    assert "1 of 4 requests failed, 36 were not sent" in str(error)
+    assert "1 of the 4 requests sent failed" in str(error)
 
 
 def test_requests_under_way_are_yielded_before_the_error() -> None:
@@ -242,7 +243,52 @@ def test_requests_under_way_are_yielded_before_the_error() -> None:
         prompts = [prompt(str(number)) for number in range(20)]
         done, error = collect(generator(server, concurrency=4).iter_generate(prompts, DECODING))
     assert len(done) == 3
-    assert "1 of 4 requests failed, 16 were not sent" in str(error)
+    assert "1 of the 4 requests sent failed" in str(error)
+
+
+def test_prompts_are_made_while_others_are_answered() -> None:
+    with ScriptedServer() as server:
+        first = threading.Event()
+
+        def made() -> Iterator[Prompt]:
+            yield prompt("0")
+            assert first.wait(10)
+            yield from (prompt(str(number)) for number in range(1, 20))
+
+        found = {}
+        for position, completion in generator(server, concurrency=4).iter_generate(made(), DECODING):
+            first.set()
+            found[position] = completion.text
+    assert found == {number: str(number) for number in range(20)}
+
+
+def test_a_failure_to_make_prompts_loses_no_answer() -> None:
+    def broken() -> Iterator[Prompt]:
+        yield from (prompt(str(number)) for number in range(6))
+        raise DataError("no seventh")
+
+    with ScriptedServer(delay_s=0.05) as server:
+        completions = generator(server, concurrency=4).iter_generate(broken(), DECODING)
+        found: list[int] = []
+        with pytest.raises(DataError, match="no seventh"):
+            found.extend(position for position, _ in completions)
+    assert sorted(found) == list(range(6))
+
+
+def test_closing_ends_work_that_waits_for_prompts() -> None:
+    never = threading.Event()
+
+    def made() -> Iterator[Prompt]:
+        yield prompt("0")
+        never.wait(30)
+
+    with ScriptedServer() as server:
+        completions = generator(server, concurrency=4).iter_generate(made(), DECODING)
+        next(completions)
+        started = time.monotonic()
+        completions.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < 5
+        never.set()
 
 
 def test_closing_the_iterator_ends_the_work() -> None:

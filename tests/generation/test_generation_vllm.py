@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,48 @@ def test_iter_generate_yields_what_is_finished_first(vllm_engine: VllmGenerator,
         index for index, _ in vllm_engine.iter_generate([make_prompt("Hi"), early], replace(GREEDY, max_tokens=200))
     ]
     assert indexes == [1, 0]
+
+
+def test_prompts_of_an_iterator_are_answered_while_the_next_are_made(
+    vllm_engine: VllmGenerator, transformers_engine: TransformersGenerator, make_prompt: PromptMaker
+) -> None:
+    prompts = [make_prompt(question) for question in QUESTIONS]
+    two = replace(NOISY, n=2)
+    expected = dict(enumerate(one.outputs for one in vllm_engine.generate(prompts, two)))
+    first = threading.Event()
+
+    def made() -> Iterator[Prompt]:
+        yield prompts[0]
+        assert first.wait(30)
+        yield from prompts[1:]
+
+    found = {}
+    for position, completion in vllm_engine.iter_generate(made(), two):
+        first.set()
+        assert completion.prompt is prompts[position]
+        found[position] = completion.outputs
+    assert found == expected
+    greedy = {place: one.outputs for place, one in transformers_engine.iter_generate(iter(prompts), GREEDY)}
+    assert greedy == dict(enumerate(one.outputs for one in transformers_engine.generate(prompts, GREEDY)))
+
+
+def test_an_iterator_that_fails_loses_no_answer(
+    vllm_engine: VllmGenerator,
+    transformers_engine: TransformersGenerator,
+    make_prompt: PromptMaker,
+    make_prompt_of: PromptOf,
+) -> None:
+    def broken() -> Iterator[Prompt]:
+        yield from map(make_prompt, QUESTIONS[:3])
+        yield make_prompt_of(2048, 0)
+
+    for engine in (vllm_engine, transformers_engine):
+        found: list[int] = []
+        with pytest.raises(GenerationError, match=r"^the prompt holds 2,048 tokens"):
+            found.extend(position for position, _ in engine.iter_generate(broken(), GREEDY))
+        assert sorted(found) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="temperature"):  # at once, not at the first step
+        vllm_engine.iter_generate(broken(), replace(GREEDY, temperature=-1.0))
 
 
 def test_interleaved_callers_get_their_own_answers(vllm_engine: VllmGenerator, make_prompt: PromptMaker) -> None:

@@ -6,11 +6,16 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 from ragalign.errors import GenerationError
+from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import one_line
+
+# Requests of one caller that the engine holds at a time: enough to keep any engine busy.
+_IN_ENGINE = 4096
 
 
 class EngineLoop:
@@ -28,49 +33,62 @@ class EngineLoop:
         self._counter = itertools.count()
         self._failure: str | None = None
 
-    def run(self, inputs: Sequence[tuple[list[int], Any]]) -> Generator[tuple[int, Any, float], None, None]:
-        """Answer (token ids, SamplingParams) pairs, enqueued in the order given.
+    def run(self, inputs: Iterable[tuple[list[int], Any]]) -> Generator[tuple[int, Any, float], None, None]:
+        """Answer (token ids, SamplingParams) pairs, enqueued in the order given; iterators are read in a thread.
 
-        Yields (position, RequestOutput, seconds since the requests were added), and aborts what is
+        Yields (position, RequestOutput, seconds since the request was added), and aborts what is
         unfinished when it is closed or an error passes through.
 
         Raises:
             GenerationError: the engine failed, now or earlier.
         """
         box: deque[tuple[Any, float]] = deque()
-        positions: dict[str, int] = {}
-        try:
-            with self._lock:
-                self._check()
-                for position, (token_ids, params) in enumerate(inputs):
-                    name = f"ragalign-{next(self._counter)}"
-                    self._add(name, token_ids, params)
-                    positions[name] = position
-                    self._boxes[name] = box
-                started = time.perf_counter()
-            while positions or box:
-                if not box:
-                    self._step(box)
-                    continue
-                output, finished_at = box.popleft()
-                position = positions[output.request_id]
-                if output.finished:
-                    del positions[output.request_id]
-                yield position, output, finished_at - started
-        finally:
-            if positions:
-                self._abort(list(positions))
+        unfinished: dict[str, tuple[int, float]] = {}
+        positions = itertools.count()
+        with closing(Ahead(inputs)) as coming:
+            try:
+                while True:
+                    fresh = coming.take(_IN_ENGINE - len(unfinished), wait=False)
+                    if not fresh and not unfinished and not box:
+                        fresh = coming.take(1, wait=True)
+                        if not fresh:
+                            return
+                    if fresh:
+                        self._add(fresh, box, unfinished, positions)
+                    if not box:
+                        self._step(box)
+                        continue
+                    output, finished_at = box.popleft()
+                    position, added_at = unfinished[output.request_id]
+                    if output.finished:
+                        del unfinished[output.request_id]
+                    yield position, output, finished_at - added_at
+            finally:
+                if unfinished:
+                    self._abort(list(unfinished))
 
     def _check(self) -> None:
         if self._failure is not None:
             raise GenerationError(f"the vLLM engine cannot go on: {self._failure}; make a new generator")
 
-    def _add(self, name: str, token_ids: list[int], params: Any) -> None:
-        try:
-            # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
-            self._engine.add_request(name, {"type": "token", "prompt_token_ids": token_ids}, params)
-        except Exception as error:  # vLLM's type for it differs between versions
-            raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
+    def _add(
+        self,
+        inputs: Iterable[tuple[list[int], Any]],
+        box: deque[tuple[Any, float]],
+        unfinished: dict[str, tuple[int, float]],
+        positions: Iterator[int],
+    ) -> None:
+        with self._lock:
+            self._check()
+            for token_ids, params in inputs:
+                name = f"ragalign-{next(self._counter)}"
+                try:
+                    # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
+                    self._engine.add_request(name, {"type": "token", "prompt_token_ids": token_ids}, params)
+                except Exception as error:  # vLLM's type for it differs between versions
+                    raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
+                unfinished[name] = next(positions), time.perf_counter()
+                self._boxes[name] = box
 
     def _step(self, box: deque[tuple[Any, float]]) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator as PyGenerator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,17 @@ class BaseGenerator(ABC):
     def context_length(self) -> int | None:
         """Tokens that prompt and completion share; None where it is not known."""
 
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether answering keeps this machine's processors busy, so that other work meanwhile only slows it down."""
+        return False
+
     @abstractmethod
-    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
-        """Answer every prompt `decoding.n` times; yields samples as they finish, in any order."""
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+        """Answer every prompt `decoding.n` times; yields samples as they finish, in any order.
+
+        What is no sequence takes time to make each prompt, and is to be read in a thread: see `Ahead`.
+        """
 
     @abstractmethod
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
@@ -77,23 +85,39 @@ class BaseGenerator(ABC):
         # A bar for one prompt would only flicker.
         bar = progress("generating", len(prompts), "prompts") if len(prompts) > 1 else nullcontext(lambda _: None)
         with bar as advance:
-            for index, completion in self._gathered(prompts, decoding):
+            for index, completion in self._gathered(prompts, prompts, decoding):
                 completions[index] = completion
                 advance(1)
         return [completion for completion in completions if completion is not None]
 
-    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+    def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
         """Answer all prompts, yielding (position in `prompts`, completion) as each is finished.
 
         Whoever writes each completion down as it comes loses nothing when a later one fails. Arguments are
         checked at once, not at the first step. Closing the iterator ends the work that is left.
 
+        Args:
+            prompts: a sequence; or an iterator, which is read in a thread and checked prompt by prompt, so that later
+                prompts are made while earlier ones are answered.
+            decoding: how to decode.
+
         Raises:
             ConfigError, GenerationError: as `generate`.
+            Exception: what an iterator raises, once all that it gave before is answered.
         """
-        prompts = list(prompts)
-        self._check(prompts, decoding)
-        return self._gathered(prompts, decoding)
+        if isinstance(prompts, Sequence):
+            prompts = list(prompts)
+            self._check(prompts, decoding)
+            return self._gathered(prompts, prompts, decoding)
+        self._check([], decoding)
+        seen: list[Prompt] = []
+        return self._gathered(self._noted(prompts, seen, decoding), seen, decoding)
+
+    def _noted(self, prompts: Iterable[Prompt], seen: list[Prompt], decoding: Decoding) -> Iterator[Prompt]:
+        for prompt in prompts:
+            self._check([prompt], decoding)
+            seen.append(prompt)
+            yield prompt
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """Answer one prompt, yielding pieces of text as they come.
@@ -182,7 +206,10 @@ class BaseGenerator(ABC):
     ) -> None:
         self.close()
 
-    def _gathered(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+    def _gathered(
+        self, prompts: Iterable[Prompt], seen: Sequence[Prompt], decoding: Decoding
+    ) -> Iterator[tuple[int, Completion]]:
+        """`seen` holds each prompt at its position, once it has come out of `prompts`."""
         waiting: dict[int, dict[int, Sample]] = {}
         with closing(self._samples(prompts, decoding)) as samples:
             for sample in samples:
@@ -193,7 +220,7 @@ class BaseGenerator(ABC):
                     yield (
                         sample.index,
                         Completion(
-                            prompt=prompts[sample.index],
+                            prompt=seen[sample.index],
                             outputs=tuple(group[i].output for i in range(decoding.n)),
                             n_cached_tokens=group[0].n_cached_tokens,
                             latency_s=max(one.latency_s for one in group.values()),
@@ -224,6 +251,12 @@ class BaseGenerator(ABC):
                 "output_repetition_penalty counts the output only",
                 stacklevel=3,
             )
+
+
+def as_requests(prompts: Iterable[Prompt], n: int) -> Iterable[tuple[int, int, Prompt]]:
+    """(position, sample, prompt) of all that is to be asked; a sequence where `prompts` is one."""
+    requests = ((index, sample, prompt) for index, prompt in enumerate(prompts) for sample in range(n))
+    return list(requests) if isinstance(prompts, Sequence) else requests
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from typing import Any, Literal
@@ -16,7 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation.base import BaseGenerator, Sample, one_line
+from ragalign.generation._completions import decoding_fields
+from ragalign.generation.ahead import Ahead
+from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
 from ragalign.types import Decoding, Delta, Output, Prompt
 
@@ -107,11 +109,12 @@ class OpenAIGenerator(BaseGenerator):
                 "or let vLLM or transformers run the model here"
             )
 
-    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
         """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
         results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
-        task = loop.create_task(self._work(prompts, decoding, results.put))
+        coming = Ahead(as_requests(prompts, decoding.n))
+        task = loop.create_task(self._work(coming, decoding, results.put))
 
         def work() -> None:
             try:
@@ -137,37 +140,47 @@ class OpenAIGenerator(BaseGenerator):
             if not finished:
                 with suppress(RuntimeError):  # the loop may have ended by itself meanwhile
                     loop.call_soon_threadsafe(task.cancel)
+            coming.close()
             worker.join()
 
-    async def _work(self, prompts: Sequence[Prompt], decoding: Decoding, put: Callable[[Sample], None]) -> None:
-        total = len(prompts) * decoding.n
-        # Workers share one iterator, so requests start in the order given.
-        todo = iter([(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)])
+    async def _work(
+        self, coming: Ahead[tuple[int, int, Prompt]], decoding: Decoding, put: Callable[[Sample], None]
+    ) -> None:
+        # One worker after the other takes the next request, so they start in the order given.
+        turn = asyncio.Lock()
         failures: list[_RequestError] = []
         n_sent = 0
+        broken: Exception | None = None
 
         async def worker(client: Any) -> None:
-            nonlocal n_sent
-            while all(failure.is_about_request for failure in failures):
-                position = next(todo, None)
-                if position is None:
+            nonlocal n_sent, broken
+            while broken is None and all(failure.is_about_request for failure in failures):
+                async with turn:
+                    try:
+                        taken = coming.take(1, wait=False) or await asyncio.to_thread(coming.take, 1, wait=True)
+                    except Exception as error:  # of whoever makes the prompts; what is under way is finished first
+                        broken = error
+                        return
+                if not taken:
                     return
+                [(index, sample, prompt)] = taken
                 n_sent += 1
-                index, sample = position
                 started = time.perf_counter()
                 try:
-                    output, n_cached = await self._ask(client, prompts[index], decoding, sample)
+                    output, n_cached = await self._ask(client, prompt, decoding, sample)
                 except _RequestError as failure:
                     failures.append(failure)
                 else:
                     put(Sample(index, sample, output, n_cached, time.perf_counter() - started))
 
         async with self._openai.AsyncOpenAI(**self._client_options()) as client:
-            await asyncio.gather(*(worker(client) for _ in range(min(self._concurrency, total))))
+            await asyncio.gather(*(worker(client) for _ in range(self._concurrency)))
+        if broken is not None:
+            raise broken
         if failures:
             message = str(failures[0])
-            if total > 1:
-                message = f"{len(failures)} of {n_sent} requests failed, {total - n_sent} were not sent: {message}"
+            if n_sent > 1:
+                message = f"{len(failures)} of the {n_sent} requests sent failed: {message}"
             raise GenerationError(message) from failures[0].__cause__
 
     async def _ask(self, client: Any, prompt: Prompt, decoding: Decoding, sample: int) -> tuple[Output, int | None]:
@@ -232,16 +245,8 @@ class OpenAIGenerator(BaseGenerator):
         parameters: dict[str, Any] = {
             "model": self._model,
             "prompt": prompt.token_ids if self._send == "token_ids" else prompt.text,
-            "max_tokens": decoding.max_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "presence_penalty": decoding.presence_penalty,
-            "frequency_penalty": decoding.frequency_penalty,
+            **decoding_fields(decoding, stops, sample),
         }
-        if stops:
-            parameters["stop"] = list(stops)
-        if decoding.seed is not None:
-            parameters["seed"] = decoding.seed + sample
         if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
             parameters["extra_body"] = {"repetition_penalty": decoding.repetition_penalty}
         return parameters

@@ -6,15 +6,16 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Generator as PyGenerator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.ahead import Ahead
+from ragalign.generation.base import BaseGenerator, Sample, as_requests, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
 from ragalign.generation.stopping import StopFilter, merge_stops
 from ragalign.types import Decoding, Delta, Output, Prompt
@@ -68,6 +69,7 @@ class TransformersGenerator(BaseGenerator):
         # transformers fills what a call leaves open from here, such as a model's own temperature or top-k.
         loaded.generation_config = GenerationConfig()
         self._model: Any = loaded
+        self._device = loaded.device
         self._tokenizer: Any = loaded_tokenizer
         limits = (context_length, getattr(loaded.config.get_text_config(), "max_position_embeddings", None))
         self._context_length = min((limit for limit in limits if limit is not None), default=None)
@@ -82,30 +84,34 @@ class TransformersGenerator(BaseGenerator):
         """Tokens that prompt and completion share, as the model's config says."""
         return self._context_length
 
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether the model is on the CPU."""
+        return bool(self._device.type == "cpu")
+
     def close(self) -> None:
         """Release the model."""
         self._model = None
 
-    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
-        where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
         started = time.perf_counter()
-        for begin in range(0, len(where), self._batch_size):
-            batch = where[begin : begin + self._batch_size]
-            requests = [self._request(prompts[index], decoding, sample) for index, sample in batch]
-            self._run(requests, decoding)
-            for (index, sample), request in zip(batch, requests, strict=True):
-                yield Sample(
-                    index=index,
-                    sample=sample,
-                    output=Output(
-                        "".join(request.pieces),
-                        request.finish_reason or "abort",
-                        request.n_tokens,
-                        tuple(request.written),
-                    ),
-                    n_cached_tokens=None,
-                    latency_s=time.perf_counter() - started,
-                )
+        with closing(Ahead(as_requests(prompts, decoding.n))) as coming:
+            while batch := coming.take(self._batch_size, wait=True):
+                requests = [self._request(prompt, decoding, sample) for _, sample, prompt in batch]
+                self._run(requests, decoding)
+                for (index, sample, _), request in zip(batch, requests, strict=True):
+                    yield Sample(
+                        index=index,
+                        sample=sample,
+                        output=Output(
+                            "".join(request.pieces),
+                            request.finish_reason or "abort",
+                            request.n_tokens,
+                            tuple(request.written),
+                        ),
+                        n_cached_tokens=None,
+                        latency_s=time.perf_counter() - started,
+                    )
 
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
         """`generate` runs in a thread and hands pieces over through a queue; None ends them."""

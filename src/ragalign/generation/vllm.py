@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Generator as PyGenerator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,6 +117,13 @@ class VllmGenerator(BaseGenerator):
         """Tokens that prompt and completion share: the engine's `max_model_len`."""
         return self._context_length
 
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether this is vLLM for CPUs."""
+        from vllm.platforms import current_platform
+
+        return bool(current_platform.is_cpu())
+
     def prefix_cache_counters(self) -> tuple[int, int]:
         """Prompt tokens looked up in the prefix cache and those found there, since the engine started."""
         totals = {"vllm:prefix_cache_queries": 0, "vllm:prefix_cache_hits": 0}
@@ -148,16 +155,19 @@ class VllmGenerator(BaseGenerator):
         self._llm = None
         self._finalizer()
 
-    def _samples(self, prompts: Sequence[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
         self._engine()
-        where = [(index, sample) for index in range(len(prompts)) for sample in range(decoding.n)]
-        inputs = [
-            (prompts[index].token_ids, sampling_params(prompts[index], decoding, sample)) for index, sample in where
-        ]
+        inputs: Iterable[tuple[list[int], Any]] = (
+            (prompt.token_ids, sampling_params(prompt, decoding, sample))
+            for prompt in prompts
+            for sample in range(decoding.n)
+        )
+        if isinstance(prompts, Sequence):
+            inputs = list(inputs)
         with closing(self._loop.run(inputs)) as outputs:
             for position, output, latency_s in outputs:
                 (answer,) = output.outputs
-                index, sample = where[position]
+                index, sample = divmod(position, decoding.n)
                 yield Sample(
                     index=index,
                     sample=sample,

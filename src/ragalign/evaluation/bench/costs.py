@@ -39,7 +39,7 @@ class Costs:
         words: of an answer.
         first_token: see `FirstToken`; None where the engine does not say.
         requests_per_s: answered per second of the engine's work; None where nothing was timed.
-        preparation_ms: retrieval and packing, per request.
+        preparation_ms: retrieval and packing, per request, as far as they are not hidden behind the engine's work.
         price_ratio: the engine's seconds per request over those of the fixed demonstrations in the same run.
         n_timed: requests that the speed rests on.
         ends: how answers ended (``stop``, ``length``), as shares of all samples.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,17 @@ class Stopwatch:
         """Tokens that prompt and completion share."""
         return self._generator.context_length
 
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether answering keeps this machine's processors busy."""
+        return self._generator.shares_cpu
+
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
         """Answer all prompts, in input order."""
         found = dict(self.iter_generate(prompts, decoding))
         return [found[place] for place in range(len(found))]
 
-    def iter_generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+    def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
         """Answer all prompts, yielding each as it is finished."""
         started = time.perf_counter()
         try:
