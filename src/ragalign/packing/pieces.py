@@ -20,6 +20,8 @@ Ids = NDArray[np.int32]
 
 # Tokenised demonstrations kept in memory; at 300 tokens each some 700 MB at worst.
 _MAX_IN_MEMORY = 65_536
+# Texts tokenised at a time: what a tokenizer returns takes some hundred bytes per token until its ids are taken out.
+_TOGETHER = 1024
 # SQLite's limit on the parameters of one statement is 999 in old builds.
 _MAX_PARAMETERS = 900
 # What reading a damaged file raises; messages that quote damaged text cannot be decoded.
@@ -81,8 +83,9 @@ class Pieces:
         texts = [self._render(demonstration) for demonstration in demonstrations]
         found = self._store.get(texts) if self._store else {}
         new = [text for text in texts if text not in found]
-        if new:
-            made = dict(zip(new, self._encode(new), strict=True))
+        for start in range(0, len(new), _TOGETHER):
+            some = new[start : start + _TOGETHER]
+            made = dict(zip(some, self._encode(some), strict=True))
             if self._store:
                 self._store.put(made)
             found |= made
