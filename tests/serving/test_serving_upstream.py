@@ -108,6 +108,25 @@ def test_a_server_that_dies_and_comes_back(upstream_service: Any) -> None:
         running.__exit__(None, None, None)
 
 
+def test_no_error_ends_the_health_checks(upstream_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    get, calls = httpx.AsyncClient.get, 0
+
+    async def failing(client: httpx.AsyncClient, *given: Any, **more: Any) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:  # what anyio says of a socket that is gone as soon as it is there
+            raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+        return await get(client, *given, **more)
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", failing)
+    with ScriptedServer() as server, upstream_service(server) as running:
+        until = time.monotonic() + 10
+        while calls < 4:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert post(running.url).status_code == 200
+
+
 def test_load_is_spread_and_a_dead_server_is_left_out(upstream_service: Any) -> None:
     with ScriptedServer(delay_s=0.2) as first, ScriptedServer(delay_s=0.2) as second:
         with upstream_service(first, second) as running:

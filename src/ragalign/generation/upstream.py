@@ -155,7 +155,8 @@ class Upstream:
                 server.alive = False  # it never saw the request, so another may answer
             except httpx.TimeoutException as error:
                 raise TookTooLongError(f"{server.name} sent nothing for {self._timeout_s:g} s") from error
-            except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+            # AttributeError: a server that is gone as soon as it is connected to, in the words of anyio.
+            except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 what = "broke off its answer" if begun else "closed the connection"
                 raise GenerationError(f"{server.name} {what}: {one_line(error)}") from error
             finally:
@@ -256,8 +257,10 @@ class Upstream:
             server.alive = True
         except (httpx.ConnectError, httpx.ConnectTimeout):
             server.alive = False
-        except httpx.HTTPError:
-            pass
+        except Exception:
+            # Busy, or gone in the middle, for which httpx lets errors of the layers below through: the next check
+            # will tell. Whatever it is, the checks go on.
+            return
 
     def _describe(self, model: str | None) -> dict[str, Any]:
         """What a server says of the model."""
