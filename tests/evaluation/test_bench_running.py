@@ -39,6 +39,7 @@ class Interrupted:
     def __init__(self, generator: BaseGenerator, after: int) -> None:
         self._generator, self._left = generator, after
         self.model, self.context_length = generator.model, generator.context_length
+        self.shares_cpu = generator.shares_cpu
 
     def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
         for found in self._generator.iter_generate(prompts, decoding):

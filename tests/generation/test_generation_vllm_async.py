@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
 
 import pytest
+
+# In a process of its own: once an engine has run inside a process, vLLM lets nobody set its number of threads.
+_CODE = """
 import torch
-
 from ragalign.generation.vllm_async import _leave_processor
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+torch.set_num_threads(2)
+print(_leave_processor(), torch.get_num_threads())
+"""
 
 
 @pytest.mark.parametrize(("chosen", "n_threads"), [(None, 1), ("2", 2)])
-def test_the_processor_is_left_to_an_engine_on_it(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, n_threads: int
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_the_processor_is_left_to_an_engine_on_it(chosen: str | None, n_threads: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if chosen:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    assert _leave_processor() == 2
-    assert torch.get_num_threads() == n_threads
+        environment["OMP_NUM_THREADS"] = chosen
+    done = subprocess.run([sys.executable, "-c", _CODE], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", str(n_threads)]
