@@ -62,11 +62,10 @@ def serve(folder: Path) -> None:
     from ragalign.generation.vllm_async import AsyncVllm
     from ragalign.serving import create_app
 
-    settings = json.loads((folder / "settings.json").read_text())
-
     async def work() -> None:
-        options = {"dtype": "float32"} if settings["shape"] == "toy" else {"load_format": "dummy"}
-        generator = AsyncVllm(folder / "toy", max_model_len=settings["context"], **options)
+        has_weights = any((folder / "toy").glob("*.safetensors"))
+        options = {"dtype": "float32"} if has_weights else {"load_format": "dummy"}
+        generator = AsyncVllm(folder / "toy", **options)
         engine = generator._engine
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", str(folder / "toy")])
         arguments.served_model_name = ["toy"]
@@ -93,7 +92,7 @@ def serve(folder: Path) -> None:
 def make_aligners(folder: Path) -> dict[str, Aligner]:
     index = Index.open(folder / "index", encoder=Encoder.load(cache=None))
     tokenizer = Tokenizer.load(folder / "toy")
-    context = json.loads((folder / "settings.json").read_text())["context"]
+    context = json.loads((folder / "toy" / "config.json").read_text())["max_position_embeddings"]
     return {
         recipe: Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=context)
         for recipe in RECIPES
@@ -241,11 +240,9 @@ def main() -> None:
         folder = Path(name)
         pool = Pool.load(data_folder() / "starter.jsonl")
         Index.build(pool, Encoder.load(cache=None)).save(folder / "index")
-        context = 2048 if options.shape == "llama-160m" else 4096
-        (folder / "settings.json").write_text(json.dumps({"shape": options.shape, "context": context}))
         if options.shape == "toy":
             texts = [f"{one.instruction}\n{one.response}" for one in pool]
-            build_toy_model(folder / "toy", texts, context_length=context)
+            build_toy_model(folder / "toy", texts, context_length=4096)
         else:
             make_model(folder / "toy", options.shape)
         aligners = make_aligners(folder)
