@@ -180,7 +180,11 @@ def bench(
     run = Run(out, conditions, cases, indexes, model=engine.model, others=engine.settings)
     for name in (baseline, fixed):
         named(run, name)  # before an engine starts
-    generate(run, engine)
+    try:
+        generate(run, engine)
+    except KeyboardInterrupt:
+        console.note(f"interrupted; what was answered is kept in {run.folder}, and the same command goes on")
+        raise typer.Exit(_INTERRUPTED) from None
     verdicts: Sequence[Verdict] = ()
     if scorer is not None:
         verdicts = session.score(run, scorer)
@@ -226,17 +230,11 @@ def generate(run: Run, engine: Engine) -> None:
     n_missing = run.n_missing
     if n_missing < n_all:
         console.note(f"{n_all - n_missing:,} of {n_all:,} answers are there already")
-    try:
-        failures = session.generate(
-            run,
-            engine,
-            on_start=lambda: console.note(
-                f"starting the engine for {engine.model} (half a minute on two CPU cores) ..."
-            ),
-            on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
-        )
-    except KeyboardInterrupt:
-        console.note(f"interrupted; what was answered is kept in {run.folder}, and the same command goes on")
-        raise typer.Exit(_INTERRUPTED) from None
+    failures = session.generate(
+        run,
+        engine,
+        on_start=lambda: console.note(f"starting the engine for {engine.model} (half a minute on two CPU cores) ..."),
+        on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
+    )
     for condition, failure in failures:
         console.error(f"{condition.name}, prompt {failure.query.id}: {failure.error}")
