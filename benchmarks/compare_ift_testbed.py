@@ -33,15 +33,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ragalign.encoders import Encoder
-from ragalign.evaluation.ift.cells import METHODS, Cell, drawn
-from ragalign.evaluation.ift.figures import Point, break_even, points
-from ragalign.evaluation.ift.page import write_pages
-from ragalign.evaluation.ift.running import Settings, run
-from ragalign.evaluation.ift.training import Training
 from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.recipes import data_folder
+from ragalign.studies.fine_tuning.cells import METHODS, Cell, drawn
+from ragalign.studies.fine_tuning.figures import Point, break_even, points
+from ragalign.studies.fine_tuning.page import write_pages
+from ragalign.studies.fine_tuning.running import Settings, run
+from ragalign.studies.fine_tuning.training import Training
 from ragalign.types import Query
 
 RECIPE = """\

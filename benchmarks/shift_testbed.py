@@ -37,15 +37,15 @@ from pathlib import Path
 from testbed import world
 
 from ragalign.encoders import Encoder
-from ragalign.evaluation.ift.training import Training, fine_tune
-from ragalign.evaluation.shift.figures import Figures, figures
-from ragalign.evaluation.shift.page import write_pages
-from ragalign.evaluation.shift.running import Settings, run
 from ragalign.indexes import Index
 from ragalign.packing import Packer
 from ragalign.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.recipes import Recipe, data_folder
+from ragalign.studies.fine_tuning.training import Training, fine_tune
+from ragalign.studies.shift.figures import Figures, figures
+from ragalign.studies.shift.page import write_pages
+from ragalign.studies.shift.running import Settings, run
 from ragalign.tokenization import Tokenizer
 
 RECIPES = {

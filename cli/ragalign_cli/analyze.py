@@ -10,7 +10,7 @@ import typer
 from ragalign_cli import console
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.shift.figures import Figures
+    from ragalign.studies.shift.figures import Figures
 
 app = typer.Typer(no_args_is_help=True, help="What alignment changes.")
 
@@ -89,12 +89,12 @@ def shift(
     """
     from datetime import UTC, datetime
 
-    from ragalign.evaluation.bench.cases import load_cases
-    from ragalign.evaluation.lines import write_json
-    from ragalign.evaluation.shift.figures import figures
-    from ragalign.evaluation.shift.kinds import DEFAULT_CATEGORIES, load_categories
-    from ragalign.evaluation.shift.page import kl_note, write_pages
-    from ragalign.evaluation.shift.running import Settings, run
+    from ragalign.bench.cases import load_cases
+    from ragalign.runs.lines import write_json
+    from ragalign.studies.shift.figures import figures
+    from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, load_categories
+    from ragalign.studies.shift.page import kl_note, write_pages
+    from ragalign.studies.shift.running import Settings, run
 
     settings = Settings(
         base=base,
@@ -144,8 +144,8 @@ def _top_k(given: int | None, backend: str) -> int | None:
 
 
 def _show(shown: list[Figures]) -> None:
-    from ragalign.evaluation.formats import interval, number
-    from ragalign.evaluation.shift.page import visible
+    from ragalign.reports.formats import interval, number
+    from ragalign.studies.shift.page import visible
 
     def percent(estimate: Any) -> str:
         scaled = estimate.scaled(100)

@@ -14,8 +14,8 @@ from ragalign_cli.judge_run import judges_of
 from ragalign_cli.report import write_report
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.bench.running import Run
-    from ragalign.evaluation.bench.session import Engine
+    from ragalign.bench.running import Run
+    from ragalign.bench.session import Engine
     from ragalign.judging.base import Verdict
     from ragalign.types import Decoding
 
@@ -122,20 +122,20 @@ def bench(
       ragalign bench --sweep grid.toml --model ./base --index indexes/lima --prompts q.jsonl --metric score.py:score
         --out sweep
     """
+    from ragalign.bench import session
+    from ragalign.bench.cases import load_cases
+    from ragalign.bench.conditions import checked, conditions_of, decoded, guarded
+    from ragalign.bench.expected import expectations
+    from ragalign.bench.figures import named, report_of
+    from ragalign.bench.grid import Grid
+    from ragalign.bench.running import Run
+    from ragalign.bench.scoring import make_scorer
+    from ragalign.bench.testbed import World, world_engine
     from ragalign.errors import ConfigError
-    from ragalign.evaluation.bench import session
-    from ragalign.evaluation.bench.cases import load_cases
-    from ragalign.evaluation.bench.conditions import checked, conditions_of, decoded, guarded
-    from ragalign.evaluation.bench.expected import expectations
-    from ragalign.evaluation.bench.figures import named, report_of
-    from ragalign.evaluation.bench.grid import Grid
-    from ragalign.evaluation.bench.published import load_published
-    from ragalign.evaluation.bench.running import Run
-    from ragalign.evaluation.bench.scoring import make_scorer
-    from ragalign.evaluation.bench.testbed import World, world_engine
     from ragalign.judging.budget import Budget
     from ragalign.judging.registry import make_protocol
     from ragalign.judging.runner import RunOptions
+    from ragalign.reports.published import load_published
 
     if (judge is None) != (protocol is None):
         raise ConfigError("judging needs both --judge and --protocol")
@@ -224,7 +224,7 @@ def bench(
 
 def generate(run: Run, engine: Engine) -> None:
     """Answer what a run lacks, saying what is going on; failures get a line each."""
-    from ragalign.evaluation.bench import session
+    from ragalign.bench import session
 
     n_all = sum(len(case.turns) for case in run.cases.cases) * len(run.conditions)
     n_missing = run.n_missing

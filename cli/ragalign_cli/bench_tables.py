@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ragalign_cli import console
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.bench.expected import Expectation
-    from ragalign.evaluation.bench.result import Bench, Factor
+    from ragalign.bench.expected import Expectation
+    from ragalign.reports.bench_result import Bench, Factor
 
 
 def show(bench: Bench) -> None:
@@ -25,8 +25,8 @@ def show(bench: Bench) -> None:
 
 def show_quality(bench: Bench) -> None:
     """The headline metric of every recipe, and its difference from the baseline on the same prompts."""
-    from ragalign.evaluation.formats import interval, number, p_value, signed
-    from ragalign.evaluation.markup import with_unit
+    from ragalign.reports.formats import interval, number, p_value, signed
+    from ragalign.reports.markup import with_unit
 
     unit = bench.unit
     console.heading(with_unit(bench.label, unit))
@@ -45,8 +45,8 @@ def show_quality(bench: Bench) -> None:
 
 def show_costs(bench: Bench) -> None:
     """What every recipe cost, per request."""
-    from ragalign.evaluation.formats import number
-    from ragalign.evaluation.sections_bench import price, rate
+    from ragalign.reports.formats import number
+    from ragalign.reports.sections_bench import price, rate
 
     console.heading("Cost and speed, per request")
     names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price")
@@ -72,8 +72,8 @@ def show_costs(bench: Bench) -> None:
 
 
 def _show_factor(factor: Factor, bench: Bench) -> None:
-    from ragalign.evaluation.formats import interval, number
-    from ragalign.evaluation.markup import with_unit
+    from ragalign.reports.formats import interval, number
+    from ragalign.reports.markup import with_unit
 
     console.heading(factor.name.replace("_", " "))
     columns = [("level", "left"), ("conditions", "right"), ("prompt tokens", "right")]
@@ -88,7 +88,7 @@ def _show_factor(factor: Factor, bench: Bench) -> None:
 
 
 def _show_published(bench: Bench) -> None:
-    from ragalign.evaluation.formats import number
+    from ragalign.reports.formats import number
 
     console.heading("Published by others, not measured here")
     rows = [[one.name, one.figure, number(one.value, one.unit), one.source] for one in bench.published]

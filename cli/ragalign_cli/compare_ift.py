@@ -10,7 +10,7 @@ import typer
 from ragalign_cli import console, decoding
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.ift.figures import BreakEven, Point
+    from ragalign.studies.fine_tuning.figures import BreakEven, Point
 
 _METHODS = "zero-shot,constant,retrieved,retrieved-pool,lora,full"
 
@@ -76,17 +76,17 @@ def compare_ift(
     """
     from datetime import UTC, datetime
 
+    from ragalign.bench.cases import load_cases
     from ragalign.encoders import Encoder
     from ragalign.errors import ConfigError
-    from ragalign.evaluation.bench.cases import load_cases
-    from ragalign.evaluation.ift.figures import break_even, points
-    from ragalign.evaluation.ift.judged import with_verdicts
-    from ragalign.evaluation.ift.page import write_pages
-    from ragalign.evaluation.ift.running import Settings, run
-    from ragalign.evaluation.ift.training import Training
-    from ragalign.evaluation.lines import write_json
     from ragalign.indexes import Index
     from ragalign.pool import Pool
+    from ragalign.runs.lines import write_json
+    from ragalign.studies.fine_tuning.figures import break_even, points
+    from ragalign.studies.fine_tuning.judged import with_verdicts
+    from ragalign.studies.fine_tuning.page import write_pages
+    from ragalign.studies.fine_tuning.running import Settings, run
+    from ragalign.studies.fine_tuning.training import Training
 
     if (index is None) == (not pool):
         raise ConfigError("give either --pool or --index: where the demonstrations are")
@@ -153,8 +153,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _show(found: list[Point], pairs: list[BreakEven]) -> None:
-    from ragalign.evaluation.formats import interval, number
-    from ragalign.evaluation.ift.page import queries
+    from ragalign.reports.formats import interval, number
+    from ragalign.studies.fine_tuning.page import queries
 
     console.heading("Quality and cost")
     columns = [("method", "left"), ("N", "right"), ("score", "right"), ("95 % interval", "right")]

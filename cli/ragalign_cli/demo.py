@@ -60,12 +60,12 @@ def demo(
 def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
     """Answer the testbed's questions in four ways; then one of them in full, and the figures."""
     from ragalign.aligner import Aligner
-    from ragalign.evaluation.bench import session
-    from ragalign.evaluation.bench.conditions import MAIN
-    from ragalign.evaluation.bench.figures import report_of
-    from ragalign.evaluation.bench.running import Run
-    from ragalign.evaluation.bench.scoring import make_scorer
-    from ragalign.evaluation.bench.testbed import World, world_engine
+    from ragalign.bench import session
+    from ragalign.bench.conditions import MAIN
+    from ragalign.bench.figures import report_of
+    from ragalign.bench.running import Run
+    from ragalign.bench.scoring import make_scorer
+    from ragalign.bench.testbed import World, world_engine
 
     console.note("indexing the testbed's 2,000 demonstrations ...")
     world = World.load(first=n)

@@ -91,8 +91,8 @@ def aggregate(
       ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --glm-weights weights.csv
         --instruction-difficulty instruction_difficulty.csv
     """
-    from ragalign.evaluation.intervals import intervals
-    from ragalign.evaluation.recorded import aggregate_files
+    from ragalign.comparisons.intervals import intervals
+    from ragalign.comparisons.recorded import aggregate_files
     from ragalign.judging.answers import read_categories
     from ragalign.judging.protocols.length_control_files import load_length_control
 
@@ -145,7 +145,7 @@ def agreement(
       ragalign judge agreement --protocol mt-bench gpt-4_single.jsonl llama-3_single.jsonl
       ragalign judge agreement --protocol alpaca-eval-2 annotations.json --human labels.csv --json
     """
-    from ragalign.evaluation.agreement import agreement_of_files
+    from ragalign.comparisons.agreement import agreement_of_files
 
     result = agreement_of_files(protocol, files, human=human, strict=strict)
     tell_problems(result.problems)

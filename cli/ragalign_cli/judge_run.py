@@ -146,7 +146,7 @@ def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:
 
 
 def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_json: bool) -> None:
-    from ragalign.evaluation.intervals import intervals
+    from ragalign.comparisons.intervals import intervals
     from ragalign.judging.budget import cost_note
 
     estimates = [intervals(one) for one in figures]

@@ -12,7 +12,7 @@ from ragalign_cli import console
 from ragalign_cli.judge import tell_problems
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.report import Comparison, Report
+    from ragalign.reports.report import Comparison, Report
     from ragalign.statistics import Estimate
 
 _COLUMN_WIDTH = 24
@@ -64,7 +64,7 @@ def report(
       ragalign report gpt-4_single.jsonl --questions question.jsonl --json
       ragalign report a_autoeval.jsonl b_autoeval.jsonl --protocol ica --title "Retrieved against random"
     """
-    from ragalign.evaluation.report import Report
+    from ragalign.reports.report import Report
 
     result = Report.from_files(
         files, protocol=protocol, completions=completions or (), questions=questions, index=index, title=title
@@ -85,7 +85,7 @@ def write_report(result: Report, out: Path, browse: int | None = None) -> None:
     """Write the page, and say where it is."""
     from datetime import UTC, datetime
 
-    from ragalign.evaluation.page import write_page
+    from ragalign.reports.page import write_page
 
     write_page(result, out, created=datetime.now(UTC), browse=browse)
     console.note(f"-> {out} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -123,7 +123,7 @@ def _show_by_model(comparison: Comparison, rows: Sequence[tuple[str, Sequence[st
 
 
 def _figures(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    from ragalign.evaluation.formats import count
+    from ragalign.reports.formats import count
 
     models = comparison.models
     rows = [
@@ -173,7 +173,7 @@ def _position(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _show_differences(comparison: Comparison) -> None:
-    from ragalign.evaluation.formats import count, interval, p_value, signed
+    from ragalign.reports.formats import count, interval, p_value, signed
 
     columns = [("models", "left"), ("metric", "left"), ("difference", "right"), ("95 % interval", "right")]
     columns += [("p (Holm)", "right"), ("prompts", "right")]
@@ -192,7 +192,7 @@ def _show_differences(comparison: Comparison) -> None:
 
 
 def _with_interval(estimate: Estimate | None, unit: str) -> str:
-    from ragalign.evaluation.formats import interval, number
+    from ragalign.reports.formats import interval, number
 
     if estimate is None:
         return number(None, unit)

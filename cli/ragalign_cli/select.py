@@ -10,7 +10,7 @@ import typer
 from ragalign_cli import console, decoding
 
 if TYPE_CHECKING:
-    from ragalign.evaluation.bench.selection import Selection
+    from ragalign.studies.selection import Selection
 
 _INTERRUPTED = 130
 
@@ -49,13 +49,13 @@ def select(
     """
     from dataclasses import replace
 
-    from ragalign.evaluation.bench.cases import load_cases
-    from ragalign.evaluation.bench.scoring import make_scorer
-    from ragalign.evaluation.bench.selection import Search, SearchOptions
-    from ragalign.evaluation.bench.session import Engine
+    from ragalign.bench.cases import load_cases
+    from ragalign.bench.scoring import make_scorer
+    from ragalign.bench.session import Engine
     from ragalign.generation import BaseGenerator
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
+    from ragalign.studies.selection import Search, SearchOptions
     from ragalign.tokenization import Tokenizer
 
     options = SearchOptions(add, candidates, max_evaluations, held_out, seed)
@@ -97,7 +97,7 @@ def select(
 
 
 def _show(found: Selection) -> None:
-    from ragalign.evaluation.formats import interval, number, signed
+    from ragalign.reports.formats import interval, number, signed
 
     names = {one.id: one for one in found.constants}
     rows = []

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ragalign.aligner import Aligner
     from ragalign.encoders import Encoder
     from ragalign.errors import RagalignError
-    from ragalign.evaluation.report import Report
     from ragalign.indexes import Index
     from ragalign.judging.base import Verdict
     from ragalign.judging.judges import Judge
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ragalign.planning import Planner
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
+    from ragalign.reports.report import Report
     from ragalign.retrieval import Retriever
     from ragalign.templates import Template
     from ragalign.types import Completion, Decoding, Demonstration, Generator, Hit, Prompt
@@ -40,7 +40,7 @@ _HOME = {
     "Prompt": "types",
     "RagalignError": "errors",
     "Recipe": "recipes",
-    "Report": "evaluation.report",
+    "Report": "reports.report",
     "Retriever": "retrieval",
     "Template": "templates",
     "Verdict": "judging.base",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import cohen_kappa_score
 
+from ragalign.comparisons.agreement import agreement_of_files
 from ragalign.errors import DataError
-from ragalign.evaluation.agreement import agreement_of_files
 from ragalign.judging.agreement import PREFERENCE, agree, cohen_kappa, krippendorff_alpha, ratings
 from ragalign.judging.labels import join, read_labels
 from ragalign.judging.protocols.ica import Ica

@@ -1,0 +1,90 @@
+"""What answering cost: tokens, seconds, lengths, how answers ended, and which demonstrations were used how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ragalign.bench.cases import Cases
+from ragalign.bench.running import Answered
+from ragalign.reports.costs import Costs, FirstToken
+from ragalign.statistics import mean
+from ragalign.text import normalise
+from ragalign.types import Demonstration
+
+
+def costs_of(
+    answered: Sequence[Answered],
+    cases: Cases,
+    known: Mapping[str, Demonstration],
+    *,
+    fixed: str | None = None,
+) -> dict[str, Costs]:
+    """The costs of every condition, by its name.
+
+    Args:
+        answered: what was answered.
+        cases: what was asked.
+        known: demonstrations by id, to see whether a query was its own.
+        fixed: the condition with fixed demonstrations that prices are relative to.
+    """
+    seconds = {one.condition.name: one.pace.engine_seconds / one.pace.n for one in answered if one.pace.n}
+    base = seconds.get(fixed) if fixed is not None else None
+    return {one.condition.name: _costs(one, cases, known, seconds.get(one.condition.name), base) for one in answered}
+
+
+def _costs(
+    answered: Answered, cases: Cases, known: Mapping[str, Demonstration], seconds: float | None, base: float | None
+) -> Costs:
+    rows = list(answered.requests())
+    prompts = [str(row["id"]) for row in rows]
+    outputs = [text for row in rows for text in row.get("responses", [row["response"]])]
+    owners = [str(row["id"]) for row in rows for _ in row.get("responses", [row["response"]])]
+    prefilled = [
+        None if row.get("n_cached_tokens") is None else row["n_prompt_tokens"] - row["n_cached_tokens"] for row in rows
+    ]
+    used = Counter(name for row in rows for name in row["demonstrations"])
+    pace = answered.pace
+    n_asked = sum(len(case.turns) for case in cases.cases)
+    return Costs(
+        n=len(rows),
+        n_missing=n_asked - len(rows),
+        prompt_tokens=mean([row["n_prompt_tokens"] for row in rows], prompts),
+        prefilled_tokens=mean(prefilled, prompts) if any(one is not None for one in prefilled) else None,
+        output_tokens=mean([row["n_output_tokens"] for row in rows], prompts),
+        demonstrations=mean([len(row["demonstrations"]) for row in rows], prompts),
+        words=mean([len(text.split()) for text in outputs], owners),
+        first_token=_first_token([row["first_token_s"] for row in rows if row.get("first_token_s") is not None]),
+        requests_per_s=1 / seconds if seconds else None,
+        preparation_ms=1000 * max(0.0, pace.seconds - pace.engine_seconds) / pace.n if pace.n else None,
+        price_ratio=seconds / base if seconds and base else None,
+        n_timed=pace.n,
+        ends={reason: n / len(rows) for reason, n in Counter(row["finish_reason"] for row in rows).most_common()},
+        used=dict(sorted(used.items(), key=lambda pair: (-pair[1], pair[0]))),
+        n_leaked=_leaked(rows, known),
+    )
+
+
+def _first_token(seconds: Sequence[float]) -> FirstToken | None:
+    if not seconds:
+        return None
+    # NumPy's interpolation between equal values is exact, so that no decile passes the median.
+    low, median, high = (1000 * np.quantile(seconds, [0.1, 0.5, 0.9])).tolist()
+    return FirstToken(median, low, high)
+
+
+def _leaked(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Demonstration]) -> int:
+    """Requests that had a demonstration with their own text."""
+    texts: dict[str, str] = {}
+
+    def text_of(name: str) -> str:
+        if name not in texts:
+            texts[name] = normalise(known[name].instruction) if name in known else ""
+        return texts[name]
+
+    return sum(
+        any(text_of(name) == normalise(str(row["instruction"])) for name in row["demonstrations"]) for row in rows
+    )

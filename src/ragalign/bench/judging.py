@@ -1,0 +1,105 @@
+"""From completions to what judges and reports take: items, and the texts behind verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.bench.cases import Case, Cases
+from ragalign.bench.running import Answered
+from ragalign.comparisons.completions import Completions
+from ragalign.errors import ConfigError
+from ragalign.judging.answers import load_items
+from ragalign.judging.base import Answer, Item
+
+
+def items(
+    cases: Cases, answered: Sequence[Answered], *, baseline: str | None = None, baseline_file: str | Path | None = None
+) -> list[Item]:
+    """What a judge is asked about: every answer of every condition, beside the baseline's where there is one.
+
+    Args:
+        cases: what was asked.
+        answered: the answers.
+        baseline: the condition that the others are compared with.
+        baseline_file: or answers of anybody else, in any upstream form, found by the prompt's id or text.
+
+    Raises:
+        ConfigError: no condition has the baseline's name.
+        DataError: the baseline's file cannot be read, or lacks a prompt.
+    """
+    opponents: Mapping[str, Answer] = {}
+    if baseline_file is not None:
+        opponents = _opponents(cases, baseline_file)
+    elif baseline is not None:
+        chosen = [one for one in answered if one.condition.name == baseline]
+        if not chosen:
+            raise ConfigError(f"no recipe is called {baseline!r}, so it cannot be the baseline")
+        opponents = {item.id: item.answer for case in cases.cases for item, _ in _items(case, chosen[0])[:1]}
+    found = []
+    for one in answered:
+        if baseline_file is None and one.condition.name == baseline:
+            continue
+        for position, case in enumerate(cases.cases):
+            for item, _ in _items(case, one, opponents.get(case.id)):
+                if (baseline is None and baseline_file is None) or item.baseline is not None:
+                    # Where AlpacaEval's own instructions have their place, and with it their difficulty.
+                    found.append(replace(item, metadata={"position": position, **item.metadata}))
+    return found
+
+
+def texts(cases: Cases, answered: Sequence[Answered]) -> Completions:
+    """The texts behind verdicts, and which demonstrations were used."""
+    completions = Completions()
+    for one in answered:
+        for case in cases.cases:
+            for item, row in _items(case, one):
+                completions.add(item, row)
+    return completions
+
+
+def _items(case: Case, answered: Answered, baseline: Answer | None = None) -> list[tuple[Item, Mapping[str, Any]]]:
+    """One item per sample, with the row of its first turn; a case without all its answers gives none."""
+    rows = [turn[case.id] for turn in answered.rows[: len(case.turns)] if case.id in turn]
+    if len(rows) < len(case.turns):
+        return []
+    samples = [list(row.get("responses", [row["response"]])) for row in rows]
+    # Later turns follow the first sample, so only that has them.
+    n_samples = len(samples[0]) if len(rows) == 1 else 1
+    references = tuple(alternatives[0] for alternatives in case.references if alternatives)
+    found = []
+    for sample in range(n_samples):
+        item = Item(
+            id=case.id,
+            turns=case.turns,
+            answer=Answer(answered.condition.name, tuple(str(texts[sample]) for texts in samples)),
+            baseline=baseline,
+            reference=references or None,
+            category=case.category,
+            sample=sample,
+            metadata=dict(_strings(case)),
+        )
+        found.append((item, rows[0]))
+    return found
+
+
+def _strings(case: Case) -> Iterator[tuple[str, str]]:
+    for key in ("dataset", "source_id", "datasplit"):
+        value = case.query.metadata.get(key)
+        if isinstance(value, str):
+            yield key, value
+
+
+def _opponents(cases: Cases, path: str | Path) -> dict[str, Answer]:
+    known = load_items(path)
+    by_text = {item.instruction: item.answer for item in reversed(known)}
+    by_id = {item.id: item for item in known}
+    found = {}
+    for case in cases.cases:
+        same = by_id.get(case.id)
+        answer = same.answer if same and same.instruction == case.turns[0] else by_text.get(case.turns[0])
+        if answer is not None:
+            found[case.id] = answer
+    return found

@@ -1,0 +1,297 @@
+"""Generation of a benchmark: every condition answers every case, into a folder that can be gone on with at any time.
+
+run.json                      what was asked of whom; a folder made with other settings is refused
+conditions/NAME/turn-1.jsonl  completions as `ragalign generate` writes them, one file per turn
+conditions/NAME/speed.jsonl   one line per piece of work that ran to its end: how many answers, in how many seconds
+conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured anew over all of them
+
+An interruption empties the engine's prefix cache, so that the prompts after it would seem to share less than they do.
+Once such a condition is answered, its prompts go through the engine again, in order and for one token each; the tokens
+prefilled are then those of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.aligner import Aligner, Failure
+from ragalign.bench.cases import Cases
+from ragalign.bench.conditions import Condition
+from ragalign.bench.pace import Pace, Stopwatch, read_pace, read_pieces
+from ragalign.errors import ConfigError, DataError
+from ragalign.generation import BaseGenerator
+from ragalign.indexes import Index
+from ragalign.judging.files import write_rows
+from ragalign.runs.lines import claim
+from ragalign.tokenization import Tokenizer
+from ragalign.types import Query
+
+_RUN = "run.json"
+_SPEED = "speed.jsonl"
+_CACHED = "cached.jsonl"
+_FORMAT = 1
+# Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a condition answered.
+
+    Attributes:
+        condition: who.
+        rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
+        pace: how fast.
+    """
+
+    condition: Condition
+    rows: tuple[Mapping[str, Mapping[str, Any]], ...]
+    pace: Pace
+
+    def requests(self) -> Iterator[Mapping[str, Any]]:
+        """The completions of all turns."""
+        for turn in self.rows:
+            yield from turn.values()
+
+
+class Run:
+    """A benchmark's folder: which conditions answer which cases, and what has been answered.
+
+    Args:
+        folder: made if missing.
+        conditions: who answers.
+        cases: what is asked.
+        indexes: where conditions retrieve from, by the name that they use.
+        model: the model, as it is asked for.
+        others: further settings that decide the answers, such as the backend.
+
+    Raises:
+        ConfigError: the folder was made with other settings, or a condition's index is missing.
+        DataError: the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        conditions: Sequence[Condition],
+        cases: Cases,
+        indexes: Mapping[str, Index],
+        *,
+        model: str,
+        others: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.conditions = tuple(conditions)
+        self.cases = cases
+        self.indexes = indexes
+        for condition in conditions:
+            if condition.retrieves and condition.index not in indexes:
+                raise ConfigError(f"the recipe {condition.name!r} retrieves demonstrations: give an index or a pool")
+        self.settings: dict[str, Any] = {
+            "format": _FORMAT,
+            "model": model,
+            **(others or {}),
+            "prompts": {"name": cases.name, "n": len(cases.cases), "fingerprint": cases.fingerprint},
+            "indexes": {
+                name: {"pool": index.pool.fingerprint, "encoder": index.manifest.encoder.id, "n": len(index)}
+                for name, index in indexes.items()
+            },
+            "conditions": {condition.name: condition.settings() for condition in conditions},
+        }
+        self._places = {name: self.folder / place for name, place in _places(self.conditions).items()}
+        self._session = uuid.uuid4().hex
+        claim(self.folder / _RUN, self.settings, foreign="conditions/*")
+
+    def missing(self, condition: Condition, turn: int) -> list[str]:
+        """Ids of the cases whose answer in a turn (from 1) is not there yet."""
+        present = _read(self._file(condition, turn))
+        return [case.id for case in self.cases.cases if len(case.turns) >= turn and case.id not in present]
+
+    @property
+    def n_missing(self) -> int:
+        """Answers that are not there yet, of all conditions and turns."""
+        return sum(len(self.missing(one, turn)) for one in self.conditions for turn in self._turns)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the engine has nothing left to do."""
+        return not self.n_missing and not any(map(self._is_unmeasured, self.conditions))
+
+    def generate(
+        self,
+        generator: BaseGenerator,
+        tokenizer: Tokenizer,
+        *,
+        on_condition: Callable[[Condition, int], None] = lambda *_: None,
+    ) -> list[tuple[Condition, Failure]]:
+        """Answer what is missing, condition by condition, each with an empty prefix cache.
+
+        Args:
+            generator: answers for all conditions.
+            tokenizer: the model's.
+            on_condition: told each condition and the number of its missing answers before they are asked for.
+
+        Returns:
+            What could not be answered; a later run tries it again.
+
+        Raises:
+            GenerationError: the generator failed as a whole; what was answered is kept.
+        """
+        failures: list[tuple[Condition, Failure]] = []
+        is_warm = False
+        for condition in self.conditions:
+            n_missing = sum(len(self.missing(condition, turn)) for turn in self._turns)
+            if not n_missing and not self._is_unmeasured(condition):
+                continue
+            on_condition(condition, n_missing)
+            stopwatch = Stopwatch(generator)
+            aligner = self._aligner(condition, stopwatch, tokenizer)
+            if not is_warm:
+                _warm_up(aligner, self.cases)
+                is_warm = True
+            generator.reset_prefix_cache()
+            for turn in self._turns:
+                failures += [(condition, one) for one in self._answer(aligner, stopwatch, condition, turn)]
+            if self._is_unmeasured(condition):
+                self._measure(aligner, condition, can_reset=generator.reset_prefix_cache())
+        return failures
+
+    def answered(self) -> list[Answered]:
+        """What every condition has answered so far, in the order of the cases.
+
+        Raises:
+            DataError: a file of the folder is damaged.
+        """
+        found = []
+        for condition in self.conditions:
+            rows = self._rows(condition)
+            path = self._places[condition.name] / _CACHED
+            for row in _read(path).values() if path.exists() else ():
+                turn, name = json.loads(row["id"])
+                if name in rows[turn - 1]:
+                    rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
+            found.append(Answered(condition, tuple(rows), read_pace(self._places[condition.name] / _SPEED)))
+        return found
+
+    @property
+    def _turns(self) -> range:
+        return range(1, self.cases.n_turns + 1)
+
+    def _file(self, condition: Condition, turn: int) -> Path:
+        return self._places[condition.name] / f"turn-{turn}.jsonl"
+
+    def _aligner(self, condition: Condition, stopwatch: Stopwatch, tokenizer: Tokenizer) -> Aligner:
+        index = self.indexes[condition.index] if condition.retrieves else None
+        aligner = Aligner.from_recipe(condition.recipe, index=index, model=stopwatch, tokenizer=tokenizer)
+        if condition.retriever is not None and index is not None:
+            aligner.retriever = condition.retriever(index)
+        return aligner
+
+    def _rows(self, condition: Condition) -> list[dict[str, Mapping[str, Any]]]:
+        """The completions of every turn, in the order of the cases."""
+        found = []
+        for turn in self._turns:
+            present = _read(self._file(condition, turn))
+            found.append({case.id: present[case.id] for case in self.cases.cases if case.id in present})
+        return found
+
+    def _queries(self, rows: Sequence[Mapping[str, Mapping[str, Any]]], turn: int) -> list[Query]:
+        """What is asked in a turn; a case whose earlier turns failed has nothing to follow."""
+        before = rows[: turn - 1]
+        return [
+            case.query_of(turn, [str(one[case.id]["response"]) for one in before])
+            for case in self.cases.cases
+            if len(case.turns) >= turn and all(case.id in one for one in before)
+        ]
+
+    def _answer(self, aligner: Aligner, stopwatch: Stopwatch, condition: Condition, turn: int) -> tuple[Failure, ...]:
+        wanted = set(self.missing(condition, turn))
+        if not wanted:
+            return ()
+        queries = [query for query in self._queries(self._rows(condition), turn) if query.id in wanted]
+        path = self._file(condition, turn)
+        stopwatch.seconds = 0.0
+        started = time.perf_counter()
+        report = aligner.generate_file(queries, path, generator=condition.name)
+        seconds = time.perf_counter() - started
+        if report.n_written:
+            line = {"session": self._session, "turn": turn, "n": report.n_written, "seconds": seconds}
+            with path.with_name(_SPEED).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "engine_seconds": stopwatch.seconds}) + "\n")
+        return report.failures
+
+    def _is_unmeasured(self, condition: Condition) -> bool:
+        """Whether cached tokens were counted, but not all of them in one uninterrupted piece of work."""
+        rows = self._rows(condition)
+        if not any(row.get("n_cached_tokens") is not None for turn in rows for row in turn.values()):
+            return False
+        folder = self._places[condition.name]
+        pieces = read_pieces(folder / _SPEED)
+        n_timed = sum(piece["n"] for piece in pieces)
+        whole = n_timed == sum(map(len, rows)) and len({piece["session"] for piece in pieces}) == 1
+        whole = whole and len({piece["turn"] for piece in pieces}) == len(pieces)
+        return not whole and len(_read(folder / _CACHED)) < sum(map(len, rows))
+
+    def _measure(self, aligner: Aligner, condition: Condition, *, can_reset: bool) -> None:
+        """Count the cached tokens of all prompts in order, as if nothing had been interrupted.
+
+        Args:
+            aligner: the condition's.
+            condition: answered, in several pieces.
+            can_reset: whether the engine's cache is ours; where it is a server's, the counts are left as they are.
+        """
+        rows = self._rows(condition)
+        found = [{"id": json.dumps([turn, name]), "n_cached_tokens": row.get("n_cached_tokens")}
+                 for turn, present in enumerate(rows, 1) for name, row in present.items()]  # fmt: skip
+        if can_reset:
+            found = []
+            for turn in self._turns:
+                queries = [query for query in self._queries(rows, turn) if query.id in rows[turn - 1]]
+                # What follows a turn shares its answers, too; nothing follows the last.
+                decoding = aligner.decoding if turn < len(rows) else replace(aligner.decoding, max_tokens=1, n=1)
+                for place, result in aligner.iter_generate(queries, decoding=decoding):
+                    if not isinstance(result, Failure):
+                        name = json.dumps([turn, queries[place].id])
+                        found.append({"id": name, "n_cached_tokens": result.n_cached_tokens})
+        write_rows(self._places[condition.name] / _CACHED, found, "jsonl")
+
+
+def _warm_up(aligner: Aligner, cases: Cases) -> None:
+    decoding = replace(aligner.decoding, max_tokens=2, n=1)
+    for _ in aligner.iter_generate([case.query for case in cases.cases[:_WARM_UP]], decoding=decoding):
+        pass
+
+
+def _places(conditions: Sequence[Condition]) -> dict[str, Path]:
+    """A folder for each condition, called after it as far as file names allow."""
+    places = {}
+    for condition in conditions:
+        plain = re.sub(r"[^\w.+=-]+", "-", condition.name).strip("-.")[:80]
+        if plain != condition.name:
+            # Names that differ in other characters only, or in long tails, stay apart.
+            plain = f"{plain}-{hashlib.sha256(condition.name.encode()).hexdigest()[:6]}"
+        places[condition.name] = Path("conditions") / plain
+    return places
+
+
+def _read(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The whole lines of a file of completions, by id; a last one that was cut off is not there yet."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    rows = {}
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[str(row["id"])] = row
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}:{number}: not a completion of ragalign; delete the line or the file") from None
+    return rows

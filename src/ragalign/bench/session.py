@@ -1,0 +1,205 @@
+"""From what a user names to a run and its verdicts: indexes, tokenizer, engine, judges."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragalign.aligner import Failure
+from ragalign.bench.conditions import MAIN, Condition
+from ragalign.bench.figures import machine_facts
+from ragalign.bench.judging import items
+from ragalign.bench.running import Run
+from ragalign.bench.scoring import Scorer, score_all
+from ragalign.encoders import Encoder
+from ragalign.encoders.base import DEFAULT_ENCODER
+from ragalign.errors import ConfigError, DataError
+from ragalign.generation import BaseGenerator, make_generator
+from ragalign.indexes import Index
+from ragalign.judging.base import Protocol, Verdict
+from ragalign.judging.cache import ReplyCache
+from ragalign.judging.files import write_rows
+from ragalign.judging.judges import Judge
+from ragalign.judging.output import VERDICTS, write_run
+from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
+from ragalign.pool import Pool
+from ragalign.tokenization import Tokenizer
+
+_REPLIES = "replies.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers: the model and how to run it.
+
+    Attributes:
+        model: a folder or hub id, or the name under which an endpoint serves it.
+        backend: see `ragalign.generation.make_generator`.
+        tokenizer: where the tokenizer is, if not with the model.
+        context_length: tokens that prompt and completion share, where it is to be less than the model's.
+        options: arguments of the backend's class.
+        name: what reports call the model; by default its folder's name or its id.
+    """
+
+    model: str
+    backend: str = "auto"
+    tokenizer: str | None = None
+    context_length: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers beside the model."""
+        return {"backend": self.backend, "tokenizer": self.tokenizer, "context_length": self.context_length}
+
+    def start(self) -> BaseGenerator:
+        """The generator, which takes long to start.
+
+        Raises:
+            ConfigError, GenerationError: as `make_generator`.
+        """
+        return make_generator(self.backend, model=self.model, context_length=self.context_length, **self.options)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return Tokenizer.load(self.tokenizer or self.model)
+
+
+def open_indexes(
+    conditions: Sequence[Condition],
+    *,
+    index: str | Path | None = None,
+    pool: Sequence[str] = (),
+    encoder: str | None = None,
+    folder: Path,
+) -> dict[str, Index]:
+    """The indexes that conditions retrieve from, by the names that they use.
+
+    Args:
+        conditions: those named after an encoder need an index with it.
+        index: the main index's folder,
+        pool: or files to build it from.
+        encoder: what to build it with.
+        folder: where built indexes are kept.
+
+    Raises:
+        ConfigError: neither index nor pool is given and a condition retrieves, or both are.
+        DataError, IndexFormatError: a pool or an index cannot be read.
+    """
+    if index is not None and pool:
+        raise ConfigError("give an index or a pool, not both: an index brings its pool")
+    names = list(dict.fromkeys(condition.index for condition in conditions if condition.retrieves))
+    if not names:
+        return {}
+    if index is None and not pool:
+        first = next(condition.name for condition in conditions if condition.retrieves)
+        raise ConfigError(f"the recipe {first!r} retrieves demonstrations: give an index or a pool")
+    if index is not None:
+        main = Index.open(index)
+    else:
+        main = build_index(Pool.load(pool), encoder or DEFAULT_ENCODER, folder / "index")
+    others = {name: build_index(main.pool, name, folder / f"index-{_plain(name)}") for name in names if name != MAIN}
+    return ({MAIN: main} if MAIN in names else {}) | others
+
+
+def build_index(pool: Pool, encoder: str, folder: Path) -> Index:
+    """The index of a pool in a folder, built unless it is there already."""
+    loaded = Encoder.load(encoder)
+    if (folder / "manifest.json").is_file():
+        there = Index.open(folder, encoder=loaded)
+        if there.pool.fingerprint == pool.fingerprint:
+            return there
+    Index.build(pool, loaded, show_progress=True).save(folder)
+    return Index.open(folder, encoder=loaded)
+
+
+def generate(
+    run: Run, engine: Engine, *, on_condition: Callable[[Condition, int], None], on_start: Callable[[], None]
+) -> list[tuple[Condition, Failure]]:
+    """Answer what a run lacks; the engine starts only if something is missing.
+
+    Raises:
+        ConfigError, GenerationError: the engine did not start, or failed as a whole.
+    """
+    if run.is_finished:
+        return []
+    tokenizer = engine.load_tokenizer()
+    on_start()
+    with engine.start() as generator:
+        return run.generate(generator, tokenizer, on_condition=on_condition)
+
+
+def judge(
+    run: Run,
+    protocol: Protocol,
+    judges: Sequence[Judge],
+    *,
+    baseline: str | None = None,
+    baseline_file: str | Path | None = None,
+    options: RunOptions | None = None,
+) -> JudgeRun:
+    """Ask judges about a run's answers; replies are kept in the run's folder, so it can be gone on with.
+
+    Raises:
+        ConfigError, DataError, JudgeError: as `run_judge`, or there is no baseline where the protocol needs one.
+    """
+    if protocol.is_pairwise and baseline is None and baseline_file is None:
+        raise ConfigError(f"the protocol {protocol.name} compares two answers: name a baseline")
+    asked = items(
+        run.cases,
+        run.answered(),
+        baseline=baseline if protocol.is_pairwise and baseline_file is None else None,
+        baseline_file=baseline_file if protocol.is_pairwise else None,
+    )
+    folder = run.folder / "judged"
+    options = options or RunOptions()
+    with ReplyCache(folder / _REPLIES) as cache:
+        done = run_judge(protocol, asked, judges, cache=cache, options=options, show_progress=True)
+    write_run(folder, protocol, done.judgements, options.prices)
+    return done
+
+
+def score(run: Run, scorer: Scorer) -> list[Verdict]:
+    """The verdicts of a metric, also written to ``verdicts.jsonl`` in the run's folder, for `ragalign report`.
+
+    Raises:
+        DataError: no answer has a score.
+    """
+    verdicts = score_all(scorer, run.cases, run.answered())
+    if not any(verdict.is_scored for verdict in verdicts):
+        raise DataError(f"the metric {scorer.name!r} scored no answer; the first reason: {verdicts[0].reason}")
+    write_rows(run.folder / "judged" / VERDICTS, map(asdict, verdicts), "jsonl")
+    return verdicts
+
+
+def facts(run: Run, engine: Engine) -> dict[str, str]:
+    """What was run and on what, for the head of a report; a model in a folder goes by the folder's name."""
+    model = engine.name or (Path(engine.model).name if Path(engine.model).is_dir() else engine.model)
+    prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
+    pools = {f"{len(index):,} demonstrations" for name, index in run.indexes.items() if name != "planted"}
+    return {
+        "model": model,
+        "prompts": prompts,
+        **({"pool": " / ".join(sorted(pools))} if pools else {}),
+        **machine_facts(),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON document; the file is complete or not there at all."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.")

@@ -1,0 +1,1 @@
+"""Comparisons: judged answers become figures with intervals, and paired differences between models."""

@@ -1,0 +1,112 @@
+"""Models against each other: paired differences on the same prompts, and Bradley-Terry strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from ragalign.comparisons.judged import Judged, Line
+from ragalign.comparisons.metrics import Metric, mean_of_means
+from ragalign.errors import DataError
+from ragalign.statistics import BradleyTerry, Comparison, Estimate, SignTest, fit_bradley_terry, holm, mean, sign_test
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric of one model minus that of another, on the prompts that both answered.
+
+    Attributes:
+        first, second: the models' names in the report.
+        metric: the metric's name.
+        label: the metric for people.
+        unit: ``%`` stands for percentage points.
+        estimate: the difference, with an interval from resampled prompts.
+        test: the exact sign test over prompts.
+        p_adjusted: its p-value after Holm's correction, over all pairs of models for the headline metric and over
+            all pairs and aspects for aspects.
+        n_prompts: prompts that both answered; those that either lacks are in no figure.
+    """
+
+    first: str
+    second: str
+    metric: str
+    label: str
+    unit: str
+    estimate: Estimate
+    test: SignTest
+    p_adjusted: float
+    n_prompts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "metric": self.metric,
+            "unit": self.unit,
+            "difference": self.estimate.to_dict(),
+            "sign_test": self.test.to_dict(),
+            "p_adjusted": self.p_adjusted,
+            "n_prompts": self.n_prompts,
+        }
+
+
+def differences(
+    lines: Mapping[str, Line], metrics: Sequence[Metric], *, against: str | None = None
+) -> list[Difference]:
+    """All pairs of models, on the headline metric and on every aspect.
+
+    Args:
+        lines: the models by name.
+        metrics: the headline first.
+        against: only this model's pairs, the other model minus it; None for all pairs.
+    """
+    pairs = list(combinations(lines, 2))
+    if against is not None and against in lines:
+        pairs = [(name, against) for name in lines if name != against]
+    headline, aspects = metrics[:1], [metric for metric in metrics if metric.is_aspect]
+    found = []
+    for family in (headline, [metric for metric in aspects if metric not in headline]):
+        members = [
+            _difference((one, other), metric, lines[one].judged, lines[other].judged)
+            for metric in family
+            for one, other in pairs
+        ]
+        members = [member for member in members if member.n_prompts]
+        adjusted = holm({str(number): member.test.p_value for number, member in enumerate(members)})
+        found += [replace(member, p_adjusted=adjusted[str(number)]) for number, member in enumerate(members)]
+    return found
+
+
+def strengths(lines: Mapping[str, Line]) -> BradleyTerry | None:
+    """Bradley-Terry strengths of three or more systems, the baselines among them; None where that says nothing."""
+    # Against one baseline, lines may be runs of one model; against several, a model is one system on all its lines.
+    is_star = len({line.baseline for line in lines.values()}) == 1
+    comparisons = [
+        Comparison(one.prompt, name if is_star else line.model, line.baseline, one.verdict.preference)
+        for name, line in lines.items()
+        if line.baseline is not None
+        for one in line.judged
+    ]
+    systems = {name for one in comparisons for name in (one.first, one.second)}
+    baselines = [one.second for one in comparisons]
+    if len(systems) < 3 or all(one.preference is None for one in comparisons):
+        return None
+    try:
+        return fit_bradley_terry(comparisons, reference=max(baselines, key=baselines.count))
+    except DataError:  # groups of systems that never met, or a model compared with itself
+        return None
+
+
+def _difference(
+    names: tuple[str, str], metric: Metric, first: Sequence[Judged], second: Sequence[Judged]
+) -> Difference:
+    parts = metric.differences(first, second)
+    estimate = mean_of_means(parts) if len(parts) > 1 else mean(*parts[0])
+    values = [value for part, _ in parts for value in part]
+    prompts = [prompt for _, part in parts for prompt in part]
+    test = sign_test(values, prompts)
+    n_prompts = len(set(prompts))
+    return Difference(*names, metric.name, metric.label, metric.unit, estimate, test, test.p_value, n_prompts)

@@ -1,0 +1,50 @@
+"""Intervals for the figures of a protocol, all by resampling prompts or, for shares at the extremes, by Wilson."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ragalign.comparisons.metrics import Observations, mean_of_means
+from ragalign.judging.base import Figures, Sample
+from ragalign.statistics import Estimate, mean, proportion
+from ragalign.statistics.bootstrap import method_name, percentile_interval
+
+_CONFIDENCE = 0.95
+
+
+def intervals(figures: Figures, *, seed: int = 0) -> dict[str, Estimate]:
+    """One estimate per figure that has observations or resamples, in the figure's own unit, at 95 percent.
+
+    Samples, turns and battles of one prompt are resampled together.
+    """
+    found = {name: _of_sample(sample, seed) for name, sample in figures.samples.items()}
+    for name, parts in figures.averages.items():
+        found[name] = mean_of_means([_observations(figures.samples[part]) for part in parts])
+    for name, resampled in figures.resampled.items():
+        low, high = percentile_interval(np.array(resampled), _CONFIDENCE)
+        found[name] = Estimate(
+            value=figures.values[name],
+            low=low,
+            high=high,
+            n=figures.n,
+            n_unscored=figures.n_unscored,
+            method=method_name(len(resampled)),
+            n_prompts=figures.n,
+            confidence=_CONFIDENCE,
+        )
+    return found
+
+
+def _of_sample(sample: Sample, seed: int) -> Estimate:
+    if sample.is_share and set(sample.values) <= {0.0, 100.0}:
+        estimate = proportion([value / 100 for value in sample.values], sample.prompts, seed=seed).scaled(100)
+    else:
+        estimate = mean(sample.values, sample.prompts, seed=seed)
+    return replace(estimate, n_unscored=sample.n_unscored)
+
+
+def _observations(sample: Sample) -> Observations:
+    # mean_of_means counts what is unscored as None; which prompt it belonged to says nothing.
+    return [*sample.values, *[None] * sample.n_unscored], [*sample.prompts, *[""] * sample.n_unscored]

@@ -1,0 +1,143 @@
+"""Judgements of any origin: our verdicts and upstream's files, with the protocol told from the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragalign.comparisons.computed import COMPUTED
+from ragalign.comparisons.texts import Place, Texts, recorded_texts
+from ragalign.errors import ConfigError, DataError
+from ragalign.judging.answers import read_categories
+from ragalign.judging.base import Json, Verdict
+from ragalign.judging.files import read_rows
+from ragalign.judging.output import VERDICTS, read_verdicts
+from ragalign.judging.protocols.grouping import group
+from ragalign.judging.registry import PROTOCOLS, make_protocol, protocol_of_file
+from ragalign.judging.replay import Problem, replay
+
+_OURS = {"item_id", "protocol", "judge", "model"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The verdicts of one protocol in one file.
+
+    Attributes:
+        file: the file's path.
+        protocol: the protocol's name.
+        verdicts: in file order.
+        texts: what the file says beside them.
+        problems: rows that could not be read; each is an unscored verdict.
+    """
+
+    file: str
+    protocol: str
+    verdicts: tuple[Verdict, ...]
+    texts: Mapping[Place, Texts] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+def read_sources(
+    paths: Sequence[str | Path], *, protocol: str | None = None, questions: str | Path | None = None
+) -> list[Source]:
+    """Read judgement files.
+
+    Args:
+        paths: what `ragalign judge run` wrote (``verdicts.jsonl``, or its folder), or judgement files of the upstream
+            tools.
+        protocol: the protocol of upstream's files, where they do not tell.
+        questions: FastChat's questions, for their categories.
+
+    Raises:
+        ConfigError: the protocol is unknown, or not the one of our own verdicts.
+        DataError: a file cannot be read, holds no judgement, is given twice, or does not tell its protocol.
+    """
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    categories = read_categories(questions) if questions is not None else {}
+    files = [Path(path) / VERDICTS if Path(path).is_dir() else Path(path) for path in paths]
+    for file in files:
+        if [other.resolve() for other in files].count(file.resolve()) > 1:
+            raise DataError(f"{file} is given twice")
+    return [source for file in files for source in _read(file, protocol, categories)]
+
+
+def _read(file: Path, protocol: str | None, categories: Mapping[str, str]) -> list[Source]:
+    first = next((row.value for row in read_rows(file) if row.value is not None), None)
+    if first is None:
+        raise DataError(f"{file} holds no JSON object: give verdicts.jsonl or a judgement file of an upstream tool")
+    if set(first) >= _OURS:
+        return _own(file, protocol)
+    name = protocol_of_file(protocol, file) if protocol is not None else _tell(first, file)
+    options = {"categories": categories} if name == "mt-bench" and categories else {}
+    replayed = replay(make_protocol(name, **options), [file])
+    return [Source(str(file), name, replayed.verdicts, recorded_texts(name, file), replayed.problems)]
+
+
+def _own(file: Path, protocol: str | None) -> list[Source]:
+    verdicts = read_verdicts(file)
+    for number, verdict in enumerate(verdicts, start=1):
+        if problem := _problem(verdict):
+            raise DataError(f"{file} verdict {number}: this is no verdict: {problem}")
+    sources = [
+        Source(str(file), members[0].protocol, tuple(members)) for members in group(verdicts, lambda v: v.protocol)
+    ]
+    for source in sources:
+        if protocol is not None and source.protocol not in (protocol, f"{protocol}-pairwise"):
+            raise ConfigError(f"{file} holds verdicts of the protocol {source.protocol}, not {protocol}")
+    return sources
+
+
+def _problem(verdict: Any) -> str | None:
+    """Why figures could not be computed from a verdict: JSON does not check types."""
+    texts = (verdict.id, verdict.item_id, verdict.protocol, verdict.judge, verdict.model, verdict.raw)
+    if not all(isinstance(text, str) for text in texts):
+        return "ids, names and the judge's words must be texts"
+    if verdict.protocol not in (*PROTOCOLS, COMPUTED):
+        return f"unknown protocol {verdict.protocol!r}"
+    if not isinstance(verdict.scores, Mapping) or not all(map(_is_number, verdict.scores.values())):
+        return "scores must be numbers by name"
+    if verdict.preference is not None and not (_is_number(verdict.preference) and 0 <= verdict.preference <= 1):
+        return "the preference must be a number from 0 to 1"
+    if not isinstance(verdict.metadata, Mapping) or not isinstance(verdict.turn, int):
+        return "the metadata must be an object and the turn a whole number"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _tell(row: Json, file: Path) -> str:
+    """The protocol whose tool writes rows of this form."""
+    if {"output_1", "output_2", "preference"} <= set(row):
+        return _alpaca_eval(row)
+    for key, name in _SIGNS:
+        if key in row:
+            return name
+    raise DataError(f"{file} does not tell its protocol: name it with --protocol ({', '.join(PROTOCOLS)})")
+
+
+def _alpaca_eval(row: Json) -> str:
+    """Version 2 decides by log-probabilities, version 1 by a rank."""
+    if row.get("annotator") == "alpaca_eval_gpt4":
+        return "alpaca-eval-1"
+    raw, preference = row.get("raw_completion"), row.get("preference")
+    by_probability = isinstance(raw, dict) and raw.get("logprobs") is not None
+    is_rank = preference in (1, 1.5, 2)
+    is_weighted = "weighted" in str(row.get("annotator"))
+    return "alpaca-eval-2" if by_probability or is_weighted or not is_rank else "alpaca-eval-1"
+
+
+_SIGNS = (
+    ("autoeval_text_list", "ica"),
+    ("model_1", "mt-bench-pairwise"),
+    ("judgment", "mt-bench"),
+    ("assignment", "urial-pairwise"),
+    ("output_cand", "just-eval"),
+    ("games", "arena-hard"),
+)

@@ -1,0 +1,132 @@
+"""The figures of one model: the protocol's own, and those that every protocol has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ragalign.comparisons.intervals import intervals
+from ragalign.comparisons.judged import Judged, Line
+from ragalign.comparisons.metrics import Metric
+from ragalign.comparisons.position import Position, position
+from ragalign.judging.base import Figures, Protocol
+from ragalign.judging.protocols.grouping import group, split_scored
+from ragalign.statistics import Estimate, Shares, mean, shares
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one model under one protocol and judge.
+
+    Attributes:
+        name: what the report calls it: the model's name, with more where that is not unique.
+        figures: the protocol's own, as the upstream tool gives them.
+        intervals: of those that are means.
+        n: answers (or turns) with a verdict, both orders together.
+        n_unscored: answers without one.
+        n_prompts: distinct prompts among all of them.
+        reasons: why answers are unscored, with how many each.
+        outcomes: win, tie and lose shares from 0 to 1: of ``preference``, or of every aspect that is compared.
+        means: the mean of every metric, in the metric's unit.
+        categories: the headline metric by kind of prompt.
+        lengths: mean lengths of answers, by what was counted; only where they are recorded.
+        position: position bias; None where orders do not vary.
+    """
+
+    name: str
+    figures: Figures
+    intervals: Mapping[str, Estimate]
+    n: int
+    n_unscored: int
+    n_prompts: int
+    reasons: Mapping[str, int]
+    outcomes: Mapping[str, Shares]
+    means: Mapping[str, Estimate]
+    categories: Mapping[str, Estimate]
+    lengths: Mapping[str, Estimate]
+    position: Position | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: the protocol's figures under upstream's names, and the common ones under ``common``."""
+        common = {
+            "n": self.n,
+            "n_unscored": self.n_unscored,
+            "n_prompts": self.n_prompts,
+            "outcomes": {name: _percent(outcome) for name, outcome in self.outcomes.items()},
+            "means": _dicts(self.means),
+            "categories": _dicts(self.categories),
+            "lengths": _dicts(self.lengths),
+            "position": self.position.to_dict() if self.position else None,
+            "reasons": dict(self.reasons),
+        }
+        return {"name": self.name, **self.figures.as_dict(), "intervals": _dicts(self.intervals), "common": common}
+
+
+def summarise(name: str, line: Line, metrics: Sequence[Metric], protocol: Protocol) -> Summary:
+    """Compute a model's figures.
+
+    Args:
+        name: what the report calls it.
+        line: its judged answers.
+        metrics: what to measure, the headline first.
+        protocol: computes its own figures.
+    """
+    figures = protocol.aggregate(line.verdicts)[0]
+    scored, reasons = split_scored(one.verdict for one in line.judged)
+    return Summary(
+        name=name,
+        figures=figures,
+        intervals=intervals(figures),
+        n=len(scored),
+        n_unscored=len(line.judged) - len(scored),
+        n_prompts=len({one.prompt for one in line.judged}),
+        reasons=reasons,
+        outcomes=_outcomes(line.judged, metrics, protocol),
+        means={metric.name: metric.estimate(line.judged) for metric in metrics},
+        categories=_categories(line.judged, metrics),
+        lengths=_lengths(line.judged),
+        position=position(line.judged),
+    )
+
+
+def _outcomes(judged: Sequence[Judged], metrics: Sequence[Metric], protocol: Protocol) -> dict[str, Shares]:
+    if not protocol.is_pairwise:
+        return {}
+    compared = [metric for metric in metrics if metric.unit == "%" and not metric.parts]
+    found = {}
+    for metric in compared:
+        values, prompts = metric.observe(judged)
+        found[metric.name] = shares([None if value is None else value / 100 for value in values], prompts)
+    return found
+
+
+def _categories(judged: Sequence[Judged], metrics: Sequence[Metric]) -> dict[str, Estimate]:
+    kinds = group([one for one in judged if one.category is not None], lambda one: one.category)
+    if len(kinds) < 2 or not metrics:
+        return {}
+    return {str(members[0].category): metrics[0].estimate(members) for members in kinds}
+
+
+def _lengths(judged: Sequence[Judged]) -> dict[str, Estimate]:
+    counted = {
+        "n_words": [one.n_words for one in judged],
+        "n_characters": [one.n_characters for one in judged],
+        "n_baseline_characters": [one.n_baseline_characters for one in judged],
+    }
+    prompts = [one.prompt for one in judged]
+    found = {}
+    for name, values in counted.items():
+        known = [(float(value), prompt) for value, prompt in zip(values, prompts, strict=True) if value is not None]
+        if known:
+            found[name] = mean([value for value, _ in known], [prompt for _, prompt in known])
+    return found
+
+
+def _percent(outcome: Shares) -> dict[str, Any]:
+    parts = {"win": outcome.win, "tie": outcome.tie, "lose": outcome.lose, "net": outcome.net}
+    return {name: share.scaled(100).to_dict() for name, share in parts.items()}
+
+
+def _dicts(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: one.to_dict() for name, one in estimates.items()}

@@ -1,1 +1,0 @@
-"""Evaluation: judgements become figures with intervals, comparisons and reports."""

@@ -1,0 +1,195 @@
+"""The report as one self-contained HTML page: no network, no external file, works from disk.
+
+Texts that models, judges or files contributed reach the page in two ways only: escaped by `html.escape`, or inside a
+JSON block whose `<`, `>` and `&` are escaped and which the script shows as text. The page's content security policy
+admits one script, by its hash, and no connection, should anything slip through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from html import escape
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ragalign.comparisons.computed import COMPUTED
+from ragalign.reports import sections, sections_detail
+from ragalign.reports.browser import browser_data
+from ragalign.reports.formats import count
+from ragalign.reports.report import Comparison, Report
+from ragalign.reports.sections_bench import bench_sections
+
+_SECTIONS = (
+    sections.models,
+    sections.outcomes,
+    sections.differences,
+    sections_detail.aspects,
+    sections_detail.categories,
+    sections_detail.distributions,
+    sections.position,
+    sections.strengths,
+    sections_detail.unscored,
+    sections_detail.own_figures,
+)
+_MARK = re.compile(r"\{\{(\w+)\}\}")
+# What could end a script element or begin a comment, and the line ends that JavaScript once refused in strings.
+_JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def render_page(report: Report, *, created: datetime, browse: int | None = None) -> str:
+    """The page as text.
+
+    Args:
+        report: what to show.
+        created: the time that the page names.
+        browse: list the single answers to the first prompts only, for a smaller page; to all of them by default.
+    """
+    script = asset("page.js")
+    return fill(
+        asset("page.html"),
+        {
+            "policy": policy(script),
+            "title": escape(report.title),
+            "style": asset("page.css"),
+            "facts": _facts(report, created),
+            "navigation": _navigation(report),
+            "notes": _notes(report),
+            "bench": _bench(report),
+            "browsing": "" if report.comparisons else " hidden",
+            "comparisons": "".join(
+                _comparison(number, heading, one)
+                for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
+            ),
+            "browsed": "" if browse is None else f" Listed are those to the first {count(browse)} prompts.",
+            "data": embed(browser_data(report, browse)),
+            "script": script,
+        },
+    )
+
+
+def write_page(report: Report, path: str | Path, *, created: datetime, browse: int | None = None) -> None:
+    """Write the page, as `render_page`; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    save(render_page(report, created=created, browse=browse), path)
+
+
+def save(page: str, path: str | Path) -> None:
+    """Write a page's text; the file is complete or not there at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        # Lone surrogates in a file's texts have no UTF-8 form.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+
+
+def embed(value: Any) -> str:
+    """JSON that is safe inside a script element; `JSON.parse` gives the same value."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Lone surrogates have no UTF-8; JSON can spell them out.
+    text = text.translate(_JSON_ESCAPES)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def policy(script: str) -> str:
+    """The content security policy of a page with one script: no connection, and nothing else runs."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Replace all marks in one pass, so that no value is searched for marks."""
+    return _MARK.sub(lambda match: values[match[1]], template)
+
+
+def asset(name: str) -> str:
+    """A packaged part of pages."""
+    return resources.files("ragalign.reports").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _facts(report: Report, created: datetime) -> str:
+    if report.bench is not None:
+        facts = [f"{escape(key)}: {escape(value)}" for key, value in report.bench.facts.items()]
+        facts.append(f"{count(len(report.bench.conditions))} recipes, {count(report.n)} scored answers")
+        facts.append(f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC")
+        return "".join(f"<li>{fact}</li>" for fact in facts)
+    names = {(model.figures.model, model.name) for one in report.comparisons for model in one.models}
+    facts = [
+        f"{count(len(names))} model{'s' if len(names) != 1 else ''}",
+        f"{count(report.n)} judged answers",
+        f"{count(report.n_unscored)} unscored",
+        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+    ]
+    return "".join(f"<li>{fact}</li>" for fact in facts)
+
+
+def _navigation(report: Report) -> str:
+    headings = _headings(report) if len(report.comparisons) > 1 else ["Figures"]
+    links = [("bench", "Recipes")] if report.bench is not None else []
+    links += [(f"c{number}", heading) for number, heading in enumerate(headings[: len(report.comparisons)])]
+    links += [("browse", "Single answers")] if report.comparisons else []
+    links.append(("method", "About these figures"))
+    return "".join(f'<a href="#{target}">{escape(text)}</a>' for target, text in links)
+
+
+def _headings(report: Report) -> list[str]:
+    """What tells comparisons apart: the protocol, the baseline, and the judge where these are the same."""
+    names = ["Quality" if one.protocol == COMPUTED else one.protocol for one in report.comparisons]
+    headings = [
+        f"{name} against {one.baseline}" if one.baseline else name
+        for name, one in zip(names, report.comparisons, strict=True)
+    ]
+    return [
+        f"{heading}, judged by {one.judge or 'an unnamed judge'}" if headings.count(heading) > 1 else heading
+        for heading, one in zip(headings, report.comparisons, strict=True)
+    ]
+
+
+def _notes(report: Report) -> str:
+    notes = [escape(note) for note in report.notes]
+    if report.problems:
+        first = report.problems[0]
+        notes.append(
+            f"{count(len(report.problems))} rows could not be read and count as unscored; the first: "
+            f"{escape(f'{first.where}: {first.reason}')}"
+        )
+    return "".join(f'<p class="note">{note}</p>' for note in notes)
+
+
+def _bench(report: Report) -> str:
+    if report.bench is None:
+        return ""
+    first = report.comparisons[0] if report.comparisons else None
+    places = {model.name: place for place, model in enumerate(first.models)} if first else {}
+    body = bench_sections(report.bench, places, report.demonstrations)
+    return f'<section class="comparison" id="bench"><h2>Recipes</h2>{body}</section>'
+
+
+def _comparison(number: int, heading: str, comparison: Comparison) -> str:
+    judge = f"Judged by {escape(comparison.judge)}." if comparison.judge else "The judge is not recorded."
+    if comparison.protocol == COMPUTED:
+        judge = "Computed from the answers, without a judge."
+    body = "".join(part(comparison) for part in _SECTIONS)
+    return (
+        f'<section class="comparison" id="c{number}"><h2>{escape(heading)}</h2>'
+        f'<p class="lead">{judge} Intervals are at 95\N{NO-BREAK SPACE}%.</p>{body}</section>'
+    )

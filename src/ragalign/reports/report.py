@@ -1,0 +1,320 @@
+"""The report: what judges said about one or several models, with the uncertainty of every figure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragalign.comparisons.completions import Completions
+from ragalign.comparisons.computed import protocol_named
+from ragalign.comparisons.differences import Difference, differences, strengths
+from ragalign.comparisons.distributions import Distribution, distribution
+from ragalign.comparisons.judged import Line, lines
+from ragalign.comparisons.metrics import Metric, metrics, scale_of
+from ragalign.comparisons.sources import Source, read_sources
+from ragalign.comparisons.summary import Summary, summarise
+from ragalign.errors import DataError
+from ragalign.judging.base import Verdict
+from ragalign.judging.protocols.grouping import group
+from ragalign.judging.replay import Problem
+from ragalign.pool import Pool
+from ragalign.reports.bench_result import Bench
+from ragalign.statistics import BradleyTerry
+from ragalign.types import Demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models under the same protocol, baseline and judge: what may stand in one table.
+
+    Attributes:
+        protocol, baseline, judge: what they have in common. MT-Bench's pairs stand in one table whatever the
+            baseline, which is None then.
+        metrics: what is measured, the headline first.
+        lines: the judged answers by the model's name in the report, best first by the headline.
+        models: their figures, in the same order.
+        differences: every two models on the same prompts.
+        strengths: Bradley-Terry strengths; None with fewer than three systems.
+        distributions: of scores and lengths.
+    """
+
+    protocol: str
+    baseline: str | None
+    judge: str
+    metrics: tuple[Metric, ...]
+    lines: Mapping[str, Line]
+    models: tuple[Summary, ...]
+    differences: tuple[Difference, ...]
+    strengths: BradleyTerry | None
+    distributions: tuple[Distribution, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "protocol": self.protocol,
+            "baseline": self.baseline,
+            "judge": self.judge,
+            "metrics": [{"name": one.name, "label": one.label, "unit": one.unit} for one in self.metrics],
+            "models": [model.to_dict() for model in self.models],
+            "differences": [difference.to_dict() for difference in self.differences],
+            "strengths": self.strengths.to_dict() if self.strengths else None,
+            "distributions": [one.to_dict() for one in self.distributions],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures of an evaluation.
+
+    Attributes:
+        title: its heading.
+        comparisons: one per protocol, baseline and judge.
+        problems: rows that could not be read; each counts as unscored.
+        demonstrations: those that the models' prompts held, by id, as far as an index was given.
+        notes: what a reader must know, such as answers that fit no verdict.
+        bench: what a benchmark measured beside quality.
+    """
+
+    title: str
+    comparisons: tuple[Comparison, ...]
+    problems: tuple[Problem, ...] = ()
+    demonstrations: Mapping[str, Demonstration] | None = None
+    notes: tuple[str, ...] = ()
+    bench: Bench | None = None
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        protocol: str | None = None,
+        completions: Sequence[str | Path] = (),
+        questions: str | Path | None = None,
+        index: str | Path | None = None,
+        title: str | None = None,
+    ) -> Report:
+        """Build a report from judgement files.
+
+        Args:
+            paths: what `ragalign judge run` wrote (``verdicts.jsonl`` or its folder), or recorded judgements in the
+                form of the upstream tools.
+            protocol: the protocol of upstream's files, where they do not tell.
+            completions: what `ragalign generate` wrote, or any answer files: the texts, and which demonstrations
+                were retrieved.
+            questions: FastChat's questions, for texts and categories that the other files lack.
+            index: the index that the demonstrations came from, to show their texts.
+            title: the report's heading.
+
+        Raises:
+            ConfigError: the protocol is unknown, or not the one of our own verdicts.
+            DataError: a file cannot be read, or holds nothing of use.
+            IndexFormatError: the index is missing or damaged.
+        """
+        sources = read_sources(paths, protocol=protocol, questions=questions)
+        texts = Completions.load(completions, questions=questions)
+        pools = () if index is None else (_pool_of(index),)
+        return _build(sources, texts, title, pools=pools, index=index)
+
+    @classmethod
+    def from_verdicts(
+        cls,
+        verdicts: Sequence[Verdict],
+        *,
+        title: str | None = None,
+        texts: Completions | None = None,
+        pools: Sequence[Pool] = (),
+        against: str | None = None,
+    ) -> Report:
+        """Build a report from verdicts of one or several protocols.
+
+        Args:
+            verdicts: what judges said.
+            title: the report's heading.
+            texts: the answers behind the verdicts; without them the report has no texts.
+            pools: where the demonstrations come from.
+            against: the model that all others are compared with; by default every two are.
+
+        Raises:
+            DataError: there is none.
+        """
+        by_protocol = group(verdicts, lambda verdict: verdict.protocol)
+        sources = [Source("", members[0].protocol, tuple(members)) for members in by_protocol]
+        return _build(sources, texts or Completions(), title, pools=pools, against=against)
+
+    @property
+    def n(self) -> int:
+        """Scored answers."""
+        return sum(model.n for comparison in self.comparisons for model in comparison.models)
+
+    @property
+    def n_unscored(self) -> int:
+        """Unscored answers."""
+        return sum(model.n_unscored for comparison in self.comparisons for model in comparison.models)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: every figure with its interval, no texts."""
+        return {
+            "title": self.title,
+            "n": self.n,
+            "n_unscored": self.n_unscored,
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "problems": [{"where": problem.where, "reason": problem.reason} for problem in self.problems],
+            "notes": list(self.notes),
+            **({"bench": self.bench.to_dict()} if self.bench else {}),
+        }
+
+
+def _build(
+    sources: Sequence[Source],
+    texts: Completions,
+    title: str | None,
+    *,
+    pools: Sequence[Pool] = (),
+    index: str | Path | None = None,
+    against: str | None = None,
+) -> Report:
+    found = lines(sources, texts)
+    if not found:
+        raise DataError("a report needs at least one verdict")
+    comparisons = tuple(_compare(members, against) for members in group(found, _table))
+    used = {
+        demonstration
+        for line in found
+        for one in line.judged
+        if one.texts.demonstrations is not None
+        for demonstration in one.texts.demonstrations
+    }
+    demonstrations, notes = _look_up(used, pools, index)
+    return Report(
+        title=title or _title(found),
+        comparisons=comparisons,
+        problems=tuple(problem for source in sources for problem in source.problems),
+        demonstrations=demonstrations,
+        notes=(*_repeated(found), *_unmatched(found, texts), *notes),
+    )
+
+
+def _table(line: Line) -> tuple[str, str | None, str]:
+    return line.protocol, None if line.protocol == "mt-bench-pairwise" else line.baseline, line.judge
+
+
+def _compare(members: Sequence[Line], against: str | None) -> Comparison:
+    protocol, baseline, judge = _table(members[0])
+    judged = [one for line in members for one in line.judged]
+    measured = metrics(protocol, judged)
+    how = protocol_named(protocol)
+    named = dict(zip(_names(members), members, strict=True))
+    models = [summarise(name, line, measured, how) for name, line in named.items()]
+    if measured:
+        models.sort(key=lambda model: _rank(model.means[measured[0].name].value))
+    ordered = {model.name: named[model.name] for model in models}
+    return Comparison(
+        protocol=protocol,
+        baseline=baseline,
+        judge=judge,
+        metrics=tuple(measured),
+        lines=ordered,
+        models=tuple(models),
+        differences=tuple(differences(ordered, measured, against=against)),
+        strengths=strengths(ordered),
+        distributions=tuple(_distributions(protocol, ordered, measured)),
+    )
+
+
+def _rank(value: float) -> float:
+    return math.inf if math.isnan(value) else -value
+
+
+def _names(members: Sequence[Line]) -> list[str]:
+    """Unique names: the model's, with the baseline or the file where it stands several times."""
+    names = [line.model or "unnamed" for line in members]
+    marks = (
+        [f"against {line.baseline}" for line in members],
+        [", ".join(Path(file).parent.name or Path(file).stem for file in line.files) for line in members],
+        [", ".join(line.files) for line in members],
+    )
+    for mark in marks:
+        repeated = {name for name, count in Counter(names).items() if count > 1}
+        tells = [(name, one) for name, one in zip(names, mark, strict=True) if name in repeated]
+        if len(set(tells)) == len(tells):
+            names = [f"{name} ({one})" if name in repeated else name for name, one in zip(names, mark, strict=True)]
+    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
+
+
+def _distributions(protocol: str, named: Mapping[str, Line], measured: Sequence[Metric]) -> list[Distribution]:
+    found = []
+    for metric in measured:
+        if metric.parts or metric.name.startswith("turn_"):
+            continue
+        observed = {
+            name: [value for value in metric.observe(line.judged)[0] if value is not None]
+            for name, line in named.items()
+        }
+        scale = scale_of(protocol) if metric.unit == "points" else None
+        label = metric.label.removeprefix("Mean ").capitalize()
+        found.append(distribution(metric.name, label, metric.unit, observed, scale=scale))
+    for label, unit in (("n_words", "words"), ("n_characters", "characters")):
+        lengths = {name: [getattr(one, label) for one in line.judged] for name, line in named.items()}
+        known = {name: [float(value) for value in values if value is not None] for name, values in lengths.items()}
+        if all(known.values()):
+            found.append(distribution(label, "Length of the answers", unit, known, has_tail=True))
+            break
+    return [one for one in found if one is not None]
+
+
+def _title(found: Sequence[Line]) -> str:
+    protocols = ", ".join(dict.fromkeys(line.protocol for line in found))
+    names = list(dict.fromkeys(line.model for line in found))
+    return f"{names[0]}: {protocols}" if len(names) == 1 else f"{len(names)} models: {protocols}"
+
+
+def _part(verdict: Verdict) -> tuple[object, ...]:
+    """Where a recorded verdict stands: files and rows may use the same ids."""
+    return tuple(verdict.metadata.get(key) for key in ("source", "row", "mode"))
+
+
+def _repeated(found: Sequence[Line]) -> list[str]:
+    """Verdicts that ask for another name: two recipes on one model, judged together, cannot be told apart."""
+    notes = []
+    for line in found:
+        asked = Counter((_part(v), v.judge, v.item_id, v.sample, v.turn, v.swapped) for v in line.verdicts)
+        n_repeated = sum(n > 1 for n in asked.values())
+        if n_repeated:
+            notes.append(
+                f"{n_repeated} answers of {line.model!r} have several verdicts on the same prompt, sample, turn and "
+                "order, and all count: if these are different systems, give their answers different names"
+            )
+    return notes
+
+
+def _unmatched(found: Sequence[Line], texts: Completions) -> list[str]:
+    judged = {name for line in found for name in (line.model, line.baseline) if name is not None}
+    used = {texts.known(name) for name in judged}
+    unused = [name for name in texts.models if name not in used]
+    known = any(one.texts.answer or one.texts.shown for line in found for one in line.judged)
+    notes = [] if known else ["these files do not hold the judged answers: give them as completions to see them"]
+    return notes + [f"completions of {name!r} fit no judged model ({', '.join(sorted(judged))})" for name in unused]
+
+
+def _pool_of(index: str | Path) -> Pool:
+    from ragalign.indexes import Index
+
+    return Index.open(index).pool
+
+
+def _look_up(
+    used: set[str], pools: Sequence[Pool], index: str | Path | None
+) -> tuple[dict[str, Demonstration] | None, list[str]]:
+    if not pools:
+        return None, []
+    where = {name: pool for pool in pools for name in pool.ids}
+    missing = len(used - set(where))
+    place = "pool" if index is None else f"index {index}"
+    notes = [f"{missing} of {len(used)} retrieved demonstrations are not in the {place}"] if missing else []
+    if not used and index is not None:
+        notes.append("no retrieved demonstrations are recorded: give what `ragalign generate` wrote as completions")
+    return {name: where[name].get(name) for name in used & set(where)}, notes

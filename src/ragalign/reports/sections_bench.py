@@ -1,0 +1,163 @@
+"""The page's sections about a benchmark: cost beside quality, how answers ended, factors, published results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+
+from ragalign.reports.bench_result import Bench, Factor, Measured
+from ragalign.reports.charts import level_chart
+from ragalign.reports.formats import NONE, count, number
+from ragalign.reports.markup import Column, Row, details, name, section, stacked, table, with_unit
+from ragalign.types import Demonstration
+
+_MOST_SHOWN = 5
+
+
+def bench_sections(bench: Bench, places: Mapping[str, int], demonstrations: Mapping[str, Demonstration] | None) -> str:
+    """All sections.
+
+    Args:
+        bench: the figures.
+        places: where each condition stands among the compared models, for its colour.
+        demonstrations: texts of demonstrations by id.
+    """
+    marked = _namer(bench, places)
+    parts = (_cost(bench, marked), _factors(bench), _ends(bench, marked), _used(bench, demonstrations or {}))
+    return "".join(parts) + _published(bench)
+
+
+def _namer(bench: Bench, places: Mapping[str, int]) -> Callable[[Measured], tuple[str, int]]:
+    own = {one.name: place for place, one in enumerate(bench.conditions)}
+
+    def marked(one: Measured) -> tuple[str, int]:
+        place = places.get(one.name, own[one.name])
+        return name(place, one.name), place
+
+    return marked
+
+
+def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
+    has_quality = any(one.quality for one in bench.conditions)
+    has_first = any(one.costs.first_token for one in bench.conditions)
+    has_price = any(one.costs.price_ratio is not None for one in bench.conditions)
+    has_cache = any(one.costs.prefilled_tokens for one in bench.conditions)
+    columns = [Column("recipe", kind="text")]
+    if has_quality:
+        columns += [Column(with_unit(bench.label, bench.unit)), Column(f"minus {bench.baseline}")]
+    columns.append(Column("prompt tokens"))
+    columns += [Column("tokens prefilled")] * has_cache
+    columns.append(Column("output tokens"))
+    columns += [Column("first token, ms")] * has_first
+    columns.append(Column("requests/s"))
+    columns += [Column("price")] * has_price
+    rows = []
+    for one in bench.conditions:
+        costs, cells = one.costs, []
+        if has_quality:
+            quality = one.quality
+            cells.append(stacked(quality.estimate if quality else None, bench.unit))
+            cells.append(stacked(quality.difference if quality else None, bench.unit, sign=True))
+        cells.append(stacked(costs.prompt_tokens, "words"))
+        if has_cache:
+            cells.append(stacked(costs.prefilled_tokens, "words"))
+        cells.append(stacked(costs.output_tokens, "words"))
+        if has_first:
+            first = costs.first_token
+            ends = f'<span class="ends">{first.low:,.1f} to {first.high:,.1f}</span>' if first else ""
+            cells.append(f"{first.median:,.1f}{ends}" if first else NONE)
+        cells.append(rate(costs.requests_per_s))
+        if has_price:
+            cells.append(price(costs.price_ratio))
+        heading, place = marked(one)
+        rows.append(Row(heading, cells, place))
+    note = "Means per request with 95 % intervals. Every recipe began with an empty prefix cache."
+    if has_first:
+        note += " Time to first token: the median from when the engine took a prompt up, and where 8 of 10 lie."
+    if has_price:
+        note += f" Price: the engine’s seconds per request, relative to {bench.fixed} in the same run."
+    return section("Quality and cost" if has_quality else "Cost and speed", note, table(columns, rows))
+
+
+def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
+    reasons = list(dict.fromkeys(reason for one in bench.conditions for reason in one.costs.ends))
+    labels = {"stop": "stopped, %", "length": "cut at the limit, %"}
+    columns = [Column("recipe", kind="text"), Column("answers"), Column("words")]
+    columns += [Column(labels.get(reason, f"{reason}, %")) for reason in reasons]
+    columns += [Column("demonstrations in a prompt"), Column("different ones used"), Column("own text shown")]
+    columns.append(Column("retrieval and packing, ms"))
+    rows = []
+    for one in bench.conditions:
+        costs = one.costs
+        cells = [count(costs.n), stacked(costs.words, "words")]
+        cells += [number(100 * costs.ends.get(reason, 0.0), "%") for reason in reasons]
+        cells += [number(costs.demonstrations.value, "%"), count(len(costs.used)), count(costs.n_leaked)]
+        cells.append(NONE if costs.preparation_ms is None else f"{costs.preparation_ms:,.1f}")
+        heading, place = marked(one)
+        rows.append(Row(heading, cells, place))
+    return section(
+        "Lengths and ends", "How long answers are, why they ended, and what they were shown.", table(columns, rows)
+    )
+
+
+def _factors(bench: Bench) -> str:
+    blocks = [_factor(factor, bench) for factor in bench.factors]
+    if not blocks:
+        return ""
+    what = with_unit(bench.label, bench.unit) if bench.label else "Tokens of a prompt"
+    note = f"{what}, by the level of each factor, averaged over all other factors."
+    return section("Factors", note, f'<div class="multiples wide">{"".join(blocks)}</div>')
+
+
+def _factor(factor: Factor, bench: Bench) -> str:
+    chart = level_chart(
+        [level.name for level in factor.levels],
+        [level.estimate for level in factor.levels],
+        bench.unit,
+        fallback=[level.prompt_tokens for level in factor.levels],
+    )
+    return f"<figure><figcaption><b>{escape(factor.name.replace('_', ' '))}</b></figcaption>{chart}</figure>"
+
+
+def _used(bench: Bench, demonstrations: Mapping[str, Demonstration]) -> str:
+    rows = []
+    for one in bench.conditions:
+        for used, n in list(one.costs.used.items())[:_MOST_SHOWN]:
+            shown = demonstrations[used].instruction if used in demonstrations else used
+            text = " ".join(shown.split())
+            text = text if len(text) <= 120 else f"{text[:119]}…"
+            rows.append(Row(escape(one.name), [escape(text), count(n), number(100 * n / one.costs.n, "%")]))
+    if not rows:
+        return ""
+    columns = [
+        Column("recipe", kind="text"),
+        Column("demonstration", kind="text"),
+        Column("prompts"),
+        Column("of all, %"),
+    ]
+    note = f"The {_MOST_SHOWN} most used of each recipe; the report’s JSON lists ten."
+    return section("Demonstrations used", note, details("Show them", table(columns, rows)))
+
+
+def _published(bench: Bench) -> str:
+    if not bench.published:
+        return ""
+    rows = [
+        Row(escape(one.name), [escape(one.figure), f"{number(one.value, one.unit)}{' %' if one.unit == '%' else ''}",
+                               escape(one.prompts), escape(one.source)])
+        for one in bench.published
+    ]  # fmt: skip
+    columns = [Column("system", kind="text"), Column("figure", kind="text"), Column("published")]
+    columns += [Column("prompts", kind="text"), Column("source", kind="text")]
+    note = "Published by others, not measured here; prompts, judges and models may differ from this run’s."
+    return section("Published results", note, table(columns, rows))
+
+
+def rate(value: float | None) -> str:
+    """Requests per second."""
+    return NONE if value is None else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def price(ratio: float | None) -> str:
+    """A price relative to that of fixed demonstrations."""
+    return NONE if ratio is None else f"{ratio:.2f}×"

@@ -1,0 +1,117 @@
+"""The finer sections of the page about one comparison: aspects, categories, distributions, upstream's own figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from ragalign.comparisons.metrics import scale_of
+from ragalign.comparisons.summary import Summary
+from ragalign.reports.charts import Axis, histogram, radar
+from ragalign.reports.formats import count
+from ragalign.reports.markup import Column, Row, colour, details, name, section, stacked, table, with_unit
+from ragalign.reports.report import Comparison
+from ragalign.statistics import Estimate
+
+_FEWEST_AXES, _MOST_AXES = 3, 10
+_MOST_IN_RADAR = 6
+_MISSING = Estimate(math.nan, math.nan, math.nan, 0, 0, "")
+
+
+def aspects(comparison: Comparison) -> str:
+    """Every aspect of every model."""
+    found = [metric for metric in comparison.metrics if metric.is_aspect]
+    if len(found) < 2:
+        return ""
+    series = {model.name: [model.means[one.name] for one in found] for model in comparison.models}
+    return section("By aspect", "", _axes([one.label for one in found], series, comparison, found[0].unit))
+
+
+def categories(comparison: Comparison) -> str:
+    """The headline by kind of prompt."""
+    kinds = list(dict.fromkeys(kind for model in comparison.models for kind in model.categories))
+    if not kinds:
+        return ""
+    series = {model.name: [model.categories.get(kind, _MISSING) for kind in kinds] for model in comparison.models}
+    metric = comparison.metrics[0]
+    note = f"{with_unit(metric.label, metric.unit)}, by kind of prompt."
+    return section("By category", note, _axes(kinds, series, comparison, metric.unit))
+
+
+def distributions(comparison: Comparison) -> str:
+    """Histograms of scores and lengths, one small chart per model."""
+    blocks = []
+    for one in comparison.distributions:
+        charts = "".join(
+            f'<figure class="{colour(place)}"><figcaption>{name(place, model.name)}<span class="n">n = '
+            f"{count(sum(one.counts[model.name]))}</span></figcaption>{histogram(one, model.name)}</figure>"
+            for place, model in enumerate(comparison.models)
+        )
+        label = escape(with_unit(one.label, one.unit))
+        blocks.append((one.name, f'<h4>{label}</h4><div class="multiples">{charts}</div>'))
+    if not blocks:
+        return ""
+    shown = [html for place, (key, html) in enumerate(blocks) if place == 0 or key.startswith("n_")]
+    more = [html for place, (key, html) in enumerate(blocks) if place > 0 and not key.startswith("n_")]
+    body = "".join(shown) + (details("More scores", "".join(more)) if more else "")
+    return section("Scores and lengths", "Shares of answers, on the same scale for all models.", body)
+
+
+def unscored(comparison: Comparison) -> str:
+    """Why answers have no score."""
+    rows = [
+        Row(name(place, model.name), [escape(reason), count(n)])
+        for place, model in enumerate(comparison.models)
+        for reason, n in model.reasons.items()
+    ]
+    columns = [Column("model", kind="text"), Column("reason", kind="text"), Column("answers")]
+    return section("Unscored answers", "Left out of every figure.", table(columns, rows)) if rows else ""
+
+
+def own_figures(comparison: Comparison) -> str:
+    """What the upstream tool reports, under its names."""
+    names = list(dict.fromkeys(key for model in comparison.models for key in _flat(model)))
+    rows = [Row(escape(key), [_own_figure(model, key) for model in comparison.models]) for key in names]
+    notes = dict.fromkeys(note for model in comparison.models for note in model.figures.notes)
+    body = table(_model_columns(comparison), rows) + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return f'<section class="card">{details(f"Figures of {comparison.protocol} under its own names", body)}</section>'
+
+
+def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison: Comparison, unit: str) -> str:
+    """A radar chart, where it can be read, beside a table with all figures."""
+    rows = [
+        Row(escape(one), [stacked(series[model.name][place], unit) for model in comparison.models])
+        for place, one in enumerate(names)
+    ]
+    figures = table(_model_columns(comparison), rows)
+    values = [one.value for estimates in series.values() for one in estimates if math.isfinite(one.value)]
+    if not (values and _FEWEST_AXES <= len(names) <= _MOST_AXES and len(series) <= _MOST_IN_RADAR):
+        return figures
+    ends = scale_of(comparison.protocol) if unit == "points" else (0.0, min(100.0, 20 * math.ceil(max(values) / 20)))
+    if ends is None:
+        axis = Axis.around([one for estimates in series.values() for one in estimates])
+        ends = (axis.low, axis.high)
+    return f'<div class="split">{radar(names, series, *ends, unit)}<div>{figures}</div></div>'
+
+
+def _model_columns(comparison: Comparison) -> list[Column]:
+    return [
+        Column("", kind="text"),
+        *(Column(model.name, name(place, model.name)) for place, model in enumerate(comparison.models)),
+    ]
+
+
+def _own_figure(model: Summary, key: str) -> str:
+    value, estimate = _flat(model).get(key), model.intervals.get(key)
+    text = f"{value:,.3f}" if isinstance(value, float) else "–" if value is None else escape(str(value))
+    if estimate is None or math.isnan(estimate.low):
+        return text
+    return f'{text}<span class="ends">{estimate.low:,.2f} to {estimate.high:,.2f}</span>'
+
+
+def _flat(model: Summary) -> dict[str, object]:
+    flat: dict[str, object] = {"n": model.figures.n, "n_unscored": model.figures.n_unscored}
+    for key, value in model.figures.values.items():
+        flat |= {f"{key}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat

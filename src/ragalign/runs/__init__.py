@@ -1,0 +1,1 @@
+"""Runs: output folders that can be resumed."""

@@ -1,0 +1,161 @@
+"""The comparison as one self-contained HTML page, and its plot as an SVG file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+from ragalign.reports.formats import NONE, count, number
+from ragalign.reports.markup import Column, Row, name, section, stacked, table
+from ragalign.reports.page import asset, fill, policy
+from ragalign.reports.page import save as save_page
+from ragalign.reports.plots import Series, as_file, key, line_plot
+from ragalign.studies.fine_tuning.cells import METHODS
+from ragalign.studies.fine_tuning.figures import BreakEven, Point
+from ragalign.studies.fine_tuning.running import Settings
+
+
+def write_pages(
+    settings: Settings,
+    found: Sequence[Point],
+    pairs: Sequence[BreakEven],
+    n_prompts: int,
+    folder: Path,
+    *,
+    created: datetime,
+) -> None:
+    """Write ``compare-ift.html`` and ``quality.svg``."""
+    save_page(render(settings, found, pairs, n_prompts, created=created), folder / "compare-ift.html")
+    (folder / "quality.svg").write_text(as_file(quality(found), shown_methods(found)), encoding="utf-8")
+
+
+def render(
+    settings: Settings, found: Sequence[Point], pairs: Sequence[BreakEven], n_prompts: int, *, created: datetime
+) -> str:
+    """The page as text."""
+    facts = [
+        f"base: {escape(settings.base)}",
+        f"recipe: {escape(settings.recipe)}",
+        f"metric: {escape(settings.metric)}",
+        f"{count(n_prompts)} prompts, {settings.seeds} seed{'s' if settings.seeds != 1 else ''}",
+        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+    ]
+    figures = (
+        section(
+            "Quality by number of demonstrations",
+            "",
+            f'{key(shown_methods(found))}<div class="scroll">{quality(found)}</div>',
+        )
+        + section("All figures", "", _table(found))
+        + (section("When fine-tuning pays", "", _break_even(pairs)) if pairs else "")
+    )
+    return fill(
+        asset("ift.html"),
+        {
+            "policy": policy(""),
+            "title": "Demonstrations in context against fine-tuning",
+            "style": asset("page.css") + asset("shift.css"),
+            "facts": "".join(f"<li>{fact}</li>" for fact in facts),
+            "figures": figures,
+        },
+    )
+
+
+def shown_methods(found: Sequence[Point]) -> list[str]:
+    """The methods that were run, in their order."""
+    return [method for method in METHODS if any(one.method == method for one in found)]
+
+
+def quality(found: Sequence[Point]) -> str:
+    """The plot of quality against the number of demonstrations; methods without one are dashed lines."""
+    sizes = sorted({one.n for one in found if one.n is not None})
+    places = {n: math.log(n) for n in sizes}
+    ends = [min(places.values()), max(places.values())] if places else [0.0, 1.0]
+    series = []
+    for method in shown_methods(found):
+        own = [one for one in found if one.method == method]
+        estimates = [one.quality for one in own]
+        if own[0].n is None:
+            level = [estimates[0].value] * 2
+            series.append(Series(method, ends, level, [math.nan] * 2, [math.nan] * 2, dashed=True))
+        else:
+            xs = [places[one.n] for one in own if one.n is not None]
+            ys, lows, highs = zip(*((one.value, one.low, one.high) for one in estimates), strict=True)
+            series.append(Series(method, xs, ys, lows, highs))
+    ticks = [(places[n], f"{n:,}") for n in sizes] or [(0.0, "")]
+    highest = max((one.quality.value for one in found if math.isfinite(one.quality.value)), default=1.0)
+    return line_plot(
+        series,
+        x_ticks=ticks,
+        x_label="demonstrations",
+        y_label="mean score",
+        y_max=1.0 if highest <= 1 else None,
+    )
+
+
+def _table(found: Sequence[Point]) -> str:
+    columns = [
+        Column("method, demonstrations", kind="text"),
+        Column("score"),
+        Column("seeds, lowest to highest"),
+        Column("shown"),
+        Column("prompt tokens"),
+        Column("ms per answer"),
+        Column("training, s"),
+        Column("training tokens"),
+        Column("steps"),
+    ]
+    methods = shown_methods(found)
+    rows = []
+    for one in found:
+        spread = [value for value in one.by_seed if math.isfinite(value)]
+        trained = one.training_tokens > 0
+        rows.append(
+            Row(
+                name(methods.index(one.method), one.name),
+                [
+                    stacked(one.quality, "points"),
+                    f"{min(spread):.2f} to {max(spread):.2f}" if len(spread) > 1 else NONE,
+                    number(one.demonstrations, "points"),
+                    number(one.prompt_tokens, "words"),
+                    number(1000 * one.answer_s, "words"),
+                    number(one.training_s, "%") if trained else NONE,
+                    count(round(one.training_tokens)) if trained else NONE,
+                    count(round(one.steps)) if trained else NONE,
+                ],
+                methods.index(one.method),
+            )
+        )
+    return table(columns, rows)
+
+
+def _break_even(pairs: Sequence[BreakEven]) -> str:
+    columns = [
+        Column("fine-tuned", kind="text"),
+        Column("in context", kind="text"),
+        Column("score, difference"),
+        Column("queries, by seconds"),
+        Column("queries, by tokens"),
+    ]
+    rows = [
+        Row(
+            escape(one.tuned.name),
+            [
+                escape(one.in_context.name),
+                number(one.tuned.quality.value - one.in_context.quality.value, "points"),
+                queries(one.by_seconds),
+                queries(one.by_tokens),
+            ],
+        )
+        for one in pairs
+    ]
+    return table(columns, rows)
+
+
+def queries(value: float) -> str:
+    """A number of queries; infinitely many is never."""
+    return "never" if math.isinf(value) else count(int(value))

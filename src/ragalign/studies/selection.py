@@ -1,0 +1,390 @@
+"""Greedy search for constant demonstrations, as in icl-alignment (Zhao et al. 2024, arXiv 2405.19874).
+
+Beginning with a recipe's constant demonstrations, each round adds the candidate with which the mean score on
+development prompts is highest. The best of many noisy means is too good to be true, so some prompts are held out:
+what the search gained on its own prompts minus what it gained on those is its optimism.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.aligner import Aligner, Failure
+from ragalign.bench.cases import Cases
+from ragalign.bench.conditions import as_condition
+from ragalign.bench.pace import Pace
+from ragalign.bench.running import Answered
+from ragalign.bench.scoring import Scorer, score_all
+from ragalign.errors import ConfigError, DataError
+from ragalign.generation import BaseGenerator
+from ragalign.judging.files import write_rows
+from ragalign.packing import Packing
+from ragalign.pool import Pool
+from ragalign.recipes import ConstantSettings, Recipe
+from ragalign.runs.lines import claim
+from ragalign.statistics import Estimate, mean, paired_difference
+from ragalign.tokenization import Tokenizer
+from ragalign.types import Demonstration
+
+_SETTINGS = "search.json"
+_SCORES = "evaluations.jsonl"
+_CONSTANTS = "constants.jsonl"
+_TRIAL = "trial.jsonl"
+_RECIPE = "recipe.toml"
+
+Ids = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        add: most demonstrations to add.
+        candidates: how many of the pool are tried, drawn with the seed.
+        max_evaluations: most sets of demonstrations to measure on the development prompts, those that are known from
+            an earlier run included, so that a run in pieces takes the same steps as one in one go.
+        held_out: share of the prompts that the search does not see.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    add: int = 3
+    candidates: int = 20
+    max_evaluations: int = 100
+    held_out: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("add", "candidates", "max_evaluations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"the share held out must lie between 0 and 1, not {self.held_out:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One round: the demonstration that was added (None: no candidate was better), and what it brought.
+
+    Attributes:
+        added: its id.
+        score: mean score with it, on the search's prompts.
+        n_tried: candidates that were measured in this round.
+        is_complete: whether all candidates were; the budget may have ended before.
+    """
+
+    added: str | None
+    score: float
+    n_tried: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a search found.
+
+    Attributes:
+        constants: the demonstrations, in prompt order: those that it began with, then the added ones.
+        n_begun: how many it began with.
+        steps: the rounds.
+        n_evaluations: sets that were measured on the search's prompts.
+        search_gain: mean score with the added ones minus without, on the search's prompts.
+        held_out_gain: the same on the prompts held out, with a paired interval.
+        before, after: mean scores on the prompts held out.
+    """
+
+    constants: tuple[Demonstration, ...]
+    n_begun: int
+    steps: tuple[Step, ...]
+    n_evaluations: int
+    search_gain: Estimate
+    held_out_gain: Estimate
+    before: Estimate
+    after: Estimate
+
+    @property
+    def optimism(self) -> float:
+        """How much more the search seemed to gain than it did on prompts it had not seen."""
+        return self.search_gain.value - self.held_out_gain.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "constants": [one.id for one in self.constants],
+            "n_begun": self.n_begun,
+            "steps": [
+                {"added": one.added, "score": one.score, "n_tried": one.n_tried, "is_complete": one.is_complete}
+                for one in self.steps
+            ],
+            "n_evaluations": self.n_evaluations,
+            "search_gain": self.search_gain.to_dict(),
+            "held_out_gain": self.held_out_gain.to_dict(),
+            "held_out_before": self.before.to_dict(),
+            "held_out_after": self.after.to_dict(),
+            "optimism": self.optimism,
+        }
+
+
+class Search:
+    """A greedy search in a folder; what was measured is kept there and never measured again.
+
+    Args:
+        folder: made if missing.
+        recipe: its constant demonstrations are the beginning; it must retrieve nothing.
+        pool: where candidates come from.
+        cases: the development prompts.
+        scorer: what to make as high as possible.
+        model: the model, as it is asked for.
+        options: see `SearchOptions`.
+        others: further settings that decide the answers.
+
+    Raises:
+        ConfigError: the recipe retrieves, the pool or the prompts are too few, or the folder was made with other
+            settings.
+        DataError: the folder is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        recipe: Recipe,
+        pool: Pool,
+        cases: Cases,
+        scorer: Scorer,
+        *,
+        model: str,
+        options: SearchOptions | None = None,
+        others: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.recipe = recipe
+        self.options = options or SearchOptions()
+        self.scorer = scorer
+        if recipe.retriever.name != "none":
+            raise ConfigError(f"the recipe {recipe.name!r} retrieves: constant demonstrations are searched for without")
+        if recipe.template.prompt_file:
+            raise ConfigError(f"the recipe {recipe.name!r} takes a prompt file: begin with one that has [constants]")
+        begun = tuple(constant.demonstration for constant in recipe.make_template()[1])
+        self._demonstrations = {one.id: one for one in begun}
+        self._begun: Ids = tuple(one.id for one in begun)
+        asked = {case.query.text.strip() for case in cases.cases}
+        free = [
+            place
+            for place, (name, text) in enumerate(zip(pool.ids, pool.instructions, strict=True))
+            if name not in self._demonstrations and text.strip() not in asked
+        ]
+        if not free:
+            raise ConfigError("the pool has no demonstration to add beside the prompts themselves")
+        draw = random.Random(self.options.seed)
+        drawn = [pool[place] for place in draw.sample(free, min(self.options.candidates, len(free)))]
+        self._candidates: Ids = tuple(one.id for one in drawn)
+        self._demonstrations |= {one.id: one for one in drawn}
+        shuffled = draw.sample(cases.cases, len(cases.cases))
+        n_held_out = round(self.options.held_out * len(shuffled))
+        if not 0 < n_held_out < len(shuffled):
+            raise ConfigError(f"{len(shuffled)} prompts are too few to hold {self.options.held_out:.0%} of them out")
+        # Of conversations, the first answer is what counts.
+        shuffled = [replace(case, further=()) for case in shuffled]
+        self.seen = replace(cases, cases=tuple(shuffled[n_held_out:]))
+        self.held_out = replace(cases, cases=tuple(shuffled[:n_held_out]))
+        self._settings = {
+            "model": model,
+            **(others or {}),
+            "prompts": cases.fingerprint,
+            "metric": scorer.name,
+            "begin": as_condition(recipe).settings(),
+            "seed": self.options.seed,
+            "held_out": self.options.held_out,
+            "candidates": list(self._candidates),
+        }
+        claim(self.folder / _SETTINGS, self._settings)
+        self.known = dict(_read(self.folder / _SCORES))
+
+    def run(
+        self,
+        start: Callable[[], tuple[BaseGenerator, Tokenizer]],
+        *,
+        on_evaluation: Callable[[int, int], None] = lambda *_: None,
+    ) -> Selection:
+        """Search, check on the prompts held out, and write the recipe.
+
+        Args:
+            start: makes the generator and its tokenizer, at the first set that was not measured before.
+            on_evaluation: told how many sets were measured and at most will be.
+
+        Raises:
+            DataError: no answer has a score.
+            GenerationError: the generator failed; what was measured is kept.
+        """
+        measure = _Measure(self, start)
+        n = 0
+
+        def seen(ids: Ids) -> float:
+            nonlocal n
+            n += 1
+            on_evaluation(n, self.options.max_evaluations)
+            return _mean(measure(ids, held_out=False))
+
+        chosen, best = self._begun, seen(self._begun)
+        steps: list[Step] = []
+        for _ in range(self.options.add):
+            left = [one for one in self._candidates if one not in chosen]
+            tried = left[: max(0, self.options.max_evaluations - n)]
+            scores = {one: seen((*chosen, one)) for one in tried}
+            # Of equally good ones the first drawn; one that is no better is not worth its tokens.
+            winner = max(scores, key=lambda one: scores[one], default=None)
+            is_better = winner is not None and scores[winner] > best
+            added = winner if is_better else None
+            best = scores[winner] if winner is not None and is_better else best
+            steps.append(Step(added, best, len(tried), len(tried) == len(left)))
+            if added is None or len(tried) < len(left):
+                chosen = (*chosen, added) if added is not None else chosen
+                break
+            chosen = (*chosen, added)
+        gains = [self._gain(measure, chosen, held_out=held_out) for held_out in (False, True)]
+        selection = Selection(
+            constants=tuple(self._demonstrations[one] for one in chosen),
+            n_begun=len(self._begun),
+            steps=tuple(steps),
+            n_evaluations=n,
+            search_gain=gains[0],
+            held_out_gain=gains[1],
+            before=_estimate(measure(self._begun, held_out=True)),
+            after=_estimate(measure(chosen, held_out=True)),
+        )
+        self._write(selection)
+        return selection
+
+    def with_constants(self, ids: Ids) -> Recipe:
+        """The recipe with other constant demonstrations; they stand in a file, as recipes want it."""
+        rows = [_row(self._demonstrations[one]) for one in ids]
+        path = self.folder / _TRIAL
+        write_rows(path, rows, "jsonl")
+        settings = ConstantSettings(file=str(path.resolve())) if ids else ConstantSettings()
+        return replace(self.recipe, constants=settings, packing=self._room(len(ids)))
+
+    def _room(self, n: int) -> Packing:
+        packing = self.recipe.packing
+        return replace(packing, max_demonstrations=max(packing.max_demonstrations, n))
+
+    def _gain(self, measure: _Measure, chosen: Ids, *, held_out: bool) -> Estimate:
+        after, before = measure(chosen, held_out=held_out), measure(self._begun, held_out=held_out)
+        return paired_difference(list(after.values()), list(before.values()), list(after))
+
+    def _write(self, selection: Selection) -> None:
+        """The constants and a recipe that names them; texts and knobs of the beginning stay as they were."""
+        rows = [_row(one) for one in selection.constants]
+        write_rows(self.folder / _CONSTANTS, rows, "jsonl")
+        n_added = len(selection.constants) - selection.n_begun
+        description = f"{self.recipe.name} with {n_added} more constant demonstrations, found by greedy search."
+        found = replace(self.recipe, description=description, packing=self._room(len(rows)))
+        (self.folder / _RECIPE).write_text(recipe_toml(found, _CONSTANTS), encoding="utf-8")
+        (self.folder / _TRIAL).unlink(missing_ok=True)
+
+
+class _Measure:
+    """Scores per prompt of a set of demonstrations, measured once."""
+
+    def __init__(self, search: Search, start: Callable[[], tuple[BaseGenerator, Tokenizer]]) -> None:
+        self._search = search
+        self._start = start
+        self._started: tuple[BaseGenerator, Tokenizer] | None = None
+
+    def __call__(self, ids: Ids, *, held_out: bool) -> dict[str, float | None]:
+        known = self._search.known
+        key = (ids, held_out)
+        if key not in known:
+            known[key] = self._ask(ids, self._search.held_out if held_out else self._search.seen)
+            line = {"constants": list(ids), "held_out": held_out, "scores": known[key]}
+            with (self._search.folder / _SCORES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        return known[key]
+
+    def _ask(self, ids: Ids, cases: Cases) -> dict[str, float | None]:
+        search = self._search
+        self._started = self._started or self._start()
+        generator, tokenizer = self._started
+        recipe = search.with_constants(ids)
+        aligner = Aligner.from_recipe(recipe, model=generator, tokenizer=tokenizer)
+        rows: dict[str, Mapping[str, Any]] = {}
+        for place, result in aligner.iter_generate([case.query for case in cases.cases]):
+            if not isinstance(result, Failure):
+                outputs = [output.text for output in result.outputs]
+                rows[cases.cases[place].id] = {
+                    "response": outputs[0],
+                    "responses": outputs,
+                    "finish_reason": result.finish_reason,
+                    "demonstrations": list(ids),
+                }
+        verdicts = score_all(search.scorer, cases, [Answered(as_condition(recipe), (rows,), Pace())])
+        if not any(verdict.is_scored for verdict in verdicts):
+            raise DataError(f"the metric {search.scorer.name!r} scored no answer: {verdicts[0].reason}")
+        scores: dict[str, list[float]] = {}
+        for verdict in verdicts:
+            scores.setdefault(verdict.item_id, []).extend(verdict.scores.values())
+        return {name: sum(values) / len(values) if values else None for name, values in scores.items()}
+
+
+def _row(one: Demonstration) -> dict[str, Any]:
+    return {"id": one.source_id or one.id, "instruction": one.instruction, "response": one.response}
+
+
+def recipe_toml(recipe: Recipe, constants: str) -> str:
+    """A recipe as TOML, with its constant demonstrations in a file beside it; other files by absolute paths."""
+    template = asdict(recipe.template)
+    for key in ("form", "system_file"):
+        name = template[key]
+        is_file = name and not name.startswith("package:") and (key != "form" or name.endswith(".toml"))
+        template[key] = str(recipe.path(name).resolve()) if is_file else name
+    tables = {
+        "template": {key: value for key, value in template.items() if value},
+        "constants": {"file": constants},
+        "retriever": {"name": "none"},
+        "packing": asdict(recipe.packing),
+        "decoding": {key: value for key, value in asdict(recipe.decoding).items() if value is not None},
+    }
+    lines = [f"description = {_toml(recipe.description)}"]
+    for table, values in tables.items():
+        lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    # JSON's strings, numbers and truth values are TOML's; its escapes are, too, but for U+007F.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def _read(path: Path) -> Iterator[tuple[tuple[Ids, bool], dict[str, float | None]]]:
+    """What was measured before; a last line that was cut off was not."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            yield (tuple(row["constants"]), bool(row["held_out"])), dict(row["scores"])
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}:{number}: not an evaluation; delete the line or choose another folder") from None
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+
+
+def _mean(scores: Mapping[str, float | None]) -> float:
+    known = [score for score in scores.values() if score is not None]
+    return sum(known) / len(known)
+
+
+def _estimate(scores: Mapping[str, float | None]) -> Estimate:
+    return mean(list(scores.values()), list(scores))

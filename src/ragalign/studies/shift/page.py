@@ -1,0 +1,261 @@
+"""The analysis as one self-contained HTML page: figures, plots, and answers with their tokens coloured by shift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ragalign.reports.formats import NONE, count, number
+from ragalign.reports.markup import Column, Row, name, section, stacked, table
+from ragalign.reports.page import asset, embed, fill, policy
+from ragalign.reports.page import save as save_page
+from ragalign.reports.plots import Series, as_file, bar_plot, key, line_plot
+from ragalign.studies.shift.figures import Figures
+from ragalign.studies.shift.record import Answer, Place
+from ragalign.studies.shift.running import Outcome, Settings
+
+# Answers that the page holds; more would make it slow to load.
+MAX_ANSWERS = 100
+_TOKENS_SHOWN = 15
+
+FULL_KL = "KL(aligned || base) is in nats, over the whole vocabulary."
+TOP_KL = (
+    "KL is a lower bound of KL(aligned || base), in nats: only the {k} most probable tokens of each model are known at "
+    "a position, and all tokens that are not known in both share one bucket. Ranks and probabilities are exact."
+)
+NO_KL = "The models have different tokenizers, so their distributions are over different things, and there is no KL."
+
+
+def write_pages(
+    settings: Settings,
+    outcome: Outcome,
+    shown: Sequence[Figures],
+    folder: Path,
+    *,
+    created: datetime,
+    max_answers: int = MAX_ANSWERS,
+) -> list[Path]:
+    """Write ``shift.html``, with so many answers at most, and its plots as SVG files; returns their paths."""
+    names = [one.context for one in shown]
+    page = render(settings, outcome, shown, created=created, max_answers=max_answers)
+    save_page(page, folder / "shift.html")
+    written = [folder / "shift.html"]
+    for file, svg in (("shifted-by-position", by_position(shown)), ("ranks", ranks(shown))):
+        path = folder / f"{file}.svg"
+        path.write_text(as_file(svg, names), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def render(
+    settings: Settings,
+    outcome: Outcome,
+    shown: Sequence[Figures],
+    *,
+    created: datetime,
+    max_answers: int = MAX_ANSWERS,
+) -> str:
+    """The page as text."""
+    script = asset("shift.js")
+    n = min(len(outcome.answers), max_answers)
+    few = f"The first {count(n)} of {count(len(outcome.answers))} answers." if n < len(outcome.answers) else ""
+    return fill(
+        asset("shift.html"),
+        {
+            "policy": policy(script),
+            "title": escape(f"Token distribution shift: {_short(settings.aligned)} against {_short(settings.base)}"),
+            "style": asset("page.css") + asset("shift.css"),
+            "facts": _facts(settings, outcome, created),
+            "notes": _notes(outcome, shown),
+            "figures": _figures(shown),
+            "shown": escape(few),
+            "kl": escape(kl_note(settings, outcome)),
+            "data": embed(_data(outcome, n)),
+            "script": script,
+        },
+    )
+
+
+def kl_note(settings: Settings, outcome: Outcome) -> str:
+    """What KL means in this run."""
+    if not outcome.shared:
+        return NO_KL
+    return FULL_KL if settings.top_k is None else TOP_KL.format(k=settings.top_k)
+
+
+def by_position(shown: Sequence[Figures]) -> str:
+    """The plot of the share shifted by position."""
+    labels = list(dict.fromkeys(one.label for figures in shown for one in figures.by_position))
+    starts = sorted({one.low: one.label for figures in shown for one in figures.by_position}.items())
+    places = {low: float(number) for number, (low, _) in enumerate(starts)}
+    series = []
+    for figures in shown:
+        bins = figures.by_position
+        estimates = [one.shares["shifted"].scaled(100) for one in bins]
+        series.append(
+            Series(
+                figures.context,
+                [places[one.low] for one in bins],
+                [one.value for one in estimates],
+                [one.low for one in estimates],
+                [one.high for one in estimates],
+            )
+        )
+    ticks = [(places[low], label) for low, label in starts] if labels else [(0.0, "")]
+    return line_plot(series, x_ticks=ticks, x_label="position in the answer, tokens", y_label="shifted, %")
+
+
+def ranks(shown: Sequence[Figures]) -> str:
+    """The plot of how often the aligned model's token has which rank."""
+    labels = [label for label, _ in shown[0].ranks]
+    series = [(one.context, [100 * share for _, share in one.ranks]) for one in shown]
+    return bar_plot(labels, series, x_label="rank of the token for the base model", y_label="positions, %")
+
+
+def _figures(shown: Sequence[Figures]) -> str:
+    names = key([one.context for one in shown])
+    return (
+        section("How far tokens are shifted", "", _shares(shown))
+        + '<div class="plots">'
+        + section("Where in the answer", "", f'{names}<div class="scroll">{by_position(shown)}</div>')
+        + section("How far down the base model’s list", "", f'{names}<div class="scroll">{ranks(shown)}</div>')
+        + "</div>"
+        + section("What kinds of tokens", "Share of shifted positions among the tokens of a kind.", _categories(shown))
+        + _tokens(shown[0])
+    )
+
+
+def _shares(shown: Sequence[Figures]) -> str:
+    columns = [
+        Column("context of the base model", kind="text"),
+        Column("positions"),
+        Column("unshifted, %"),
+        Column("marginal, %"),
+        Column("shifted, %"),
+        Column("closed, %"),
+        Column("KL, nats"),
+        Column("probability, %"),
+        Column("demonstrations"),
+        Column("prompt tokens"),
+    ]
+    rows = []
+    for place, one in enumerate(shown):
+        cells = [count(one.n_positions)]
+        cells += [stacked(one.shares[kind].scaled(100), "%") for kind in ("unshifted", "marginal", "shifted")]
+        cells += [
+            NONE if one.closed is None else stacked(one.closed.scaled(100), "%"),
+            stacked(one.kl, "nats"),
+            stacked(one.probability.scaled(100), "%"),
+            number(one.n_demonstrations, "points").rstrip("0").rstrip("."),
+            number(one.n_prompt_tokens, "words"),
+        ]
+        rows.append(Row(name(place, one.context), cells, place))
+    return table(columns, rows)
+
+
+def _categories(shown: Sequence[Figures]) -> str:
+    kinds = sorted({kind for one in shown for kind in one.by_category})
+    columns = [Column("kind", kind="text"), Column("tokens"), *(Column(f"{one.context}, %") for one in shown)]
+    rows = []
+    for kind in kinds:
+        cells = [count(shown[0].by_category[kind].n) if kind in shown[0].by_category else NONE]
+        cells += [stacked(one.by_category[kind].scaled(100), "%") if kind in one.by_category else NONE for one in shown]
+        rows.append(Row(escape(kind), cells))
+    return table(columns, rows)
+
+
+def _tokens(first: Figures) -> str:
+    columns = [
+        Column("token", kind="text"),
+        Column("kind", kind="text"),
+        Column("shifted"),
+        Column("occurrences"),
+        Column("base model’s probability, %"),
+    ]
+    rows = [
+        Row(
+            f'<code class="token">{escape(visible(one.text))}</code>',
+            [
+                escape(one.category),
+                count(one.n_shifted),
+                count(one.n),
+                number(100 * one.probability, "%"),
+            ],
+        )
+        for one in first.tokens[:_TOKENS_SHOWN]
+    ]
+    if not rows:
+        return ""
+    return section(f"Most shifted tokens in the context “{first.context}”", "", table(columns, rows))
+
+
+def visible(text: str) -> str:
+    """A token with its white space to be seen."""
+    return text.replace("\n", "↵").replace(" ", "·").replace("\t", "⇥") or "(part of a character)"
+
+
+def _facts(settings: Settings, outcome: Outcome, created: datetime) -> str:
+    facts = [
+        f"aligned: {escape(settings.aligned)}",
+        f"base: {escape(settings.base)}",
+        f"{count(len(outcome.answers))} answers, {count(sum(len(one.token_ids) for one in outcome.answers))} tokens",
+        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+    ]
+    return "".join(f"<li>{fact}</li>" for fact in facts)
+
+
+def _notes(outcome: Outcome, shown: Sequence[Figures]) -> str:
+    notes = []
+    for context in dict.fromkeys(context for context, _, _ in outcome.failures):
+        reasons = [(id_, reason) for name_, id_, reason in outcome.failures if name_ == context]
+        notes.append(
+            f"{count(len(reasons))} answers could not be read in the context {context}; the first: "
+            f"query {reasons[0][0]}: {reasons[0][1]}"
+        )
+    if not outcome.shared:
+        notes.append(
+            "The models have different tokenizers: only tokens that stand for the same characters are compared."
+        )
+    for one in shown:
+        if one.n_elsewhere:
+            total = one.n_elsewhere + one.n_positions
+            notes.append(
+                f"{one.context}: {count(one.n_elsewhere)} of {count(total)} tokens are not compared, since the base "
+                "model splits the text otherwise there"
+            )
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+def _data(outcome: Outcome, n: int) -> dict[str, Any]:
+    contexts = list(outcome.readings)
+    answers = [
+        {
+            "q": answer.instruction,
+            "t": list(answer.pieces),
+            "c": list(answer.categories),
+            "p": [round(value, 4) for value in answer.logprobs],
+            "places": [_places(outcome, context, answer) for context in contexts],
+        }
+        for answer in outcome.answers[:n]
+    ]
+    return {"contexts": contexts, "answers": answers}
+
+
+def _places(outcome: Outcome, context: str, answer: Answer) -> list[Any] | None:
+    reading = outcome.readings[context].get(answer.id)
+    return None if reading is None else [_place(one) for one in reading.places]
+
+
+def _place(one: Place | None) -> list[Any] | None:
+    if one is None:
+        return None
+    best = [[text, round(value, 3)] for text, value in one.best]
+    return [one.rank, round(one.logprob, 3), None if one.kl is None else round(one.kl, 3), best]
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2] or model

@@ -1,0 +1,334 @@
+"""The run: the aligned model answers, then the base model reads the answers in every context. Resumable throughout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragalign._progress import progress
+from ragalign.aligner import Aligner
+from ragalign.errors import BudgetError, ConfigError
+from ragalign.generation import make_generator
+from ragalign.generation.base import BaseGenerator
+from ragalign.generation.distributions import Distributions
+from ragalign.runs.lines import append, claim, read_finished
+from ragalign.studies.shift.contexts import SAME, Contexts, Placed, chat_prompt
+from ragalign.studies.shift.divergence import divergences
+from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, categorise
+from ragalign.studies.shift.record import Answer, Place, Reading
+from ragalign.studies.shift.tokens import Tokens, same_tokens, spans_of
+from ragalign.types import Decoding, Prompt, Query
+
+# Answers that are made, read and written down together: what an interruption costs at most.
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is analysed, and how.
+
+    Attributes:
+        base, aligned: folders or hub ids of the two models.
+        recipes: contexts beside the aligned model's own.
+        aligned_recipe: the recipe whose prompts the aligned model answers; None takes its own chat template, or
+            "zero-shot" where it has none.
+        index: what recipes retrieve from.
+        max_tokens: most tokens of an answer.
+        top_k: see `BaseGenerator.distributions`; None compares whole vocabularies.
+        align_by_text: compare models with different tokenizers where both split the text alike.
+        n_best: the base model's most probable tokens that are kept for each position.
+        backend, options: see `ragalign.generation.make_generator`.
+        categories: regular expressions by name (see `kinds.categorise`).
+    """
+
+    base: str
+    aligned: str
+    recipes: tuple[str, ...] = ()
+    aligned_recipe: str | None = None
+    index: str | None = None
+    max_tokens: int = 512
+    top_k: int | None = None
+    align_by_text: bool = False
+    n_best: int = 5
+    backend: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[str]] = field(default_factory=lambda: DEFAULT_CATEGORIES)
+
+    @property
+    def contexts(self) -> dict[str, str]:
+        """All contexts by name, the aligned model's own first; the value is the recipe.
+
+        Raises:
+            ConfigError: two recipes have the same name.
+        """
+        found = {SAME: ""}
+        for recipe in self.recipes:
+            name = Path(recipe).stem
+            if found.setdefault(name, recipe) != recipe:
+                raise ConfigError(f"two contexts would be called {name!r}; rename one of the recipes' files")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that was read.
+
+    Attributes:
+        answers: of the aligned model, in the order of the queries.
+        readings: by context, then by the query's id.
+        failures: (context, query id, reason) of what did not fit.
+        shared: whether both models number their tokens alike.
+    """
+
+    answers: list[Answer]
+    readings: dict[str, dict[str, Reading]]
+    failures: list[tuple[str, str, str]]
+    shared: bool
+
+
+def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Outcome:
+    """Run the analysis in a folder, or go on with one that was interrupted there.
+
+    Raises:
+        ConfigError: the models have different tokenizers, the folder holds another run, or a setting is wrong.
+        GenerationError: a model could not be loaded, or failed; what was done is kept.
+    """
+    folder = Path(folder)
+    aligned, base = Tokens(settings.aligned), Tokens(settings.base)
+    shared = same_tokens(aligned, base)
+    if not shared and not settings.align_by_text:
+        raise ConfigError(
+            f"{settings.aligned} and {settings.base} have different tokenizers, so their tokens cannot be compared "
+            "one to one; --align-by-text compares them where both split the text alike"
+        )
+    contexts = Contexts(base, shared=shared, index=settings.index)
+    for recipe in settings.contexts.values():
+        if recipe:
+            contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
+    claim(folder / "run.json", _identity(settings), foreign="*")
+    found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
+    todo = {name: _missing(folder, name, queries) for name in settings.contexts}
+    unread = {query.id for missing in todo.values() for query in missing}
+    wanted = [query for query in queries if query.id not in found or query.id in unread]
+    wanted = [query for query in wanted if _is_unknown(found.get(query.id), folder)]
+    if wanted:
+        with closing(_generator(settings, settings.aligned)) as generator:
+            _answer(settings, wanted, found, generator, aligned, folder)
+    if any(todo.values()):
+        with closing(_generator(settings, settings.base)) as generator:
+            contexts = Contexts(
+                base,
+                shared=shared,
+                index=settings.index,
+                context_length=generator.context_length,
+                max_tokens=settings.max_tokens,
+            )
+            for name, missing in todo.items():
+                _read(settings, name, missing, found, generator, contexts, base, folder)
+    shutil.rmtree(folder / "distributions", ignore_errors=True)
+    return load(settings, queries, folder, shared=shared)
+
+
+def load(settings: Settings, queries: Sequence[Query], folder: Path, *, shared: bool) -> Outcome:
+    """What a folder holds."""
+    found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
+    readings: dict[str, dict[str, Reading]] = {}
+    failures = []
+    for name in settings.contexts:
+        readings[name] = {}
+        for row in read_finished(_readings(folder, name)):
+            if "error" in row:
+                failures.append((name, row["id"], row["error"]))
+            else:
+                readings[name][row["id"]] = Reading.from_dict(row)
+    return Outcome([found[query.id] for query in queries if query.id in found], readings, failures, shared)
+
+
+def _answer(
+    settings: Settings,
+    queries: Sequence[Query],
+    found: dict[str, Answer],
+    generator: BaseGenerator,
+    tokens: Tokens,
+    folder: Path,
+) -> None:
+    """Let the aligned model answer what has no answer yet, and write down what it expected at every position."""
+    (folder / "distributions").mkdir(exist_ok=True)
+    decoding = Decoding(temperature=0.0, max_tokens=settings.max_tokens)
+    with progress("aligned model", len(queries), "answers") as advance:
+        for batch in _batches(queries):
+            new = [query for query in batch if query.id not in found]
+            prompts = _prompts(settings, new, generator, tokens)
+            fresh = {}
+            for query, completion in zip(new, generator.generate(prompts, decoding), strict=True):
+                output = completion.outputs[0]
+                fresh[query.id] = _as_answer(query, completion.prompt, output.token_ids, output.text, tokens, settings)
+            for answer in fresh.values():
+                if not answer.token_ids:  # the model had nothing to say, so there is nothing to read
+                    _keep(answer, folder, found)
+            answers = [fresh.get(query.id) or found[query.id] for query in batch]
+            answers = [answer for answer in answers if answer.token_ids]
+            for number, shown in _expected(generator, answers, settings.top_k):
+                answer = answers[number]
+                np.savez(_spool(folder, answer.id), **shown.arrays())  # type: ignore[arg-type]
+                if answer.id in fresh:
+                    values = tuple(round(float(value), 5) for value in shown.logprobs)
+                    _keep(replace(answer, logprobs=values), folder, found)
+            advance(len(batch))
+
+
+def _keep(answer: Answer, folder: Path, found: dict[str, Answer]) -> None:
+    append(folder / "answers.jsonl", answer.to_dict())
+    found[answer.id] = answer
+
+
+def _prompts(settings: Settings, queries: Sequence[Query], generator: BaseGenerator, tokens: Tokens) -> list[Prompt]:
+    if settings.aligned_recipe is None and tokens.has_chat_template:
+        return [chat_prompt(tokens, query) for query in queries]
+    aligner = Aligner.from_recipe(
+        settings.aligned_recipe or "zero-shot",
+        index=settings.index,
+        tokenizer=tokens.packing,
+        context_length=generator.context_length,
+    )
+    hits = aligner.retrieve([query.text for query in queries])
+    packed = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=settings.max_tokens)
+    for prompt in packed:
+        if isinstance(prompt, BudgetError):
+            raise prompt
+    return [prompt for prompt in packed if isinstance(prompt, Prompt)]
+
+
+def _as_answer(
+    query: Query, prompt: Prompt, token_ids: Sequence[int], text: str, tokens: Tokens, settings: Settings
+) -> Answer:
+    if not token_ids:
+        raise ConfigError("this backend does not say which tokens it wrote; use vllm or transformers")
+    pieces = tokens.pieces(token_ids, prompt.token_ids)
+    # What ended the answer is left out: a stop string, which a token may hold in part, and end-of-text marks.
+    n, length = 0, 0
+    while n < len(pieces) and length + len(pieces[n]) <= len(text) and length < len(text):
+        length += len(pieces[n])
+        n += 1
+    kept = pieces[:n]
+    joined = "".join(kept)
+    return Answer(
+        id=query.id,
+        instruction=query.text,
+        prompt_text=prompt.text,
+        prompt_ids=tuple(prompt.token_ids),
+        token_ids=tuple(token_ids[:n]),
+        pieces=tuple(kept),
+        categories=tuple(categorise(joined, spans_of(kept), settings.categories)),
+        logprobs=(),
+    )
+
+
+def _read(
+    settings: Settings,
+    name: str,
+    queries: Sequence[Query],
+    answers: Mapping[str, Answer],
+    generator: BaseGenerator,
+    contexts: Contexts,
+    tokens: Tokens,
+    folder: Path,
+) -> None:
+    """Let the base model read the answers in one context."""
+    with progress(f"base model, {name}", len(queries), "answers") as advance:
+        for batch in _batches(queries):
+            own = [answers[query.id] for query in batch]
+            placed = contexts.place(settings.contexts[name], batch, own)
+            fits: list[tuple[Answer, Placed]] = []
+            for answer, one in zip(own, placed, strict=True):
+                if not answer.token_ids:
+                    append(_readings(folder, name), Reading(answer.id, 0, 0, ()).to_dict())
+                elif isinstance(one, BudgetError):
+                    append(_readings(folder, name), {"id": answer.id, "error": str(one)})
+                else:
+                    fits.append((answer, one))
+            sequences, starts = [one.ids for _, one in fits], [one.start for _, one in fits]
+            for number, shown in generator.distributions(sequences, starts, top_k=settings.top_k):
+                answer, one = fits[number]
+                with np.load(_spool(folder, answer.id)) as arrays:
+                    expected = Distributions(**dict(arrays))
+                reading = _reading(answer, one, expected, shown, tokens, settings.n_best)
+                append(_readings(folder, name), reading.to_dict())
+            advance(len(batch))
+
+
+def _reading(
+    answer: Answer, placed: Placed, aligned: Distributions, base: Distributions, tokens: Tokens, n_best: int
+) -> Reading:
+    pairs = [(number, own) for number, own in enumerate(placed.own) if own is not None and placed.same_ids[number]]
+    kl = {}
+    if pairs:
+        first, second = (list(numbers) for numbers in zip(*pairs, strict=True))
+        values = divergences(_some(aligned, first), _some(base, second))
+        kl = dict(zip(first, values.tolist(), strict=True))
+    places: list[Place | None] = []
+    for number, own in enumerate(placed.own):
+        if own is None:
+            places.append(None)
+            continue
+        best = tuple((tokens.show(id_), value) for id_, value in base.best(own, n_best))
+        places.append(Place(int(base.ranks[own]), float(base.logprobs[own]), kl.get(number), best))
+    return Reading(answer.id, placed.start, placed.n_demonstrations, tuple(places))
+
+
+def _some(shown: Distributions, places: list[int]) -> Distributions:
+    return Distributions(**{name: array[places] for name, array in shown.arrays().items()})
+
+
+def _expected(
+    generator: BaseGenerator, answers: Sequence[Answer], top_k: int | None
+) -> Iterator[tuple[int, Distributions]]:
+    sequences = [[*answer.prompt_ids, *answer.token_ids] for answer in answers]
+    return generator.distributions(sequences, [len(answer.prompt_ids) for answer in answers], top_k=top_k)
+
+
+def _generator(settings: Settings, model: str) -> BaseGenerator:
+    from ragalign._optional import is_installed
+
+    options = dict(settings.options)
+    if settings.backend == "vllm" or (settings.backend == "auto" and is_installed("vllm")):
+        options.setdefault("max_logprobs", -1)
+    return make_generator(settings.backend, model=model, **options)
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """What must be the same for a run to go on; contexts may be added."""
+    names = ("base", "aligned", "aligned_recipe", "max_tokens", "top_k", "align_by_text", "n_best")
+    return {name: getattr(settings, name) for name in names} | {
+        "categories": {name: list(patterns) for name, patterns in settings.categories.items()}
+    }
+
+
+def _missing(folder: Path, context: str, queries: Sequence[Query]) -> list[Query]:
+    present = {row["id"] for row in read_finished(_readings(folder, context))}
+    return [query for query in queries if query.id not in present]
+
+
+def _readings(folder: Path, context: str) -> Path:
+    return folder / f"context-{context}.jsonl"
+
+
+def _is_unknown(answer: Answer | None, folder: Path) -> bool:
+    """Whether an answer is missing, or what the aligned model expected at its tokens."""
+    return answer is None or (bool(answer.token_ids) and not _spool(folder, answer.id).exists())
+
+
+def _spool(folder: Path, id_: str) -> Path:
+    # Ids may hold anything; file names may not.
+    return folder / "distributions" / f"{id_.encode().hex()[-64:] or 'empty'}.npz"
+
+
+def _batches(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
+    for start in range(0, len(queries), _BATCH):
+        yield queries[start : start + _BATCH]
