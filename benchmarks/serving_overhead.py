@@ -59,13 +59,13 @@ def serve(folder: Path) -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from ragalign.generation.vllm_async import AsyncVllm
+    from ragalign.generation.vllm_async import AsyncVllmGenerator
     from ragalign.serving import create_app
 
     async def work() -> None:
         has_weights = any((folder / "toy").glob("*.safetensors"))
         options = {"dtype": "float32"} if has_weights else {"load_format": "dummy"}
-        generator = AsyncVllm(folder / "toy", **options)
+        generator = AsyncVllmGenerator(folder / "toy", **options)
         engine = generator._engine
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", str(folder / "toy")])
         arguments.served_model_name = ["toy"]

@@ -129,9 +129,13 @@ def test_a_second_question_finds_its_prefix_in_the_cache(aligner: Aligner) -> No
 def test_the_stream_adds_up_to_the_answer(aligner: Aligner) -> None:
     for asked in QUERIES:
         decoding = Decoding(temperature=0.0, max_tokens=40)
-        assert (
-            "".join(aligner.stream(asked.text, decoding=decoding)) == aligner.chat(asked.text, decoding=decoding).text
-        )
+        deltas = list(aligner.stream(asked.text, decoding=decoding))
+        whole = aligner.chat(asked.text, decoding=decoding)
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+        last = deltas[-1]
+        assert (last.finish_reason, last.n_tokens) == (whole.finish_reason, whole.n_output_tokens)
+        assert last.n_cached_tokens is not None
 
 
 def test_a_question_is_never_its_own_demonstration(aligner: Aligner, starter_index: Path) -> None:

@@ -87,9 +87,9 @@ def _converse(aligner: Aligner, settings: Decoding) -> None:
 
 def _answer(aligner: Aligner, turns: list[Turn], settings: Decoding) -> str:
     pieces = []
-    for piece in aligner.stream(turns, decoding=settings):
-        pieces.append(piece)
-        sys.stdout.write(piece)
+    for delta in aligner.stream(turns, decoding=settings):
+        pieces.append(delta.text)
+        sys.stdout.write(delta.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
     return "".join(pieces)

@@ -52,11 +52,11 @@ def select(
     from ragalign.bench.cases import load_cases
     from ragalign.bench.scoring import make_scorer
     from ragalign.bench.session import Engine
-    from ragalign.generation import BaseGenerator
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
     from ragalign.studies.selection import Search, SearchOptions
     from ragalign.tokenization import Tokenizer
+    from ragalign.types import Generator
 
     options = SearchOptions(add, candidates, max_evaluations, held_out, seed)
     scorer = make_scorer(metric)
@@ -73,9 +73,9 @@ def select(
         options=options,
         others=engine.settings,
     )
-    generators: list[BaseGenerator] = []
+    generators: list[Generator] = []
 
-    def start() -> tuple[BaseGenerator, Tokenizer]:
+    def start() -> tuple[Generator, Tokenizer]:
         loaded = engine.load_tokenizer()
         console.note(f"starting the engine for {model} (half a minute on two CPU cores) ...")
         generators.append(engine.start())

@@ -104,10 +104,10 @@ def serve(
         generator = Upstream(upstream, model=model, timeout_s=timeout, context_length=context_length)
         tokenizer = tokenizer or generator.root
     else:
-        from ragalign.generation.vllm_async import AsyncVllm
+        from ragalign.generation.vllm_async import AsyncVllmGenerator
 
         console.note(f"starting the engine for {model} ...")
-        generator = AsyncVllm(
+        generator = AsyncVllmGenerator(
             model or "",
             tokenizer=tokenizer,
             dtype=dtype,

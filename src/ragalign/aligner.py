@@ -6,6 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ from ragalign.retrieval import Exclusion, Retriever, make_retriever
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.template import check_turns
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Decoding, Generator, Hit, Prompt, Query, Role, Turn
+from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Hit, Prompt, Query, Role, Turn
 
 # Queries that are retrieved for and packed together, while earlier ones are answered. Few let the engine start soon and
 # hide the most work behind its own; but prompts share prefixes only with those of the same plan, and an engine on the
@@ -225,19 +226,29 @@ class Aligner:
         self.online.learn(prompt, completion.n_cached_tokens)
         return self._clean(completion)
 
-    def stream(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Iterator[str]:
-        """Answer one conversation, yielding pieces of the cleaned text as they come.
+    def stream(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> ClosableIterator[Delta]:
+        """Answer one conversation, yielding its cleaned text part by part.
+
+        The texts add up to what `chat` gives. The last part says why the answer ended and how much of the prompt was
+        cached. Closing the iterator ends the request.
 
         Raises:
+            ConfigError: the decoding asks for more than one answer.
             BudgetError, DataError, GenerationError: as `chat`.
         """
         prompt = self.pack(messages, decoding=decoding)
+        return self._cleaned_parts(prompt, self.generator.stream(prompt, decoding or self.decoding))
+
+    def _cleaned_parts(self, prompt: Prompt, deltas: ClosableIterator[Delta]) -> ClosableIterator[Delta]:
         clean = CleanStream(self.packer.template)
-        for piece in self.generator.stream(prompt, decoding or self.decoding):
-            if text := clean.push(piece):
-                yield text
-        if text := clean.finish():
-            yield text
+        with closing(deltas):
+            for delta in deltas:
+                text = clean.push(delta.text)
+                if delta.finish_reason is not None:
+                    self.online.learn(prompt, delta.n_cached_tokens)
+                    text += clean.finish(finished=delta.finish_reason != "length")
+                if text or delta.finish_reason is not None:
+                    yield replace(delta, text=text)
 
     def generate(
         self, queries: Sequence[Query | str | Sequence[Message]], *, decoding: Decoding | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T_co = TypeVar("T_co", covariant=True)
 
 Role = Literal["system", "user", "assistant"]
 DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
@@ -264,8 +266,33 @@ class Decoding:
     stop: tuple[str, ...] = ()
 
 
+class ClosableIterator(Protocol[T_co]):
+    """An iterator whose work ends when it is closed, such as what a generator function returns."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def __next__(self) -> T_co: ...
+
+    def close(self) -> None:
+        """End the work; closing twice is harmless."""
+
+
+class ClosableAsyncIterator(Protocol[T_co]):
+    """An asynchronous iterator whose work ends when it is closed."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def __anext__(self) -> Awaitable[T_co]: ...
+
+    def aclose(self) -> Awaitable[None]:
+        """End the work; closing twice is harmless."""
+
+
 class Generator(Protocol):
-    """Turns prompts into completions."""
+    """Turns prompts into completions.
+
+    This is all that the aligner, the service and the bench ask of a generator.
+    """
 
     @property
     def model(self) -> str:
@@ -292,8 +319,15 @@ class Generator(Protocol):
         Where `prompts` is an iterator, later prompts are made while earlier ones are answered.
         """
 
-    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt, yielding pieces of text as they come; stop strings never appear."""
+    def stream(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
+        """Answer one prompt, yielding its parts as they come; stop strings never appear.
+
+        The last part has a `finish_reason`. Closing the iterator ends the request. Calls come from several threads
+        where a service asks.
+        """
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts; False where there is no cache that could be emptied."""
 
     def close(self) -> None:
         """Release what the generator holds."""

@@ -21,12 +21,12 @@ from ragalign.bench.figures import report_of
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator, TransformersGenerator, VllmGenerator
+from ragalign.generation import TransformersGenerator, VllmGenerator
 from ragalign.indexes import Index
 from ragalign.packing import Packing
 from ragalign.recipes import Recipe
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Decoding, Prompt
+from ragalign.types import Completion, Decoding, Generator, Prompt
 
 # What a clock says differs between any two runs.
 TIMES = {"first_token_ms", "requests_per_s", "preparation_ms", "price_ratio", "n_timed"}
@@ -36,7 +36,7 @@ LENGTH = Scorer("length", lambda record: float(len(record["response"])))
 class Interrupted:
     """A real generator that the user interrupts after some completions."""
 
-    def __init__(self, generator: BaseGenerator, after: int) -> None:
+    def __init__(self, generator: Generator, after: int) -> None:
         self._generator, self._left = generator, after
         self.model, self.context_length = generator.model, generator.context_length
         self.shares_cpu = generator.shares_cpu
@@ -88,13 +88,13 @@ def figures(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(report))
 
 
-def interrupt(run: Run, generator: BaseGenerator, tokenizer: Tokenizer, after: int) -> None:
+def interrupt(run: Run, generator: Generator, tokenizer: Tokenizer, after: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run.generate(Interrupted(generator, after), tokenizer)  # type: ignore[arg-type]
+        run.generate(Interrupted(generator, after), tokenizer)  # type: ignore[arg-type]  # asked for no more than that
 
 
 def check_every_interruption(
-    engine: BaseGenerator, model: Path, conditions: list[Condition], cases: Cases, index: Index, tmp_path: Path
+    engine: Generator, model: Path, conditions: list[Condition], cases: Cases, index: Index, tmp_path: Path
 ) -> dict[str, Any]:
     tokenizer = Tokenizer.load(model)
     whole = make(tmp_path / "whole", conditions, cases, index)

@@ -318,9 +318,10 @@ def test_stream_equals_generate_and_leaks_no_stop_string(width: int) -> None:
 
     with ScriptedServer(lambda body: answer, chunks=chunks) as server:
         one = prompt("a", ("# Query",))
-        pieces = list(generator(server).stream(one, DECODING))
-        assert "".join(pieces) == texts(server, [one])[0] == "Crème brûlée 🙂.\n# Quiz\n"
-        assert all(pieces)
+        deltas = list(generator(server).stream(one, DECODING))
+        streamed = "".join(delta.text for delta in deltas)
+        assert streamed == texts(server, [one])[0] == "Crème brûlée 🙂.\n# Quiz\n"
+        assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
 
 
 @pytest.mark.parametrize(

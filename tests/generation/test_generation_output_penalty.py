@@ -182,11 +182,10 @@ def test_requests_with_and_without_it_share_the_engine(
     open_ = set(range(len(running)))
     while open_:
         for number in sorted(open_):
-            piece = next(running[number], None)
-            if piece is None:
+            delta = next(running[number])
+            texts[number] += delta.text
+            if delta.finish_reason is not None:
                 open_.discard(number)
-            else:
-                texts[number] += piece
     assert texts == [alone[kind][prompt] for prompt in range(len(prompts)) for kind in range(len(kinds))]
     assert [one.text for one in vllm_engine.generate(prompts, plain)] == alone[0]
 

@@ -107,10 +107,11 @@ def test_stream_equals_generate(
     assert whole
     # Whatever the text holds, take something from its middle as the stop string.
     for prompt in (make_prompt(question), make_prompt(question, stop=(whole[10:13],))):
-        pieces = list(transformers_engine.stream(prompt, decoding))
+        deltas = list(transformers_engine.stream(prompt, decoding))
         completion = transformers_engine.generate([prompt], decoding)[0]
-        assert "".join(pieces) == completion.text
-        assert all(pieces)
+        assert "".join(delta.text for delta in deltas) == completion.text
+        reasons = [delta.finish_reason for delta in deltas]
+        assert reasons == [None] * (len(deltas) - 1) + [completion.finish_reason]
         assert not any(stop in completion.text for stop in prompt.stop)
         assert completion.finish_reason == ("stop" if prompt.stop else "length")
 
@@ -154,7 +155,7 @@ def test_the_models_own_generation_config_is_ignored(
 def test_closing_a_stream_ends_its_thread(transformers_engine: TransformersGenerator, make_prompt: PromptMaker) -> None:
     stream = transformers_engine.stream(make_prompt("Hi"), replace(GREEDY, max_tokens=1500))
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(list(transformers_engine.generate([make_prompt("Hi")], GREEDY))) == 1
 
 

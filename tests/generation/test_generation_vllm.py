@@ -113,13 +113,14 @@ def test_stream_equals_generate_and_leaks_no_stop_string(
     stops = [(), (whole[10:13],), (whole[7:9], whole[8:20]), (whole[5:20] + "never",)]
     for stop in stops:
         prompt = make_prompt(question, stop=stop)
-        pieces = list(vllm_engine.stream(prompt, decoding))
+        deltas = list(vllm_engine.stream(prompt, decoding))
         completion = vllm_engine.generate([prompt], decoding)[0]
         pieces_of_whole = StopFilter(merge_stops(stop))
         expected = pieces_of_whole.push(whole)
         assert completion.finish_reason == ("stop" if pieces_of_whole.stopped else "length")
-        assert "".join(pieces) == completion.text == expected + pieces_of_whole.finish()
-        assert all(pieces)
+        text = "".join(delta.text for delta in deltas)
+        assert text == completion.text == expected + pieces_of_whole.finish()
+        assert (deltas[-1].finish_reason, deltas[-1].n_tokens) == (completion.finish_reason, completion.n_output_tokens)
 
 
 def test_stop_strings_of_the_decoding_count_too(vllm_engine: VllmGenerator, make_prompt: PromptMaker) -> None:
@@ -200,9 +201,9 @@ def test_interleaved_callers_get_their_own_answers(vllm_engine: VllmGenerator, m
     prompts = [make_prompt(question) for question in QUESTIONS]
     expected = [one.text for one in vllm_engine.generate(prompts, NOISY)]
     first, second = vllm_engine.stream(prompts[0], NOISY), vllm_engine.stream(prompts[1], NOISY)
-    texts = [next(first), next(second)]
+    begun = [next(first).text, next(second).text]
     between = vllm_engine.generate(prompts[2:], NOISY)
-    texts = [texts[0] + "".join(first), texts[1] + "".join(second)]
+    texts = [text + "".join(delta.text for delta in rest) for text, rest in zip(begun, (first, second), strict=True)]
     assert texts + [one.text for one in between] == expected
 
 
@@ -214,7 +215,7 @@ def test_threads_share_the_engine(vllm_engine: VllmGenerator, make_prompt: Promp
     def work(numbers: list[int]) -> None:
         for number in numbers:
             if number % 2:
-                answers[number] = "".join(vllm_engine.stream(prompts[number], NOISY))
+                answers[number] = "".join(delta.text for delta in vllm_engine.stream(prompts[number], NOISY))
             else:
                 answers[number] = vllm_engine.generate([prompts[number]], NOISY)[0].text
 
@@ -232,7 +233,7 @@ def test_closed_iterators_leave_no_work_behind(vllm_engine: VllmGenerator, make_
     long = replace(GREEDY, max_tokens=900)
     stream = vllm_engine.stream(make_prompt("Hi"), long)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     batch = vllm_engine.iter_generate([make_prompt("Hi", stop=("never",))] * 3 + [make_prompt("Hi")], long)
     unfinished = vllm_engine._llm.llm_engine
     assert not unfinished.has_unfinished_requests()

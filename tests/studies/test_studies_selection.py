@@ -15,12 +15,12 @@ import pytest
 from ragalign.bench.cases import Cases, load_cases
 from ragalign.bench.scoring import Scorer
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator, TransformersGenerator
+from ragalign.generation import TransformersGenerator
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.studies.selection import Search, SearchOptions, Selection
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Decoding, Demonstration
+from ragalign.types import Decoding, Demonstration, Generator
 
 N_PROMPTS = 8
 BEGUN = Demonstration("Name a river.", "The Nile.")
@@ -75,7 +75,7 @@ def search(recipe: Recipe, cases: Cases, tmp_path: Path) -> Callable[..., Search
 
 
 @pytest.fixture
-def start(engine: TransformersGenerator, tiny_model: Path) -> Callable[[], tuple[BaseGenerator, Tokenizer]]:
+def start(engine: TransformersGenerator, tiny_model: Path) -> Callable[[], tuple[Generator, Tokenizer]]:
     tokenizer = Tokenizer.load(tiny_model)
     return lambda: (engine, tokenizer)
 
@@ -148,7 +148,7 @@ def test_interrupted_it_goes_on_to_the_same_end(
                 file.write('{"constants": ["')
         assert search(noise, folder).run(start) == expected
 
-    def never() -> tuple[BaseGenerator, Tokenizer]:
+    def never() -> tuple[Generator, Tokenizer]:
         raise AssertionError("what was measured is not measured again")
 
     assert search(noise, "whole").run(never) == expected

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragalign.generation import BaseGenerator
-from ragalign.types import Completion, Decoding, Prompt
+from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Pace:
 class Stopwatch:
     """A generator that adds up the seconds for which the one behind it is at work."""
 
-    def __init__(self, generator: BaseGenerator) -> None:
+    def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self.seconds = 0.0
 
@@ -63,9 +62,13 @@ class Stopwatch:
         finally:
             self.seconds += time.perf_counter() - started
 
-    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt in pieces; not timed."""
+    def stream(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
+        """Answer one prompt part by part; not timed."""
         return self._generator.stream(prompt, decoding)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prefixes of earlier prompts."""
+        return self._generator.reset_prefix_cache()
 
     def close(self) -> None:
         """Nothing: the generator belongs to whoever made it."""

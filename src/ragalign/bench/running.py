@@ -27,12 +27,11 @@ from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
 from ragalign.bench.pace import Pace, Stopwatch, read_pace, read_pieces
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator
 from ragalign.indexes import Index
 from ragalign.judging.files import write_rows
 from ragalign.runs.lines import claim
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Query
+from ragalign.types import Generator, Query
 
 _RUN = "run.json"
 _SPEED = "speed.jsonl"
@@ -127,7 +126,7 @@ class Run:
 
     def generate(
         self,
-        generator: BaseGenerator,
+        generator: Generator,
         tokenizer: Tokenizer,
         *,
         on_condition: Callable[[Condition, int], None] = lambda *_: None,

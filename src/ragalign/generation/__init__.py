@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ragalign.generation.asynchronous import AsyncEngine, ThreadedEngine
     from ragalign.generation.base import BaseGenerator
+    from ragalign.generation.distributions import SupportsDistributions
+    from ragalign.generation.engine_options import EngineOptions
     from ragalign.generation.factory import make_generator
     from ragalign.generation.openai import OpenAIGenerator
     from ragalign.generation.presets import PRESETS, decoding_preset, validate
@@ -17,12 +20,18 @@ if TYPE_CHECKING:
     from ragalign.generation.toy import build_toy_model
     from ragalign.generation.transformers import TransformersGenerator
     from ragalign.generation.vllm import VllmGenerator
+    from ragalign.generation.vllm_async import AsyncVllmGenerator
 
 _HOME = {
+    "AsyncEngine": "asynchronous",
+    "AsyncVllmGenerator": "vllm_async",
     "BaseGenerator": "base",
+    "EngineOptions": "engine_options",
     "OpenAIGenerator": "openai",
     "PRESETS": "presets",
     "StopFilter": "stopping",
+    "SupportsDistributions": "distributions",
+    "ThreadedEngine": "asynchronous",
     "TransformersGenerator": "transformers",
     "VllmGenerator": "vllm",
     "build_toy_model": "toy",
@@ -35,9 +44,14 @@ _HOME = {
 
 __all__ = [
     "PRESETS",
+    "AsyncEngine",
+    "AsyncVllmGenerator",
     "BaseGenerator",
+    "EngineOptions",
     "OpenAIGenerator",
     "StopFilter",
+    "SupportsDistributions",
+    "ThreadedEngine",
     "TransformersGenerator",
     "VllmGenerator",
     "build_toy_model",

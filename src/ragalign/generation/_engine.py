@@ -6,13 +6,14 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
 from ragalign.errors import GenerationError
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import one_line
+from ragalign.types import ClosableIterator
 
 # Requests of one caller that the engine holds at a time: enough to keep any engine busy.
 _IN_ENGINE = 4096
@@ -33,7 +34,7 @@ class EngineLoop:
         self._counter = itertools.count()
         self._failure: str | None = None
 
-    def run(self, inputs: Iterable[tuple[list[int], Any]]) -> Generator[tuple[int, Any, float], None, None]:
+    def run(self, inputs: Iterable[tuple[list[int], Any]]) -> ClosableIterator[tuple[int, Any, float]]:
         """Answer (token ids, SamplingParams) pairs, enqueued in the order given; iterators are read in a thread.
 
         Yields (position, RequestOutput, seconds since the request was added), and aborts what is

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation.base import BaseGenerator
-from ragalign.types import Decoding, Delta, Prompt
+from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Generator, Prompt
 
 
 class UnavailableError(GenerationError):
@@ -28,8 +26,9 @@ class RefusedError(GenerationError):
     """The engine does not take this request, such as one that is longer than its context."""
 
 
-class AsyncGenerator(Protocol):
-    """Turns prompts into streams of `Delta`, any number of them at a time."""
+@runtime_checkable
+class AsyncEngine(Protocol):
+    """The asynchronous counterpart of a `Generator`, for services: any number of answers at a time."""
 
     @property
     def model(self) -> str:
@@ -48,7 +47,7 @@ class AsyncGenerator(Protocol):
 
     def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
-    ) -> PyAsyncGenerator[Delta, None]:
+    ) -> ClosableAsyncIterator[Delta]:
         """The `sample`-th answer to a prompt; closing the generator ends the engine's work on it.
 
         Args:
@@ -68,17 +67,17 @@ class AsyncGenerator(Protocol):
         """Release what the generator holds."""
 
 
-class Bridge:
-    """A generator of this process for callers in an event loop: each answer runs in a thread of a pool.
+class ThreadedEngine:
+    """An `AsyncEngine` that runs a generator of this process, each answer in a thread of a pool.
 
     Args:
-        generator: any of ragalign's generators; those that batch (vLLM) share their batches between threads.
+        generator: any; those that batch (vLLM) share their batches between threads.
         most_at_once: threads.
     """
 
-    def __init__(self, generator: BaseGenerator, *, most_at_once: int = 64) -> None:
+    def __init__(self, generator: Generator, *, most_at_once: int = 64) -> None:
         self._generator = generator
-        self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="ragalign-bridge")
+        self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="ragalign-engine")
 
     @property
     def model(self) -> str:
@@ -100,8 +99,8 @@ class Bridge:
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
-    ) -> PyAsyncGenerator[Delta, None]:
-        """See `AsyncGenerator.stream`.
+    ) -> ClosableAsyncIterator[Delta]:
+        """See `AsyncEngine.stream`.
 
         Raises:
             RefusedError: log-probabilities are asked for, which the generators of this process do not give.
@@ -137,7 +136,7 @@ class Bridge:
 
 
 def _pump(
-    generator: BaseGenerator,
+    generator: Generator,
     prompt: Prompt,
     decoding: Decoding,
     put: Callable[[Delta | Exception | None], None],
@@ -145,7 +144,7 @@ def _pump(
 ) -> None:
     """Hand over one answer part by part, then None; an error ends it too."""
     try:
-        with closing(generator.deltas(prompt, decoding)) as parts:
+        with closing(generator.stream(prompt, decoding)) as parts:
             for part in parts:
                 put(part)
                 if stopped.is_set():

@@ -1,10 +1,9 @@
-"""What all generators share: checks before any work, input order, gathering samples to completions."""
+"""A base for generators: checks before any work, input order, gathering samples into completions."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator as PyGenerator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Completion, Decoding, Delta, Output, Prompt
+from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Output, Prompt
 
 # The prompts for which URIAL chose its repetition penalty hold one to two thousand tokens.
 LONG_PROMPT_TOKENS = 2048
@@ -36,7 +35,9 @@ class Sample:
 
 
 class BaseGenerator(ABC):
-    """A generator that yields samples in any order; this class checks, gathers and orders them.
+    """A base for generators whose engine yields samples in any order: it checks, gathers and orders them.
+
+    Signatures ask for the protocol `ragalign.Generator`; a generator of your own does not have to derive from this.
 
     `Decoding.n` answers are `n` separate requests; with a seed, the i-th one (from 0) gets seed + i, so that
     an answer depends neither on the batch nor on how many others are asked for. `Completion.n_cached_tokens` and
@@ -61,14 +62,14 @@ class BaseGenerator(ABC):
         return False
 
     @abstractmethod
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         """Answer every prompt `decoding.n` times; yields samples as they finish, in any order.
 
         What is no sequence takes time to make each prompt, and is to be read in a thread: see `Ahead`.
         """
 
     @abstractmethod
-    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         """Answer one prompt once, yielding its parts as they come; the last one says why it ended."""
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
@@ -119,35 +120,20 @@ class BaseGenerator(ABC):
             seen.append(prompt)
             yield prompt
 
-    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
-        """Answer one prompt, yielding pieces of text as they come.
+    def stream(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
+        """Answer one prompt, yielding its parts as they come; the last one says why the answer ended.
 
-        The pieces add up to the text that `generate` gives. No stop string or part of one appears, and no
+        The texts add up to the one that `generate` gives. No stop string or part of one appears, and no
         character is split. Closing the iterator ends the request.
 
         Raises:
             ConfigError: a decoding parameter is out of range, or `n` is not 1.
             GenerationError: as `generate`.
         """
-        return self._texts(self.deltas(prompt, decoding))
-
-    def deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
-        """As `stream`, with token counts and, in the last part, the reason why the answer ended.
-
-        Raises:
-            ConfigError, GenerationError: as `stream`.
-        """
         self._check([prompt], decoding)
         if decoding.n != 1:
             raise ConfigError(f"decoding: a stream is one answer, so n must be 1, not {decoding.n}")
         return self._deltas(prompt, decoding)
-
-    @staticmethod
-    def _texts(deltas: PyGenerator[Delta, None, None]) -> Iterator[str]:
-        with closing(deltas):
-            for delta in deltas:
-                if delta.text:
-                    yield delta.text
 
     def distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ragalign.types import Generator
 
 # Ranks 1 to 3 must be told apart even where probabilities tie.
 MIN_TOP_K = 3
@@ -52,6 +54,15 @@ class Distributions:
         """The arrays by name, to be stored with `numpy.savez` and given back to this class."""
         found = {name: getattr(self, name) for name in ("ids", "logprobs", "ranks", "top_ids", "top_logprobs")}
         return found if self.dense is None else found | {"dense": self.dense}
+
+
+class SupportsDistributions(Generator, Protocol):
+    """A generator that also says how likely given tokens are."""
+
+    def distributions(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
+    ) -> Iterator[tuple[int, Distributions]]:
+        """See `ragalign.generation.BaseGenerator.distributions`."""
 
 
 def from_dense(dense: NDArray[np.float32], ids: Sequence[int]) -> Distributions:

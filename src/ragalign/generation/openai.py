@@ -9,7 +9,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +19,7 @@ from ragalign.generation._completions import decoding_fields
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
-from ragalign.types import Decoding, Delta, Output, Prompt
+from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 # Statuses that are about one request, not about the endpoint: the others may still be answered.
 _ABOUT_ONE_REQUEST = frozenset({400, 413, 422})
@@ -109,7 +108,7 @@ class OpenAIGenerator(BaseGenerator):
                 "or let vLLM or transformers run the model here"
             )
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
         results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
@@ -199,7 +198,7 @@ class OpenAIGenerator(BaseGenerator):
             await asyncio.sleep(min(_FIRST_DELAY_S * 2**attempt, _LONGEST_DELAY_S) * random.uniform(0.75, 1.0))
             attempt += 1
 
-    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         stops = merge_stops(prompt.stop, decoding.stop)
         # Servers differ in what they let through in streams; the filter is what keeps the promise.
         pieces = StopFilter(stops)

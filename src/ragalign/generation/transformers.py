@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Generator as PyGenerator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
 from ragalign.generation.stopping import StopFilter, merge_stops
-from ragalign.types import Decoding, Delta, Output, Prompt
+from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 
 class TransformersGenerator(BaseGenerator):
@@ -93,7 +92,7 @@ class TransformersGenerator(BaseGenerator):
         """Release the model."""
         self._model = None
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         started = time.perf_counter()
         with closing(Ahead(as_requests(prompts, decoding.n))) as coming:
             while batch := coming.take(self._batch_size, wait=True):
@@ -113,7 +112,7 @@ class TransformersGenerator(BaseGenerator):
                         latency_s=time.perf_counter() - started,
                     )
 
-    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         """`generate` runs in a thread and hands pieces over through a queue; None ends them."""
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         request = self._request(prompt, decoding, 0, on_text=pieces.put)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ragalign.generation._completions import decoding_fields
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.stopping import StopFilter, merge_stops
-from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
 _CONNECT_S = 3.0
 # Servers close idle connections after 5 s or more (uvicorn's default); what is younger is safe to use again.
@@ -43,7 +42,7 @@ class _Server:
 
 
 class Upstream:
-    """An `AsyncGenerator` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
+    """An `AsyncEngine` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
 
     A request goes to the least busy server that is alive, in turn among equally busy ones. A server that cannot be
     connected to gets no requests until it can again, which is tried every `check_every_s`; its request
@@ -120,8 +119,8 @@ class Upstream:
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
-    ) -> PyAsyncGenerator[Delta, None]:
-        """See `AsyncGenerator.stream`.
+    ) -> ClosableAsyncIterator[Delta]:
+        """See `AsyncEngine.stream`.
 
         Raises:
             ConfigError: the decoding has an output-only repetition penalty.
@@ -180,7 +179,7 @@ class Upstream:
 
     async def _streamed(
         self, server: _Server, response: httpx.Response, filter_: StopFilter
-    ) -> PyAsyncGenerator[Delta, None]:
+    ) -> ClosableAsyncIterator[Delta]:
         reason: str | None = None
         usage: dict[str, Any] = {}
         async for event in _events(response):
@@ -197,7 +196,7 @@ class Upstream:
             raise GenerationError(f"{server.name} ended its stream before the answer was finished")
         yield _last(filter_, reason, usage)
 
-    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> PyAsyncGenerator[Delta, None]:
+    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> ClosableAsyncIterator[Delta]:
         answer = json.loads(await response.aread())
         (choice,) = answer["choices"]
         text = filter_.push(choice["text"])

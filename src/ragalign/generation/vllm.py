@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Generator as PyGenerator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
@@ -21,8 +20,9 @@ from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_flat
+from ragalign.generation.engine_options import EngineOptions
 from ragalign.generation.stopping import merge_stops
-from ragalign.types import Decoding, Delta, Output, Prompt
+from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 # Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;
 # its CPU attention takes multiples of 32 only (and would default to 128).
@@ -52,14 +52,8 @@ class VllmGenerator(BaseGenerator):
     Args:
         model: a folder or hub name.
         tokenizer: a folder or hub name where it is not the model's.
-        dtype: of weights and activations, such as "bfloat16" or "float32"; "auto" follows the model.
-        max_model_len: tokens of prompt and completion together; by default what the model was made for.
-        block_size: tokens per block of the prefix cache; by default 16, on CPUs 32.
-        gpu_memory_utilization: share of the GPU's memory for weights and cache, in (0, 1].
-        enforce_eager: run without graph capture; by default only on CPUs.
-        tensor_parallel_size: devices that share the model.
-        seed: of the engine. `Decoding.seed` seeds single requests.
-        engine_options: any other argument of `vllm.EngineArgs`, such as ``quantization="awq"``.
+        options: how to run the model.
+        changes: single options on top of `options`, such as ``dtype="float32"``; any argument of `vllm.EngineArgs`.
 
     On CPUs the cache takes a quarter of the free memory, 1 to 4 GiB, unless VLLM_CPU_KVCACHE_SPACE (GiB) or
     `kv_cache_memory_bytes` says otherwise. vLLM's messages are shown when RAGALIGN_VERBOSE is set.
@@ -75,33 +69,14 @@ class VllmGenerator(BaseGenerator):
         model: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        dtype: str = "auto",
-        max_model_len: int | None = None,
-        block_size: int | None = None,
-        gpu_memory_utilization: float = 0.9,
-        enforce_eager: bool | None = None,
-        tensor_parallel_size: int = 1,
-        seed: int = 0,
-        **engine_options: Any,
+        options: EngineOptions | None = None,
+        **changes: Any,
     ) -> None:
         self._model = model_name(model)
-        options = {
-            "model": self._model,
-            "tokenizer": None if tokenizer is None else model_name(tokenizer),
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "block_size": block_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
-            "tensor_parallel_size": tensor_parallel_size,
-            "seed": seed,
-            "enable_prefix_caching": True,
-            "use_tqdm_on_load": is_verbose(),
-            **engine_options,
-        }
-        engine = _start(options)
+        arguments = (options or EngineOptions()).with_changes(**changes).arguments(self._model, tokenizer)
+        engine = _start(arguments)
         self._llm: Any = engine
-        self._penalises_output = _OUTPUT_PENALTY in (options.get("logits_processors") or ())
+        self._penalises_output = _OUTPUT_PENALTY in (arguments.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
         # Runs at close, at garbage collection or at exit, whichever comes first.
@@ -155,7 +130,7 @@ class VllmGenerator(BaseGenerator):
         self._llm = None
         self._finalizer()
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> PyGenerator[Sample, None, None]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         self._engine()
         inputs: Iterable[tuple[list[int], Any]] = (
             (prompt.token_ids, sampling_params(prompt, decoding, sample))
@@ -179,7 +154,7 @@ class VllmGenerator(BaseGenerator):
                     first_token_s=_first_token_s(output.metrics),
                 )
 
-    def _deltas(self, prompt: Prompt, decoding: Decoding) -> PyGenerator[Delta, None, None]:
+    def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         self._engine()
         params = sampling_params(prompt, decoding, 0, stream=True)
         n_tokens = 0

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -18,19 +17,19 @@ from ragalign._optional import require
 from ragalign.generation._quiet import environment, is_verbose
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import model_name, one_line
+from ragalign.generation.engine_options import EngineOptions
 from ragalign.generation.vllm import check_options, fill_in, sampling_params, start_error
-from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
 
-class AsyncVllm:
-    """vLLM's `AsyncLLM`: an `AsyncGenerator` whose engine runs in a process of its own beside this one.
+class AsyncVllmGenerator:
+    """vLLM's `AsyncLLM`: an `AsyncEngine` whose engine runs in a process of its own beside this one.
 
     On CPUs torch gets one thread in this process until `close`, unless OMP_NUM_THREADS says otherwise: threads of an
     encoder that wait for each other keep the engine's from the processor, and both take up to three times as long.
 
     Args:
-        model, tokenizer, dtype, max_model_len, block_size, gpu_memory_utilization, enforce_eager,
-        tensor_parallel_size, seed, engine_options: as for `ragalign.generation.VllmGenerator`.
+        model, tokenizer, options, changes: as for `ragalign.generation.VllmGenerator`.
 
     Raises:
         ConfigError: an option is unknown or out of range, or the model folder does not exist.
@@ -43,32 +42,12 @@ class AsyncVllm:
         model: str | Path,
         *,
         tokenizer: str | Path | None = None,
-        dtype: str = "auto",
-        max_model_len: int | None = None,
-        block_size: int | None = None,
-        gpu_memory_utilization: float = 0.9,
-        enforce_eager: bool | None = None,
-        tensor_parallel_size: int = 1,
-        seed: int = 0,
-        **engine_options: Any,
+        options: EngineOptions | None = None,
+        **changes: Any,
     ) -> None:
         self._model = model_name(model)
-        self._engine: Any = _start(
-            {
-                "model": self._model,
-                "tokenizer": None if tokenizer is None else model_name(tokenizer),
-                "dtype": dtype,
-                "max_model_len": max_model_len,
-                "block_size": block_size,
-                "gpu_memory_utilization": gpu_memory_utilization,
-                "enforce_eager": enforce_eager,
-                "tensor_parallel_size": tensor_parallel_size,
-                "seed": seed,
-                "enable_prefix_caching": True,
-                "use_tqdm_on_load": is_verbose(),
-                **engine_options,
-            }
-        )
+        options = (options or EngineOptions()).with_changes(**changes)
+        self._engine: Any = _start(options.arguments(self._model, tokenizer))
         self._n_threads = _leave_processor()
         self._context_length = int(self._engine.model_config.max_model_len)
         self._counter = itertools.count()
@@ -98,8 +77,8 @@ class AsyncVllm:
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
-    ) -> PyAsyncGenerator[Delta, None]:
-        """See `AsyncGenerator.stream`.
+    ) -> ClosableAsyncIterator[Delta]:
+        """See `AsyncEngine.stream`.
 
         Raises:
             RefusedError: the engine does not take the prompt or a parameter.

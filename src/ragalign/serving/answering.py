@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from ragalign.generation.asynchronous import AsyncGenerator
+from ragalign.generation.asynchronous import AsyncEngine
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.template import Template
-from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
 # Parts of answers that wait for a slow client before the engine's are no longer taken.
 _MOST_HELD = 64
@@ -40,14 +39,14 @@ class Part:
 
 
 async def answer(
-    generator: AsyncGenerator,
+    generator: AsyncEngine,
     prompt: Prompt,
     decoding: Decoding,
     template: Template | None,
     *,
     logprobs: int | None,
     whole: bool,
-) -> PyAsyncGenerator[Part, None]:
+) -> ClosableAsyncIterator[Part]:
     """Answer one prompt `decoding.n` times at once; closing ends the engine's work on all of them.
 
     Args:
@@ -92,7 +91,7 @@ async def answer(
 
 
 async def _one(
-    generator: AsyncGenerator,
+    generator: AsyncEngine,
     prompt: Prompt,
     decoding: Decoding,
     template: Template | None,
@@ -100,7 +99,7 @@ async def _one(
     logprobs: int | None,
     *,
     whole: bool,
-) -> PyAsyncGenerator[Part, None]:
+) -> ClosableAsyncIterator[Part]:
     clean = None if template is None else CleanStream(template)
     tokens = _Logprobs()
     last = Delta("")

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ragalign._optional import require
 from ragalign.aligner import Aligner
-from ragalign.errors import ConfigError
-from ragalign.generation.asynchronous import AsyncGenerator, Bridge
-from ragalign.generation.base import BaseGenerator
+from ragalign.generation.asynchronous import AsyncEngine, ThreadedEngine
 from ragalign.serving.catalog import Catalog, Load
 from ragalign.serving.settings import ServingSettings
+from ragalign.types import Generator
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,7 +23,7 @@ def create_app(
     aligner: Aligner,
     *,
     recipes: Mapping[str, Aligner] | None = None,
-    generator: AsyncGenerator | None = None,
+    generator: Generator | AsyncEngine | None = None,
     name: str | None = None,
     settings: ServingSettings | None = None,
     load: Load | None = None,
@@ -37,7 +36,7 @@ def create_app(
     Args:
         aligner: answers to the bare model name.
         recipes: further aligners by name, for ``NAME:RECIPE``; the default is among them under its own name.
-        generator: answers prompts; by default the aligner's own, in threads.
+        generator: answers prompts; by default the aligner's own. One that is not asynchronous runs in threads.
         name: of the model; by default the last part of the generator's model.
         settings: limits, keys and the like.
         load: gives all aligners anew, by name, for ``POST /admin/reload``.
@@ -62,14 +61,12 @@ def create_app(
     from ragalign.serving.service import Service
 
     settings = settings or ServingSettings()
-    if generator is None:
-        own = aligner.generator
-        if not isinstance(own, BaseGenerator):
-            raise ConfigError(f"cannot serve a {type(own).__name__}: give create_app a generator")
-        generator = Bridge(own, most_at_once=settings.limits.max_running)
+    answering = aligner.generator if generator is None else generator
+    if not isinstance(answering, AsyncEngine):
+        answering = ThreadedEngine(answering, most_at_once=settings.limits.max_running)
     default = aligner.name or "default"
-    name = name or Path(generator.model).name
-    service = Service(Catalog(name, default, {default: aligner, **(recipes or {})}), generator, settings, load)
+    name = name or Path(answering.model).name
+    service = Service(Catalog(name, default, {default: aligner, **(recipes or {})}), answering, settings, load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,7 +17,7 @@ from ragalign.serving.preparing import Prepared
 from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions, parse
 from ragalign.serving.service import Service, Timings, Wish, log
 from ragalign.serving.shapes import DONE, Envelope, Usage, chat_logprobs, encode, event, text_logprobs
-from ragalign.types import Decoding, Prompt
+from ragalign.types import ClosableAsyncIterator, Decoding, Prompt
 
 _REFS = "#/components/schemas/"
 
@@ -85,7 +84,7 @@ def make_router(service: Service) -> APIRouter:
     return router
 
 
-async def _streamed(request: Request, events: PyAsyncGenerator[bytes, None]) -> Response:
+async def _streamed(request: Request, events: ClosableAsyncIterator[bytes]) -> Response:
     """A stream whose beginning has come: until then, errors still have a status of their own."""
     try:
         async with while_connected(request.receive):
@@ -94,7 +93,7 @@ async def _streamed(request: Request, events: PyAsyncGenerator[bytes, None]) -> 
         await events.aclose()
         raise
 
-    async def rest() -> PyAsyncGenerator[bytes, None]:
+    async def rest() -> ClosableAsyncIterator[bytes]:
         try:
             yield first
             try:
@@ -112,7 +111,7 @@ async def _streamed(request: Request, events: PyAsyncGenerator[bytes, None]) -> 
 
 async def _chat_events(
     service: Service, asked: ChatRequest, wish: Wish, timings: Timings
-) -> PyAsyncGenerator[bytes, None]:
+) -> ClosableAsyncIterator[bytes]:
     envelope = Envelope(asked.model, "chat.completion.chunk", "chatcmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
     usage = Usage()
@@ -180,7 +179,7 @@ async def _chat_whole(service: Service, asked: ChatRequest, wish: Wish, timings:
 
 async def _text_events(
     service: Service, asked: CompletionRequest, prompts: list[str | list[int]], decoding: Decoding, timings: Timings
-) -> PyAsyncGenerator[bytes, None]:
+) -> ClosableAsyncIterator[bytes]:
     envelope = Envelope(asked.model, "text_completion", "cmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
     usage = Usage()

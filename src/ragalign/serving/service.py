@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator as PyAsyncGenerator
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 
 from ragalign.aligner import Aligner
 from ragalign.errors import RagalignError
-from ragalign.generation.asynchronous import AsyncGenerator
+from ragalign.generation.asynchronous import AsyncEngine
 from ragalign.serving.admission import Admission
 from ragalign.serving.answering import Part, answer
 from ragalign.serving.catalog import Catalog, Load
@@ -24,7 +23,7 @@ from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
 from ragalign.serving.requests import RagalignOptions
 from ragalign.serving.settings import ServingSettings
-from ragalign.types import Decoding, Prompt, Turn
+from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
 
 log = logging.getLogger("ragalign.serving")
 
@@ -76,7 +75,7 @@ class Service:
     """
 
     def __init__(
-        self, catalog: Catalog, generator: AsyncGenerator, settings: ServingSettings, load: Load | None = None
+        self, catalog: Catalog, generator: AsyncEngine, settings: ServingSettings, load: Load | None = None
     ) -> None:
         self.catalog = catalog
         self.generator = generator
@@ -140,7 +139,7 @@ class Service:
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
-    async def chat(self, wish: Wish, timings: Timings) -> PyAsyncGenerator[Prepared | Part, None]:
+    async def chat(self, wish: Wish, timings: Timings) -> ClosableAsyncIterator[Prepared | Part]:
         """The prompt, then the parts of the answer.
 
         Raises:
@@ -162,7 +161,7 @@ class Service:
 
     async def complete(
         self, prompt: str | list[int], decoding: Decoding, timings: Timings, *, logprobs: int | None, whole: bool
-    ) -> PyAsyncGenerator[Prompt | Part, None]:
+    ) -> ClosableAsyncIterator[Prompt | Part]:
         """The prompt as token ids, then the parts of its completion, as the model writes them.
 
         Raises:
@@ -235,7 +234,7 @@ class Service:
         logprobs: int | None,
         *,
         whole: bool,
-    ) -> PyAsyncGenerator[Part, None]:
+    ) -> ClosableAsyncIterator[Part]:
         template = None if aligner is None else aligner.packer.template
         parts = answer(self.generator, prompt, decoding, template, logprobs=logprobs, whole=whole)
         n_tokens, n_cached = 0, 0

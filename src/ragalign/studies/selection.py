@@ -22,7 +22,6 @@ from ragalign.bench.pace import Pace
 from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator
 from ragalign.judging.files import write_rows
 from ragalign.packing import Packing
 from ragalign.pool import Pool
@@ -30,7 +29,7 @@ from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.runs.lines import claim
 from ragalign.statistics import Estimate, mean, paired_difference
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Demonstration
+from ragalign.types import Demonstration, Generator
 
 _SETTINGS = "search.json"
 _SCORES = "evaluations.jsonl"
@@ -211,7 +210,7 @@ class Search:
 
     def run(
         self,
-        start: Callable[[], tuple[BaseGenerator, Tokenizer]],
+        start: Callable[[], tuple[Generator, Tokenizer]],
         *,
         on_evaluation: Callable[[int, int], None] = lambda *_: None,
     ) -> Selection:
@@ -294,10 +293,10 @@ class Search:
 class _Measure:
     """Scores per prompt of a set of demonstrations, measured once."""
 
-    def __init__(self, search: Search, start: Callable[[], tuple[BaseGenerator, Tokenizer]]) -> None:
+    def __init__(self, search: Search, start: Callable[[], tuple[Generator, Tokenizer]]) -> None:
         self._search = search
         self._start = start
-        self._started: tuple[BaseGenerator, Tokenizer] | None = None
+        self._started: tuple[Generator, Tokenizer] | None = None
 
     def __call__(self, ids: Ids, *, held_out: bool) -> dict[str, float | None]:
         known = self._search.known

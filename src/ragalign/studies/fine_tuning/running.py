@@ -20,7 +20,6 @@ from ragalign.bench.scoring import UnscoredError, make_scorer
 from ragalign.constants import as_constants
 from ragalign.errors import BudgetError, DataError
 from ragalign.generation import make_generator
-from ragalign.generation.base import BaseGenerator
 from ragalign.indexes import Index
 from ragalign.packing import Packer
 from ragalign.pool import Pool
@@ -31,7 +30,7 @@ from ragalign.studies.fine_tuning.cells import TUNED, Cell, drawn, plan
 from ragalign.studies.fine_tuning.training import Training, fine_tune
 from ragalign.text import normalise
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Query
+from ragalign.types import Completion, Generator, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class _Run:
             shutil.rmtree(model)
             record.unlink()
 
-    def _answer(self, cell: Cell, generator: BaseGenerator, training: Mapping[str, Any] | None) -> None:
+    def _answer(self, cell: Cell, generator: Generator, training: Mapping[str, Any] | None) -> None:
         aligner = self._aligner(cell, generator)
         if training is None:
             # The first prompt of an engine pays for what is set up once.
@@ -201,7 +200,7 @@ class _Run:
         result = Result(cell, scores, seconds / max(1, len(sizes)), means[0], means[1], means[2], training, failures)
         write_json(self._path(cell), result.to_dict())
 
-    def _aligner(self, cell: Cell, generator: BaseGenerator) -> Aligner:
+    def _aligner(self, cell: Cell, generator: Generator) -> Aligner:
         retriever: Retriever | None = None
         pool, constants = self.index.pool, None
         if cell.n is not None and cell.method in ("constant", "retrieved"):
@@ -244,7 +243,7 @@ class _Run:
                 context_length=context_length,
             )
 
-    def _generator(self, model: str) -> BaseGenerator:
+    def _generator(self, model: str) -> Generator:
         return make_generator(self.settings.backend, model=model, **self.settings.options)
 
     def _path(self, cell: Cell) -> Path:

@@ -15,8 +15,7 @@ from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, ConfigError
 from ragalign.generation import make_generator
-from ragalign.generation.base import BaseGenerator
-from ragalign.generation.distributions import Distributions
+from ragalign.generation.distributions import Distributions, SupportsDistributions
 from ragalign.runs.lines import append, claim, read_finished
 from ragalign.studies.shift.contexts import SAME, Contexts, Placed, chat_prompt
 from ragalign.studies.shift.divergence import divergences
@@ -40,7 +39,7 @@ class Settings:
             "zero-shot" where it has none.
         index: what recipes retrieve from.
         max_tokens: most tokens of an answer.
-        top_k: see `BaseGenerator.distributions`; None compares whole vocabularies.
+        top_k: see `SupportsDistributions.distributions`; None compares whole vocabularies.
         align_by_text: compare models with different tokenizers where both split the text alike.
         n_best: the base model's most probable tokens that are kept for each position.
         backend, options: see `ragalign.generation.make_generator`.
@@ -154,7 +153,7 @@ def _answer(
     settings: Settings,
     queries: Sequence[Query],
     found: dict[str, Answer],
-    generator: BaseGenerator,
+    generator: SupportsDistributions,
     tokens: Tokens,
     folder: Path,
 ) -> None:
@@ -188,7 +187,9 @@ def _keep(answer: Answer, folder: Path, found: dict[str, Answer]) -> None:
     found[answer.id] = answer
 
 
-def _prompts(settings: Settings, queries: Sequence[Query], generator: BaseGenerator, tokens: Tokens) -> list[Prompt]:
+def _prompts(
+    settings: Settings, queries: Sequence[Query], generator: SupportsDistributions, tokens: Tokens
+) -> list[Prompt]:
     if settings.aligned_recipe is None and tokens.has_chat_template:
         return [chat_prompt(tokens, query) for query in queries]
     aligner = Aligner.from_recipe(
@@ -235,7 +236,7 @@ def _read(
     name: str,
     queries: Sequence[Query],
     answers: Mapping[str, Answer],
-    generator: BaseGenerator,
+    generator: SupportsDistributions,
     contexts: Contexts,
     tokens: Tokens,
     folder: Path,
@@ -287,13 +288,13 @@ def _some(shown: Distributions, places: list[int]) -> Distributions:
 
 
 def _expected(
-    generator: BaseGenerator, answers: Sequence[Answer], top_k: int | None
+    generator: SupportsDistributions, answers: Sequence[Answer], top_k: int | None
 ) -> Iterator[tuple[int, Distributions]]:
     sequences = [[*answer.prompt_ids, *answer.token_ids] for answer in answers]
     return generator.distributions(sequences, [len(answer.prompt_ids) for answer in answers], top_k=top_k)
 
 
-def _generator(settings: Settings, model: str) -> BaseGenerator:
+def _generator(settings: Settings, model: str) -> SupportsDistributions:
     from ragalign._optional import is_installed
 
     options = dict(settings.options)

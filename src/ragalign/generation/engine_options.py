@@ -1,0 +1,88 @@
+"""The options of a vLLM engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.generation._quiet import is_verbose
+from ragalign.generation.base import model_name
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to run a model in vLLM; the same for `VllmGenerator` and `AsyncVllmGenerator`.
+
+    Attributes:
+        dtype: of weights and activations, such as "bfloat16" or "float32"; "auto" follows the model.
+        tensor_parallel_size: devices that share the model.
+        gpu_memory_utilization: share of the GPU's memory for weights and cache, in (0, 1].
+        max_model_len: tokens of prompt and completion together; None is what the model was made for.
+        block_size: tokens per block of the prefix cache; None is 16 on GPUs and 32 on CPUs.
+        quantization: such as "awq" or "gguf"; None follows the model.
+        enforce_eager: run without graph capture; None does so on CPUs only.
+        seed: of the engine. `Decoding.seed` seeds single requests.
+        kv_transfer_config: a KV connector, as the fields of `vllm.config.KVTransferConfig`, such as
+            ``{"kv_connector": "...", "kv_role": "kv_both"}``; None for none.
+        extra: any other arguments of `vllm.EngineArgs`, by name.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    block_size: int | None = None
+    quantization: str | None = None
+    enforce_eager: bool | None = None
+    seed: int = 0
+    kv_transfer_config: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel_size < 1:
+            raise ConfigError(f"tensor_parallel_size is {self.tensor_parallel_size}; it must be 1 or more")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1"
+            )
+        for name in ("max_model_len", "block_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+        if known := sorted(set(self.extra) & _NAMES):
+            raise ConfigError(f"extra: {known[0]} is an option of its own; set EngineOptions.{known[0]}")
+
+    def with_changes(self, **changes: Any) -> EngineOptions:
+        """These options with some replaced; names that are not attributes go to `extra`."""
+        own = {name: value for name, value in changes.items() if name in _NAMES}
+        extra = {name: value for name, value in changes.items() if name not in _NAMES}
+        return replace(self, **own, extra={**self.extra, **extra})
+
+    def arguments(self, model: str, tokenizer: str | Path | None) -> dict[str, Any]:
+        """The arguments of `vllm.EngineArgs`; None where the default depends on the device.
+
+        Raises:
+            ConfigError: the tokenizer's folder does not exist.
+        """
+        arguments: dict[str, Any] = {
+            "model": model,
+            "tokenizer": None if tokenizer is None else model_name(tokenizer),
+            "enable_prefix_caching": True,
+            "use_tqdm_on_load": is_verbose(),
+            **{name: getattr(self, name) for name in _NAMES},
+            **self.extra,
+        }
+        if self.kv_transfer_config is not None:
+            from vllm.config import KVTransferConfig
+
+            arguments["kv_transfer_config"] = KVTransferConfig(**self.kv_transfer_config)
+        return arguments
+
+
+_NAMES = frozenset(one.name for one in fields(EngineOptions)) - {"extra"}
