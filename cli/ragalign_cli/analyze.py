@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.help import Command, group
 
 if TYPE_CHECKING:
     from ragalign.studies.shift.figures import Figures
 
-app = typer.Typer(no_args_is_help=True, help="What alignment changes.")
+app = group("Measure what alignment changes in a model.")
 
 # Whole vocabularies come quickly from transformers; vLLM hands them over as Python numbers.
 _VLLM_TOP_K = 100
@@ -20,14 +21,14 @@ _VLLM_TOP_K = 100
 
 @app.callback()
 def analyze() -> None:
-    """What alignment changes."""
+    """Measure what alignment changes in a model."""
 
 
-@app.command()
+@app.command(cls=Command)
 def shift(
     base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
     aligned: Annotated[str, typer.Option(help="Folder or hub id of the aligned model.", show_default=False)],
-    prompts: Annotated[
+    queries: Annotated[
         str,
         typer.Option(
             help="JSON Lines with `instruction` (or `messages`), or a published set's name.", show_default=False
@@ -75,17 +76,21 @@ def shift(
     dtype: Annotated[str, typer.Option(help="Of weights and activations, such as float32.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
-    """Token distribution shift: where an aligned model writes what its base model would not have (Lin et al. 2023).
+    """Find the tokens that a base model would not have written.
+
+    This is the token distribution shift of Lin et al. (2023).
 
     The aligned model answers greedily. At every token the base model is asked what it expects, given the same context
-    and the same answer so far: its first choice is unshifted, its second or third marginal, any other shifted. Then the
-    same behind in-context alignment, to see how much of the shift each recipe closes.
+    and the same answer so far: its first choice is unshifted, its second or third marginal, any other shifted. The same
+    with each recipe's prompt shows how much of the shift in-context alignment closes.
 
     \b
     Examples:
-      ragalign analyze shift --base meta-llama/Llama-2-7b-hf --aligned meta-llama/Llama-2-7b-chat-hf --prompts q.jsonl
+      ragalign analyze shift --base meta-llama/Llama-2-7b-hf \\
+          --aligned meta-llama/Llama-2-7b-chat-hf --queries q.jsonl \\
           --index indexes/lima --out shift
-      ragalign analyze shift --base base --aligned tuned --prompts q.jsonl --recipe zero-shot --out shift --json
+      ragalign analyze shift --base base --aligned tuned --queries q.jsonl \\
+          --recipe zero-shot --out shift --json
     """
     from datetime import UTC, datetime
 
@@ -109,14 +114,14 @@ def shift(
         options={"dtype": dtype},
         categories=DEFAULT_CATEGORIES if categories is None else load_categories(categories),
     )
-    queries = [case.query for case in load_cases(prompts).first(first).cases]
-    outcome = run(settings, queries, out)
+    asked = [case.query for case in load_cases(queries).first(first).cases]
+    outcome = run(settings, asked, out)
     shown = figures(outcome)
     result = {
         "base": base,
         "aligned": aligned,
-        "prompts": prompts,
-        "n_prompts": len(queries),
+        "prompts": queries,
+        "n_prompts": len(asked),
         "n_answer_tokens": sum(len(answer.token_ids) for answer in outcome.answers),
         "top_k": settings.top_k,
         "kl": kl_note(settings, outcome),

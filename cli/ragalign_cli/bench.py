@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     from ragalign.types import Decoding
 
 _INTERRUPTED = 130
+_RECIPES = ("zero-shot", "urial", "ica-random", "ica", "hybrid")
 
 
 def bench(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Completions, verdicts, report.html and report.json; resumed from.")
     ],
-    recipes: Annotated[
-        str, typer.Option(help="Names or TOML files, with commas between them.")
-    ] = "zero-shot,urial,ica-random,ica,hybrid",
+    recipe: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help="A recipe's name, or a TOML file; all packaged ones by default. Repeatable."),
+    ] = None,
     sweep: Annotated[
-        Optional[Path], typer.Option(metavar="TOML", help="A grid of factors, in place of --recipes.")
+        Optional[Path], typer.Option(metavar="TOML", help="A grid of factors, in place of --recipe.")
     ] = None,
     testbed: Annotated[bool, typer.Option("--testbed", help="The packaged model, pool and queries.")] = False,
     model: Annotated[Optional[str], typer.Option(help="Folder or hub id of a base model.", show_default=False)] = None,
-    prompts: Annotated[
+    queries: Annotated[
         Optional[str],
         typer.Option(
             metavar="NAME|FILE", help="alpaca-eval, mt-bench, just-eval, lima-test, or a file.", show_default=False
@@ -48,7 +50,7 @@ def bench(
     ] = None,
     pool: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="FILE...", help="Or files to index first, into --out.", show_default=False),
+        typer.Option(metavar="FILE", help="Or files to index first, into --out. Repeatable.", show_default=False),
     ] = None,
     encoder: Annotated[
         Optional[str], typer.Option(help="What to index --pool with; all-MiniLM-L6-v2 by default.", show_default=False)
@@ -114,13 +116,14 @@ def bench(
     \b
     Examples:
       ragalign bench --testbed --out testbed
-      ragalign bench --model meta-llama/Llama-2-13b-hf --index indexes/lima --prompts lima-test --out lima
-      ragalign bench --recipes urial,ica --model ./base --pool answers.jsonl --prompts q.jsonl --metric exact-match
-        --out mine
-      ragalign bench --model ./base --index indexes/lima --prompts mt-bench --protocol mt-bench --judge gpt-4.1
-        --out mt
-      ragalign bench --sweep grid.toml --model ./base --index indexes/lima --prompts q.jsonl --metric score.py:score
-        --out sweep
+      ragalign bench --model meta-llama/Llama-2-13b-hf --index indexes/lima \\
+          --queries lima-test --out lima
+      ragalign bench --recipe urial --recipe ica --model ./base \\
+          --pool answers.jsonl --queries q.jsonl --metric exact-match --out mine
+      ragalign bench --model ./base --index indexes/lima --queries mt-bench \\
+          --protocol mt-bench --judge gpt-4.1 --out mt
+      ragalign bench --sweep grid.toml --model ./base --index indexes/lima \\
+          --queries q.jsonl --metric score.py:score --out sweep
     """
     from ragalign.bench import session
     from ragalign.bench.cases import load_cases
@@ -146,7 +149,7 @@ def bench(
     if testbed:
         if (
             model
-            or prompts
+            or queries
             or index
             or pool
             or sweep
@@ -160,10 +163,10 @@ def bench(
         engine, title = world_engine(backend), title or "The testbed: retrieved against fixed demonstrations"
         baseline, metric = "random", "exact-match"
     else:
-        if model is None or prompts is None:
-            raise ConfigError("a benchmark needs --model and --prompts (or --testbed, which brings both)")
-        conditions = Grid.load(sweep).conditions() if sweep else conditions_of(recipes.split(","))
-        cases = load_cases(prompts).first(first)
+        if model is None or queries is None:
+            raise ConfigError("a benchmark needs --model and --queries (or --testbed, which brings both)")
+        conditions = Grid.load(sweep).conditions() if sweep else conditions_of(recipe or _RECIPES)
+        cases = load_cases(queries).first(first)
         indexes = session.open_indexes(conditions, index=index, pool=pool or (), encoder=encoder, folder=out)
         engine = session.Engine(model, backend, tokenizer, context_length)
 

@@ -34,7 +34,8 @@ def chat(
     \b
     Examples:
       ragalign chat indexes/lima --model meta-llama/Llama-2-13b-hf
-      ragalign chat indexes/lima "How do brain cells move?" --model ./llama-2-13b --json
+      ragalign chat indexes/lima "How do brain cells move?" \\
+          --model ./llama-2-13b --json
     """
     from ragalign.aligner import Aligner
     from ragalign.errors import ConfigError

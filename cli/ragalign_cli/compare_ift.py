@@ -12,12 +12,13 @@ from ragalign_cli import console, decoding
 if TYPE_CHECKING:
     from ragalign.studies.fine_tuning.figures import BreakEven, Point
 
-_METHODS = "zero-shot,constant,retrieved,retrieved-pool,lora,full"
+_METHODS = ("zero-shot", "constant", "retrieved", "retrieved-pool", "lora", "full")
+_SIZES = (3, 10, 30, 100, 300, 1000)
 
 
 def compare_ift(
     base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
-    prompts: Annotated[
+    queries: Annotated[
         str,
         typer.Option(help="A file with `instruction` and `reference`, or a published set's name.", show_default=False),
     ],
@@ -26,13 +27,19 @@ def compare_ift(
     ],
     pool: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="FILE...", help="Demonstrations, as for `ragalign index`.", show_default=False),
+        typer.Option(metavar="FILE", help="Demonstrations, as for `ragalign index`. Repeatable.", show_default=False),
     ] = None,
     index: Annotated[
         Optional[Path], typer.Option(metavar="DIR", help="An index, instead of --pool.", show_default=False)
     ] = None,
-    sizes: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "3,10,30,100,300,1000",
-    methods: Annotated[str, typer.Option(help="What to compare.")] = _METHODS,
+    size: Annotated[
+        Optional[list[int]],
+        typer.Option(metavar="N", min=1, help="Number of demonstrations; 3 to 1000 by default. Repeatable."),
+    ] = None,
+    method: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help=f"One of {', '.join(_METHODS)}; all by default. Repeatable."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
     recipe: Annotated[
         str,
@@ -70,9 +77,10 @@ def compare_ift(
 
     \b
     Examples:
-      ragalign compare-ift --base mistralai/Mistral-7B-v0.1 --pool lima.jsonl --prompts q.jsonl --metric score.py:score
-          --sizes 3,10,30,100,300,1000 --bfloat16 --out ift
-      ragalign compare-ift --base base --index indexes/mine --prompts q.jsonl --sizes 10,100 --seeds 2 --out ift
+      ragalign compare-ift --base mistralai/Mistral-7B-v0.1 --pool lima.jsonl \\
+          --queries q.jsonl --metric score.py:score --bfloat16 --out ift
+      ragalign compare-ift --base base --index indexes/mine --queries q.jsonl \\
+          --size 10 --size 100 --seeds 2 --out ift
     """
     from datetime import UTC, datetime
 
@@ -93,8 +101,8 @@ def compare_ift(
     settings = Settings(
         base=base,
         recipe=recipe,
-        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
-        sizes=_numbers(sizes),
+        methods=tuple(method or _METHODS),
+        sizes=tuple(size or _SIZES),
         seeds=seeds,
         metric=metric,
         training=Training(
@@ -112,7 +120,7 @@ def compare_ift(
         options={"dtype": dtype},
         keep_models=keep_models,
     )
-    asked = [case.query for case in load_cases(prompts).first(first).cases]
+    asked = [case.query for case in load_cases(queries).first(first).cases]
     if index is not None:
         opened = Index.open(index)
     else:
@@ -139,17 +147,6 @@ def compare_ift(
     else:
         _show(found, pairs)
         console.note(f"-> {out}/compare-ift.html, compare-ift.json, quality.svg; answers in {out}/answers")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from ragalign.errors import ConfigError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"--sizes must be whole numbers with commas between them, such as 3,10,30; not {text!r}"
-        ) from None
 
 
 def _show(found: list[Point], pairs: list[BreakEven]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -16,11 +16,15 @@ EXIT_USAGE = 2
 
 def stdout() -> Console:
     """A console for results; colour only on a terminal."""
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
     """A console for progress, warnings and errors."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -35,7 +39,7 @@ def note(message: str) -> None:
 
 
 def heading(text: str) -> None:
-    """A bold line on stdout, set off from what came before."""
+    """A bold line on stdout after an empty one."""
     stdout().print(f"\n[bold]{_escape(text)}[/bold]")
 
 
@@ -52,6 +56,8 @@ def error(message: str) -> None:
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """An aligned table on stdout. Each column is (heading, "left" or "right")."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.show_header = any(heading for heading, _ in columns)
     for heading, justify in columns:

@@ -29,7 +29,7 @@ def demo(
         typer.Option(help="Folder or hub id of a base model; by default the packaged testbed.", show_default=False),
     ] = None,
     recipe: Annotated[str, typer.Option(help="With --model: a recipe's name, or a TOML file.")] = "ica",
-    queries: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,
+    first: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,
     backend: decoding.Backend = "auto",
     context_length: decoding.ContextLength = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --model: most tokens of an answer.")] = 60,
@@ -50,7 +50,7 @@ def demo(
     """
     with tempfile.TemporaryDirectory(prefix="ragalign-demo-") as folder:
         if model is None:
-            _testbed(Path(folder), queries, backend, json=json)
+            _testbed(Path(folder), first, backend, json=json)
         else:
             _questions(Path(folder), model, recipe, backend, context_length, max_new_tokens, json=json)
     if not json:

@@ -14,8 +14,8 @@ from ragalign_cli import console, decoding
 def generate(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
     model: decoding.Model,
-    queries: Annotated[Path, typer.Option("--input", help="JSON Lines with `id` and `instruction` (or `messages`).")],
-    output: Annotated[Path, typer.Option(help="JSON Lines; appended to, and resumed by id.")],
+    queries: Annotated[Path, typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).")],
+    out: Annotated[Path, typer.Option(help="JSON Lines; appended to, and resumed by id.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
     backend: decoding.Backend = "auto",
     tokenizer: decoding.Tokenizer = None,
@@ -31,9 +31,10 @@ def generate(
 
     \b
     Examples:
-      ragalign generate indexes/lima --recipe ica --model meta-llama/Llama-2-13b-hf --input q.jsonl --output a.jsonl
-      ragalign generate indexes/lima --model llama-2-13b --tokenizer ./llama-2 --backend http://localhost:8000/v1
-          --input q.jsonl --output a.jsonl
+      ragalign generate indexes/lima --recipe ica \\
+          --model meta-llama/Llama-2-13b-hf --queries q.jsonl --out a.jsonl
+      ragalign generate indexes/lima --model llama-2-13b --tokenizer ./llama-2 \\
+          --backend http://localhost:8000/v1 --queries q.jsonl --out a.jsonl
     """
     from ragalign.aligner import Aligner
     from ragalign.pool.queries import read_queries
@@ -49,15 +50,15 @@ def generate(
     )
     with aligner:
         start = time.perf_counter()
-        report = aligner.generate_file(asked, output, decoding=settings)
+        report = aligner.generate_file(asked, out, decoding=settings)
         seconds = time.perf_counter() - start
     for failure in report.failures:
         console.error(f"query {failure.query.id}: {failure.error}")
     if json:
         counts = {"n_written": report.n_written, "n_present": report.n_present, "n_failed": len(report.failures)}
-        console.print_json(counts | {"seconds": round(seconds, 3), "output": str(output)})
+        console.print_json(counts | {"seconds": round(seconds, 3), "out": str(out)})
     else:
         present = f", {report.n_present:,} were there already" if report.n_present else ""
-        console.note(f"{report.n_written:,} completions in {seconds:.1f} s -> {output}{present}")
+        console.note(f"{report.n_written:,} completions in {seconds:.1f} s -> {out}{present}")
     if report.failures:
         raise typer.Exit(console.EXIT_FAILURE)

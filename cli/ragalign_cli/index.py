@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.help import Command, group
 from ragalign_cli.pool_options import Fields, OnError, Shape, Unwrap, file_records, load, print_files, warn_of_skipped
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from ragalign.indexes.manifest import Manifest
     from ragalign.pool import Pool
 
-app = typer.Typer(rich_markup_mode=None)
+app = group()
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)]
 Pools = Annotated[
     list[str] | None,
-    typer.Option("--pool", metavar="FILE...", help="Files of demonstrations, or dataset names.", show_default=False),
+    typer.Option(
+        "--pool", metavar="FILE", help="A file of demonstrations, or a dataset's name. Repeatable.", show_default=False
+    ),
 ]
 Near = Annotated[
     float | None,
@@ -90,13 +93,15 @@ def index(
 ) -> None:
     """Build an index from files of demonstrations.
 
-    An index that is there already is replaced as a whole; interrupted, the old one stays.
+    An existing index is replaced as a whole; if the build is interrupted, the old one is kept.
 
     \b
     Examples:
       ragalign index --pool answers.jsonl --out indexes/mine
-      ragalign index --pool lima.jsonl alpaca.json --encoder facebook/contriever --metric ip --out indexes/both
-      ragalign index --pool sharegpt.json --unwrap --on-error skip --kind IVF256,PQ48 --out indexes/large
+      ragalign index --pool lima.jsonl --pool alpaca.json \\
+          --encoder facebook/contriever --out indexes/both
+      ragalign index --pool sharegpt.json --unwrap --on-error skip \\
+          --kind IVF256,PQ48 --out indexes/large
       ragalign index --recipe indexes/starter.toml
     """
     if context.invoked_subcommand is not None:
@@ -114,7 +119,7 @@ def index(
         settings = replace(found, pool=tuple(map(loaded.source, found.pool)))
         out = out or loaded.folder / loaded.name
     if not (pools or settings.pool):
-        raise ConfigError("give --pool FILE..., or --recipe FILE with an [index] table")
+        raise ConfigError("give --pool FILE, or --recipe FILE with an [index] table")
     if out is None:
         raise ConfigError("give --out DIR: where the index goes")
     start = time.perf_counter()
@@ -147,7 +152,7 @@ def index(
     _report(built, pool, out, time.perf_counter() - start, json)
 
 
-@app.command()
+@app.command(cls=Command)
 def add(
     folder: Folder,
     pools: Pools = None,
@@ -157,7 +162,9 @@ def add(
     unwrap: Unwrap = False,
     json: Json = False,
 ) -> None:
-    """Add demonstrations; what is there already is neither encoded nor added again.
+    """Add demonstrations to an index.
+
+    Those that are already in the index are neither encoded nor added again.
 
     \b
     Example:
@@ -167,7 +174,7 @@ def add(
     from ragalign.indexes import Index
 
     if not pools:
-        raise ConfigError("give --pool FILE...: what to add")
+        raise ConfigError("give --pool FILE: what to add")
     start = time.perf_counter()
     pool = load(pools, shape, field, on_error, unwrap)
     warn_of_skipped(pool.report)
@@ -176,12 +183,14 @@ def add(
     _report(grown, pool, folder, time.perf_counter() - start, json)
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(
     folder: Folder,
     ids: Annotated[
         list[str] | None,
-        typer.Option("--id", metavar="ID...", help="Demonstration ids, or the rows' own ids.", show_default=False),
+        typer.Option(
+            "--id", metavar="ID", help="A demonstration's id, or its row's own. Repeatable.", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -189,13 +198,13 @@ def remove(
 
     \b
     Example:
-      ragalign index remove indexes/mine --id 0f3a9c5d11e2b7a4 lima-17
+      ragalign index remove indexes/mine --id 0f3a9c5d11e2b7a4 --id lima-17
     """
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
 
     if not ids:
-        raise ConfigError("give --id ID...: what to remove")
+        raise ConfigError("give --id ID: what to remove")
     start = time.perf_counter()
     opened = Index.open(folder)
     smaller = opened.remove(_ids(opened.pool, ids))
@@ -203,9 +212,9 @@ def remove(
     _report(smaller, None, folder, time.perf_counter() - start, json)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(folder: Folder, json: Json = False) -> None:
-    """Check every file of an index against its manifest; one changed byte is found.
+    """Check every file of an index against its manifest, byte by byte.
 
     \b
     Example:
@@ -222,9 +231,9 @@ def verify(folder: Folder, json: Json = False) -> None:
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def info(folder: Folder, json: Json = False) -> None:
-    """Show what an index was made of.
+    """Show what an index was built from.
 
     \b
     Example:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.figures import figures_record, number_or_dash, show_figures, tell_problems
+from ragalign_cli.help import Command, group
+from ragalign_cli.judge_run import run
 
 if TYPE_CHECKING:
     from ragalign.judging.agreement import Agreement
-    from ragalign.judging.base import Figures
-    from ragalign.judging.replay import Problem
-    from ragalign.statistics import Estimate
 
-_LISTED = 10
-
-app = typer.Typer(
-    help="Judge completions, average recorded judgements, measure agreement.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group("Judge answers, average recorded judgements, and measure how far judges agree.")
+app.command("run", cls=Command)(run)
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Judgement files of the upstream tool.")]
 Protocol = Annotated[
@@ -37,12 +32,12 @@ Strict = Annotated[bool, typer.Option("--strict", help="Refuse replies that the 
 Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout.")]
 
 
-@app.command("aggregate")
+@app.command("aggregate", cls=Command)
 def aggregate(
     files: Files,
     protocol: Protocol,
     strict: Strict = False,
-    questions: Annotated[
+    queries: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="MT-Bench: the questions, for averages by category.", show_default=False),
     ] = None,
@@ -71,7 +66,7 @@ def aggregate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Average recorded judgements as the upstream tool does, one line per model.
+    """Average recorded judgements as the upstream tool does.
 
     Scores are read again from the judge's recorded words (AlpacaEval averages the stored preferences, which are
     checked against the words). Rates are in percent. Intervals are at 95 percent: a bootstrap over prompts,
@@ -85,11 +80,15 @@ def aggregate(
     \b
     Examples:
       ragalign judge aggregate --protocol ica model_vs_baseline_autoeval.jsonl
-      ragalign judge aggregate --protocol mt-bench gpt-4_single.jsonl --questions question.jsonl
-      ragalign judge aggregate --protocol just-eval general.json safety.json --json
-      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --length-control minimal
-      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json --glm-weights weights.csv
-        --instruction-difficulty instruction_difficulty.csv
+      ragalign judge aggregate --protocol mt-bench gpt-4_single.jsonl \\
+          --queries question.jsonl
+      ragalign judge aggregate --protocol just-eval general.json safety.json \\
+          --json
+      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json \\
+          --length-control minimal
+      ragalign judge aggregate --protocol alpaca-eval-2 annotations.json \\
+          --glm-weights weights.csv \\
+          --instruction-difficulty instruction_difficulty.csv
     """
     from ragalign.comparisons.intervals import intervals
     from ragalign.comparisons.recorded import aggregate_files
@@ -107,7 +106,7 @@ def aggregate(
         protocol,
         files,
         strict=strict,
-        categories=read_categories(questions) if questions is not None else None,
+        categories=read_categories(queries) if queries is not None else None,
         length_control=control,
     )
     tell_problems(recorded.problems)
@@ -119,7 +118,7 @@ def aggregate(
         show_figures(recorded.figures, estimates)
 
 
-@app.command("agreement")
+@app.command("agreement", cls=Command)
 def agreement(
     files: Files,
     protocol: Protocol,
@@ -135,15 +134,17 @@ def agreement(
     strict: Strict = False,
     json: Json = False,
 ) -> None:
-    """Measure how far judges agree with each other and with people.
+    """Measure how far judges and people agree.
 
     Each judge is a rater; where one judge, or an unnamed one, scored the same in several files, each file is.
     Preferences count as win, tie or lose, scores by their distance. What only one rater scored does not count.
 
     \b
     Examples:
-      ragalign judge agreement --protocol mt-bench gpt-4_single.jsonl llama-3_single.jsonl
-      ragalign judge agreement --protocol alpaca-eval-2 annotations.json --human labels.csv --json
+      ragalign judge agreement --protocol mt-bench gpt-4_single.jsonl \\
+          llama-3_single.jsonl
+      ragalign judge agreement --protocol alpaca-eval-2 annotations.json \\
+          --human labels.csv --json
     """
     from ragalign.comparisons.agreement import agreement_of_files
 
@@ -158,60 +159,22 @@ def agreement(
         show_agreements(result.agreements)
 
 
-def figures_record(figures: Figures, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """The figures as JSON, with an interval for every mean."""
-    return {**figures.as_dict(), "intervals": {name: one.to_dict() for name, one in estimates.items()}}
-
-
-def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Estimate]]) -> None:
-    """One block per model: its figures, with the intervals of those that are means."""
-    for figures, found in zip(table, estimates, strict=True):
-        baseline = f" vs {figures.baseline}" if figures.baseline else ""
-        console.heading(f"{figures.model}{baseline}")
-        rows: list[tuple[str, str, str]] = [("n", str(figures.n), ""), ("n_unscored", str(figures.n_unscored), "")]
-        for name, value in _flat(figures.values):
-            estimate = found.get(name)
-            interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate is not None else ""
-            rows.append((name, _number(value), interval))
-        console.print_table([("figure", "left"), ("value", "right"), ("95 % interval", "right")], rows)
-        for reason, count in figures.reasons.items():
-            console.note(f"{figures.model}: {count} unscored: {reason}")
-        for note in figures.notes:
-            console.note(f"{figures.model}: {note}")
-
-
 def show_agreements(agreements: Sequence[Agreement]) -> None:
     """A table of agreements, one line per two raters."""
     columns = [("rating", "left"), ("raters", "left"), ("n", "right"), ("same, %", "right"), ("Cohen's kappa", "right")]
     rows: list[list[object]] = []
     for one in agreements:
         rows += [
-            [one.rating, f"{pair.first} / {pair.second}", pair.n, _number(pair.observed), _number(pair.kappa)]
+            [
+                one.rating,
+                f"{pair.first} / {pair.second}",
+                pair.n,
+                number_or_dash(pair.observed),
+                number_or_dash(pair.kappa),
+            ]
             for pair in one.pairs
         ]
     console.print_table(columns, rows)
     for one in agreements:
         alpha = "not defined" if one.alpha is None else f"{one.alpha:.3f}"
         console.note(f"{one.rating}: Krippendorff's alpha ({one.level}) {alpha} over {one.n_units} units")
-
-
-def tell_problems(problems: Sequence[Problem]) -> None:
-    """One line per unreadable row, up to a number, then how many more there are."""
-    for problem in problems[:_LISTED]:
-        console.warning(f"{problem.where}: {problem.reason}; counted as unscored")
-    if len(problems) > _LISTED:
-        console.warning(f"... and {len(problems) - _LISTED} more unreadable rows, counted as unscored")
-
-
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{part}", one) for part, one in value.items())
-        else:
-            yield name, value
-
-
-def _number(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

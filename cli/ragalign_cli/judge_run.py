@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.judge import figures_record, show_figures
+from ragalign_cli.figures import figures_record, show_figures
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
@@ -34,7 +34,7 @@ def run(
     reference_answers: Annotated[
         Path | None, typer.Option(help="Good answers to show to the judge (MT-Bench).")
     ] = None,
-    questions: Annotated[Path | None, typer.Option(help="Questions, where the answers do not repeat them.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Questions, where the answers do not repeat them.")] = None,
     both_orders: Annotated[bool, typer.Option("--both-orders", help="Ask in both orders of the two answers.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse replies that upstream would guess at.")] = False,
     prompt_file: Annotated[Path | None, typer.Option(help="The judge's prompt, in upstream's own form.")] = None,
@@ -61,11 +61,14 @@ def run(
 
     \b
     Examples:
-      ragalign judge run --protocol ica --answers a.jsonl --baseline b.jsonl --judge gpt-4-0613 --out judged
-      ragalign judge run --protocol mt-bench --answers a.jsonl --questions question.jsonl
-        --judge llama-70b@http://localhost:8000/v1 --out judged
-      ragalign judge run --protocol alpaca-eval-2 --answers a.json --baseline gpt4.json --judge gpt-4.1 --judge gpt-4o
-        --both-orders --max-cost 5 --dry-run --out judged
+      ragalign judge run --protocol ica --answers a.jsonl --baseline b.jsonl \\
+          --judge gpt-4-0613 --out judged
+      ragalign judge run --protocol mt-bench --answers a.jsonl \\
+          --queries question.jsonl --judge llama-70b@http://localhost:8000/v1 \\
+          --out judged
+      ragalign judge run --protocol alpaca-eval-2 --answers a.json \\
+          --baseline gpt4.json --judge gpt-4.1 --judge gpt-4o --both-orders \\
+          --max-cost 5 --dry-run --out judged
     """
     from ragalign.judging.answers import load_items
     from ragalign.judging.budget import Budget
@@ -90,7 +93,7 @@ def run(
     items = [
         item
         for path in answers
-        for item in load_items(path, baseline=baseline, questions=questions, references=reference_answers)
+        for item in load_items(path, baseline=baseline, questions=queries, references=reference_answers)
     ]
     path = out / _CACHE
     if dry_run:

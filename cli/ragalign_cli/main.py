@@ -1,45 +1,59 @@
-"""The `ragalign` command: registers one module per command and turns errors into one line.
+"""The `ragalign` command: finds the module of a command, and turns errors into one line and an exit code.
 
-Command modules import only Typer and `ragalign_cli.console` at module level; the library is imported inside
-the command functions, so that `ragalign --help` stays quick.
+Only the command that is asked for is imported, and the library only inside its function, so that `ragalign --help`
+stays quick.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from ragalign.errors import ConfigError, RagalignError
-from ragalign_cli import (
-    analyze,
-    bench,
-    chat,
-    compare_ift,
-    console,
-    demo,
-    generate,
-    index,
-    judge,
-    judge_run,
-    pack,
-    plan,
-    pool,
-    render,
-    report,
-    search,
-    select,
-    serve,
-)
-from ragalign_cli.arguments import expand
+from ragalign_cli import console
+from ragalign_cli.help import Entry, LazyGroup
+from ragalign_cli.usage import UsageError, asks_for_help, explain
 
-# What Typer raises for any wrong argument: a class that it exports only as the base of this one.
-_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+PANELS = {
+    "Build": (
+        Entry("pool", "ragalign_cli.pool:app", "Inspect, convert and deduplicate files of demonstrations."),
+        Entry("index", "ragalign_cli.index:app", "Build, extend, shrink and check an index."),
+    ),
+    "Inspect": (
+        Entry("search", "ragalign_cli.search:search", "Show the demonstrations found for a question."),
+        Entry("pack", "ragalign_cli.pack:pack", "Show the prompt packed for a question."),
+        Entry("render", "ragalign_cli.render:render", "Show what a prompt file and a conversation become."),
+        Entry("plan", "ragalign_cli.plan:plan", "Show what shared prefixes would save."),
+    ),
+    "Answer": (
+        Entry("generate", "ragalign_cli.generate:generate", "Answer a file of questions."),
+        Entry("chat", "ragalign_cli.chat:chat", "Chat with a base model in the terminal."),
+    ),
+    "Serve": (Entry("serve", "ragalign_cli.serve:serve", "Serve an OpenAI-compatible chat API."),),
+    "Evaluate": (
+        Entry("demo", "ragalign_cli.demo:demo", "See what retrieval does, in two minutes."),
+        Entry("bench", "ragalign_cli.bench:bench", "Compare recipes for quality, cost and speed."),
+        Entry("judge", "ragalign_cli.judge:app", "Judge answers, and average recorded judgements."),
+        Entry("report", "ragalign_cli.report:report", "Turn judgements into figures and one HTML page."),
+    ),
+    "Study": (
+        Entry("select", "ragalign_cli.select:select", "Search for the best constant demonstrations."),
+        Entry("analyze", "ragalign_cli.analyze:app", "Measure what alignment changes in a model."),
+        Entry("compare-ift", "ragalign_cli.compare_ift:compare_ift", "Compare demonstrations with fine-tuning."),
+    ),
+}
+
+
+class _Commands(LazyGroup):
+    panels = PANELS
+
 
 app = typer.Typer(
     name="ragalign",
+    cls=_Commands,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -47,31 +61,12 @@ app = typer.Typer(
 )
 
 
-app.add_typer(index.app, name="index")
-app.command("pack")(pack.pack)
-app.command("plan")(plan.plan)
-app.add_typer(pool.app, name="pool")
-app.command("render")(render.render)
-app.command("search")(search.search)
-judge.app.command("run")(judge_run.run)
-app.add_typer(judge.app, name="judge")
-app.command("report")(report.report)
-app.add_typer(analyze.app, name="analyze")
-app.command("compare-ift")(compare_ift.compare_ift)
-app.command("bench")(bench.bench)
-app.command("select")(select.select)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("serve")(serve.serve)
-app.command("demo")(demo.demo)
-
-
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="New here? `ragalign demo` needs no GPU and no model of yours.")
 def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Make base language models answer like assistants: retrieve demonstrations, pack them, decode."""
+    """Make base language models answer like assistants, without fine-tuning."""
     if version:
         from importlib.metadata import version as version_of
 
@@ -84,10 +79,14 @@ def top(
 def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
+    arguments = sys.argv[1:]
     try:
-        code = app(expand(sys.argv[1:]), prog_name="ragalign", standalone_mode=False)
-    except _UsageError as error:
-        console.error(_usage(error))
+        code = app(arguments, prog_name="ragalign", standalone_mode=False)
+    except UsageError as error:
+        if asks_for_help(error):
+            typer.echo(error.format_message(), err=True)
+        else:
+            console.error(explain(error, arguments))
         sys.exit(console.EXIT_USAGE)
     except ConfigError as error:
         console.error(str(error))
@@ -99,10 +98,3 @@ def main() -> None:
         console.error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(console.EXIT_FAILURE)
     sys.exit(code or 0)
-
-
-def _usage(error: typer.BadParameter) -> str:
-    """What is wrong with the arguments, on one line: Typer would print three."""
-    message = error.format_message().rstrip(".")
-    command = error.ctx.command_path if error.ctx is not None else "ragalign"
-    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"

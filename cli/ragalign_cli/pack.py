@@ -35,8 +35,10 @@ def pack(
 
     \b
     Examples:
-      ragalign pack indexes/lima "How do brain cells move?" --tokenizer meta-llama/Llama-2-13b-hf --show
-      ragalign pack indexes/lima --recipe ica --tokenizer ./llama-2 --queries queries.jsonl --json
+      ragalign pack indexes/lima "How do brain cells move?" \\
+          --tokenizer meta-llama/Llama-2-13b-hf --show
+      ragalign pack indexes/lima --recipe ica --tokenizer ./llama-2 \\
+          --queries queries.jsonl --json
     """
     from ragalign.aligner import Aligner
     from ragalign.errors import BudgetError, ConfigError

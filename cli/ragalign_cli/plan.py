@@ -52,7 +52,7 @@ def plan(
         Optional[int],
         typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
     ] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="An SVG file to draw the frontier into.")] = None,
+    out: Annotated[Optional[Path], typer.Option(metavar="SVG", help="Draw the frontier into this file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per setting.")] = False,
 ) -> None:
     """Show what each strategy of the planner saves on a file of queries: tokens prefilled against relevance kept.
@@ -63,8 +63,10 @@ def plan(
 
     \b
     Examples:
-      ragalign plan indexes/lima --queries queries.jsonl --tokenizer meta-llama/Llama-2-13b-hf
-      ragalign plan indexes/lima --queries queries.jsonl --tokenizer ./llama-2 --floor 0.98 --floor 0.9 --plot plan.svg
+      ragalign plan indexes/lima --queries queries.jsonl \\
+          --tokenizer meta-llama/Llama-2-13b-hf
+      ragalign plan indexes/lima --queries queries.jsonl --tokenizer ./llama-2 \\
+          --floor 0.98 --floor 0.9 --out plan.svg
     """
     from dataclasses import asdict, replace
 
@@ -77,8 +79,8 @@ def plan(
     from ragalign.pool.queries import read_queries
     from ragalign.recipes import Recipe
 
-    if plot is not None and plot.suffix.lower() != ".svg":
-        raise ConfigError(f"--plot {plot}: the picture is an SVG; give a file name that ends in .svg")
+    if out is not None and out.suffix.lower() != ".svg":
+        raise ConfigError(f"--out {out}: the picture is an SVG; give a file name that ends in .svg")
     chosen = Recipe.load(recipe)
     base = replace(
         chosen.planner,
@@ -112,9 +114,9 @@ def plan(
             console.print_json({name: _rounded(value) for name, value in asdict(point).items()})
     else:
         console.print_table(_COLUMNS, [_row(point, points[0]) for point in points])
-    if plot is not None:
-        plot.write_text(frontier_svg(points, f"{len(asked):,} queries, {base.personal} pinned"), encoding="utf-8")
-        console.note(f"frontier -> {plot}")
+    if out is not None:
+        out.write_text(frontier_svg(points, f"{len(asked):,} queries, {base.personal} pinned"), encoding="utf-8")
+        console.note(f"frontier -> {out}")
 
 
 def _row(point: Point, plain: Point) -> list[str]:

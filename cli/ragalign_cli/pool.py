@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.help import Command, group
 from ragalign_cli.pool_options import (
     LISTED,
     Fields,
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 24
 _MIN_TEXT_WIDTH = 24
 
-app = typer.Typer(
-    help="Look into files of demonstrations, convert them, remove duplicates.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group("Look into files of demonstrations, convert them, remove duplicates.")
 
 Files = Annotated[
     list[str],
@@ -45,7 +42,7 @@ Files = Annotated[
 Out = Annotated[Path, typer.Option(metavar="FILE", help="A .jsonl or .parquet file.", show_default=False)]
 
 
-@app.command("inspect")
+@app.command("inspect", cls=Command)
 def inspect(
     files: Files,
     shape: Shape = "auto",
@@ -62,7 +59,8 @@ def inspect(
     Examples:
       ragalign pool inspect answers.jsonl
       ragalign pool inspect lima.jsonl alpaca.json --unwrap
-      ragalign pool inspect faq.csv --field instruction=question_text --field response=reply --json
+      ragalign pool inspect faq.csv --field instruction=question_text \\
+          --field response=reply --json
     """
     from ragalign.pool import word_lengths
 
@@ -92,7 +90,7 @@ def inspect(
     _print_skipped(pool.report)
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert(
     files: Files,
     out: Out,
@@ -102,12 +100,15 @@ def convert(
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
-    """Write files of any shape as one pool; the same content is written once.
+    """Write files of any shape as one pool.
+
+    A demonstration that occurs more than once is written once.
 
     \b
     Examples:
       ragalign pool convert lima.jsonl alpaca.json --out pool.parquet
-      ragalign pool convert wrapped_sharegpt.json --unwrap --on-error skip --out pool.jsonl
+      ragalign pool convert wrapped_sharegpt.json --unwrap --on-error skip \\
+          --out pool.jsonl
       ragalign pool convert tatsu-lab/alpaca --out alpaca.jsonl
     """
     pool = load(files, shape, field, on_error, unwrap)
@@ -120,7 +121,7 @@ def convert(
     console.note(f"wrote {len(pool):,} demonstrations to {out}")
 
 
-@app.command("dedupe")
+@app.command("dedupe", cls=Command)
 def dedupe(
     files: Files,
     out: Out,
@@ -139,14 +140,15 @@ def dedupe(
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per removed demonstration.")] = False,
 ) -> None:
-    """Remove demonstrations whose instruction repeats an earlier one's, and say which.
+    """Remove demonstrations that repeat an earlier instruction.
 
     Instructions are compared without regard to case, spacing and Unicode form. The first of each stays.
 
     \b
     Examples:
       ragalign pool dedupe answers.jsonl --out unique.jsonl
-      ragalign pool dedupe lima.jsonl alpaca.json --near 0.8 --out unique.parquet --json > removed.jsonl
+      ragalign pool dedupe lima.jsonl alpaca.json --near 0.8 \\
+          --out unique.parquet --json > removed.jsonl
     """
     pool = load(files, shape, field, on_error, unwrap)
     duplicates = pool.duplicates(near)

@@ -47,7 +47,8 @@ def render(
 
     \b
     Examples:
-      ragalign render --prompt-file inst_1k_v4.txt --turns turns.jsonl --escape none --json
+      ragalign render --prompt-file inst_1k_v4.txt --turns turns.jsonl \\
+          --escape none --json
       ragalign render --prompt-file inst_1k_v4.txt --parse
     """
     from dataclasses import replace

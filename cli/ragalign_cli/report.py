@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.judge import tell_problems
+from ragalign_cli.figures import tell_problems
 
 if TYPE_CHECKING:
     from ragalign.reports.report import Comparison, Report
@@ -31,12 +31,12 @@ def report(
         str | None,
         typer.Option(metavar="NAME", help="The protocol of upstream's files, where they do not tell."),
     ] = None,
-    completions: Annotated[
+    answers: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE...",
+            metavar="FILE",
             help="What `ragalign generate` wrote, or answers in any upstream form, the baseline's too: texts, and "
-            "which demonstrations were retrieved.",
+            "which demonstrations were retrieved. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="The index that the demonstrations came from, to show their texts."),
     ] = None,
-    questions: Annotated[
+    queries: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="MT-Bench's questions: texts, and averages by category."),
     ] = None,
@@ -59,15 +59,18 @@ def report(
 
     \b
     Examples:
-      ragalign report judged --completions ica.jsonl --completions baseline.jsonl --index indexes/lima --out report.html
-      ragalign report OpenHermes/annotations.json Qwen/annotations.json --out report.html
-      ragalign report gpt-4_single.jsonl --questions question.jsonl --json
-      ragalign report a_autoeval.jsonl b_autoeval.jsonl --protocol ica --title "Retrieved against random"
+      ragalign report judged --answers ica.jsonl --answers baseline.jsonl \\
+          --index indexes/lima --out report.html
+      ragalign report OpenHermes/annotations.json Qwen/annotations.json \\
+          --out report.html
+      ragalign report gpt-4_single.jsonl --queries question.jsonl --json
+      ragalign report a_autoeval.jsonl b_autoeval.jsonl --protocol ica \\
+          --title "Retrieved against random"
     """
     from ragalign.reports.report import Report
 
     result = Report.from_files(
-        files, protocol=protocol, completions=completions or (), questions=questions, index=index, title=title
+        files, protocol=protocol, completions=answers or (), questions=queries, index=index, title=title
     )
     tell_problems(result.problems)
     for note in result.notes:

@@ -74,10 +74,14 @@ def search(
     \b
     Examples:
       ragalign search indexes/lima "How do brain cells move?"
-      ragalign search indexes/lima "Sort a list in C" --retriever bm25 -k 5 --where category=code
-      ragalign search indexes/lima "Plan a trip" --retriever mmr --option lambda=0.5 --option n_candidates=50
-      ragalign search indexes/lima "Plan a trip" --retriever rerank --option first=hybrid
-      ragalign search indexes/lima --queries queries.jsonl -k 20 --exclude-self --near 0.95 --json > hits.jsonl
+      ragalign search indexes/lima "Sort a list in C" --retriever bm25 -k 5 \\
+          --where category=code
+      ragalign search indexes/lima "Plan a trip" --retriever mmr \\
+          --option lambda=0.5 --option n_candidates=50
+      ragalign search indexes/lima "Plan a trip" --retriever rerank \\
+          --option first=hybrid
+      ragalign search indexes/lima --queries queries.jsonl -k 20 --exclude-self \\
+          --near 0.95 --json > hits.jsonl
     """
     from ragalign._progress import progress
     from ragalign.errors import ConfigError

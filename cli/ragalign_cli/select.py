@@ -16,8 +16,8 @@ _INTERRUPTED = 130
 
 
 def select(
-    pool: Annotated[list[str], typer.Option(metavar="FILE...", help="Where candidates come from.")],
-    prompts: Annotated[str, typer.Option(metavar="NAME|FILE", help="Development prompts; some are held out.")],
+    pool: Annotated[list[str], typer.Option(metavar="FILE", help="Where candidates come from. Repeatable.")],
+    queries: Annotated[str, typer.Option(metavar="NAME|FILE", help="Development prompts; some are held out.")],
     model: decoding.Model,
     metric: Annotated[str, typer.Option(metavar="NAME", help="exact-match, or a function as FILE.py:FUNCTION.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="recipe.toml, constants.jsonl, evaluations; resumed from.")],
@@ -44,8 +44,10 @@ def select(
 
     \b
     Examples:
-      ragalign select --pool answers.jsonl --prompts dev.jsonl --metric exact-match --model ./base --out found
-      ragalign bench --recipes urial,found/recipe.toml --model ./base --prompts test.jsonl --out compared
+      ragalign select --pool answers.jsonl --queries dev.jsonl \\
+          --metric exact-match --model ./base --out found
+      ragalign bench --recipe urial --recipe found/recipe.toml --model ./base \\
+          --queries test.jsonl --out compared
     """
     from dataclasses import replace
 
@@ -67,7 +69,7 @@ def select(
         out,
         replace(begin, decoding=changed),
         Pool.load(pool),
-        load_cases(prompts).first(first),
+        load_cases(queries).first(first),
         scorer,
         model=model,
         options=options,

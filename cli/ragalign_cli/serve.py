@@ -68,7 +68,8 @@ def serve(
     \b
     Examples:
       ragalign serve indexes/mine --model meta-llama/Llama-3.1-8B
-      ragalign serve indexes/mine --upstream http://gpu1:8000 --upstream http://gpu2:8000
+      ragalign serve indexes/mine --upstream http://gpu1:8000 \\
+          --upstream http://gpu2:8000
     """
     from ragalign.errors import ConfigError
     from ragalign.serving import Limits, ServingSettings, create_app

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.command import Command
+from fixtures.command import Command, repeated
 from fixtures.judge_server import JudgeServer
 
 from ragalign.encoders import Encoder
@@ -41,7 +41,7 @@ def short_index(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def recipes(tmp_path: Path) -> str:
+def recipes(tmp_path: Path) -> list[str]:
     """No demonstrations, one constant, one retrieved, one random."""
     one = tmp_path / "one.jsonl"
     one.write_text('{"instruction": "Name a river.", "response": "The Nile."}\n')
@@ -52,12 +52,12 @@ def recipes(tmp_path: Path) -> str:
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.toml").write_text(text)
-    return ",".join(["zero-shot", *(str(tmp_path / f"{name}.toml") for name in texts)])
+    return ["zero-shot", *(str(tmp_path / f"{name}.toml") for name in texts)]
 
 
 @pytest.fixture
-def arguments(recipes: str, prompts: Path, tiny_model: Path, short_index: Path) -> tuple[object, ...]:
-    chosen = ("--recipes", recipes, "--prompts", prompts, "--model", tiny_model, "--index", short_index)
+def arguments(recipes: list[str], prompts: Path, tiny_model: Path, short_index: Path) -> tuple[object, ...]:
+    chosen = (*repeated("--recipe", recipes), "--queries", prompts, "--model", tiny_model, "--index", short_index)
     return ("bench", *chosen, *DECODING)
 
 
@@ -160,14 +160,14 @@ def test_a_metric_of_ones_own(ragalign: Command, arguments: tuple[object, ...], 
 
 
 def test_a_sweep_has_a_plot_per_factor(
-    ragalign: Command, prompts: Path, tiny_model: Path, short_index: Path, recipes: str, tmp_path: Path
+    ragalign: Command, prompts: Path, tiny_model: Path, short_index: Path, recipes: list[str], tmp_path: Path
 ) -> None:
     grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text(
         'recipe = "mine.toml"\ndesign = "one-at-a-time"\n[factors]\ndemonstrations = [2, 0, 1]\n'
         'order = ["most_similar_last", "random"]\nretriever = ["dense", "bm25"]\n'
     )
-    chosen = ("--prompts", prompts, "--model", tiny_model, "--index", short_index, "--first", "2")
+    chosen = ("--queries", prompts, "--model", tiny_model, "--index", short_index, "--first", "2")
     run = ragalign("bench", "--sweep", grid, *chosen, *DECODING, "--out", out, "--metric", "exact-match", "--json")
     assert run.returncode == 0, run.stderr
     bench = json.loads(run.stdout)["bench"]
@@ -205,14 +205,14 @@ def test_judged_by_a_model(ragalign: Command, arguments: tuple[object, ...], tmp
 
 
 def test_a_pool_is_indexed_first(
-    ragalign: Command, recipes: str, prompts: Path, tiny_model: Path, tmp_path: Path
+    ragalign: Command, recipes: list[str], prompts: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     pool, out = tmp_path / "pool.jsonl", tmp_path / "out"
     rows: list[dict[str, Any]] = [{"instruction": f"Tell me about {n}.", "response": f"It is {n}."} for n in range(6)]
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = recipes.split(",")[2]
+    mine = recipes[2]
     run = ragalign(
-        "bench", "--recipes", mine, "--prompts", prompts, "--model", tiny_model, "--pool", pool, "--out", out,
+        "bench", "--recipe", mine, "--queries", prompts, "--model", tiny_model, "--pool", pool, "--out", out,
         *DECODING, "--json",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -225,10 +225,10 @@ def test_a_pool_is_indexed_first(
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
-        (("--recipes", "magic"), 2, "no recipe 'magic'"),
-        (("--recipes", "ica,ica"), 2, "two recipes are called 'ica'"),
-        (("--prompts", "magic"), 2, "no prompt set 'magic'"),
-        (("--prompts", "magic.jsonl"), 1, "magic.jsonl"),
+        (("--recipe", "magic"), 2, "no recipe 'magic'"),
+        (("--recipe", "ica", "--recipe", "ica"), 2, "two recipes are called 'ica'"),
+        (("--queries", "magic"), 2, "no prompt set 'magic'"),
+        (("--queries", "magic.jsonl"), 1, "magic.jsonl"),
         (("--metric", "beauty"), 2, "no metric 'beauty': use exact-match"),
         (("--metric", "nowhere.py:score"), 2, "there is no file nowhere.py with a metric"),
         (("--judge", "gpt-4.1"), 2, "judging needs both --judge and --protocol"),
@@ -263,10 +263,10 @@ def test_wrong_names_of_a_baseline_cost_nothing(
 def test_a_retrieving_recipe_wants_somewhere_to_retrieve_from(
     ragalign: Command, prompts: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    run = ragalign("bench", "--prompts", prompts, "--model", tiny_model, "--out", tmp_path / "out")
+    run = ragalign("bench", "--queries", prompts, "--model", tiny_model, "--out", tmp_path / "out")
     assert run.returncode == 2
     assert "the recipe 'ica-random' retrieves demonstrations: give an index or a pool" in run.stderr
-    assert "a benchmark needs --model and --prompts" in ragalign("bench", "--out", tmp_path / "out").stderr
+    assert "a benchmark needs --model and --queries" in ragalign("bench", "--out", tmp_path / "out").stderr
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_ctrl_c_keeps_what_was_answered(ragalign: Command, arguments: tuple[obje
     many.write_text(
         "".join(json.dumps({"id": f"q{n}", "instruction": f"Tell me about {n}."}) + "\n" for n in range(64))
     )
-    command = [*map(str, arguments), "--prompts", str(many), "--max-new-tokens", "32", "--out", str(out)]
+    command = [*map(str, arguments), "--queries", str(many), "--max-new-tokens", "32", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", "from ragalign_cli.main import main; main()", *command],
         stderr=subprocess.PIPE,

@@ -28,16 +28,16 @@ def test_a_file_in_a_file_out_and_nothing_twice(
     ragalign: Command, starter_index: Path, tiny_model: Path, queries: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "a.jsonl"
-    arguments = ("generate", starter_index, "--recipe", "ica", "--model", tiny_model, "--input", queries)
-    first = ragalign(*arguments, "--output", output, *DECODING, "--json")
+    arguments = ("generate", starter_index, "--recipe", "ica", "--model", tiny_model, "--queries", queries)
+    first = ragalign(*arguments, "--out", output, *DECODING, "--json")
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout)["n_written"] == 6
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert sorted(one["id"] for one in written) == [f"q{n}" for n in range(6)]
     assert all(one["n_output_tokens"] <= 8 and one["demonstrations"] for one in written)
-    again = ragalign(*arguments, "--output", output, *DECODING, "--json")
+    again = ragalign(*arguments, "--out", output, *DECODING, "--json")
     assert json.loads(again.stdout) | {"seconds": 0} == {
-        "n_written": 0, "n_present": 6, "n_failed": 0, "seconds": 0, "output": str(output)
+        "n_written": 0, "n_present": 6, "n_failed": 0, "seconds": 0, "out": str(output)
     }  # fmt: skip
     assert len(output.read_text().splitlines()) == 6
 
@@ -49,7 +49,7 @@ def test_interrupted_it_loses_nothing_and_goes_on(
     rows = [{"id": f"q{n}", "instruction": f"Tell me about the number {n}."} for n in range(64)]
     queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [
-        "generate", str(starter_index), "--model", str(tiny_model), "--input", str(queries), "--output", str(output),
+        "generate", str(starter_index), "--model", str(tiny_model), "--queries", str(queries), "--out", str(output),
         "--backend", "transformers", "--max-new-tokens", "64",
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -110,7 +110,7 @@ def test_wrong_options_get_one_line(
     message: str,
 ) -> None:
     run = ragalign(
-        "generate", starter_index, "--model", tiny_model, "--input", queries, "--output", tmp_path / "a", *arguments
+        "generate", starter_index, "--model", tiny_model, "--queries", queries, "--out", tmp_path / "a", *arguments
     )
     assert run.returncode == 2
     assert message in run.stderr
@@ -119,7 +119,7 @@ def test_wrong_options_get_one_line(
 
 @pytest.mark.slow
 def test_the_demo_compares_four_ways(ragalign: Command) -> None:
-    run = ragalign("demo", "--backend", "transformers", "--queries", "8", "--json")
+    run = ragalign("demo", "--backend", "transformers", "--first", "8", "--json")
     assert run.returncode == 0, run.stderr
     quality = {one["name"]: one["quality"]["estimate"]["value"] for one in json.loads(run.stdout)["conditions"]}
     assert set(quality) == {"zero-shot", "fixed", "random", "retrieved"}

@@ -10,12 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.command import Command
-from hypothesis import given
-from hypothesis import strategies as st
+from fixtures.command import Command, repeated
 
 from ragalign.indexes import Index
-from ragalign_cli.arguments import expand
 
 
 @pytest.fixture
@@ -41,7 +38,15 @@ def test_several_pools_of_different_shapes_make_one_index(
     alpaca = tmp_path / "alpaca.json"
     alpaca.write_text(json.dumps(json.loads((shared_data / "pools" / "alpaca_en_demo.json").read_text())[:20]))
     out = tmp_path / "index"
-    arguments = ("--pool", small, alpaca, rows, "--encoder", minilm_folder, "--out", out, "--unwrap", "--json")
+    arguments = (
+        *repeated("--pool", [small, alpaca, rows]),
+        "--encoder",
+        minilm_folder,
+        "--out",
+        out,
+        "--unwrap",
+        "--json",
+    )
     run = ragalign("index", *arguments)
     assert run.returncode == 0, run.stderr
     record = json.loads(run.stdout)
@@ -69,7 +74,7 @@ def test_add_and_remove(ragalign: Command, built: Path, rows: Path, tmp_path: Pa
     more = tmp_path / "more.jsonl"
     more.write_text(rows.read_text() + json.dumps({"id": "new", "instruction": "Say hi.", "response": "Hi!"}) + "\n")
     assert json.loads(ragalign("index", "add", built, "--pool", more, "--json").stdout)["n_demonstrations"] == 13
-    run = ragalign("index", "remove", built, "--id", "new", "r3", "--json")
+    run = ragalign("index", "remove", built, "--id", "new", "--id", "r3", "--json")
     assert json.loads(run.stdout)["n_demonstrations"] == 11, run.stderr
     assert ragalign("index", "verify", built).returncode == 0
     run = ragalign("index", "remove", built, "--id", "nobody")
@@ -158,13 +163,3 @@ def test_what_is_missing_is_said(ragalign: Command, rows: Path, minilm_folder: P
         run = ragalign("index", *arguments)
         assert (run.returncode, len(run.stderr.splitlines())) == (code, 1), run.stderr
         assert message in run.stderr
-
-
-@given(
-    values=st.lists(st.text("abc", min_size=1), min_size=1), rest=st.lists(st.sampled_from(["--out", "x", "--json"]))
-)
-def test_an_option_with_several_values_is_repeated(values: list[str], rest: list[str]) -> None:
-    end = ["--out", *rest]
-    assert expand(["index", "--pool", *values, *end]) == [
-        "index", *(part for value in values for part in ("--pool", value)), *end
-    ]  # fmt: skip

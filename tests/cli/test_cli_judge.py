@@ -108,7 +108,7 @@ def test_mt_bench_with_categories(shared_data: Path, judge: Callable[..., Run]) 
         "--protocol",
         "mt-bench",
         folder / "judgment_gpt-4_single_medusa.jsonl",
-        "--questions",
+        "--queries",
         folder / "question.jsonl",
         "--json",
     )
@@ -203,7 +203,7 @@ def test_agreement_of_files(shared_data: Path, judge: Callable[..., Run], tmp_pa
         (["aggregate", "--protocol", "ica", "x", "--glm-c", "1"], 2, "length control belongs to"),
         (["aggregate", "--protocol", "ica", "x", "--length-control", "minimal"], 2, "length control belongs to"),
         (["aggregate", "--protocol", "alpaca-eval-2", "x", "--glm-weights", "w"], 2, "instruction difficulties"),
-        (["aggregate", "--protocol", "just-eval", "x", "--questions", "absent"], 1, "cannot read absent"),
+        (["aggregate", "--protocol", "just-eval", "x", "--queries", "absent"], 1, "cannot read absent"),
         (["agreement", "--protocol", "ica", "absent.jsonl"], 1, "cannot read absent.jsonl"),
     ],
 )

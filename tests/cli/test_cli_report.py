@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.command import Command
+from fixtures.command import Command, repeated
 from fixtures.judge_server import JudgeServer
 
 N = 30
@@ -36,7 +36,7 @@ def judged(ragalign: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_judging_run_becomes_a_page_with_its_texts(ragalign: Command, judged: Path, tmp_path: Path) -> None:
     page = tmp_path / "out" / "report.html"
     completions = [tmp_path / "ours.jsonl", tmp_path / "theirs.json"]
-    done = ragalign("report", judged, "--completions", *completions, "--out", page, "--title", "A & B", "--json")
+    done = ragalign("report", judged, *repeated("--answers", completions), "--out", page, "--title", "A & B", "--json")
     assert done.returncode == 0, done.stderr
     assert f"-> {page}" in done.stderr
     report = json.loads(done.stdout)
@@ -77,7 +77,7 @@ def test_upstreams_files_of_several_protocols_make_one_report(ragalign: Command,
         "report",
         shared_data / "mt_bench/judgment_gpt-4_single_medusa.jsonl",
         shared_data / "just_eval/safety/gpt-4-0613.score_safety.chatgpt.json",
-        "--questions",
+        "--queries",
         shared_data / "mt_bench/question.jsonl",
         "--json",
     )
@@ -98,7 +98,7 @@ def test_upstreams_files_of_several_protocols_make_one_report(ragalign: Command,
         (("verdicts.jsonl", "--protocol", "vibes"), 2, "unknown protocol 'vibes'"),
         (("verdicts.jsonl", "--protocol", "ica"), 2, "holds verdicts of the protocol mt-bench, not ica"),
         (("verdicts.jsonl", "--index", "nowhere"), 1, "nowhere"),
-        (("verdicts.jsonl", "--completions", "queries.jsonl"), 1, "no model answer"),
+        (("verdicts.jsonl", "--answers", "queries.jsonl"), 1, "no model answer"),
         (("verdicts.jsonl", "--out", "verdicts.jsonl/report.html"), 1, "verdicts.jsonl"),
         ((), 2, "missing argument"),
     ],

@@ -23,7 +23,7 @@ def arguments(tmp_path: Path, tiny_model: Path) -> tuple[object, ...]:
     (tmp_path / "begin.toml").write_text('[constants]\nfile = "begin.jsonl"\n[retriever]\nname = "none"\n')
     (tmp_path / "score.py").write_text(METRIC)
     return (
-        "select", "--pool", pool, "--prompts", dev, "--recipe", tmp_path / "begin.toml", "--model", tiny_model,
+        "select", "--pool", pool, "--queries", dev, "--recipe", tmp_path / "begin.toml", "--model", tiny_model,
         "--backend", "transformers", "--max-new-tokens", "1", "--temperature", "0", "--add", "2",
         "--out", tmp_path / "found",
     )  # fmt: skip
@@ -43,7 +43,7 @@ def test_it_writes_a_recipe_that_bench_takes(
     assert len(found["constants"]) == 3
     assert found["optimism"] == pytest.approx(0)
     bench = ragalign(
-        "bench", "--recipes", f"{tmp_path / 'begin.toml'},{tmp_path / 'found' / 'recipe.toml'}", "--prompts",
+        "bench", "--recipe", tmp_path / "begin.toml", "--recipe", tmp_path / "found" / "recipe.toml", "--queries",
         tmp_path / "dev.jsonl", "--model", tiny_model, "--backend", "transformers", *metric, "--out",
         tmp_path / "compared", "--json",
     )  # fmt: skip
@@ -60,7 +60,7 @@ def test_it_writes_a_recipe_that_bench_takes(
         (("--metric", "exact-match", "--recipe", "ica"), "retrieves: constant demonstrations"),
         (("--metric", "exact-match", "--add", "0"), "add must be at least 1"),
         (("--metric", "exact-match", "--held-out", "1"), "must lie between 0 and 1"),
-        (("--metric", "exact-match", "--prompts", "nosuch"), "no prompt set 'nosuch'"),
+        (("--metric", "exact-match", "--queries", "nosuch"), "no prompt set 'nosuch'"),
         (("--metric", "exact-match"), "the metric 'exact_match' scored no answer: the prompt has no reference"),
     ],
 )

@@ -101,7 +101,7 @@ def test_plan_shows_the_frontier(
 ) -> None:
     picture = tmp_path / "plan.svg"
     given = ("plan", starter_index, "--queries", queries, "--tokenizer", tiny_model, "--recipe", recipe)
-    run = ragalign(*given, "--floor", "0.9", "--candidates", "60", "--plot", picture, "--json")
+    run = ragalign(*given, "--floor", "0.9", "--candidates", "60", "--out", picture, "--json")
     assert run.returncode == 0, run.stderr
     points = [json.loads(line) for line in run.stdout.splitlines()]
     assert [one["strategy"] for one in points] == ["none", "reorder", "reorder", "relax", "backbone", "hybrid"]
@@ -119,6 +119,6 @@ def test_plan_shows_the_frontier(
     table = ragalign(*given, "--floor", "0.9", "--cache-tokens", "4000")
     assert "prefilled" in table.stdout
     assert table.stdout.count("\n") == 7
-    wrong = ragalign(*given, "--plot", "plan.png")
+    wrong = ragalign(*given, "--out", "plan.png")
     assert wrong.returncode == 2
     assert "ends in .svg" in wrong.stderr

@@ -268,8 +268,19 @@ def test_the_command(
     pool, prompts = tmp_path / "pool.jsonl", tmp_path / "q.jsonl"
     pool.write_text("".join(json.dumps({"instruction": d.instruction, "response": d.response}) + "\n" for d in POOL))
     prompts.write_text("".join(json.dumps({"id": q.id, "instruction": q.text, **q.metadata}) + "\n" for q in QUERIES))
-    arguments = ["compare-ift", "--base", settings.base, "--pool", pool, "--prompts", prompts, "--seeds", "1"]
-    arguments += ["--sizes", "3", "--methods", "zero-shot,retrieved,full", "--recipe", settings.recipe]
+    arguments = ["compare-ift", "--base", settings.base, "--pool", pool, "--queries", prompts, "--seeds", "1"]
+    arguments += [
+        "--size",
+        "3",
+        "--method",
+        "zero-shot",
+        "--method",
+        "retrieved",
+        "--method",
+        "full",
+        "--recipe",
+        settings.recipe,
+    ]
     arguments += ["--backend", "transformers", "--epochs", "1", "--out", tmp_path / "run"]
     done = ragalign(*arguments)
     assert done.returncode == 0, done.stderr
@@ -281,7 +292,7 @@ def test_the_command(
     shown = json.loads(ragalign(*arguments, "--json").stdout)
     assert [one["method"] for one in shown["points"]] == ["zero-shot", "retrieved", "full"]
     assert np.isfinite(shown["points"][2]["training_seconds"])
-    for change, message in ((["--sizes", "3,x"], "whole numbers"), (["--metric", "magic"], "no metric 'magic'")):
+    for change, message in ((["--size", "x"], "'--size'"), (["--metric", "magic"], "no metric 'magic'")):
         done = ragalign(*arguments, *change)
         assert done.returncode == 2
         assert message in done.stderr

@@ -277,7 +277,7 @@ def test_the_command_writes_everything(
     ragalign = Command(monkeypatch, capsys)
     prompts = tmp_path / "q.jsonl"
     prompts.write_text("".join(json.dumps({"id": q.id, "instruction": q.text}) + "\n" for q in QUERIES))
-    arguments = ["analyze", "shift", "--base", settings.base, "--aligned", settings.aligned, "--prompts", prompts]
+    arguments = ["analyze", "shift", "--base", settings.base, "--aligned", settings.aligned, "--queries", prompts]
     arguments += ["--first", "2", "--recipe", "zero-shot", "--max-new-tokens", "8", "--backend", "transformers"]
     done = ragalign(*arguments, "--out", tmp_path / "run", columns=140)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,60 @@
+"""Figures of judged answers, for the terminal and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.judging.base import Figures
+    from ragalign.judging.replay import Problem
+    from ragalign.statistics import Estimate
+
+_LISTED = 10
+
+
+def figures_record(figures: Figures, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """The figures as JSON, with an interval for every mean."""
+    return {**figures.as_dict(), "intervals": {name: one.to_dict() for name, one in estimates.items()}}
+
+
+def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Estimate]]) -> None:
+    """One block per model: its figures, with the intervals of those that are means."""
+    for figures, found in zip(table, estimates, strict=True):
+        baseline = f" vs {figures.baseline}" if figures.baseline else ""
+        console.heading(f"{figures.model}{baseline}")
+        rows: list[tuple[str, str, str]] = [("n", str(figures.n), ""), ("n_unscored", str(figures.n_unscored), "")]
+        for name, value in _flat(figures.values):
+            estimate = found.get(name)
+            interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate is not None else ""
+            rows.append((name, number_or_dash(value), interval))
+        console.print_table([("figure", "left"), ("value", "right"), ("95 % interval", "right")], rows)
+        for reason, count in figures.reasons.items():
+            console.note(f"{figures.model}: {count} unscored: {reason}")
+        for note in figures.notes:
+            console.note(f"{figures.model}: {note}")
+
+
+def tell_problems(problems: Sequence[Problem]) -> None:
+    """One line per unreadable row, up to a number, then how many more there are."""
+    for problem in problems[:_LISTED]:
+        console.warning(f"{problem.where}: {problem.reason}; counted as unscored")
+    if len(problems) > _LISTED:
+        console.warning(f"... and {len(problems) - _LISTED} more unreadable rows, counted as unscored")
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{part}", one) for part, one in value.items())
+        else:
+            yield name, value
+
+
+def number_or_dash(value: object) -> str:
+    """Two decimals for a figure, a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

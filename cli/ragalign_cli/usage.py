@@ -1,0 +1,99 @@
+"""Wrong arguments, explained in one line that names the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, TypeAlias, cast
+
+import typer
+
+# What Typer raises for any wrong argument: a class that it exports only as the base of this one.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+_UsageError: TypeAlias = typer.BadParameter
+
+# Names that people know from other tools, or from earlier versions, with what they are called here. A command takes
+# the first of them that it has.
+_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "--input": ("--queries", "--pool", "--answers"),
+    "--prompts": ("--queries",),
+    "--questions": ("--queries",),
+    "--query": ("--queries",),
+    "--query-file": ("--queries",),
+    "--turns": ("--queries",),
+    "--output": ("--out",),
+    "--output-dir": ("--out",),
+    "--output-file": ("--out",),
+    "--out-dir": ("--out",),
+    "--plot": ("--out",),
+    "--limit": ("--first",),
+    "--num-prompts": ("--first",),
+    "--n-queries": ("--first",),
+    "--queries": ("--first",),
+    "--recipes": ("--recipe", "--also"),
+    "--sizes": ("--size",),
+    "--methods": ("--method",),
+    "--completions": ("--answers",),
+    "--pools": ("--pool",),
+    "--judges": ("--judge",),
+    "--metrics": ("--metric",),
+    "--max-tokens": ("--max-new-tokens",),
+    "--max-model-len": ("--context-length",),
+    "--tensor-parallel-size": ("--tensor-parallel",),
+    "--gpu-memory-utilization": ("--gpu-memory",),
+    "--system-prompt": ("--system",),
+    "--top-k": ("-k",),
+    "--k": ("-k",),
+    "--samples": ("--n",),
+}
+
+
+def asks_for_help(error: _UsageError) -> bool:
+    """Whether a group of commands was called with nothing, so that its help is the answer."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
+def explain(error: _UsageError, arguments: Sequence[str]) -> str:
+    """What is wrong with the arguments and what would be right, on one line: Typer would print three."""
+    command = error.ctx.command if error.ctx is not None else None
+    path = error.ctx.command_path if error.ctx is not None else "ragalign"
+    message = error.format_message().rstrip(".")
+    hint = ""
+    if (option := getattr(error, "option_name", None)) and getattr(error, "possibilities", "") != "":
+        message = f"no such option: {option}"
+        hint = _right_option(option, command)
+    elif command is not None:
+        hint = _repeated_option(arguments, command)
+    return f"{message[:1].lower()}{message[1:]}{hint}; see `{path} --help`"
+
+
+def _right_option(option: str, command: Any) -> str:
+    """The option that was probably meant: the same thing under another name, or one spelt alike."""
+    if command is None:
+        return ""
+    names = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+    names = [name for name in names if name.startswith("-")]
+    known = [name for name in _SYNONYMS.get(option, ()) if name in names][:1]
+    if not known:
+        # A misspelt old name leads to the new one, too.
+        alike = get_close_matches(option, [*names, *_SYNONYMS], n=5)
+        meant = [new for name in alike for new in ((name,) if name in names else _SYNONYMS[name]) if new in names]
+        known = meant[:1]
+    return f"; did you mean {known[0]}?" if known else ""
+
+
+def _repeated_option(arguments: Sequence[str], command: Any) -> str:
+    """Where values follow an option that takes one value at a time: how to give several."""
+    multiple = {
+        name for parameter in command.params if getattr(parameter, "multiple", False) for name in parameter.opts
+    }
+    for position, argument in enumerate(arguments):
+        values = []
+        if argument in multiple:
+            for value in arguments[position + 1 :]:
+                if value.startswith("-"):
+                    break
+                values.append(value)
+        if len(values) > 1:
+            return f"; to give several, repeat the option: {' '.join(f'{argument} {value}' for value in values[:2])}"
+    return ""
