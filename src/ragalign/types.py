@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ragalign.reuse_plan import ReusePlan
+
 T_co = TypeVar("T_co", covariant=True)
 
 Role = Literal["system", "user", "assistant"]
@@ -122,6 +124,8 @@ class Prompt:
         n_special_tokens: how many of `ids` are not text, such as BOS.
         n_preamble_tokens, n_query_tokens: tokens of the preamble and of the conversation.
         max_tokens: the token budget that the demonstrations had.
+        reuse: which demonstrations need not be computed, since their keys and values are kept; None for a plain
+            prompt. They are the first of `demonstrations` behind the constant ones.
     """
 
     pieces: tuple[str, ...]
@@ -133,6 +137,7 @@ class Prompt:
     n_preamble_tokens: int = 0
     n_query_tokens: int = 0
     max_tokens: int = 0
+    reuse: ReusePlan | None = None
 
     @property
     def text(self) -> str:
@@ -189,6 +194,7 @@ class Delta:
         finish_reason: why the answer ended, in its last part; None before.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
         logprobs: of the tokens that are new, where they were asked for.
+        n_reused_tokens: as `Completion.n_reused_tokens`; known in the last part.
     """
 
     text: str
@@ -196,6 +202,7 @@ class Delta:
     finish_reason: str | None = None
     n_cached_tokens: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    n_reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,8 @@ class Completion:
         latency_s: seconds from handing the prompt over to its last token.
         first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait behind
             other prompts of a batch; None where the engine does not say.
+        n_reused_tokens: tokens of demonstrations whose kept keys and values were put in place; they are neither in
+            `n_cached_tokens` nor computed.
     """
 
     prompt: Prompt
@@ -216,6 +225,7 @@ class Completion:
     n_cached_tokens: int | None = None
     latency_s: float = 0.0
     first_token_s: float | None = None
+    n_reused_tokens: int = 0
 
     @property
     def text(self) -> str:

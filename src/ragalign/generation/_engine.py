@@ -34,8 +34,11 @@ class EngineLoop:
         self._counter = itertools.count()
         self._failure: str | None = None
 
-    def run(self, inputs: Iterable[tuple[list[int], Any]]) -> ClosableIterator[tuple[int, Any, float]]:
-        """Answer (token ids, SamplingParams) pairs, enqueued in the order given; iterators are read in a thread.
+    def run(self, inputs: Iterable[tuple[dict[str, Any], Any]]) -> ClosableIterator[tuple[int, Any, float]]:
+        """Answer (prompt as vLLM takes it, SamplingParams) pairs, enqueued in the order given.
+
+        Iterators are read in a thread.
+
 
         Yields (position, RequestOutput, seconds since the request was added), and aborts what is
         unfinished when it is closed or an error passes through.
@@ -74,18 +77,17 @@ class EngineLoop:
 
     def _add(
         self,
-        inputs: Iterable[tuple[list[int], Any]],
+        inputs: Iterable[tuple[dict[str, Any], Any]],
         box: deque[tuple[Any, float]],
         unfinished: dict[str, tuple[int, float]],
         positions: Iterator[int],
     ) -> None:
         with self._lock:
             self._check()
-            for token_ids, params in inputs:
+            for prompt, params in inputs:
                 name = f"ragalign-{next(self._counter)}"
                 try:
-                    # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
-                    self._engine.add_request(name, {"type": "token", "prompt_token_ids": token_ids}, params)
+                    self._engine.add_request(name, prompt, params)
                 except Exception as error:  # vLLM's type for it differs between versions
                     raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
                 unfinished[name] = next(positions), time.perf_counter()

@@ -32,6 +32,7 @@ class Sample:
     n_cached_tokens: int | None
     latency_s: float
     first_token_s: float | None = None
+    n_reused_tokens: int = 0
 
 
 class BaseGenerator(ABC):
@@ -211,6 +212,7 @@ class BaseGenerator(ABC):
                             n_cached_tokens=group[0].n_cached_tokens,
                             latency_s=max(one.latency_s for one in group.values()),
                             first_token_s=group[0].first_token_s,
+                            n_reused_tokens=group[0].n_reused_tokens,
                         ),
                     )
 

@@ -132,8 +132,8 @@ class VllmGenerator(BaseGenerator):
 
     def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         self._engine()
-        inputs: Iterable[tuple[list[int], Any]] = (
-            (prompt.token_ids, sampling_params(prompt, decoding, sample))
+        inputs: Iterable[tuple[dict[str, Any], Any]] = (
+            (engine_prompt(prompt), sampling_params(prompt, decoding, sample))
             for prompt in prompts
             for sample in range(decoding.n)
         )
@@ -143,27 +143,30 @@ class VllmGenerator(BaseGenerator):
             for position, output, latency_s in outputs:
                 (answer,) = output.outputs
                 index, sample = divmod(position, decoding.n)
+                n_cached, n_reused = token_counts(output)
                 yield Sample(
                     index=index,
                     sample=sample,
                     output=Output(
                         answer.text, answer.finish_reason or "abort", len(answer.token_ids), tuple(answer.token_ids)
                     ),
-                    n_cached_tokens=output.num_cached_tokens,
+                    n_cached_tokens=n_cached,
                     latency_s=latency_s,
                     first_token_s=_first_token_s(output.metrics),
+                    n_reused_tokens=n_reused,
                 )
 
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         self._engine()
         params = sampling_params(prompt, decoding, 0, stream=True)
         n_tokens = 0
-        with closing(self._loop.run([(prompt.token_ids, params)])) as outputs:
+        with closing(self._loop.run([(engine_prompt(prompt), params)])) as outputs:
             for _, output, _ in outputs:
                 (answer,) = output.outputs
                 n_tokens += len(answer.token_ids)
                 reason = (answer.finish_reason or "abort") if output.finished else None
-                yield Delta(answer.text, n_tokens, reason, output.num_cached_tokens)
+                n_cached, n_reused = token_counts(output)
+                yield Delta(answer.text, n_tokens, reason, n_cached, n_reused_tokens=n_reused)
 
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
@@ -183,7 +186,7 @@ class VllmGenerator(BaseGenerator):
             flat_logprobs=True,
             detokenize=False,
         )
-        with closing(self._loop.run([(list(ids), params.clone()) for ids in sequences])) as outputs:
+        with closing(self._loop.run([(token_prompt(ids), params.clone()) for ids in sequences])) as outputs:
             for position, output, _ in outputs:
                 if output.finished:
                     ids, start = sequences[position], starts[position]
@@ -201,6 +204,26 @@ def _first_token_s(metrics: Any) -> float | None:
     return first - scheduled if 0 < scheduled <= first else None
 
 
+def token_prompt(ids: Sequence[int]) -> dict[str, Any]:
+    """Token ids as vLLM's own front end hands them over; the "type" key marks them as ready for the engine."""
+    return {"type": "token", "prompt_token_ids": list(ids)}
+
+
+def engine_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as the engine takes it; where demonstrations are reused, its blocks are kept apart from others'."""
+    salt = {} if prompt.reuse is None else {"cache_salt": prompt.reuse.cache_salt}
+    return token_prompt(prompt.token_ids) | salt
+
+
+def token_counts(output: Any) -> tuple[int | None, int]:
+    """Prompt tokens that the engine had cached, and those of reused demonstrations, which it counts as cached too."""
+    told = (getattr(output, "kv_transfer_params", None) or {}).get("ragalign") or {}
+    n_reused = int(told.get("n_reused_tokens", 0))
+    # What could not be loaded after all is still in vLLM's own count.
+    n_cached = told.get("n_ready_tokens", output.num_cached_tokens)
+    return (None if n_cached is None else max(0, n_cached - n_reused)), n_reused
+
+
 def sampling_params(
     prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
 ) -> Any:
@@ -209,6 +232,9 @@ def sampling_params(
     from vllm.sampling_params import RequestOutputKind
 
     penalty = decoding.output_repetition_penalty
+    extra: dict[str, Any] = {} if penalty == 1 else {"output_repetition_penalty": penalty}
+    if prompt.reuse is not None:
+        extra["kv_transfer_params"] = prompt.reuse.params()
     return SamplingParams(
         n=1,
         temperature=decoding.temperature,
@@ -218,7 +244,7 @@ def sampling_params(
         repetition_penalty=decoding.repetition_penalty,
         presence_penalty=decoding.presence_penalty,
         frequency_penalty=decoding.frequency_penalty,
-        extra_args=None if penalty == 1 else {"output_repetition_penalty": penalty},
+        extra_args=extra or None,
         stop=list(merge_stops(prompt.stop, decoding.stop)),
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,

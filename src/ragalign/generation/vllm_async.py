@@ -18,7 +18,7 @@ from ragalign.generation._quiet import environment, is_verbose
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import model_name, one_line
 from ragalign.generation.engine_options import EngineOptions
-from ragalign.generation.vllm import check_options, fill_in, sampling_params, start_error
+from ragalign.generation.vllm import check_options, engine_prompt, fill_in, sampling_params, start_error, token_counts
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
 
@@ -90,20 +90,20 @@ class AsyncVllmGenerator:
             raise UnavailableError("the engine is not running")
         try:
             params = sampling_params(prompt, decoding, sample, stream=not whole, logprobs=logprobs)
-            # The form that vLLM's own front end hands over; the "type" key marks it as ready for the engine.
-            inputs = {"type": "token", "prompt_token_ids": prompt.token_ids}
-            outputs = self._engine.generate(inputs, params, f"ragalign-{next(self._counter)}")
+            outputs = self._engine.generate(engine_prompt(prompt), params, f"ragalign-{next(self._counter)}")
             n_tokens = 0
             async with aclosing(outputs):
                 async for output in outputs:
                     (answer,) = output.outputs
                     n_tokens += len(answer.token_ids)
+                    n_cached, n_reused = token_counts(output)
                     yield Delta(
                         text=answer.text,
                         n_tokens=n_tokens,
                         finish_reason=(answer.finish_reason or "abort") if output.finished else None,
-                        n_cached_tokens=output.num_cached_tokens,
+                        n_cached_tokens=n_cached,
                         logprobs=_logprobs(answer) if logprobs is not None else (),
+                        n_reused_tokens=n_reused,
                     )
         except EngineDeadError as error:
             raise UnavailableError("the engine has died; the service must be started again") from error

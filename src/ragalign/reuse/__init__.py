@@ -1,0 +1,1 @@
+"""Keys and values of demonstrations, computed once and put into any prompt at any place."""

@@ -1,0 +1,86 @@
+"""What a running engine says of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.reuse.fingerprint import config_fingerprint, weights_fingerprint
+from ragalign.reuse.rotation import Rotation, rotations
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Of one engine.
+
+    Attributes:
+        model: everything that changes a key or a value, as it goes into a store's manifest.
+        about: what changes none.
+        rotations: how each layer turns its keys.
+    """
+
+    model: dict[str, Any]
+    about: dict[str, Any]
+    rotations: tuple[Rotation | None, ...]
+
+
+def engine_settings(vllm_config: Any, known: Mapping[str, Any]) -> EngineSettings:
+    """Read a `VllmConfig`.
+
+    Args:
+        vllm_config: the engine's.
+        known: what a store's manifest remembers of the weights' files.
+
+    Raises:
+        ConfigError: keys and values cannot be reused with this model or engine.
+    """
+    import vllm
+
+    model_config, parallel = vllm_config.model_config, vllm_config.parallel_config
+    config = model_config.hf_config
+    turned = rotations(config, max_model_len=model_config.max_model_len)
+    if parallel.pipeline_parallel_size > 1:
+        raise ConfigError("keys and values cannot be reused with pipeline parallelism; set pipeline_parallel_size to 1")
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            raise ConfigError(f"keys and values cannot be reused with context parallelism; set {name} to 1")
+    if getattr(vllm_config, "speculative_config", None) is not None:
+        raise ConfigError("keys and values cannot be reused with speculative decoding; leave one of them out")
+    n_heads = model_config.get_total_num_kv_heads()
+    if n_heads % parallel.tensor_parallel_size:
+        raise ConfigError(
+            f"keys and values cannot be reused: {n_heads} key-value heads cannot be shared out to "
+            f"{parallel.tensor_parallel_size} devices; set tensor_parallel_size to a divisor of {n_heads}"
+        )
+    load_format = str(getattr(vllm_config.load_config.load_format, "value", vllm_config.load_config.load_format))
+    about: dict[str, Any] = {"model": str(model_config.model), "vllm": vllm.__version__}
+    if load_format == "dummy":
+        weights = f"dummy, seed {model_config.seed}, vllm {vllm.__version__}"
+    else:
+        weights, files = weights_fingerprint(_folder(model_config), known.get("files", {}))
+        about["files"] = files
+    model = {
+        "weights": weights,
+        "config": config_fingerprint(config, turned),
+        "dtype": str(model_config.dtype).removeprefix("torch."),
+        "quantization": model_config.quantization,
+        "layers": len(turned),
+        "heads": n_heads,
+        "features": model_config.get_head_size(),
+    }
+    return EngineSettings(model, about, turned)
+
+
+def _folder(model_config: Any) -> Path:
+    """Where the model's files are."""
+    path = Path(model_config.model)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(model_config.model), revision=model_config.revision, local_files_only=True))

@@ -1,0 +1,49 @@
+"""What a model is, as far as its keys and values depend on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ragalign.reuse.rotation import Rotation
+
+# What a configuration says that changes no value.
+_IDLE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
+
+
+def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A digest of all weight files of a model, and what to remember of them so that it is quick the next time.
+
+    Args:
+        folder: the model's.
+        known: what was remembered: for each file its size, its time in nanoseconds and its digest. A file whose size
+            and time are as remembered is not read again.
+    """
+    import xxhash
+
+    files = {}
+    for path in sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)}):
+        stat = path.stat()
+        old = known.get(path.name)
+        if old is not None and old[:2] == [stat.st_size, stat.st_mtime_ns]:
+            files[path.name] = list(old)
+            continue
+        digest = xxhash.xxh3_128()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+        files[path.name] = [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
+    content = json.dumps({name: entry[2] for name, entry in files.items()}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:40], files
+
+
+def config_fingerprint(config: Any, turned: Sequence[Rotation | None]) -> str:
+    """A digest of a model's configuration and of how its layers turn their keys."""
+    record = {name: value for name, value in config.to_dict().items() if name not in _IDLE}
+    angles = [None if rotation is None else [rotation.frequencies, rotation.neighbours] for rotation in turned]
+    content = json.dumps([record, angles], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:40]

@@ -1,0 +1,260 @@
+"""In vLLM's workers: kept keys and values are written into the engine's cache, and new ones are noted as it fills."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.reuse.eight_bit import packed, unpacked
+from ragalign.reuse.rotation import Mover, Rotation
+from ragalign.reuse.store import Store
+from ragalign.reuse.tiers import Tiers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece and the positions [start, end) of a request that it fills; the prefix is not moved."""
+
+    name: str
+    start: int
+    end: int
+    moved: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Tokens [first, end) of a request to load, from the segments that they are in, into the request's blocks."""
+
+    request: str
+    segments: tuple[Segment, ...]
+    first: int
+    end: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Tokens [first, end) are computed in this step, of the piece `name` at positions [start, stop) of a request."""
+
+    request: str
+    name: str
+    start: int
+    stop: int
+    first: int
+    end: int
+    blocks: tuple[int, ...]
+
+
+@dataclass
+class _Caught:
+    """A piece that is being computed: its parts, by first token and layer."""
+
+    capture: Capture
+    parts: dict[int, dict[int, tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(dict))
+
+
+class Worker:
+    """Writes and notes keys and values on one device.
+
+    Args:
+        store: what is kept.
+        vllm_config: the engine's.
+        rotations: how each layer turns its keys.
+        memory, gpu_memory: bytes of host and GPU memory for the pieces used most recently.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        vllm_config: Any,
+        rotations: Sequence[Rotation | None],
+        *,
+        memory: int,
+        gpu_memory: int,
+    ) -> None:
+        self._store = store
+        self._config = vllm_config
+        self._rotations = tuple(rotations)
+        self._budgets = (memory, gpu_memory)
+        self._layers: list[Any] = []
+        self._groups: list[tuple[Mover | None, list[int]]] = []
+        self._tiers: Tiers | None = None
+        self._device: Any = None
+        self._failed: set[int] = set()
+        self._steps: list[Capture] = []
+        self._caught: dict[str, _Caught] = {}
+        self._n_loaded = 0
+
+    def register(self, names: Sequence[str]) -> None:
+        """Find the layers of the engine's caches.
+
+        Raises:
+            ConfigError: the model has other layers than its configuration says, or of several sizes.
+        """
+        context = self._config.compilation_config.static_forward_context
+        names = sorted(names, key=_layer_number)
+        layers = [context[name] for name in names]
+        shapes = {(layer.num_kv_heads, layer.head_size, layer.head_size_v) for layer in layers if _is_plain(layer)}
+        if len(layers) != len(self._rotations) or len(shapes) != 1 or not all(map(_is_plain, layers)):
+            raise ConfigError(
+                "keys and values cannot be reused: the model has layers that share, compress or do without them"
+            )
+        [(n_heads, n_features, n_features_of_values)] = shapes
+        if n_features != n_features_of_values:
+            raise ConfigError("keys and values cannot be reused: keys and values have different sizes")
+        self._layers, self._device = layers, layers[0].kv_cache.device
+        n_positions = self._config.model_config.max_model_len
+        by_rotation: dict[Rotation | None, list[int]] = defaultdict(list)
+        for number, rotation in enumerate(self._rotations):
+            by_rotation[rotation].append(number)
+        self._groups = [
+            (None if rotation is None else Mover(rotation, n_positions, self._device), numbers)
+            for rotation, numbers in by_rotation.items()
+        ]
+        parallel = self._config.parallel_config
+        heads = None
+        if parallel.tensor_parallel_size > 1:
+            from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+            rank = get_tensor_model_parallel_rank()
+            heads = slice(rank * n_heads, (rank + 1) * n_heads)
+        memory, gpu_memory = self._budgets
+        self._tiers = Tiers(self._store, memory=memory, gpu_memory=gpu_memory, device=self._device, heads=heads)
+        for number, layer in enumerate(layers):
+            layer.impl.do_kv_cache_update = self._noting(number, layer.impl.do_kv_cache_update)
+
+    def expect(self, captures: Sequence[Capture]) -> None:
+        """Say what the coming step computes that is to be kept."""
+        self._steps = list(captures)
+
+    def load(self, loads: Sequence[Load]) -> None:
+        """Load what a step needs."""
+        import torch
+
+        with torch.inference_mode():
+            for load in loads:
+                self._load(load)
+
+    def finish(self) -> None:
+        """Write pieces whose last token has been computed."""
+        for capture in self._steps:
+            if capture.end == capture.stop:
+                caught = self._caught.pop(capture.request, None)
+                if caught is not None:
+                    self._write(caught)
+        self._steps = []
+
+    def take_failed_blocks(self) -> set[int]:
+        """Blocks that could not be filled since this was last asked."""
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def counts(self) -> dict[str, int]:
+        """What happened since the engine started."""
+        return {} if self._tiers is None else dict(self._tiers.counts)
+
+    def _slots(self, blocks: Sequence[int], first: int, end: int) -> Any:
+        """Places in the cache of the tokens [first, end) of a request with these blocks; int64 [n]."""
+        import torch
+
+        size = self._config.cache_config.block_size
+        positions = torch.arange(first, end, device=self._device)
+        return torch.tensor(blocks, dtype=torch.int64, device=self._device)[positions // size] * size + positions % size
+
+    def _load(self, load: Load) -> None:
+        import torch
+
+        assert self._tiers is not None
+        size = self._config.cache_config.block_size
+        for segment in load.segments:
+            first, end = max(segment.start, load.first), min(segment.end, load.end)
+            try:
+                piece = self._tiers.get(segment.name)
+                if piece.n_tokens != segment.end - segment.start:
+                    raise DataError(f"{self._store.path(segment.name)}: holds another number of tokens")
+            except DataError as error:
+                _log.warning("%s; its tokens and those after it are computed", error)
+                self._store.set_aside(segment.name)
+                # The engine computes whole blocks, so what is in them already does not matter.
+                self._failed.update(load.blocks[first // size : -(-load.end // size)])
+                return
+            kv = unpacked(piece, self._config.model_config.dtype)
+            kv = kv[:, :, first - segment.start : end - segment.start]
+            keys, values = kv[0], kv[1]
+            slots = self._slots(load.blocks, first, end)
+            new = torch.arange(first, end, device=self._device)
+            old = new - segment.start + len(self._store.manifest.prefix_ids)
+            for mover, numbers in self._groups:
+                turn = None
+                if mover is not None and segment.moved and segment.start != len(self._store.manifest.prefix_ids):
+                    turn = mover.turn(old, new)
+                for number in numbers:
+                    key = keys[number] if turn is None or mover is None else mover.apply(keys[number], turn)
+                    layer = self._layers[number]
+                    layer.impl.do_kv_cache_update(layer, key, values[number], layer.kv_cache, slots)
+            self._tiers.counts["tokens_loaded"] += end - first
+
+    def _noting(self, number: int, update: Callable[..., Any]) -> Callable[..., Any]:
+        """The layer's own update, which also notes what is to be kept."""
+
+        def noting(layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> Any:
+            if self._steps:
+                self._note(number, key, value, slot_mapping)
+            return update(layer, key, value, kv_cache, slot_mapping)
+
+        return noting
+
+    def _note(self, number: int, key: Any, value: Any, slots: Any) -> None:
+        import torch
+
+        order = torch.argsort(slots)
+        for capture in self._steps:
+            if capture.first >= capture.end:
+                continue
+            wanted = self._slots(capture.blocks, capture.first, capture.end)
+            rows = order[torch.searchsorted(slots[order], wanted).clamp_max(len(slots) - 1)]
+            if not bool((slots[rows] == wanted).all()):
+                continue
+            if capture.first == capture.start or capture.request not in self._caught:
+                self._caught.setdefault(capture.request, _Caught(capture))
+            parts = self._caught[capture.request].parts
+            parts[capture.first][number] = (key[rows].cpu(), value[rows].cpu())
+
+    def _write(self, caught: _Caught) -> None:
+        import torch
+
+        capture, position = caught.capture, caught.capture.start
+        parts = []
+        for first in sorted(caught.parts):
+            layers = caught.parts[first]
+            if first != position or len(layers) != len(self._layers):
+                break
+            keys = torch.stack([layers[number][0] for number in range(len(layers))])
+            values = torch.stack([layers[number][1] for number in range(len(layers))])
+            parts.append(torch.stack([keys, values]))
+            position += keys.shape[1]
+        if position != capture.stop:
+            _log.warning("piece %s: not all of its tokens were computed in one go; it is not kept", capture.name)
+            return
+        kv = torch.cat(parts, dim=2)
+        self._store.write(capture.name, packed(kv, self._store.manifest.precision))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer has keys and values of its own."""
+    has_sizes = all(hasattr(layer, name) for name in ("num_kv_heads", "head_size", "head_size_v"))
+    shares = getattr(layer, "kv_sharing_target_layer_name", None) is not None
+    return has_sizes and not shares and hasattr(layer.impl, "do_kv_cache_update")
+
+
+def _layer_number(name: str) -> int:
+    """Of ``model.layers.12.self_attn.attn``: 12."""
+    numbers = re.findall(r"\.(\d+)\.", name)
+    return int(numbers[0]) if numbers else 0

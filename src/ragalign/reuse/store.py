@@ -1,0 +1,212 @@
+"""The folder that holds a pool's keys and values: what they were computed with, and one file for each piece.
+
+    manifest.json     everything that changes a value: model, prefix, template, tokenizer, precision
+    pieces/ab/ab...   safetensors, named after the piece's token ids
+
+Pieces are only ever added or removed as whole files, so that many readers and a writer get along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.reuse.eight_bit import PRECISIONS, Precision
+from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
+
+FORMAT = 1
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the keys and values of a store depend on.
+
+    Attributes:
+        prefix_ids: the token ids in front of every piece: special ones, preamble and constant demonstrations.
+        template, tokenizer: their fingerprints.
+        precision: how numbers are kept.
+        model: what the engine said of itself; None until an engine has opened the store.
+        about: what changes no value but helps to understand the folder: versions, names, files' sizes and times.
+    """
+
+    prefix_ids: tuple[int, ...]
+    template: str
+    tokenizer: str
+    precision: Precision = "model"
+    model: Mapping[str, Any] | None = None
+    about: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that changes a value."""
+        return hashlib.sha256(json.dumps(self.record(about=False), sort_keys=True).encode()).hexdigest()[:40]
+
+    def record(self, *, about: bool = True) -> dict[str, Any]:
+        """The manifest as JSON takes it."""
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "prefix_ids": list(self.prefix_ids),
+            "template": self.template,
+            "tokenizer": self.tokenizer,
+            "precision": self.precision,
+            "model": None if self.model is None else dict(self.model),
+        }
+        return record | {"about": dict(self.about or {})} if about else record
+
+
+class Store:
+    """Kept keys and values in a folder.
+
+    Args:
+        folder: made by `create`.
+
+    Raises:
+        DataError: there is no store, or it is damaged or of another version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+
+    @classmethod
+    def create(cls, folder: str | Path, manifest: Manifest) -> Store:
+        """Make an empty store, or open the one that is there if it was made with the same settings.
+
+        Raises:
+            ConfigError: the folder holds a store with other settings, or something else.
+        """
+        folder = Path(folder)
+        if (folder / "manifest.json").is_file():
+            store = cls(folder)
+            store.check(manifest)
+            return store
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: neither empty nor a store of keys and values; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_manifest(folder, manifest)
+        return cls(folder)
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that changes a value."""
+        return self.manifest.key
+
+    def check(self, wanted: Manifest) -> None:
+        """Compare with what is wanted; `wanted.model` may be None, for whatever model.
+
+        Raises:
+            ConfigError: something differs.
+        """
+        here, there = self.manifest.record(about=False), wanted.record(about=False)
+        names = [name for name in here if here[name] != there[name] and not (name == "model" and wanted.model is None)]
+        if names:
+            raise ConfigError(
+                f"{self.folder}: these keys and values were computed with another {_differences(names, here, there)}; "
+                "build a store of its own for this one (`ragalign kv build --store FOLDER`)"
+            )
+
+    def bind(self, model: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
+        """Say which model the store is for; the first engine that opens it decides.
+
+        Raises:
+            ConfigError: it is for another model.
+        """
+        if self.manifest.model is None:
+            merged = {**(self.manifest.about or {}), **(about or {})}
+            self.manifest = replace(self.manifest, model=dict(model), about=merged)
+            _write_manifest(self.folder, self.manifest)
+        else:
+            self.check(replace(self.manifest, model=dict(model)))
+
+    def path(self, name: str) -> Path:
+        """Where the piece of this name is, or would be."""
+        return self.folder / "pieces" / name[:2] / f"{name}{_SUFFIX}"
+
+    def has(self, name: str) -> bool:
+        """Whether the piece is there, without looking into it."""
+        return self.path(name).is_file()
+
+    def names(self) -> Iterator[str]:
+        """The names of all pieces that are there."""
+        for path in sorted((self.folder / "pieces").glob(f"??/*{_SUFFIX}")):
+            yield path.name.removesuffix(_SUFFIX)
+
+    def read(self, name: str, *, pin: bool = False) -> Piece:
+        """Read a piece.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return read_piece(self.path(name), pin=pin)
+
+    def write(self, name: str, piece: Piece) -> None:
+        """Write a piece, as a whole or not at all."""
+        write_piece(self.path(name), piece)
+
+    def remove(self, name: str) -> None:
+        """Remove a piece; nothing happens if it is not there."""
+        self.path(name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        """Rename a damaged piece, so that nobody tries it again and the next build computes it."""
+        path = self.path(name)
+        with suppress(OSError):  # gone already, or a folder that cannot be written to
+            path.replace(path.with_suffix(".damaged"))
+
+    @property
+    def prefix_name(self) -> str:
+        """The name of the piece that holds the prefix itself."""
+        return piece_name(self.manifest.prefix_ids)
+
+
+def _differences(names: Sequence[str], here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    if "model" in names and here["model"] is not None and there["model"] is not None:
+        fields = [field for field in here["model"] if here["model"][field] != there["model"].get(field)]
+        names = [name for name in names if name != "model"] + [
+            f"model ({', '.join(fields)}: {', '.join(str(here['model'][field]) for field in fields)} there, "
+            f"{', '.join(str(there['model'].get(field)) for field in fields)} here)"
+        ]
+    return " and another ".join(name.replace("prefix_ids", "prefix") for name in names)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(
+            f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"
+        ) from None
+    except ValueError:
+        raise DataError(f"{path}: damaged; remove {folder} and build it again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{path}: not of format {FORMAT}; remove {folder} and build it again")
+    try:
+        manifest = Manifest(
+            prefix_ids=tuple(int(id_) for id_ in record["prefix_ids"]),
+            template=str(record["template"]),
+            tokenizer=str(record["tokenizer"]),
+            precision=record["precision"],
+            model=record["model"],
+            about=record.get("about"),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path}: damaged; remove {folder} and build it again") from None
+    if manifest.precision not in PRECISIONS:
+        raise DataError(f"{path}: unknown precision {manifest.precision!r}")
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = json.dumps(manifest.record(), indent=1) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".manifest", delete=False, encoding="utf-8") as file:
+        file.write(content)
+    Path(file.name).replace(folder / "manifest.json")

@@ -1,0 +1,112 @@
+"""Where pieces are kept: GPU memory, host memory, disk. The least recently used ones give way."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Any
+
+from ragalign.reuse.pieces import Piece
+from ragalign.reuse.store import Store
+
+
+class Tier:
+    """Pieces within a budget of bytes; the least recently used ones leave first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._pieces: OrderedDict[str, Piece] = OrderedDict()
+        self.n_bytes = 0
+        self.n_evicted = 0
+
+    def get(self, name: str) -> Piece | None:
+        """The piece, now the most recently used one; None if it is not here."""
+        piece = self._pieces.get(name)
+        if piece is not None:
+            self._pieces.move_to_end(name)
+        return piece
+
+    def put(self, name: str, piece: Piece) -> None:
+        """Keep a piece, unless it alone is larger than the budget."""
+        if piece.n_bytes > self._budget or name in self._pieces:
+            return
+        while self.n_bytes + piece.n_bytes > self._budget:
+            _, old = self._pieces.popitem(last=False)
+            self.n_bytes -= old.n_bytes
+            self.n_evicted += 1
+        self._pieces[name] = piece
+        self.n_bytes += piece.n_bytes
+
+    def drop(self, name: str) -> None:
+        """Forget a piece."""
+        if (piece := self._pieces.pop(name, None)) is not None:
+            self.n_bytes -= piece.n_bytes
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self._pieces.clear()
+        self.n_bytes = 0
+
+
+class Tiers:
+    """Pieces on the device that needs them, from wherever they are.
+
+    Args:
+        store: where all of them are.
+        memory, gpu_memory: bytes of host and of GPU memory for those used most recently.
+        device: a torch device. On a CPU there is no second tier, and `gpu_memory` is not used.
+        heads: which key-value heads this process has, as a slice; None for all.
+    """
+
+    def __init__(self, store: Store, *, memory: int, gpu_memory: int, device: Any, heads: slice | None = None) -> None:
+        self._store = store
+        self._device = device
+        self._on_gpu = device.type != "cpu"
+        self._heads = heads
+        self._gpu = Tier(gpu_memory if self._on_gpu else 0)
+        self._host = Tier(memory)
+        self.counts: Counter[str] = Counter()
+
+    def get(self, name: str) -> Piece:
+        """The piece, on the device; from pinned memory it is copied without waiting for the copy.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        if (piece := self._gpu.get(name)) is not None:
+            self.counts["from_gpu"] += 1
+            return piece
+        if (piece := self._host.get(name)) is not None:
+            self.counts["from_memory"] += 1
+        else:
+            piece = self._share(self._store.read(name, pin=self._on_gpu))
+            self.counts["from_disk"] += 1
+            self.counts["bytes_read"] += piece.n_bytes
+            self._host.put(name, piece)
+        if self._on_gpu:
+            self.counts["bytes_copied"] += piece.n_bytes
+            scales = piece.scales
+            piece = Piece(
+                piece.kv.to(self._device, non_blocking=True),
+                None if scales is None else scales.to(self._device, non_blocking=True),
+            )
+            self._gpu.put(name, piece)
+        self.counts["evictions"] = self._gpu.n_evicted + self._host.n_evicted
+        return piece
+
+    def clear(self) -> None:
+        """Forget what is in memory; the disk keeps everything."""
+        self._gpu.clear()
+        self._host.clear()
+
+    def _share(self, piece: Piece) -> Piece:
+        """The heads that are this process's own."""
+        if self._heads is None:
+            return piece
+        import torch
+
+        def cut(tensor: Any, heads: Any) -> Any:
+            out = torch.empty(heads.shape, dtype=tensor.dtype, pin_memory=self._on_gpu)
+            return out.copy_(heads)
+
+        scales = None if piece.scales is None else cut(piece.scales, piece.scales[..., self._heads])
+        return Piece(cut(piece.kv, piece.kv[..., self._heads, :]), scales)
