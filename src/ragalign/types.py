@@ -85,12 +85,25 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class UsedDemonstration:
-    """A demonstration inside a prompt. `n_tokens` counts its whole rendered text, delimiters included."""
+    """A demonstration inside a prompt.
+
+    Attributes:
+        id, source_id: the demonstration's.
+        score: of the hit; None for a constant demonstration.
+        n_tokens: of its whole rendered text, delimiters included.
+        start: position of its first token in `Prompt.ids`.
+    """
 
     id: str
     source_id: str | None
     score: float | None
     n_tokens: int
+    start: int = 0
+
+    @property
+    def span(self) -> slice:
+        """Its tokens: ``prompt.ids[used.span]``."""
+        return slice(self.start, self.start + self.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)

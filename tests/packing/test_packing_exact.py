@@ -70,6 +70,11 @@ def check(case: Case, pool: Pool, layout: tuple[str, str, bool, str], asked: lis
         assert len(prompt.ids) == (
             prompt.n_special_tokens + prompt.n_preamble_tokens + prompt.n_demonstration_tokens + prompt.n_query_tokens
         )
+        # Preamble, demonstrations and conversation follow one another without a gap.
+        ends = [len(packer.tokenizer.prefix_ids) + prompt.n_preamble_tokens]
+        ends += [used.span.stop for used in prompt.demonstrations]
+        assert [used.span.start for used in prompt.demonstrations] == ends[:-1]
+        assert ends[-1] + prompt.n_query_tokens + len(packer.tokenizer.suffix_ids) == len(right)
         if split and case.name == "unigram":
             continue  # its model has </s> among its pieces: only neutralising keeps it from using that
         special = set(case.reference.all_special_ids) - {case.reference.unk_token_id}

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -321,13 +322,15 @@ class Packer:
         texts = list(static.texts)
         used = list(static.used)
         at_start = not len(static.ids)
+        start = len(self._prefix) + len(static.ids)
         for hit in ordered:
             piece = pieces[hit.id]
             ids, n_tokens = (piece.start_ids, len(piece.start_ids)) if at_start else (piece.ids, piece.n_tokens)
             at_start = False
             parts.append(ids)
             texts.append(piece.text)
-            used.append(UsedDemonstration(hit.id, piece.source_id, hit.score, n_tokens))
+            used.append(UsedDemonstration(hit.id, piece.source_id, hit.score, n_tokens, start))
+            start += n_tokens
         parts += [_array(query_ids), self._suffix]
         texts.append(query_text)
         counts = (static.n_preamble_tokens, len(query_ids))
@@ -359,7 +362,11 @@ class Packer:
         """Ids of the whole text, its tokens counted to the parts in which they start."""
         ids, sizes = self.tokenizer.encode_parts(texts)
         first = len(sizes) - 1 - len(used)
-        counted = [replace(one, n_tokens=size) for one, size in zip(used, sizes[first:-1], strict=True)]
+        starts = accumulate(sizes, initial=len(self._prefix))
+        counted = [
+            replace(one, n_tokens=size, start=start)
+            for one, size, start in zip(used, sizes[first:-1], islice(starts, first, None), strict=False)
+        ]
         parts = [self._prefix, _array(ids), self._suffix]
         return parts, counted, (sum(sizes[:first]), sizes[-1])
 
@@ -412,9 +419,11 @@ class Packer:
         ids, sizes = self.tokenizer.encode_parts((*texts, self.template.opening if exact else ""))
         sizes.pop()
         ids = ids[: sum(sizes)]
+        first = len(texts) - len(used)
+        starts = accumulate(sizes[first:], initial=len(self._prefix) + sum(sizes[:first]))
         counted = tuple(
-            UsedDemonstration(constant.demonstration.id, constant.demonstration.source_id, None, size)
-            for constant, size in zip(used, sizes[len(texts) - len(used) :], strict=True)
+            UsedDemonstration(constant.demonstration.id, constant.demonstration.source_id, None, size, start)
+            for constant, size, start in zip(used, sizes[first:], starts, strict=False)
         )
         return _Static(texts, _array(ids), sizes[0] if preamble else 0, counted, exact)
 
