@@ -44,6 +44,12 @@ def serve(
     api_keys: Annotated[
         Optional[Path], typer.Option(help="File of API keys, one a line; also RAGALIGN_API_KEYS.", show_default=False)
     ] = None,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Show /metrics without a key.")] = False,
+    open_schema: Annotated[bool, typer.Option("--open-schema", help="Show /openapi.json without a key.")] = False,
+    allowed_host: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Host name under which clients may ask, such as *.example.org; repeat it for several."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens that a request may ask for.")] = 4096,
     max_prompt_tokens: Annotated[
         Optional[int], typer.Option(help="Most tokens of a packed prompt; the context's by default.")
@@ -63,7 +69,9 @@ def serve(
 ) -> None:
     """Serve a base model as an OpenAI-compatible chat API, with an inspector page at /.
 
-    NAME is the default recipe, NAME:urial another. SIGHUP or POST /admin/reload opens the index anew.
+    NAME is the default recipe, NAME:urial another. SIGHUP or POST /admin/reload reloads the index.
+
+    Without API keys, requests to a loopback address must name localhost as their host, or an --allowed-host.
 
     \b
     Examples:
@@ -89,11 +97,14 @@ def serve(
         ),
         api_keys=read_api_keys(api_keys),
         admin_key=read_admin_key(),
+        open_metrics=open_metrics,
+        open_schema=open_schema,
+        allowed_hosts=tuple(allowed_host or ()),
         cors_origins=tuple(cors or ()),
         log_prompts=log_prompts,
     )
     if host not in _LOOPBACK and not settings.api_keys:
-        console.warning(f"listening on {host} without API keys: everybody who can connect may ask")
+        console.warning(f"listening on {host} without API keys: anyone who can connect can use it")
     recipes = _recipes(recipe, also, has_index=index is not None)
     loader = _Loader(index, recipes)
     loader.open_index()

@@ -23,7 +23,15 @@ class TookTooLongError(GenerationError):
 
 
 class RefusedError(GenerationError):
-    """The engine does not take this request, such as one that is longer than its context."""
+    """The engine does not take this request, such as one that is longer than its context.
+
+    Attributes:
+        field: the parameter that it cannot honour, such as ``min_p``; None where it is something else.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @runtime_checkable

@@ -39,7 +39,7 @@ def create_app(
         generator: answers prompts; by default the aligner's own. One that is not asynchronous runs in threads.
         name: of the model; by default the last part of the generator's model.
         settings: limits, keys and the like.
-        load: gives all aligners anew, by name, for ``POST /admin/reload``.
+        load: loads all aligners again, by name, for ``POST /admin/reload``.
 
     Raises:
         ConfigError: the aligner has no generator, and none is given.
@@ -52,11 +52,11 @@ def create_app(
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
 
+    from ragalign.serving.admin import make_admin_router
     from ragalign.serving.endpoints import make_router
     from ragalign.serving.errors import ApiError
     from ragalign.serving.gate import Gate
     from ragalign.serving.inspecting import make_inspector
-    from ragalign.serving.operating import make_operator
     from ragalign.serving.requests import ChatRequest, CompletionRequest
     from ragalign.serving.service import Service
 
@@ -87,11 +87,11 @@ def create_app(
     )
     app.state.service = service
     app.include_router(make_router(service))
-    app.include_router(make_operator(service))
+    app.include_router(make_admin_router(service))
     app.include_router(make_inspector())
 
     async def passed_on(_: Any, error: Exception) -> Any:
-        raise error  # the gate tells them all in one way
+        raise error  # the gate answers them all in the same form
 
     for kind in (HTTPException, ApiError):
         app.add_exception_handler(kind, passed_on)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,14 +11,15 @@ from starlette.responses import Response
 
 from ragalign.serving.answering import Part
 from ragalign.serving.bodies import read_object
+from ragalign.serving.disconnects import attend
 from ragalign.serving.errors import ApiError
 from ragalign.serving.explaining import demonstrations_of, explain_prompt, explain_timings
-from ragalign.serving.leaving import EventStream, while_connected
 from ragalign.serving.preparing import Prepared
 from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions, parse
-from ragalign.serving.service import Service, Timings, Wish, log
-from ragalign.serving.shapes import DONE, Envelope, Usage, chat_logprobs, encode, event, text_logprobs
-from ragalign.types import ClosableAsyncIterator, Decoding, Prompt
+from ragalign.serving.service import ResolvedChat, Service, Timings, log
+from ragalign.serving.shapes import DONE, Envelope, Usage, chat_logprobs, encode, text_logprobs
+from ragalign.serving.streaming import EventStream, Write
+from ragalign.types import Decoding
 
 _REFS = "#/components/schemas/"
 
@@ -49,7 +51,7 @@ def make_router(service: Service) -> APIRouter:
         asked = parse(ChatRequest, await body_of(request))
         catalog = service.catalog
         recipe, aligner = catalog.resolve(asked.model)
-        wish = Wish(
+        resolved = ResolvedChat(
             catalog,
             recipe,
             aligner,
@@ -60,110 +62,75 @@ def make_router(service: Service) -> APIRouter:
             whole=not asked.stream,
         )
         if service.settings.log_prompts:
-            log.info("asked: %s", [(turn.role, turn.content) for turn in wish.turns])
+            log.info("asked: %s", [(turn.role, turn.content) for turn in resolved.turns])
         if asked.stream:
-            return await _streamed(request, _chat_events(service, asked, wish, timings))
-        async with while_connected(request.receive):
-            return _json(await _chat_whole(service, asked, wish, timings))
+            return EventStream(partial(_chat_events, service, asked, resolved, timings), limits.timeout_s)
+        return _json(await attend(_chat_whole(service, asked, resolved, timings), request.receive, limits.timeout_s))
 
     @router.post("/completions", summary="Continue a prompt as it is", openapi_extra=_body("CompletionRequest"))
     async def completions(request: Request) -> Response:
         timings = Timings()
         asked = parse(CompletionRequest, await body_of(request))
         service.catalog.resolve(asked.model)
-        # What OpenAI's endpoint does with what is not said.
+        # The defaults of OpenAI's endpoint.
         decoding = asked.decoding(Decoding(temperature=1.0, max_tokens=16), limits)
         prompts = asked.prompts()
         if len(prompts) * decoding.n > limits.max_running:
             raise ApiError(400, f"at most {limits.max_running} completions at once", param="prompt")
         if asked.stream:
-            return await _streamed(request, _text_events(service, asked, prompts, decoding, timings))
-        async with while_connected(request.receive):
-            return _json(await _text_whole(service, asked, prompts, decoding, timings))
+            return EventStream(partial(_text_events, service, asked, prompts, decoding, timings), limits.timeout_s)
+        whole = _text_whole(service, asked, prompts, decoding, timings)
+        return _json(await attend(whole, request.receive, limits.timeout_s))
 
     return router
 
 
-async def _streamed(request: Request, events: ClosableAsyncIterator[bytes]) -> Response:
-    """A stream whose beginning has come: until then, errors still have a status of their own."""
-    try:
-        async with while_connected(request.receive):
-            first = await anext(events)
-    except BaseException:
-        await events.aclose()
-        raise
-
-    async def rest() -> ClosableAsyncIterator[bytes]:
-        try:
-            yield first
-            try:
-                async for part in events:
-                    yield part
-            except ApiError as error:
-                yield event(error.body)
-                yield DONE
-                raise
-        finally:
-            await events.aclose()
-
-    return EventStream(rest())
-
-
 async def _chat_events(
-    service: Service, asked: ChatRequest, wish: Wish, timings: Timings
-) -> ClosableAsyncIterator[bytes]:
+    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, write: Write
+) -> None:
     envelope = Envelope(asked.model, "chat.completion.chunk", "chatcmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
     usage = Usage()
-    n_left = wish.decoding.n
-    pieces: list[str] = []
-    prepared: Prepared | None = None
-    begun: set[int] = set()
-    async for item in service.chat(wish, timings):
-        if isinstance(item, Prepared):
-            prepared = item
-            usage.n_prompt = len(item.prompt.ids)
-            continue
-        assert prepared is not None
-        if not begun:
-            shown = _explained(service, wish, prepared)
-            head = [_choice(index, {"role": "assistant", "content": ""}) for index in range(wish.decoding.n)]
-            yield envelope.chunk(head, **no_usage, **shown)
-        begun.add(item.index)
-        if service.settings.log_prompts:
-            pieces.append(item.text)
-        logprobs = chat_logprobs(item.logprobs, wish.logprobs) if wish.logprobs is not None else None
-        if item.text or item.logprobs:
-            yield envelope.chunk([_choice(item.index, {"content": item.text}, logprobs)], **no_usage)
-        if item.finish_reason is not None:
-            usage.add(item)
-            n_left -= 1
-            more = _timed(wish, prepared, timings, usage) if n_left == 0 else {}
-            yield envelope.chunk([_choice(item.index, {}, reason=item.finish_reason)], **no_usage, **more)
+    n_left = chat.decoding.n
+    texts: list[str] = []
+    has_begun = False
+    async with service.chat(chat, timings) as (prepared, parts):
+        usage.n_prompt = len(prepared.prompt.ids)
+        async for part in parts:
+            if not has_begun:
+                has_begun = True
+                head = [_choice(index, {"role": "assistant", "content": ""}) for index in range(chat.decoding.n)]
+                await write(envelope.chunk(head, **no_usage, **_explained(service, chat, prepared)))
+            if service.settings.log_prompts:
+                texts.append(part.text)
+            logprobs = chat_logprobs(part.logprobs, chat.logprobs) if chat.logprobs is not None else None
+            if part.text or part.logprobs:
+                await write(envelope.chunk([_choice(part.index, {"content": part.text}, logprobs)], **no_usage))
+            if part.finish_reason is not None:
+                usage.add(part)
+                n_left -= 1
+                more = _timed(chat, prepared, timings, usage) if n_left == 0 else {}
+                await write(envelope.chunk([_choice(part.index, {}, reason=part.finish_reason)], **no_usage, **more))
     if asked.wants_usage:
-        yield envelope.chunk([], usage=usage.as_json())
-    yield DONE
-    if pieces:
-        log.info("answered: %s", "".join(pieces))
+        await write(envelope.chunk([], usage=usage.as_json()))
+    await write(DONE)
+    if texts:
+        log.info("answered: %s", "".join(texts))
 
 
-async def _chat_whole(service: Service, asked: ChatRequest, wish: Wish, timings: Timings) -> dict[str, Any]:
-    prepared: Prepared | None = None
+async def _chat_whole(service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings) -> dict[str, Any]:
     usage = Usage()
-    answers = _Gathered(wish.decoding.n)
-    async for item in service.chat(wish, timings):
-        if isinstance(item, Prepared):
-            prepared = item
-            usage.n_prompt = len(item.prompt.ids)
-        else:
-            answers.add(item)
-            usage.add(item)
-    assert prepared is not None
+    answers = _Gathered(chat.decoding.n)
+    async with service.chat(chat, timings) as (prepared, parts):
+        usage.n_prompt = len(prepared.prompt.ids)
+        async for part in parts:
+            answers.add(part)
+            usage.add(part)
     choices = [
         {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": chat_logprobs(logprobs, wish.logprobs) if wish.logprobs is not None else None,
+            "logprobs": chat_logprobs(logprobs, chat.logprobs) if chat.logprobs is not None else None,
             "finish_reason": reason,
         }
         for index, (text, logprobs, reason) in enumerate(answers.all())
@@ -171,31 +138,36 @@ async def _chat_whole(service: Service, asked: ChatRequest, wish: Wish, timings:
     if service.settings.log_prompts:
         log.info("answered: %s", [choice["message"] for choice in choices])
     envelope = Envelope(asked.model, "chat.completion", "chatcmpl")
-    shown = _explained(service, wish, prepared)
+    shown = _explained(service, chat, prepared)
     if shown:
-        shown["ragalign"] |= _timed(wish, prepared, timings, usage)["ragalign"]
+        shown["ragalign"] |= _timed(chat, prepared, timings, usage)["ragalign"]
     return envelope.wrap(envelope.kind, choices, usage=usage.as_json(), **shown)
 
 
 async def _text_events(
-    service: Service, asked: CompletionRequest, prompts: list[str | list[int]], decoding: Decoding, timings: Timings
-) -> ClosableAsyncIterator[bytes]:
+    service: Service,
+    asked: CompletionRequest,
+    prompts: list[str | list[int]],
+    decoding: Decoding,
+    timings: Timings,
+    write: Write,
+) -> None:
     envelope = Envelope(asked.model, "text_completion", "cmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
     usage = Usage()
     offsets: dict[int, int] = {}
     for number, prompt in enumerate(prompts):
-        async for item in service.complete(prompt, decoding, timings, logprobs=asked.logprobs, whole=False):
-            if isinstance(item, Prompt):
-                usage.n_prompt += len(item.ids)
-                continue
-            usage.add(item)
-            if item.text or item.logprobs or item.finish_reason:
-                index = number * decoding.n + item.index
-                yield envelope.chunk([_text_choice(item, index, asked, offsets)], **no_usage)
+        completion = service.complete(prompt, decoding, timings, logprobs=asked.logprobs, whole=False)
+        async with completion as (made, parts):
+            usage.n_prompt += len(made.ids)
+            async for part in parts:
+                usage.add(part)
+                if part.text or part.logprobs or part.finish_reason:
+                    index = number * decoding.n + part.index
+                    await write(envelope.chunk([_text_choice(part, index, asked, offsets)], **no_usage))
     if asked.wants_usage:
-        yield envelope.chunk([], usage=usage.as_json())
-    yield DONE
+        await write(envelope.chunk([], usage=usage.as_json()))
+    await write(DONE)
 
 
 async def _text_whole(
@@ -205,12 +177,12 @@ async def _text_whole(
     choices: list[dict[str, Any]] = []
     for prompt in prompts:
         answers = _Gathered(decoding.n)
-        async for item in service.complete(prompt, decoding, timings, logprobs=asked.logprobs, whole=True):
-            if isinstance(item, Prompt):
-                usage.n_prompt += len(item.ids)
-            else:
-                answers.add(item)
-                usage.add(item)
+        completion = service.complete(prompt, decoding, timings, logprobs=asked.logprobs, whole=True)
+        async with completion as (made, parts):
+            usage.n_prompt += len(made.ids)
+            async for part in parts:
+                answers.add(part)
+                usage.add(part)
         for text, logprobs, reason in answers.all():
             shown = text_logprobs(logprobs, 0) if asked.logprobs is not None else None
             choices.append({"index": len(choices), "text": text, "logprobs": shown, "finish_reason": reason})
@@ -231,21 +203,21 @@ class _Gathered:
         return [
             (
                 "".join(part.text for part in parts),
-                [one for part in parts for one in part.logprobs],
+                [token for part in parts for token in part.logprobs],
                 parts[-1].finish_reason,
             )
             for parts in self._parts
         ]
 
 
-def _explained(service: Service, wish: Wish, prepared: Prepared) -> dict[str, Any]:
-    if not wish.options.explain:
+def _explained(service: Service, chat: ResolvedChat, prepared: Prepared) -> dict[str, Any]:
+    if not chat.options.explain:
         return {}
-    return {"ragalign": explain_prompt(wish, prepared, service.generator.context_length)}
+    return {"ragalign": explain_prompt(chat, prepared, service.generator.context_length)}
 
 
-def _timed(wish: Wish, prepared: Prepared, timings: Timings, usage: Usage) -> dict[str, Any]:
-    return {"ragalign": explain_timings(timings, prepared, usage.n_cached)} if wish.options.explain else {}
+def _timed(chat: ResolvedChat, prepared: Prepared, timings: Timings, usage: Usage) -> dict[str, Any]:
+    return {"ragalign": explain_timings(timings, prepared, usage.n_cached)} if chat.options.explain else {}
 
 
 def _choice(
@@ -256,7 +228,7 @@ def _choice(
 
 def _text_choice(part: Part, index: int, asked: CompletionRequest, offsets: dict[int, int]) -> dict[str, Any]:
     before = offsets.get(index, 0)
-    offsets[index] = before + sum(len(one.token) for one in part.logprobs)
+    offsets[index] = before + sum(len(token.token) for token in part.logprobs)
     logprobs = text_logprobs(part.logprobs, before) if asked.logprobs is not None else None
     return {"index": index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish_reason}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from ragalign.errors import BudgetError, ConfigError, DataError, GenerationError, RagalignError
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError
+
+_REQUEST_ID = "ragalign.request_id"
 
 
 class ApiError(Exception):
@@ -30,8 +32,8 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        # One line, even where it repeats what a client sent.
-        message = " ".join(message.split())
+        # One line of valid text, even where it repeats what a client or a server sent.
+        message = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
         super().__init__(message)
         self.status = status
         self.message = message
@@ -72,8 +74,31 @@ def _type(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
+def as_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
+    """How a client is told of any error; of an unexpected one, it gets the request's id to quote, and no more."""
+    from starlette.exceptions import HTTPException
+
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RagalignError):
+        return from_library(error)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    return ApiError(500, f"internal error; the service's log has it under {request_id(scope)}", code="internal")
+
+
+def request_id(scope: Mapping[str, Any]) -> str:
+    """The id of a request, which its answer has as ``X-Request-Id``."""
+    return str(scope.get(_REQUEST_ID, ""))
+
+
+def set_request_id(scope: MutableMapping[str, Any], id_: str) -> None:
+    """Give a request its id."""
+    scope[_REQUEST_ID] = id_
+
+
 def from_library(error: RagalignError) -> ApiError:
-    """How an error of the library is told to a client."""
+    """How a client is told of an error of the library."""
     message = str(error)
     if isinstance(error, BudgetError):
         return ApiError(400, message, param="messages", code="context_length_exceeded")
@@ -82,7 +107,7 @@ def from_library(error: RagalignError) -> ApiError:
     if isinstance(error, ConfigError):
         return ApiError(400, message, param="ragalign")
     if isinstance(error, RefusedError):
-        return ApiError(400, message)
+        return ApiError(400, message, param=error.field)
     if isinstance(error, UnavailableError):
         return ApiError(503, message, code="unavailable", retry_after_s=1)
     if isinstance(error, TookTooLongError):

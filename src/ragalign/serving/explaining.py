@@ -1,4 +1,4 @@
-"""What a client is told that asks why: the demonstrations, their scores and the budget."""
+"""Explanations on request: the demonstrations of a prompt, their scores and the budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from ragalign.aligner import Aligner
 from ragalign.serving.preparing import BLIND, Prepared
-from ragalign.serving.service import Timings, Wish
+from ragalign.serving.service import ResolvedChat, Timings
 from ragalign.types import Demonstration
 
 
@@ -19,9 +19,9 @@ def demonstrations_of(aligner: Aligner) -> str:
     return " + ".join(dict.fromkeys(kinds)) or "none"
 
 
-def explain_prompt(wish: Wish, prepared: Prepared, context_length: int | None) -> dict[str, Any]:
-    """What the model sees, in the order of the prompt: every piece with its text and tokens, and what was dropped."""
-    prompt, aligner = prepared.prompt, wish.aligner
+def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int | None) -> dict[str, Any]:
+    """The prompt in its own order: every piece with its text and tokens, and what was dropped."""
+    prompt, aligner = prepared.prompt, chat.aligner
     pieces: list[dict[str, Any]] = []
     texts = list(prompt.pieces)
     if len(texts) > len(prompt.demonstrations) + 1:
@@ -31,20 +31,20 @@ def explain_prompt(wish: Wish, prepared: Prepared, context_length: int | None) -
         pieces.append({"kind": "demonstration", **about, **_texts(aligner, used.id), "text": text})
     pieces.append({"kind": "query", "n_tokens": prompt.n_query_tokens, "text": texts[-1]})
     return {
-        "recipe": wish.recipe,
-        "index_generation": wish.catalog.version,
+        "recipe": chat.recipe,
+        "index_generation": chat.catalog.version,
         "demonstrations_kept": prepared.reused,
         "pieces": pieces,
         "dropped": [
             {
-                "id": one.id,
-                "source_id": one.source_id,
-                "score": one.score,
-                "n_tokens": one.n_tokens,
-                "reason": one.reason,
-                "instruction": _texts(aligner, one.id).get("instruction", ""),
+                "id": dropped.id,
+                "source_id": dropped.source_id,
+                "score": dropped.score,
+                "n_tokens": dropped.n_tokens,
+                "reason": dropped.reason,
+                "instruction": _texts(aligner, dropped.id).get("instruction", ""),
             }
-            for one in prompt.dropped
+            for dropped in prompt.dropped
         ],
         "tokens": {
             "prompt": len(prompt.ids),
@@ -54,7 +54,7 @@ def explain_prompt(wish: Wish, prepared: Prepared, context_length: int | None) -
             "query": prompt.n_query_tokens,
             "budget": prompt.max_tokens,
             "context": context_length,
-            "reserved": wish.decoding.max_tokens,
+            "reserved": chat.decoding.max_tokens,
         },
         "stop": list(prompt.stop),
     }

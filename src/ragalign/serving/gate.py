@@ -1,4 +1,4 @@
-"""What every request passes: keys, rate limits, headers, counting, and a last word on errors."""
+"""Checks that every request passes before anything else: its head, Host, keys and rate; and the answer to errors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import traceback
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragalign.errors import RagalignError
-from ragalign.serving.errors import ApiError, from_library
+from ragalign.serving.disconnects import ClientLeftError
+from ragalign.serving.errors import ApiError, as_api_error, request_id, set_request_id
+from ragalign.serving.hosts import HostCheck
 from ragalign.serving.keys import Keys, RateLimit, check_admin
-from ragalign.serving.leaving import ClientLeftError
 from ragalign.serving.service import log
+from ragalign.serving.settings import Limits
 
 if TYPE_CHECKING:
     from ragalign.serving.service import Service
@@ -27,8 +27,11 @@ _KNOWN = (
     "/health",
     "/ready",
     "/metrics",
+    "/openapi.json",
     "/",
 )
+# What needs no key: the page, which holds no data, and what probes ask. Everything else does, also what is not there.
+_OPEN = frozenset({"/", "/inspector.js", "/inspector.css", "/health", "/ready"})
 
 
 class Gate:
@@ -38,7 +41,11 @@ class Gate:
         self._app = app
         self._service = service
         settings = service.settings
+        self._limits = settings.limits
         self._keys = Keys(settings.api_keys)
+        self._hosts = HostCheck(settings.allowed_hosts, has_keys=bool(settings.api_keys))
+        opened = {"/metrics": settings.open_metrics, "/openapi.json": settings.open_schema}
+        self._open = _OPEN | {path for path, is_open in opened.items() if is_open}
         self._admin_key = settings.admin_key
         self._rate = RateLimit(settings.limits.requests_per_minute)
 
@@ -48,14 +55,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         status: int | None = None
-        request_id = secrets.token_hex(8)
+        set_request_id(scope, secrets.token_hex(8))
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
+                headers["X-Request-Id"] = request_id(scope)
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
@@ -66,7 +73,8 @@ class Gate:
             self._service.metrics.disconnects.inc()
             status = status or 499
         except Exception as error:
-            told = _told(error, request_id)
+            told = as_api_error(error, scope)
+            _log(error, told, request_id(scope))
             self._service.metrics.errors.labels(told.code or str(told.status)).inc()
             if status is None:
                 await _answer(told, noting)
@@ -76,15 +84,33 @@ class Gate:
             self._service.metrics.requests.labels(endpoint, str(status or 499)).inc()
 
     def _check(self, scope: Scope) -> None:
+        _check_head(scope, self._limits)
+        self._hosts.check(scope)
         path = _path(scope)
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else None
         if path.startswith("/admin"):
             check_admin(self._admin_key, headers, client)
-        elif path.startswith("/v1/") and scope["method"] != "OPTIONS":
+        elif path not in self._open:
             key = self._keys.check(headers.get("authorization"))
-            if scope["method"] == "POST":
+            if path.startswith("/v1/") and scope["method"] == "POST":
                 self._rate.take(key or client or "")
+
+
+def _check_head(scope: Scope, limits: Limits) -> None:
+    """Refuse a request line or headers beyond the limits, before anything looks at what they say.
+
+    Raises:
+        ApiError: 414 or 431.
+    """
+    url = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    if url > limits.max_url_bytes:
+        raise ApiError(414, f"the URL is longer than {limits.max_url_bytes:,} bytes")
+    headers = scope["headers"]
+    if len(headers) > limits.max_headers:
+        raise ApiError(431, f"more than {limits.max_headers} header fields")
+    if sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes:
+        raise ApiError(431, f"the header fields are longer than {limits.max_header_bytes:,} bytes in all")
 
 
 def _path(scope: Scope) -> str:
@@ -93,23 +119,21 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(root) else path
 
 
-def _told(error: Exception, request_id: str) -> ApiError:
-    """What a client hears; of what nobody expected, the log has the place, and the client a number to quote."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RagalignError):
-        return from_library(error)
-    if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail))
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("request %s failed in %s:%s: %s: %s", request_id, last.filename, last.lineno, type(error).__name__, error)
-    return ApiError(500, f"an error that should not be; the service's log has it under {request_id}", code="internal")
+def _log(error: Exception, told: ApiError, id_: str) -> None:
+    """Note what an operator has to know: errors of the service with their place, and those of engines and servers."""
+    if told.code == "internal":
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        kind, message = type(error).__name__, " ".join(ascii(str(error)).split())
+        log.error("request %s failed in %s:%s: %s: %s", id_, last.filename, last.lineno, kind, message)
+    elif told.status in (502, 503, 504):
+        log.warning("request %s: %s: %s", id_, told.code, told.message)
 
 
 async def _answer(error: ApiError, send: Send) -> None:
     body = error.encode()
+    # Nothing more is read of a request that is refused here, so its connection cannot be used again.
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
-    if error.status in (408, 413, 415):  # the rest of the body is not read
+    if error.status in (408, 413, 414, 415, 431):
         headers["Connection"] = "close"
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ragalign._optional import require
@@ -31,17 +32,22 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
 
 
-def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_log: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what was accepted, for at most `drain_s` seconds.
-
-    SIGHUP opens the index anew. A second SIGINT ends at once.
+def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False) -> Any:
+    """Uvicorn's configuration for the service: its own limits hold for every connection.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.
     """
     uvicorn: Any = require("uvicorn", "the service")
-    config = uvicorn.Config(
+    from ragalign.serving.protocol import BoundedProtocol
+
+    limits = app.state.service.settings.limits
+    return uvicorn.Config(
         app,
+        http=partial(BoundedProtocol, limits),
+        h11_max_incomplete_event_size=limits.max_header_bytes,
+        # The service has none; without this, a handshake would go past all checks.
+        ws="none",
         access_log=access_log,
         log_config=None,
         timeout_keep_alive=_KEEPALIVE_S,
@@ -51,6 +57,18 @@ def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_
         proxy_headers=False,
         lifespan="on",
     )
+
+
+def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_log: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what was accepted, for at most `drain_s` seconds.
+
+    SIGHUP reloads the index. A second SIGINT ends at once.
+
+    Raises:
+        MissingDependencyError: the ``serve`` extra is not installed.
+    """
+    uvicorn: Any = require("uvicorn", "the service")
+    config = make_config(app, drain_s=drain_s, access_log=access_log)
     server = uvicorn.Server(config)
 
     async def serve() -> None:

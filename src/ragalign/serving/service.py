@@ -1,4 +1,4 @@
-"""One request from its conversation to the parts of its answer."""
+"""The service: from a conversation to its prompt and to the parts of its answer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ragalign.serving.conversations import Conversations
 from ragalign.serving.errors import ApiError, from_library
 from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
+from ragalign.serving.reloading import SharedRuns
 from ragalign.serving.requests import RagalignOptions
 from ragalign.serving.settings import ServingSettings
 from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
@@ -43,14 +44,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a chat request asks for.
+class ResolvedChat:
+    """A chat request whose model name is resolved and whose fields are checked.
 
     Attributes:
-        catalog: the generation that answers it, from beginning to end.
+        catalog: the generation of recipes that answers it, from beginning to end.
         recipe, aligner: what its model name selects.
         turns, decoding, options: see `ragalign.serving.requests`.
-        logprobs: most likely tokens per token; None for no log-probabilities.
+        logprobs: most likely tokens to report with each token; None for no log-probabilities.
         whole: the answer in one part.
     """
 
@@ -64,6 +65,9 @@ class Wish:
     whole: bool
 
 
+Parts = ClosableAsyncIterator[Part]
+
+
 class Service:
     """What all requests share.
 
@@ -71,7 +75,7 @@ class Service:
         catalog: the recipes.
         generator: answers prompts.
         settings: see there.
-        load: makes the aligners anew from what is on disk; None for a service that cannot be reloaded.
+        load: makes the aligners again from what is on disk; None for a service that cannot be reloaded.
     """
 
     def __init__(
@@ -86,8 +90,7 @@ class Service:
         self.conversations = Conversations(limits.max_conversations)
         self._preparer = Preparer(settings.topic_threshold)
         self._load = load
-        self._reloading = asyncio.Lock()
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._reloads = SharedRuns(self._reload)
 
     async def start(self) -> None:
         """Called once in the event loop, before the first request."""
@@ -101,83 +104,79 @@ class Service:
 
     async def close(self) -> None:
         """Release what the service made."""
-        for task in self._reloads:
-            task.cancel()
+        self._reloads.cancel()
         self._preparer.close()
         await self.generator.close()
 
     async def reload(self) -> Catalog:
-        """Open the index anew. Requests under way end with the old one, later ones begin with the new.
+        """Load the index again. Requests under way end with the old one, later ones begin with the new.
+
+        All who ask while one reload runs share the next one: it begins after they asked, so it sees what they mean.
 
         Raises:
             ApiError: 409, it cannot be reloaded, or what is on disk cannot be served; the old one stays.
         """
-        if self._load is None:
-            raise ApiError(409, "this service was made from an aligner; there is nothing on disk to reload")
-        async with self._reloading:
+        return await self._reloads.run()
+
+    def reload_soon(self) -> None:
+        """`reload` for signal handlers; errors are logged."""
+        self._reloads.start()
+
+    async def _reload(self) -> Catalog:
+        try:
+            if self._load is None:
+                raise ApiError(409, "this service was made from an aligner; there is nothing on disk to reload")
             try:
                 aligners = await asyncio.to_thread(self._load)
             except RagalignError as error:
                 self.metrics.reloads.labels("refused").inc()
                 raise ApiError(409, f"the old index stays: {error}") from error
-            self.catalog = self.catalog.reloaded(aligners)
-            self.conversations.forget()
-            self.metrics.reloads.labels("done").inc()
-            log.info("reloaded: generation %d", self.catalog.version)
-            return self.catalog
+        except ApiError as error:
+            log.error("not reloaded: %s", error)
+            raise
+        self.catalog = self.catalog.reloaded(aligners)
+        self.conversations.forget()
+        self.metrics.reloads.labels("done").inc()
+        log.info("reloaded: generation %d", self.catalog.version)
+        return self.catalog
 
-    def reload_soon(self) -> None:
-        """`reload` for signal handlers; what goes wrong is logged."""
-
-        async def work() -> None:
-            try:
-                await self.reload()
-            except ApiError as error:
-                log.error("not reloaded: %s", error)
-
-        task = asyncio.get_running_loop().create_task(work())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
-
-    async def chat(self, wish: Wish, timings: Timings) -> ClosableAsyncIterator[Prepared | Part]:
-        """The prompt, then the parts of the answer.
+    @asynccontextmanager
+    async def chat(self, chat: ResolvedChat, timings: Timings) -> AsyncIterator[tuple[Prepared, Parts]]:
+        """What was prepared for a conversation, and the parts of its answer, while it holds a place in the queue.
 
         Raises:
             ApiError: anything that is wrong, with its status.
         """
-        async with self._work(timings):
-            prepared = await self._prepare(wish)
+        async with self._place(timings):
+            prepared = await self._prepare(chat)
             most = self.settings.limits.max_prompt_tokens
             if most is not None and len(prepared.prompt.ids) > most:
                 message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} here"
                 raise ApiError(400, message, param="messages", code="context_length_exceeded")
-            yield prepared
             parts = self._answer(
-                prepared.prompt, wish.decoding, wish.aligner, wish.recipe, timings, wish.logprobs, whole=wish.whole
+                prepared.prompt, chat.decoding, chat.aligner, chat.recipe, timings, chat.logprobs, whole=chat.whole
             )
             async with aclosing(parts):
-                async for part in parts:
-                    yield part
+                yield prepared, parts
 
+    @asynccontextmanager
     async def complete(
         self, prompt: str | list[int], decoding: Decoding, timings: Timings, *, logprobs: int | None, whole: bool
-    ) -> ClosableAsyncIterator[Prompt | Part]:
-        """The prompt as token ids, then the parts of its completion, as the model writes them.
+    ) -> AsyncIterator[tuple[Prompt, Parts]]:
+        """The prompt as token ids, and the parts of its completion, as the model writes them.
 
         Raises:
             ApiError: as `chat`.
         """
-        async with self._work(timings):
+        async with self._place(timings):
             made = await asyncio.to_thread(self._plain_prompt, prompt)
             room = self.generator.context_length
             if room is not None and len(made.ids) + decoding.max_tokens > room:
                 message = f"{len(made.ids):,} prompt tokens and {decoding.max_tokens:,} new ones exceed {room:,}"
                 raise ApiError(400, message, param="prompt", code="context_length_exceeded")
-            yield made
             parts = self._answer(made, decoding, None, "none", timings, logprobs, whole=whole)
             async with aclosing(parts):
-                async for part in parts:
-                    yield part
+                yield made, parts
 
     def _plain_prompt(self, prompt: str | list[int]) -> Prompt:
         ids, text = prompt, ""
@@ -189,39 +188,36 @@ class Service:
         return Prompt(pieces=(text,), ids=np.array(ids, dtype=np.int32))
 
     @asynccontextmanager
-    async def _work(self, timings: Timings) -> AsyncIterator[None]:
-        """A place in the queue, a time limit, and errors as the API tells them."""
-        limit_s = self.settings.limits.timeout_s
+    async def _place(self, timings: Timings) -> AsyncIterator[None]:
+        """A place in the queue, and errors as the API gives them."""
         try:
-            async with asyncio.timeout(limit_s), self.admission.place():
+            async with self.admission.place():
                 timings.queue_s = timings.elapsed()
                 self.metrics.queue_s.observe(timings.queue_s)
                 yield
-        except TimeoutError:
-            raise ApiError(504, f"the answer took longer than {limit_s:g} s", code="timeout") from None
         except RagalignError as error:
             raise from_library(error) from error
 
-    async def _prepare(self, wish: Wish) -> Prepared:
-        options, aligner = wish.options, wish.aligner
+    async def _prepare(self, chat: ResolvedChat) -> Prepared:
+        options, aligner = chat.options, chat.aligner
         packing = options.packing(aligner.packer.packing)
         if packing != aligner.packer.packing or options.candidates is not None:
-            aligner = wish.catalog.tuned(aligner, packing, options.candidates)
-        setting = f"{wish.catalog.version}\0{wish.recipe}\0{options.model_dump_json(exclude={'explain', 'refresh'})}"
+            aligner = chat.catalog.tuned(aligner, packing, options.candidates)
+        setting = f"{chat.catalog.version}\0{chat.recipe}\0{options.model_dump_json(exclude={'explain', 'refresh'})}"
         job = Job(
             aligner,
-            wish.turns,
-            wish.decoding.max_tokens,
-            kept=None if options.refresh else self.conversations.find(setting, wish.turns),
+            chat.turns,
+            chat.decoding.max_tokens,
+            kept=None if options.refresh else self.conversations.find(setting, chat.turns),
             where=options.where,
             exclude=frozenset(options.exclude or ()),
         )
         prepared = await self._preparer.prepare(job)
         if prepared.kept is not None:
-            self.conversations.keep(setting, wish.turns, prepared.kept)
+            self.conversations.keep(setting, chat.turns, prepared.kept)
         self.metrics.retrieval_s.observe(prepared.retrieval_s)
         self.metrics.packing_s.observe(prepared.packing_s)
-        self.metrics.prompts.labels(wish.recipe, str(prepared.reused).lower()).inc()
+        self.metrics.prompts.labels(chat.recipe, str(prepared.reused).lower()).inc()
         return prepared
 
     async def _answer(
@@ -234,7 +230,7 @@ class Service:
         logprobs: int | None,
         *,
         whole: bool,
-    ) -> ClosableAsyncIterator[Part]:
+    ) -> Parts:
         template = None if aligner is None else aligner.packer.template
         parts = answer(self.generator, prompt, decoding, template, logprobs=logprobs, whole=whole)
         n_tokens, n_cached = 0, 0

@@ -1,4 +1,4 @@
-"""What an operator decides: limits, keys, who may ask from where."""
+"""Settings of the service: limits, keys, allowed hosts and origins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragalign.errors import ConfigError
+from ragalign.serving.hosts import HostCheck
 
 KEYS_VARIABLE = "RAGALIGN_API_KEYS"
 ADMIN_KEY_VARIABLE = "RAGALIGN_ADMIN_KEY"
@@ -15,7 +16,7 @@ ADMIN_KEY_VARIABLE = "RAGALIGN_ADMIN_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request, one client and the whole service may take.
+    """Limits of one request, one client and the whole service.
 
     Attributes:
         max_body_bytes: of a request.
@@ -28,6 +29,12 @@ class Limits:
         requests_per_minute: per API key, or per client address where there are no keys; None for no limit.
         timeout_s: seconds after which a request is given up (504), waiting included.
         body_timeout_s: seconds in which a request's body must have come in.
+        max_url_bytes: of path and query together.
+        max_headers: header fields of a request.
+        max_header_bytes: of all header fields together.
+        head_timeout_s: seconds in which a request's head must have come in.
+        write_timeout_s: seconds after which a client that reads nothing of its answer is cut off.
+        max_connections: open at once.
         max_conversations: conversations whose demonstrations are remembered; the least recently used go first.
     """
 
@@ -41,10 +48,19 @@ class Limits:
     requests_per_minute: int | None = None
     timeout_s: float = 600.0
     body_timeout_s: float = 30.0
+    max_url_bytes: int = 8_192
+    max_headers: int = 100
+    max_header_bytes: int = 32_768
+    head_timeout_s: float = 10.0
+    write_timeout_s: float = 60.0
+    max_connections: int = 1_000
     max_conversations: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_messages", "max_new_tokens", "max_n", "max_running"):
+        for name in (
+            *("max_body_bytes", "max_messages", "max_new_tokens", "max_n", "max_running", "max_connections"),
+            *("max_url_bytes", "max_headers", "max_header_bytes"),
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"serving: {name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_waiting", "max_conversations"):
@@ -53,7 +69,7 @@ class Limits:
         for name in ("max_prompt_tokens", "requests_per_minute"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"serving: {name} must be at least 1, not {getattr(self, name)}")
-        for name in ("timeout_s", "body_timeout_s"):
+        for name in ("timeout_s", "body_timeout_s", "head_timeout_s", "write_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"serving: {name} must be above 0, not {getattr(self, name)}")
 
@@ -64,7 +80,10 @@ class ServingSettings:
 
     Attributes:
         limits: see `Limits`.
-        api_keys: who may ask; empty lets everybody who can connect.
+        api_keys: who may ask; empty lets everybody who can connect. With keys, everything but the page, ``/health``
+            and ``/ready`` needs one.
+        open_metrics, open_schema: whether ``/metrics`` and ``/openapi.json`` need no key.
+        allowed_hosts: see `ragalign.serving.hosts`.
         admin_key: opens ``/admin``; without one, only requests from this machine may.
         cors_origins: web pages of these origins may ask; empty switches CORS off.
         log_prompts: whether conversations and answers go to the log.
@@ -74,17 +93,23 @@ class ServingSettings:
 
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    open_metrics: bool = False
+    open_schema: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     admin_key: str | None = field(default=None, repr=False)
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
     topic_threshold: float = 0.15
+
+    def __post_init__(self) -> None:
+        HostCheck(self.allowed_hosts, has_keys=bool(self.api_keys))
 
 
 def read_api_keys(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Keys from RAGALIGN_API_KEYS (separated by commas or white space) and a file (one a line, ``#`` comments).
 
     Raises:
-        ConfigError: the file cannot be read or holds no key; what was meant to be closed must not stand open.
+        ConfigError: the file cannot be read or holds no key; a service that was meant to be closed must not be open.
     """
     keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if file is not None:

@@ -1,4 +1,4 @@
-"""For operators: is it alive, is it ready, how does it do, and a new index."""
+"""Endpoints for operators: health, readiness, metrics, and reloading the index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragalign.serving.metrics import CONTENT_TYPE
 from ragalign.serving.service import Service
 
 
-def make_operator(service: Service) -> APIRouter:
+def make_admin_router(service: Service) -> APIRouter:
     """``/health``, ``/ready``, ``/metrics`` and ``/admin/reload`` of `service`."""
     router = APIRouter()
 
@@ -30,7 +30,7 @@ def make_operator(service: Service) -> APIRouter:
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
-    @router.post("/admin/reload", summary="Open the index anew")
+    @router.post("/admin/reload", summary="Reload the index")
     async def reload() -> dict[str, Any]:
         catalog = await service.reload()
         sizes = {name: len(aligner.packer.pool) for name, aligner in catalog.aligners.items()}
