@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -82,6 +84,27 @@ class Tokenizer(ABC):
 
     @property
     @abstractmethod
+    def vocabulary_size(self) -> int:
+        """One more than the highest id that it knows."""
+
+    def fewest_tokens(self, texts: Iterable[str]) -> int:
+        """A lower bound of the ids that `texts` take together, from their lengths alone; 0 where it cannot tell.
+
+        Each id covers at most as many bytes (in UTF-8) as the longest piece of the vocabulary has. White space does
+        not count on either side, since templates strip it.
+        """
+        longest = self._longest_piece
+        if not longest:
+            return 0
+        return math.ceil(sum(len("".join(text.split()).encode("utf-8", "replace")) for text in texts) / longest)
+
+    @property
+    def _longest_piece(self) -> int:
+        """Bytes of the longest piece without its white space; 0 where an id can stand for any number of bytes."""
+        return 0
+
+    @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids, 16 hex digits."""
 
@@ -138,6 +161,26 @@ class FastTokenizer(Tokenizer):
         return any(pair in piece for piece in self._pieces for pair in pairs)
 
     @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id that it knows."""
+        return max(self._backend.get_vocab().values()) + 1
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        """See `Tokenizer`. Only where no normaliser shortens texts, and unknown characters become bytes."""
+        content = json.loads(self._backend.to_str())
+        if not _keeps_length(content["normalizer"]):
+            return 0
+        model, is_byte_level = content["model"], "ByteLevel" in json.dumps(content["pre_tokenizer"])
+        if model["type"] not in ("BPE", "Unigram") or not (is_byte_level or model.get("byte_fallback")):
+            return 0
+        added = [token["content"] for token in content["added_tokens"]]
+        plain = set(self._pieces) - set(added)
+        lengths = [len(_visible(piece)) for piece in plain] if is_byte_level else []
+        lengths += [len(_utf8(piece)) for piece in (added if is_byte_level else self._pieces)]
+        return max(lengths, default=0)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the serialised tokenizer and its special ids, 16 hex digits."""
         content = self._backend.to_str() + repr((self.prefix_ids, self.suffix_ids))
@@ -183,6 +226,11 @@ class PythonTokenizer(Tokenizer):
         return True
 
     @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id that it knows."""
+        return int(max(self._tokenizer.get_vocab().values())) + 1
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the vocabulary and the special ids, 16 hex digits."""
         vocabulary = sorted(self._tokenizer.get_vocab().items())
@@ -221,6 +269,26 @@ def _byte_level(text: str) -> str:
     hidden = [byte for byte in range(256) if byte not in visible]
     alphabet = {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
     return "".join(alphabet[byte] for byte in text.encode())
+
+
+def _keeps_length(normalizer: Any) -> bool:
+    """Whether a normaliser takes nothing away but white space."""
+    if normalizer is None:
+        return True
+    if normalizer["type"] == "Sequence":
+        return all(map(_keeps_length, normalizer["normalizers"]))
+    if normalizer["type"] == "Replace":
+        return not str(normalizer["pattern"].get("String", "x")).strip()
+    return normalizer["type"] in ("Prepend", "Strip")
+
+
+def _visible(piece: str) -> str:
+    """A byte-level piece without the characters that stand for white space."""
+    return piece.translate(dict.fromkeys(map(ord, _byte_level(" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"))))
+
+
+def _utf8(piece: str) -> bytes:
+    return "".join(piece.replace("\u2581", " ").split()).encode()
 
 
 class _quiet:  # noqa: N801 - reads as what it does

@@ -275,6 +275,12 @@ class Decoding:
         output_repetition_penalty: the same formula over output tokens only (1 is none); not on endpoints.
         presence_penalty, frequency_penalty: count output tokens only (0 is none).
         stop: stop strings beside the template's own.
+        top_k: draw from that many of the most likely tokens; 0 is all.
+        min_p: draw from tokens at least this share as likely as the most likely one, in [0, 1]; 0 is all.
+        min_tokens: new tokens before an end of text or a stop token may come.
+        stop_token_ids: tokens that end an answer, beside the end of text.
+        ignore_eos: go on after an end of text.
+        logit_bias: (token id, number added to its logit), each in [-100, 100].
     """
 
     temperature: float = 0.0
@@ -287,6 +293,12 @@ class Decoding:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class ClosableIterator(Protocol[T_co]):

@@ -1,4 +1,4 @@
-"""What a request to ``/v1/completions`` says of decoding, whoever sends it."""
+"""The decoding fields of a request to ``/v1/completions``, whoever sends it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from ragalign.types import Decoding
 
+# vLLM's and SGLang's additions to OpenAI's protocol; only sent where they matter, since other servers refuse them.
+EXTENSIONS = ("repetition_penalty", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
+_NEUTRAL = Decoding()
+
 
 def decoding_fields(decoding: Decoding, stops: Sequence[str], sample: int) -> dict[str, Any]:
-    """The fields of OpenAI's protocol for one sample; a seed is moved on by `sample`.
-
-    ``repetition_penalty`` is none of them: those who send it put it where their client wants it.
-    """
+    """The fields of OpenAI's own protocol for one sample, whose seed is `sample` higher than the first one's."""
     fields: dict[str, Any] = {
         "max_tokens": decoding.max_tokens,
         "temperature": decoding.temperature,
@@ -24,4 +25,14 @@ def decoding_fields(decoding: Decoding, stops: Sequence[str], sample: int) -> di
         fields["stop"] = list(stops)
     if decoding.seed is not None:
         fields["seed"] = decoding.seed + sample
+    if decoding.logit_bias:
+        fields["logit_bias"] = {str(token): bias for token, bias in decoding.logit_bias}
     return fields
+
+
+def extension_fields(decoding: Decoding) -> dict[str, Any]:
+    """The fields that OpenAI's protocol does not have, as far as they change anything."""
+    given = {name: getattr(decoding, name) for name in EXTENSIONS if getattr(decoding, name) != getattr(_NEUTRAL, name)}
+    if "stop_token_ids" in given:
+        given["stop_token_ids"] = list(given["stop_token_ids"])
+    return given

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ragalign.types import Decoding
 
 
-def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None]) -> Any:
+def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None], end_ids: Collection[int] = ()) -> Any:
     """A logits processor whose highest score per row is the drawn token.
 
-    Penalties come first, then temperature, then top-p, as in vLLM. Adding Gumbel noise to log-probabilities
-    and taking the highest draws from them exactly (Gumbel-max), so rows keep random streams of their own
-    while `generate` only ever takes the highest score.
+    Forbidden ends and biases come first, then penalties, temperature, min-p, top-k and top-p, as in vLLM. Adding Gumbel
+    noise to log-probabilities and taking the highest draws from them exactly (Gumbel-max), so rows keep random streams
+    of their own while `generate` only ever takes the highest score.
 
     Args:
         decoding: the parameters.
         prompt_mask: torch int64 [b, t], 1 where the left-padded prompts hold tokens. Padding must not be penalised.
         seeds: one per row; None draws one.
+        end_ids: tokens that end an answer: none of the first `Decoding.min_tokens` is one of them.
     """
     import torch
     from transformers import LogitsProcessor
@@ -34,10 +36,16 @@ def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None]) -
 
     class Sampler(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
-            scores = _penalised(decoding, prompt_mask, input_ids, scores.float())
+            scores = scores.float().clone()
+            if input_ids.shape[1] - prompt_mask.shape[1] < decoding.min_tokens:
+                scores[:, list(end_ids)] = -torch.inf
+            for token, bias in decoding.logit_bias:
+                scores[:, token] += bias
+            scores = _penalised(decoding, prompt_mask, input_ids, scores)
             if decoding.temperature == 0:
                 return scores
-            scores = _nucleus(torch.log_softmax(scores / decoding.temperature, dim=-1), decoding.top_p)
+            scores = _likely(torch.log_softmax(scores / decoding.temperature, dim=-1), decoding.min_p, decoding.top_k)
+            scores = _nucleus(scores, decoding.top_p)
             noise = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in generators])
             return scores - torch.log(-torch.log(noise.clamp_min(1e-30).to(scores.device)))
 
@@ -79,6 +87,19 @@ def _repeated(scores: Any, seen: Any, penalty: float) -> Any:
     import torch
 
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def _likely(log_probabilities: Any, min_p: float, top_k: int) -> Any:
+    """Keep tokens at least `min_p` times as likely as the best one, and the `top_k` best of them (0 is all)."""
+    import torch
+
+    if min_p > 0:
+        best = log_probabilities.max(dim=-1, keepdim=True).values
+        log_probabilities = log_probabilities.masked_fill(log_probabilities < best + math.log(min_p), -torch.inf)
+    if 0 < top_k < log_probabilities.shape[-1]:
+        last = torch.topk(log_probabilities, top_k, dim=-1).values[:, -1:]
+        log_probabilities = log_probabilities.masked_fill(log_probabilities < last, -torch.inf)
+    return torch.log_softmax(log_probabilities, dim=-1)
 
 
 def _nucleus(log_probabilities: Any, top_p: float) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -34,6 +34,20 @@ class RefusedError(GenerationError):
         self.field = field
 
 
+def check_supported(decoding: Decoding, unsupported: Collection[str]) -> None:
+    """Refuse a decoding that sets what an engine cannot honour.
+
+    Raises:
+        RefusedError: names the field.
+    """
+    for name in sorted(unsupported):
+        if getattr(decoding, name) != getattr(_NEUTRAL, name):
+            raise RefusedError(f"{name}: this engine cannot honour it", name)
+
+
+_NEUTRAL = Decoding()
+
+
 @runtime_checkable
 class AsyncEngine(Protocol):
     """The asynchronous counterpart of a `Generator`, for services: any number of answers at a time."""
@@ -47,8 +61,16 @@ class AsyncEngine(Protocol):
         """Tokens that prompt and completion share; None where it is not known."""
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Token ids from 0 up to this one exclusive are the model's; None where it is not known."""
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """The fields of `Decoding` that it cannot honour."""
+
+    @property
     def is_ready(self) -> bool:
-        """Whether a request would find somebody to answer it."""
+        """Whether a request would be answered."""
 
     async def start(self) -> None:
         """Called once in the event loop, before the first request."""
@@ -98,6 +120,16 @@ class ThreadedEngine:
         return self._generator.context_length
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """As the generator says, if it does."""
+        return getattr(self._generator, "vocabulary_size", None)
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """As the generator says, if it does."""
+        return frozenset(getattr(self._generator, "unsupported", ()))
+
+    @property
     def is_ready(self) -> bool:
         """Always: the generator is in this process."""
         return True
@@ -115,7 +147,8 @@ class ThreadedEngine:
             GenerationError: the generator failed.
         """
         if logprobs is not None:
-            raise RefusedError("this model gives no logprobs")
+            raise RefusedError("logprobs: this engine gives none", "logprobs")
+        check_supported(decoding, self.unsupported)
         seed = None if decoding.seed is None else decoding.seed + sample
         one = replace(decoding, n=1, seed=seed)
         loop = asyncio.get_running_loop()

@@ -58,6 +58,16 @@ class BaseGenerator(ABC):
         """Tokens that prompt and completion share; None where it is not known."""
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Token ids from 0 up to this one exclusive are the model's; None where it is not known."""
+        return None
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """The fields of `Decoding` that this generator cannot honour."""
+        return frozenset()
+
+    @property
     def shares_cpu(self) -> bool:
         """Whether answering keeps this machine's processors busy, so that other work meanwhile only slows it down."""
         return False
@@ -218,13 +228,17 @@ class BaseGenerator(ABC):
 
     def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
         validate(decoding)
-        context = self.context_length
+        check_vocabulary(decoding, self.vocabulary_size)
+        context, n_ids = self.context_length, self.vocabulary_size
         for index, prompt in enumerate(prompts):
             where = f"prompt {index + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
             merge_stops(prompt.stop)
             length = len(prompt.ids)
             if length == 0:
                 raise GenerationError(f"{where} holds no tokens; there is nothing to continue")
+            if n_ids is not None and not 0 <= prompt.ids.min() <= prompt.ids.max() < n_ids:
+                [wrong, *_] = [int(token) for token in prompt.ids if not 0 <= token < n_ids]
+                raise GenerationError(f"{where} holds the token id {wrong}; {self.model} has ids below {n_ids:,}")
             if context is not None and length >= context:
                 raise GenerationError(
                     f"{where} holds {length:,} tokens, but {self.model} takes {context:,} for prompt and completion "
@@ -239,6 +253,21 @@ class BaseGenerator(ABC):
                 "output_repetition_penalty counts the output only",
                 stacklevel=3,
             )
+
+
+def check_vocabulary(decoding: Decoding, vocabulary_size: int | None) -> None:
+    """Refuse token ids that a model does not have; engines crash on some of them.
+
+    Raises:
+        ConfigError: names the field and the id.
+    """
+    named = {"stop_token_ids": decoding.stop_token_ids, "logit_bias": [token for token, _ in decoding.logit_bias]}
+    for name, tokens in named.items():
+        for token in tokens:
+            if vocabulary_size is not None and token >= vocabulary_size:
+                raise ConfigError(
+                    f"decoding: {name} holds the token id {token}; the model has ids below {vocabulary_size:,}"
+                )
 
 
 def as_requests(prompts: Iterable[Prompt], n: int) -> Iterable[tuple[int, int, Prompt]]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation._completions import decoding_fields
+from ragalign.generation._completions import decoding_fields, extension_fields
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
@@ -96,6 +96,11 @@ class OpenAIGenerator(BaseGenerator):
     def context_length(self) -> int | None:
         """As given; the protocol does not tell."""
         return self._context_length
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """Endpoints have no penalty on output tokens only."""
+        return frozenset({"output_repetition_penalty"})
 
     def close(self) -> None:
         """Nothing to release: connections live as long as a call."""
@@ -246,8 +251,8 @@ class OpenAIGenerator(BaseGenerator):
             "prompt": prompt.token_ids if self._send == "token_ids" else prompt.text,
             **decoding_fields(decoding, stops, sample),
         }
-        if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
-            parameters["extra_body"] = {"repetition_penalty": decoding.repetition_penalty}
+        if extensions := extension_fields(decoding):
+            parameters["extra_body"] = extensions
         return parameters
 
     def _request_error(self, error: Exception) -> _RequestError:

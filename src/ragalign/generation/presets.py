@@ -64,6 +64,16 @@ def validate(decoding: Decoding) -> None:
         )
     _check_integer("max_tokens", decoding.max_tokens, 1)
     _check_integer("n", decoding.n, 1)
+    _check_integer("top_k", decoding.top_k, 0)
+    _check_range("min_p", decoding.min_p, 0.0, 1.0)
+    _check_integer("min_tokens", decoding.min_tokens, 0)
+    if decoding.min_tokens > decoding.max_tokens:
+        raise ConfigError(f"decoding: min_tokens is {decoding.min_tokens}, above max_tokens ({decoding.max_tokens})")
+    for token in decoding.stop_token_ids:
+        _check_integer("stop_token_ids", token, 0)
+    for token, bias in decoding.logit_bias:
+        _check_integer("logit_bias", token, 0)
+        _check_range("logit_bias", bias, -100.0, 100.0)
     if decoding.seed is not None:
         _check_integer("seed", decoding.seed, 0)
     stop: object = decoding.stop

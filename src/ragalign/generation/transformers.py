@@ -84,6 +84,11 @@ class TransformersGenerator(BaseGenerator):
         return self._context_length
 
     @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self._model.config.get_text_config().vocab_size) if self._model is not None else 0
+
+    @property
     def shares_cpu(self) -> bool:
         """Whether the model is on the CPU."""
         return bool(self._device.type == "cpu")
@@ -177,13 +182,19 @@ class TransformersGenerator(BaseGenerator):
             token_ids=token_ids,
             room=room,
             seed=None if decoding.seed is None else decoding.seed + sample,
-            eos_id=self._tokenizer.eos_token_id,
+            end_ids=self._end_ids(decoding),
             # Primed with the prompt, as vLLM does: the first piece keeps its leading space.
             decode=DecodeStream(ids=token_ids, skip_special_tokens=True),
             backend=self._tokenizer.backend_tokenizer,
             filter=StopFilter(merge_stops(prompt.stop, decoding.stop)),
             on_text=on_text,
         )
+
+    def _end_ids(self, decoding: Decoding) -> frozenset[int]:
+        """The tokens that end an answer."""
+        eos_id = self._tokenizer.eos_token_id
+        own = () if eos_id is None or decoding.ignore_eos else (eos_id,)
+        return frozenset((*own, *decoding.stop_token_ids))
 
     def _run(self, requests: Sequence[_Request], decoding: Decoding) -> None:
         """Answer a batch; the requests hold the answers afterwards."""
@@ -207,7 +218,7 @@ class TransformersGenerator(BaseGenerator):
                     attention_mask=mask,
                     generation_config=config,
                     logits_processor=LogitsProcessorList(
-                        [sampler(decoding, mask, [request.seed for request in requests])]
+                        [sampler(decoding, mask, [request.seed for request in requests], self._end_ids(decoding))]
                     ),
                     stopping_criteria=StoppingCriteriaList(
                         [stopper([request.push for request in requests])],
@@ -254,7 +265,7 @@ class _Request:
     token_ids: list[int]
     room: int
     seed: int | None
-    eos_id: int | None
+    end_ids: frozenset[int]
     decode: Any
     backend: Any
     filter: StopFilter
@@ -273,7 +284,7 @@ class _Request:
         if self.finish_reason is not None:
             return True
         self.written.append(token_id)
-        if token_id == self.eos_id:
+        if token_id in self.end_ids:
             self.finish_reason = "stop"
             return True
         self._emit(self.filter.push(self._text_of(token_id)))

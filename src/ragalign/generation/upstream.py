@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,15 +12,30 @@ from typing import Any
 import httpx
 
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation._completions import decoding_fields
-from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError
+from ragalign.generation._completions import EXTENSIONS, decoding_fields, extension_fields
+from ragalign.generation._upstream_answers import (
+    MAX_EVENT_BYTES,
+    Answer,
+    BadAnswerError,
+    error_message,
+    parse_answer,
+    parse_object,
+    read_answer,
+    read_error,
+    read_events,
+)
+from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError, check_supported
 from ragalign.generation.base import one_line
 from ragalign.generation.stopping import StopFilter, merge_stops
-from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
 
 _CONNECT_S = 3.0
 # Servers close idle connections after 5 s or more (uvicorn's default); what is younger is safe to use again.
 _KEEPALIVE_S = 4.0
+# Longer pieces than this are in no vocabulary.
+_MOST_CHARACTERS = 512
+# Events that may come without text, beside one for each token: some tokens are parts of characters.
+_MOST_EMPTY = 1000
 _ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
 
 
@@ -89,7 +103,8 @@ class Upstream:
         self._model = model or str(card["id"])
         self.root = str(card.get("root") or self._model)
         stated = card.get("max_model_len")
-        limits = (context_length, stated if isinstance(stated, int) else None)
+        is_length = isinstance(stated, int) and not isinstance(stated, bool) and stated > 0
+        limits = (context_length, stated if is_length else None)
         self._context_length = min((limit for limit in limits if limit is not None), default=None)
 
     @property
@@ -101,6 +116,16 @@ class Upstream:
     def context_length(self) -> int | None:
         """Tokens that prompt and completion share, as given or as a server says."""
         return self._context_length
+
+    @property
+    def vocabulary_size(self) -> None:
+        """Not known: the protocol does not tell."""
+        return None
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """Completion servers have no penalty on output tokens only."""
+        return frozenset({"output_repetition_penalty"})
 
     @property
     def is_ready(self) -> bool:
@@ -120,19 +145,17 @@ class Upstream:
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
     ) -> ClosableAsyncIterator[Delta]:
-        """See `AsyncEngine.stream`.
+        """See `AsyncEngine.stream`. A stream that goes on past `Decoding.max_tokens` is ended there.
 
         Raises:
-            ConfigError: the decoding has an output-only repetition penalty.
             UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
             TookTooLongError: it sent nothing for `timeout_s`.
-            RefusedError: it does not take this request.
-            GenerationError: it failed, or ended its stream before the answer was finished.
+            RefusedError: it does not take this request, or a field of the decoding.
+            GenerationError: it failed, sent what is no answer, or ended its stream before the answer was finished.
         """
         if self._client is None:
             raise UnavailableError("the upstream has not been started")
-        if decoding.output_repetition_penalty != 1:
-            raise ConfigError("output_repetition_penalty: completion servers have none; use an engine in this process")
+        check_supported(decoding, self.unsupported)
         stops = merge_stops(prompt.stop, decoding.stop)
         body = self._body(prompt, decoding, stops, sample, logprobs, whole=whole)
         filter_ = StopFilter(stops)
@@ -145,17 +168,22 @@ class Upstream:
                 async with self._client.stream("POST", f"{server.url}/completions", json=body) as response:
                     begun = True
                     if response.status_code != 200:
-                        raise await self._status_error(server, response)
-                    deltas = self._whole(response, filter_) if whole else self._streamed(server, response, filter_)
+                        raise await self._status_error(server, response, body)
+                    if whole:
+                        deltas = self._whole(response, filter_)
+                    else:
+                        deltas = self._streamed(server, response, filter_, decoding.max_tokens)
                     async for delta in deltas:
                         yield delta
                 return
+            except BadAnswerError as error:
+                raise GenerationError(f"{server.name} {error}") from error
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 server.alive = False  # it never saw the request, so another may answer
             except httpx.TimeoutException as error:
                 raise TookTooLongError(f"{server.name} sent nothing for {self._timeout_s:g} s") from error
             # AttributeError: a server that is gone as soon as it is connected to, in the words of anyio.
-            except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            except (httpx.HTTPError, httpx.StreamError, OSError, ValueError, AttributeError) as error:
                 what = "broke off its answer" if begun else "closed the connection"
                 raise GenerationError(f"{server.name} {what}: {one_line(error)}") from error
             finally:
@@ -178,30 +206,51 @@ class Upstream:
         return min(alive, key=lambda server: (server.n_active, server.order))
 
     async def _streamed(
-        self, server: _Server, response: httpx.Response, filter_: StopFilter
-    ) -> ClosableAsyncIterator[Delta]:
+        self, server: _Server, response: httpx.Response, filter_: StopFilter, max_tokens: int
+    ) -> AsyncIterator[Delta]:
         reason: str | None = None
-        usage: dict[str, Any] = {}
-        async for event in _events(response):
+        counts = Answer()
+        n_parts = n_empty = n_characters = 0
+        async for event in read_events(response):
             if "error" in event:
-                raise GenerationError(f"{server.name} failed: {_message(event)}")
-            usage = event.get("usage") or usage
-            for choice in event.get("choices") or ():
-                reason = choice.get("finish_reason") or reason
-                text = filter_.push(choice.get("text") or "")
-                found = _logprobs(choice)
-                if text or found:
-                    yield Delta(text, logprobs=found)
+                raise GenerationError(f"{server.name} failed: {error_message(event)}")
+            part = parse_answer(event)
+            reason = part.finish_reason or reason
+            counts = counts if part.n_tokens is None else part
+            # A part with text is one token or more, so this many are what was asked for or more. The server that goes
+            # on all the same is not heard any further: leaving closes the connection.
+            n_parts += bool(part.text or part.logprobs)
+            n_empty += not (part.text or part.logprobs)
+            n_characters += len(part.text)
+            if n_parts > max_tokens or n_characters > max_tokens * _MOST_CHARACTERS:
+                yield Delta(filter_.finish(), n_tokens=max_tokens, finish_reason="length")
+                return
+            if n_empty > max_tokens + _MOST_EMPTY:
+                raise BadAnswerError("sent events without text and without end")
+            if (text := filter_.push(part.text)) or part.logprobs:
+                yield Delta(text, logprobs=part.logprobs)
         if reason is None and not filter_.stopped:
-            raise GenerationError(f"{server.name} ended its stream before the answer was finished")
-        yield _last(filter_, reason, usage)
+            raise BadAnswerError("ended its stream before the answer was finished")
+        yield Delta(
+            filter_.finish(),
+            n_tokens=counts.n_tokens or 0,
+            finish_reason="stop" if filter_.stopped else reason,
+            n_cached_tokens=counts.n_cached_tokens,
+        )
 
-    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> ClosableAsyncIterator[Delta]:
-        answer = json.loads(await response.aread())
-        (choice,) = answer["choices"]
-        text = filter_.push(choice["text"])
-        last = _last(filter_, choice.get("finish_reason") or "stop", answer.get("usage") or {})
-        yield Delta(text + last.text, last.n_tokens, last.finish_reason, last.n_cached_tokens, _logprobs(choice))
+    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> AsyncIterator[Delta]:
+        body = await read_answer(response)
+        if not body.get("choices"):
+            raise BadAnswerError(f"sent no choice: {error_message(body)}")
+        answer = parse_answer(body)
+        text = filter_.push(answer.text)
+        yield Delta(
+            text + filter_.finish(),
+            n_tokens=answer.n_tokens or 0,
+            finish_reason="stop" if filter_.stopped else answer.finish_reason or "stop",
+            n_cached_tokens=answer.n_cached_tokens,
+            logprobs=answer.logprobs,
+        )
 
     def _body(
         self,
@@ -217,23 +266,23 @@ class Upstream:
             "model": self._model,
             "prompt": prompt.token_ids,
             **decoding_fields(decoding, stops, sample),
+            **extension_fields(decoding),
         }
-        if decoding.repetition_penalty != 1:  # not in OpenAI's own protocol, so only sent where it matters
-            body["repetition_penalty"] = decoding.repetition_penalty
         if logprobs is not None:
             body["logprobs"] = logprobs
         if not whole:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
 
-    async def _status_error(self, server: _Server, response: httpx.Response) -> GenerationError:
+    async def _status_error(
+        self, server: _Server, response: httpx.Response, body: Mapping[str, Any]
+    ) -> GenerationError:
         status = response.status_code
-        try:
-            message = _message(json.loads(await response.aread()))
-        except ValueError:
-            message = response.reason_phrase
+        message = await read_error(response)
         if status in _ABOUT_THE_REQUEST:
-            return RefusedError(f"{server.name} refused the request: {message}")
+            # Servers name the field that they do not take, each in words of its own.
+            named = [name for name in (*EXTENSIONS, "logit_bias") if name in body and name in message]
+            return RefusedError(f"{server.name} refused the request: {message}", named[0] if named else None)
         if status in (429, 503):
             return UnavailableError(f"{server.name} is overloaded (status {status})")
         if status in (408, 504):
@@ -252,8 +301,9 @@ class Upstream:
     async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
         try:
             # A busy server may be slow to say so; only one that takes no connections is dead.
-            await client.get(f"{server.url}/models", timeout=httpx.Timeout(2.0, connect=_CONNECT_S))
-            server.alive = True
+            timeout = httpx.Timeout(2.0, connect=_CONNECT_S)
+            async with client.stream("GET", f"{server.url}/models", timeout=timeout):
+                server.alive = True
         except (httpx.ConnectError, httpx.ConnectTimeout):
             server.alive = False
         except Exception:
@@ -265,8 +315,7 @@ class Upstream:
         """What a server says of the model."""
         for server in self._servers:
             try:
-                answer = httpx.get(f"{server.url}/models", headers=self._headers, timeout=5.0, trust_env=False)
-                cards = answer.raise_for_status().json()["data"]
+                cards = _read_cards(f"{server.url}/models", self._headers)
                 found = [card for card in cards if model in (None, card["id"])]
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 server.alive = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
@@ -286,51 +335,18 @@ def _api_url(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
 
 
-def _last(filter_: StopFilter, reason: str | None, usage: dict[str, Any]) -> Delta:
-    details = usage.get("prompt_tokens_details") or {}
-    return Delta(
-        filter_.finish(),
-        n_tokens=usage.get("completion_tokens") or 0,
-        finish_reason="stop" if filter_.stopped else reason,
-        n_cached_tokens=details.get("cached_tokens"),
-    )
+def _read_cards(url: str, headers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The models that a server has, as far as they have a name.
 
-
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of server-sent events. Lines end at line feeds only: texts may hold Unicode's other line ends."""
-    held = b""
-    async for chunk in response.aiter_bytes():
-        *lines, held = (held + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    return
-                event = json.loads(data)
-                if not isinstance(event, dict):
-                    raise ValueError(f"an event is no object: {one_line(ValueError(str(event)), 80)}")
-                yield event
-
-
-def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
-    given = choice.get("logprobs") or {}
-    tokens, values = given.get("tokens") or (), given.get("token_logprobs") or ()
-    tops = given.get("top_logprobs") or [None] * len(tokens)
-    return tuple(
-        TokenLogprob(
-            token,
-            float(value if value is not None else 0.0),
-            tuple(sorted((top or {}).items(), key=lambda one: -one[1])),
-        )
-        for token, value, top in zip(tokens, values, tops, strict=False)
-    )
-
-
-def _message(body: Any) -> str:
-    """A server's own words where it follows the protocol; else the start of what it sent."""
-    found = body
-    if isinstance(body, dict):
-        found = body.get("error") or body.get("message") or body.get("detail") or body
-        if isinstance(found, dict):
-            found = found.get("message") or found
-    return one_line(ValueError(str(found)))
+    Raises:
+        httpx.HTTPError, ValueError, KeyError, TypeError: there is no such list.
+    """
+    with httpx.stream("GET", url, headers=dict(headers), timeout=5.0, trust_env=False) as response:
+        response.raise_for_status()
+        content = b""
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > MAX_EVENT_BYTES:
+                raise BadAnswerError("lists too many models")
+    cards = parse_object(content)["data"]
+    return [card for card in cards if isinstance(card, dict) and isinstance(card["id"], str)]

@@ -93,6 +93,11 @@ class VllmGenerator(BaseGenerator):
         return self._context_length
 
     @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self._engine().llm_engine.model_config.get_vocab_size())
+
+    @property
     def shares_cpu(self) -> bool:
         """Whether this is vLLM for CPUs."""
         from vllm.platforms import current_platform
@@ -246,6 +251,12 @@ def sampling_params(
         frequency_penalty=decoding.frequency_penalty,
         extra_args=extra or None,
         stop=list(merge_stops(prompt.stop, decoding.stop)),
+        top_k=decoding.top_k,
+        min_p=decoding.min_p,
+        min_tokens=decoding.min_tokens,
+        stop_token_ids=list(decoding.stop_token_ids),
+        ignore_eos=decoding.ignore_eos,
+        logit_bias=dict(decoding.logit_bias) or None,
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )

@@ -50,6 +50,7 @@ class AsyncVllmGenerator:
         self._engine: Any = _start(options.arguments(self._model, tokenizer))
         self._n_threads = _leave_processor()
         self._context_length = int(self._engine.model_config.max_model_len)
+        self._vocabulary_size = int(self._engine.model_config.get_vocab_size())
         self._counter = itertools.count()
 
     @property
@@ -61,6 +62,16 @@ class AsyncVllmGenerator:
     def context_length(self) -> int:
         """Tokens that prompt and completion share: the engine's `max_model_len`."""
         return self._context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's embedding."""
+        return self._vocabulary_size
+
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """None: vLLM honours all fields."""
+        return frozenset()
 
     @property
     def is_ready(self) -> bool:

@@ -22,6 +22,8 @@ from ragalign.serving.streaming import EventStream, Write
 from ragalign.types import Decoding
 
 _REFS = "#/components/schemas/"
+# The ``warnings`` of an answer, or nothing at all.
+Warnings = dict[str, Any]
 
 
 def make_router(service: Service) -> APIRouter:
@@ -51,12 +53,14 @@ def make_router(service: Service) -> APIRouter:
         asked = parse(ChatRequest, await body_of(request))
         catalog = service.catalog
         recipe, aligner = catalog.resolve(asked.model)
+        default, lost = service.capabilities.served(aligner.decoding)
+        warnings = service.warnings(asked, lost)
         resolved = ResolvedChat(
             catalog,
             recipe,
             aligner,
             asked.turns(limits),
-            asked.decoding(aligner.decoding, limits),
+            asked.decoding(default, limits, service.capabilities),
             asked.ragalign or RagalignOptions(),
             asked.n_logprobs,
             whole=not asked.stream,
@@ -64,8 +68,10 @@ def make_router(service: Service) -> APIRouter:
         if service.settings.log_prompts:
             log.info("asked: %s", [(turn.role, turn.content) for turn in resolved.turns])
         if asked.stream:
-            return EventStream(partial(_chat_events, service, asked, resolved, timings), limits.timeout_s)
-        return _json(await attend(_chat_whole(service, asked, resolved, timings), request.receive, limits.timeout_s))
+            return EventStream(partial(_chat_events, service, asked, resolved, timings, warnings), limits.timeout_s)
+        return _json(
+            await attend(_chat_whole(service, asked, resolved, timings, warnings), request.receive, limits.timeout_s)
+        )
 
     @router.post("/completions", summary="Continue a prompt as it is", openapi_extra=_body("CompletionRequest"))
     async def completions(request: Request) -> Response:
@@ -73,20 +79,23 @@ def make_router(service: Service) -> APIRouter:
         asked = parse(CompletionRequest, await body_of(request))
         service.catalog.resolve(asked.model)
         # The defaults of OpenAI's endpoint.
-        decoding = asked.decoding(Decoding(temperature=1.0, max_tokens=16), limits)
-        prompts = asked.prompts()
+        decoding = asked.decoding(Decoding(temperature=1.0, max_tokens=16), limits, service.capabilities)
+        prompts = asked.prompts(service.capabilities)
+        warnings = service.warnings(asked)
         if len(prompts) * decoding.n > limits.max_running:
             raise ApiError(400, f"at most {limits.max_running} completions at once", param="prompt")
         if asked.stream:
-            return EventStream(partial(_text_events, service, asked, prompts, decoding, timings), limits.timeout_s)
-        whole = _text_whole(service, asked, prompts, decoding, timings)
+            return EventStream(
+                partial(_text_events, service, asked, prompts, decoding, timings, warnings), limits.timeout_s
+            )
+        whole = _text_whole(service, asked, prompts, decoding, timings, warnings)
         return _json(await attend(whole, request.receive, limits.timeout_s))
 
     return router
 
 
 async def _chat_events(
-    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, write: Write
+    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, warnings: Warnings, write: Write
 ) -> None:
     envelope = Envelope(asked.model, "chat.completion.chunk", "chatcmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
@@ -110,15 +119,19 @@ async def _chat_events(
                 usage.add(part)
                 n_left -= 1
                 more = _timed(chat, prepared, timings, usage) if n_left == 0 else {}
+                if n_left == 0 and not asked.wants_usage:
+                    more |= warnings
                 await write(envelope.chunk([_choice(part.index, {}, reason=part.finish_reason)], **no_usage, **more))
     if asked.wants_usage:
-        await write(envelope.chunk([], usage=usage.as_json()))
+        await write(envelope.chunk([], usage=usage.as_json(), **warnings))
     await write(DONE)
     if texts:
         log.info("answered: %s", "".join(texts))
 
 
-async def _chat_whole(service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings) -> dict[str, Any]:
+async def _chat_whole(
+    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, warnings: Warnings
+) -> dict[str, Any]:
     usage = Usage()
     answers = _Gathered(chat.decoding.n)
     async with service.chat(chat, timings) as (prepared, parts):
@@ -141,7 +154,7 @@ async def _chat_whole(service: Service, asked: ChatRequest, chat: ResolvedChat, 
     shown = _explained(service, chat, prepared)
     if shown:
         shown["ragalign"] |= _timed(chat, prepared, timings, usage)["ragalign"]
-    return envelope.wrap(envelope.kind, choices, usage=usage.as_json(), **shown)
+    return envelope.wrap(envelope.kind, choices, usage=usage.as_json(), **shown, **warnings)
 
 
 async def _text_events(
@@ -150,12 +163,14 @@ async def _text_events(
     prompts: list[str | list[int]],
     decoding: Decoding,
     timings: Timings,
+    warnings: Warnings,
     write: Write,
 ) -> None:
     envelope = Envelope(asked.model, "text_completion", "cmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
     usage = Usage()
     offsets: dict[int, int] = {}
+    n_left = len(prompts) * decoding.n
     for number, prompt in enumerate(prompts):
         completion = service.complete(prompt, decoding, timings, logprobs=asked.logprobs, whole=False)
         async with completion as (made, parts):
@@ -164,14 +179,21 @@ async def _text_events(
                 usage.add(part)
                 if part.text or part.logprobs or part.finish_reason:
                     index = number * decoding.n + part.index
-                    await write(envelope.chunk([_text_choice(part, index, asked, offsets)], **no_usage))
+                    n_left -= part.finish_reason is not None
+                    more = warnings if n_left == 0 and not asked.wants_usage else {}
+                    await write(envelope.chunk([_text_choice(part, index, asked, offsets)], **no_usage, **more))
     if asked.wants_usage:
-        await write(envelope.chunk([], usage=usage.as_json()))
+        await write(envelope.chunk([], usage=usage.as_json(), **warnings))
     await write(DONE)
 
 
 async def _text_whole(
-    service: Service, asked: CompletionRequest, prompts: list[str | list[int]], decoding: Decoding, timings: Timings
+    service: Service,
+    asked: CompletionRequest,
+    prompts: list[str | list[int]],
+    decoding: Decoding,
+    timings: Timings,
+    warnings: Warnings,
 ) -> dict[str, Any]:
     usage = Usage()
     choices: list[dict[str, Any]] = []
@@ -187,7 +209,7 @@ async def _text_whole(
             shown = text_logprobs(logprobs, 0) if asked.logprobs is not None else None
             choices.append({"index": len(choices), "text": text, "logprobs": shown, "finish_reason": reason})
     envelope = Envelope(asked.model, "text_completion", "cmpl")
-    return envelope.wrap(envelope.kind, choices, usage=usage.as_json())
+    return envelope.wrap(envelope.kind, choices, usage=usage.as_json(), **warnings)
 
 
 class _Gathered:

@@ -1,13 +1,17 @@
-"""From conversations to packed prompts: batched, in a thread of its own, away from the event loop."""
+"""From conversations to packed prompts: in batches, in threads of their own, away from the event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +23,12 @@ from ragalign.types import Hit, Prompt, Turn
 
 # Requests that are retrieved for together; more would keep the first ones waiting.
 _MOST_TOGETHER = 64
+# Conversations longer than this are prepared apart. Encoders look at a few hundred tokens, far less than this.
+_LONG_CHARACTERS = 20_000
 # What these retrieve has nothing to do with the query.
 BLIND = frozenset({"random", "fixed"})
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,71 @@ class Job:
     kept: Kept | None = None
     where: Mapping[str, Any] | None = None
     exclude: frozenset[str] = frozenset()
+
+    @property
+    def n_characters(self) -> int:
+        """Of the conversation."""
+        return sum(len(turn.content) for turn in self.turns)
+
+    @property
+    def query(self) -> str:
+        """What is retrieved for: the beginning of the last turn, which is more than encoders look at."""
+        return self.turns[-1].content[:_LONG_CHARACTERS]
+
+
+class _Lane:
+    """A thread and what waits for it.
+
+    Args:
+        most_together: jobs that are worked on as one batch.
+        name: of the lane.
+    """
+
+    def __init__(self, most_together: int, name: str) -> None:
+        self._most_together = most_together
+        self._waiting: list[tuple[int, int, Job, asyncio.Future[Prepared]]] = []
+        self._counter = itertools.count()
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"ragalign-prepare-{name}")
+
+    async def work(self, size: int, job: Job, work: Callable[[list[Job]], list[Prepared | Exception]]) -> Prepared:
+        """The result of a job; a lane of single jobs takes the smallest first."""
+        done: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
+        number = next(self._counter)
+        heapq.heappush(self._waiting, (size if self._most_together == 1 else number, number, job, done))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._drain(work))
+        return await done
+
+    async def run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _drain(self, work: Callable[[list[Job]], list[Prepared | Exception]]) -> None:
+        while self._waiting:
+            batch = [heapq.heappop(self._waiting) for _ in range(min(self._most_together, len(self._waiting)))]
+            # Jobs whose client has left cost nothing.
+            kept = [(job, done) for _, _, job, done in batch if not done.done()]
+            if not kept:
+                continue
+            try:
+                results = await self.run(partial(work, [job for job, _ in kept]))
+            except BaseException as error:
+                for _, done in kept:
+                    if not done.done():
+                        done.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            for (_, done), result in zip(kept, results, strict=True):
+                if done.done():
+                    continue
+                if isinstance(result, Prepared):
+                    done.set_result(result)
+                else:
+                    done.set_exception(result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +127,11 @@ class Prepared:
 
 
 class Preparer:
-    """Retrieves and packs for whoever waits, as one batch at a time.
+    """Retrieves and packs in two lanes, so that short conversations overtake long ones.
 
-    While one batch is worked on, the next one gathers: the encoder and the search take many queries in little more
-    time than one.
+    Short ones are prepared as one batch at a time: while one batch is worked on, the next one gathers, since the
+    encoder and the search take many queries in little more time than one. Long ones are prepared one by one in a thread
+    of their own, the shortest first.
 
     Args:
         topic_threshold: see `ragalign.serving.conversations`.
@@ -65,9 +139,10 @@ class Preparer:
 
     def __init__(self, topic_threshold: float) -> None:
         self._topic_threshold = topic_threshold
-        self._waiting: list[tuple[Job, asyncio.Future[Prepared]]] = []
-        self._worker: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ragalign-prepare")
+        # Encoders may not be called from two threads at once.
+        self._encoding = threading.Lock()
+        self._short = _Lane(_MOST_TOGETHER, "short")
+        self._long = _Lane(1, "long")
 
     async def prepare(self, job: Job) -> Prepared:
         """The prompt of a conversation.
@@ -75,41 +150,24 @@ class Preparer:
         Raises:
             RagalignError: it does not fit, or cannot be rendered.
         """
-        done: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, done))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        return await done
+        found: Prepared = await self._lane(job.n_characters).work(job.n_characters, job, self._prepare_all)
+        return found
 
-    async def run(self, function: Callable[[], Any]) -> Any:
-        """Something else that must not meet a batch, such as opening another index."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    async def run(self, function: Callable[[], T], n_characters: int) -> T:
+        """Something else about a text of that many characters, in the lane where it belongs.
+
+        Raises:
+            Exception: of the function.
+        """
+        return await self._lane(n_characters).run(function)
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads."""
+        self._short.close()
+        self._long.close()
 
-    async def _work(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:_MOST_TOGETHER], self._waiting[_MOST_TOGETHER:]
-            # Who has gone away meanwhile costs nothing.
-            batch = [(job, done) for job, done in batch if not done.done()]
-            try:
-                results = await self.run(lambda jobs=[job for job, _ in batch]: self._prepare_all(jobs))  # type: ignore[misc]
-            except BaseException as error:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-                continue
-            for (_, done), result in zip(batch, results, strict=True):
-                if done.done():
-                    continue
-                if isinstance(result, Prepared):
-                    done.set_result(result)
-                else:
-                    done.set_exception(result)
+    def _lane(self, n_characters: int) -> _Lane:
+        return self._long if n_characters > _LONG_CHARACTERS else self._short
 
     def _prepare_all(self, jobs: list[Job]) -> list[Prepared | Exception]:
         started = time.perf_counter()
@@ -130,10 +188,14 @@ class Preparer:
         return [self._pack(job, found[number], retrieval_s) for number, job in enumerate(jobs)]
 
     def _retrieve(self, jobs: list[Job]) -> list[tuple[list[Hit], bool]]:
+        with self._encoding:
+            return self._retrieve_alone(jobs)
+
+    def _retrieve_alone(self, jobs: list[Job]) -> list[tuple[list[Hit], bool]]:
         """Hits, and whether they were kept, for jobs that ask the same retriever in the same way."""
         first = jobs[0]
         holds = self._topic_holds(jobs)
-        queries = [job.turns[-1].content for job, held in zip(jobs, holds, strict=True) if not held]
+        queries = [job.query for job, held in zip(jobs, holds, strict=True) if not held]
         aligner = first.aligner
         new: list[list[Hit]] = [[] for _ in queries]
         if queries and aligner.retriever is not None and aligner.candidates:
@@ -160,7 +222,7 @@ class Preparer:
         ]
         if asked and encoder is not None:
             before = [kept.text for number in asked if (kept := jobs[number].kept)]
-            vectors = encoder.encode([*before, *(jobs[number].turns[-1].content for number in asked)], kind="query")
+            vectors = encoder.encode([*before, *(jobs[number].query for number in asked)], kind="query")
             lengths = np.linalg.norm(vectors, axis=1)
             first, second = np.split(vectors / np.maximum(lengths, 1e-12)[:, None], 2)
             for number, cosine in zip(asked, np.einsum("nd,nd->n", first, second), strict=True):

@@ -1,9 +1,11 @@
-"""The bodies of requests: what they may hold, and what they mean."""
+"""Request bodies: their fields, and the conversation, prompts and decoding that they ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +20,22 @@ _INT64 = 2**63
 _SEEDS = 2**62
 _SMALLEST_TOP_P = 1e-6
 _MOST_STOPS = 16
+_MOST_STOP_CHARACTERS = 1_024
+_MOST_TOKENS_NAMED = 1_024
+_MOST_WARNINGS = 20
+# Fields of OpenAI's protocol that make no difference to an answer here, so that ignoring them needs no warning.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("functions", "function_call", "tools", "tool_choice", "parallel_tool_calls", "response_format", "modalities"),
+        *("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("audio", "prediction", "echo", "suffix", "best_of"),
+    }
+)
+# What would change an answer, and no base model here can do.
+_UNSUPPORTED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_NEUTRAL = Decoding()
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -43,7 +61,7 @@ class Message(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream tells beside the answer."""
+    """What a stream holds beside the answer."""
 
     include_usage: bool | None = None
 
@@ -53,11 +71,11 @@ class RagalignOptions(BaseModel):
 
     Attributes:
         explain: tell which demonstrations were used, with scores and budget.
-        max_demonstrations, max_tokens, max_demonstration_tokens, when_full, order: the packer's knobs.
+        max_demonstrations, max_tokens, max_demonstration_tokens, when_full, order: see `ragalign.packing.Packing`.
         candidates: hits that the packer chooses from.
         where: metadata that demonstrations must have.
         exclude: ids of demonstrations that must not be used.
-        refresh: retrieve anew even if the topic holds.
+        refresh: retrieve again even if the topic holds.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -76,24 +94,64 @@ class RagalignOptions(BaseModel):
     refresh: bool = False
 
     def packing(self, default: Packing) -> Packing:
-        """The recipe's knobs with those that the request sets."""
+        """The recipe's packing with what the request sets."""
         names = ("max_demonstrations", "max_tokens", "max_demonstration_tokens", "when_full", "order")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(default, **given)
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the engine can do for a request.
+
+    Attributes:
+        vocabulary_size: token ids are below this; None where it is not known.
+        unsupported: fields of `Decoding` that it cannot honour.
+    """
+
+    vocabulary_size: int | None = None
+    unsupported: frozenset[str] = frozenset()
+
+    def check_token(self, token: int, field: str) -> None:
+        """Check that the model has a token.
+
+        Raises:
+            ApiError: 400, naming it.
+        """
+        size = self.vocabulary_size
+        if size is not None and not 0 <= token < size:
+            raise ApiError(400, f"{field}: token id {token} is not in the vocabulary (0 to {size - 1:,})", param=field)
+
+    def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
+        """A recipe's decoding without what the engine cannot honour, and the names of those fields."""
+        lost = [name for name in sorted(self.unsupported) if getattr(default, name) != getattr(_NEUTRAL, name)]
+        return replace(default, **{name: getattr(_NEUTRAL, name) for name in lost}), lost
+
+
 class _Generation(_Body):
-    """What both endpoints understand."""
+    """The fields of both endpoints: OpenAI's, and those that vLLM adds under its own names."""
 
     model: str
     n: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=_MOST_STOPS)] | None = None
+    stop: str | list[str] | None = None
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    output_repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST_TOKENS_NAMED)] | None
+    ) = None
+    ignore_eos: bool | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MOST_TOKENS_NAMED)] | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -103,38 +161,98 @@ class _Generation(_Body):
         """Whether a stream ends with token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def decoding(self, default: Decoding, limits: Limits) -> Decoding:
+    def unknown_fields(self) -> list[str]:
+        """The names of fields that were ignored, since nothing here is called so."""
+        unknown = [name for name in self.model_extra or {} if name not in _WITHOUT_EFFECT]
+        options = self.stream_options.model_extra or {} if self.stream_options else {}
+        return unknown + [f"stream_options.{name}" for name in options if name != "include_obfuscation"]
+
+    def warnings(self, lost: Sequence[str]) -> list[str]:
+        """What the answer's ``warnings`` say: ignored fields, and what of the recipe's decoding is not applied."""
+        known = type(self).model_fields
+        unknown = self.unknown_fields()
+        found = [f"the recipe's {name} is not applied: this engine cannot honour it" for name in lost]
+        for name in unknown[:_MOST_WARNINGS]:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            found.append(f"unknown field {name[:64]!r} was ignored{hint}")
+        if len(unknown) > _MOST_WARNINGS:
+            found.append(f"{len(unknown) - _MOST_WARNINGS} more unknown fields were ignored")
+        return found
+
+    def decoding(self, default: Decoding, limits: Limits, engine: Capabilities) -> Decoding:
         """The recipe's decoding with what the request sets.
 
         Raises:
-            ApiError: 400, beyond a limit of the service.
+            ApiError: 400, beyond a limit of the service or what the engine can do; it names the field.
         """
-        given = {
-            name: getattr(self, name)
-            for name in ("temperature", "presence_penalty", "frequency_penalty", "n")
-            if getattr(self, name) is not None
-        }
+        names = ("temperature", "presence_penalty", "frequency_penalty", "n", "min_p", "min_tokens", "ignore_eos")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.top_p is not None:
             given["top_p"] = max(self.top_p, _SMALLEST_TOP_P)
+        if self.top_k is not None:
+            given["top_k"] = max(self.top_k, 0)
         if self.seed is not None:
             given["seed"] = self.seed % _SEEDS
-        most = self._most_new_tokens()
-        if most is not None and most[1] > limits.max_new_tokens:
-            raise ApiError(400, f"{most[0]} is {most[1]:,}; at most {limits.max_new_tokens:,} here", param=most[0])
-        given["max_tokens"] = min(default.max_tokens, limits.max_new_tokens) if most is None else most[1]
+        given["max_tokens"] = self._max_tokens(default, limits)
+        if self.min_tokens is None:
+            given["min_tokens"] = min(default.min_tokens, given["max_tokens"])
+        elif self.min_tokens > given["max_tokens"]:
+            message = f"min_tokens is {self.min_tokens:,}, above the {given['max_tokens']:,} that the answer may have"
+            raise ApiError(400, message, param="min_tokens")
         if self.n is not None and self.n > limits.max_n:
             raise ApiError(400, f"n is {self.n}; at most {limits.max_n} here", param="n")
+        given |= self._penalties()
+        if self.stop_token_ids is not None:
+            for token in self.stop_token_ids:
+                engine.check_token(token, "stop_token_ids")
+            given["stop_token_ids"] = tuple(dict.fromkeys(self.stop_token_ids))
+        if self.logit_bias is not None:
+            given["logit_bias"] = tuple((_token_id(key, engine), bias) for key, bias in self.logit_bias.items())
+        for name in engine.unsupported:
+            if given.get(name, getattr(_NEUTRAL, name)) != getattr(_NEUTRAL, name):
+                raise ApiError(400, f"{name}: this engine cannot honour it", param=name, code="unsupported")
+        return replace(default, **given, stop=(*default.stop, *self._stops()))
+
+    def _max_tokens(self, default: Decoding, limits: Limits) -> int:
+        most = self._most_new_tokens()
+        if most is None:
+            return min(default.max_tokens, limits.max_new_tokens)
+        if most[1] > limits.max_new_tokens:
+            raise ApiError(400, f"{most[0]} is {most[1]:,}; at most {limits.max_new_tokens:,} here", param=most[0])
+        return most[1]
+
+    def _penalties(self) -> dict[str, float]:
+        """Repetition penalties: one that the request sets takes the place of the recipe's, whichever that is."""
+        whole, output = self.repetition_penalty, self.output_repetition_penalty
+        if whole is None and output is None:
+            return {}
+        if (whole or 1) != 1 and (output or 1) != 1:
+            raise ApiError(
+                400,
+                "repetition_penalty and output_repetition_penalty would punish the output twice; set one of them",
+                param="output_repetition_penalty",
+            )
+        return {"repetition_penalty": whole or 1.0, "output_repetition_penalty": output or 1.0}
+
+    def _stops(self) -> list[str]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > _MOST_STOPS:
+            raise ApiError(400, f"stop holds {len(stops)} strings; at most {_MOST_STOPS} here", param="stop")
+        longest = max(map(len, stops), default=0)
+        if longest > _MOST_STOP_CHARACTERS:
+            limit = f"at most {_MOST_STOP_CHARACTERS:,} here"
+            raise ApiError(400, f"a stop string has {longest:,} characters; {limit}", param="stop")
         if "" in stops:
             raise ApiError(400, "a stop string is empty", param="stop")
-        return replace(default, **given, stop=(*default.stop, *stops))
+        return stops
 
     def _most_new_tokens(self) -> tuple[str, int] | None:
         return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
 
 
 class ChatRequest(_Generation):
-    """The body of ``POST /v1/chat/completions``; fields beyond these are let pass."""
+    """The body of ``POST /v1/chat/completions``; further fields are ignored, with a warning."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -180,7 +298,7 @@ class ChatRequest(_Generation):
         for name in ("tools", "functions", "tool_choice", "function_call"):
             if extra.get(name) and extra[name] not in ("none", "auto"):
                 raise ApiError(400, f"{name}: tool calls are not supported", param=name, code="unsupported")
-        for name in ("audio", "logit_bias", "prediction"):
+        for name in ("audio", "prediction", *_UNSUPPORTED):
             if extra.get(name):
                 raise ApiError(400, f"{name} is not supported", param=name, code="unsupported")
         form = extra.get("response_format")
@@ -201,14 +319,14 @@ class CompletionRequest(_Generation):
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self, engine: Capabilities) -> list[str | list[int]]:
         """The prompts, as text or as token ids.
 
         Raises:
             ApiError: 400, for what is not supported.
         """
         extra: Mapping[str, Any] = self.model_extra or {}
-        for name in ("echo", "suffix", "logit_bias", "use_beam_search"):
+        for name in ("echo", "suffix", "use_beam_search", *_UNSUPPORTED):
             if extra.get(name):
                 raise ApiError(400, f"{name} is not supported", param=name, code="unsupported")
         if extra.get("best_of") not in (None, 1, self.n):
@@ -216,8 +334,13 @@ class CompletionRequest(_Generation):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if all(isinstance(item, int) for item in self.prompt):
-            return [[item for item in self.prompt if isinstance(item, int)]]
-        return [item for item in self.prompt if not isinstance(item, int)]
+            found: list[str | list[int]] = [[item for item in self.prompt if isinstance(item, int)]]
+        else:
+            found = [item for item in self.prompt if not isinstance(item, int)]
+        for prompt in found:
+            if isinstance(prompt, list) and prompt:
+                engine.check_token(max(prompt), "prompt")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +366,23 @@ def parse(kind: type[B], body: Mapping[str, Any]) -> B:
         ) from None
 
 
+def _token_id(key: str, engine: Capabilities) -> int:
+    """The token that a key of ``logit_bias`` stands for.
+
+    Raises:
+        ApiError: 400, it stands for none.
+    """
+    if not _TOKEN_ID.fullmatch(key):
+        raise ApiError(400, f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
+    engine.check_token(int(key), "logit_bias")
+    return int(key)
+
+
 def _first(error: ValidationError) -> _Place:
     details = error.errors(include_url=False, include_context=False, include_input=False)
     # Of the alternatives of a union, the one that came furthest tells most.
     top = details[0]["loc"][:1]
-    detail = max((one for one in details if one["loc"][:1] == top), key=lambda one: len(_steps(one["loc"])))
+    detail = max((found for found in details if found["loc"][:1] == top), key=lambda found: len(_steps(found["loc"])))
     return _Place(_path(_steps(detail["loc"])), detail["msg"][:1].lower() + detail["msg"][1:])
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +24,13 @@ from ragalign.serving.errors import ApiError, from_library
 from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
 from ragalign.serving.reloading import SharedRuns
-from ragalign.serving.requests import RagalignOptions
+from ragalign.serving.requests import Capabilities, ChatRequest, CompletionRequest, RagalignOptions
 from ragalign.serving.settings import ServingSettings
+from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
+
+# Unknown field names that are remembered as logged; a client that makes up ever new ones fills neither memory nor log.
+_MOST_NAMES = 1_000
 
 log = logging.getLogger("ragalign.serving")
 
@@ -89,18 +95,49 @@ class Service:
         self.metrics = Metrics(self.admission)
         self.conversations = Conversations(limits.max_conversations)
         self._preparer = Preparer(settings.topic_threshold)
+        self._known_unknown: set[str] = set()
         self._load = load
         self._reloads = SharedRuns(self._reload)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do, with the vocabulary of its tokenizer."""
+        sizes = (self.generator.vocabulary_size, self._tokenizer.vocabulary_size)
+        known = min(size for size in sizes if size is not None)
+        return Capabilities(known, self.generator.unsupported)
+
+    def warnings(self, asked: ChatRequest | CompletionRequest, lost: Sequence[str] = ()) -> dict[str, Any]:
+        """The ``warnings`` of an answer, if there are any. The log has each unknown name once.
+
+        Args:
+            asked: the request.
+            lost: fields of the recipe's decoding that the engine cannot honour.
+        """
+        for name in asked.unknown_fields():
+            if name not in self._known_unknown and len(self._known_unknown) < _MOST_NAMES:
+                self._known_unknown.add(name)
+                log.warning("clients send a field that is unknown here, and ignored: %s", ascii(name[:64]))
+        found = asked.warnings(lost)
+        return {"warnings": found} if found else {}
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.catalog.aligners[self.catalog.default].packer.tokenizer
 
     async def start(self) -> None:
         """Called once in the event loop, before the first request."""
         await self.generator.start()
         # The encoder loads now, not during somebody's request.
         _, aligner = self.catalog.resolve(self.catalog.name)
+        await asyncio.to_thread(self._tokenizer.fewest_tokens, ["hello"])
         try:
             await self._preparer.prepare(Job(aligner, [Turn("user", "hello")], max_new_tokens=1))
         except RagalignError as error:
             log.warning("the default recipe cannot pack a short question: %s", error)
+        for recipe, aligner in self.catalog.aligners.items():
+            _, lost = self.capabilities.served(aligner.decoding)
+            for name in lost:
+                log.warning("recipe %s is served without its %s: the engine cannot honour it", recipe, name)
 
     async def close(self) -> None:
         """Release what the service made."""
@@ -147,9 +184,10 @@ class Service:
         Raises:
             ApiError: anything that is wrong, with its status.
         """
+        most = self.settings.limits.max_prompt_tokens
+        self._check_length([turn.content for turn in chat.turns], chat.decoding.max_tokens, "messages", most)
         async with self._place(timings):
             prepared = await self._prepare(chat)
-            most = self.settings.limits.max_prompt_tokens
             if most is not None and len(prepared.prompt.ids) > most:
                 message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} here"
                 raise ApiError(400, message, param="messages", code="context_length_exceeded")
@@ -168,8 +206,11 @@ class Service:
         Raises:
             ApiError: as `chat`.
         """
+        if isinstance(prompt, str):
+            self._check_length([prompt], decoding.max_tokens, "prompt")
         async with self._place(timings):
-            made = await asyncio.to_thread(self._plain_prompt, prompt)
+            size = len(prompt) if isinstance(prompt, str) else 0
+            made = await self._preparer.run(lambda: self._plain_prompt(prompt), size)
             room = self.generator.context_length
             if room is not None and len(made.ids) + decoding.max_tokens > room:
                 message = f"{len(made.ids):,} prompt tokens and {decoding.max_tokens:,} new ones exceed {room:,}"
@@ -178,10 +219,27 @@ class Service:
             async with aclosing(parts):
                 yield made, parts
 
+    def _check_length(self, texts: Sequence[str], max_tokens: int, param: str, most: int | None = None) -> None:
+        """Refuse what is too long by its mere length, before it takes a place and anything encodes it.
+
+        The bound is `Tokenizer.fewest_tokens`. What passes may still be too long; encoding it tells.
+
+        Raises:
+            ApiError: 400.
+        """
+        context = self.generator.context_length
+        rooms = [] if context is None else [context - max_tokens]
+        rooms += [] if most is None else [most]
+        if rooms and sum(map(len, texts)) > min(rooms):  # most requests are short: spare them the count
+            fewest = self._tokenizer.fewest_tokens(texts)
+            if fewest > min(rooms):
+                message = f"{param}: at least {fewest:,} tokens; at most {max(min(rooms), 0):,} fit here"
+                raise ApiError(400, message, param=param, code="context_length_exceeded")
+
     def _plain_prompt(self, prompt: str | list[int]) -> Prompt:
         ids, text = prompt, ""
         if isinstance(prompt, str):
-            tokenizer = self.catalog.aligners[self.catalog.default].packer.tokenizer
+            tokenizer = self._tokenizer
             ids, text = [*tokenizer.prefix_ids, *tokenizer.encode(prompt), *tokenizer.suffix_ids], prompt
         if not ids:
             raise ApiError(400, "the prompt is empty", param="prompt")

@@ -1,0 +1,216 @@
+"""Reads what completion servers send, which may be anything: bounded in size, checked in shape, one error for all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ragalign.generation.base import one_line
+from ragalign.types import TokenLogprob
+
+MAX_EVENT_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 16 << 20
+_MAX_ERROR_BYTES = 64 << 10
+# What vLLM sends for a token of probability 0, since JSON has no infinity.
+_LOWEST_LOGPROB = -9999.0
+_MOST_TOKENS = 2**31 - 1
+
+
+class BadAnswerError(ValueError):
+    """A server's answer does not follow the protocol; the message says how, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion, or the next part of one in a stream.
+
+    Attributes:
+        text: may be empty.
+        finish_reason: None where the answer is not finished.
+        logprobs: of the tokens of the text, where they were asked for.
+        n_tokens: tokens of the whole answer; None where the server does not say.
+        n_cached_tokens: prompt tokens from the prefix cache; None where the server does not say.
+    """
+
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    n_tokens: int | None = None
+    n_cached_tokens: int | None = None
+
+
+def parse_answer(body: dict[str, Any]) -> Answer:
+    """The answer in a body or an event, which may have no choice (then only its counts are there).
+
+    Raises:
+        BadAnswerError: it does not follow the protocol, or holds what is no number or no count.
+    """
+    choices = _typed(body.get("choices"), list, "choices") or []
+    if len(choices) > 1:
+        raise BadAnswerError(f"sent {len(choices)} choices where one was asked for")
+    usage = _typed(body.get("usage"), dict, "usage") or {}
+    details = _typed(usage.get("prompt_tokens_details"), dict, "usage.prompt_tokens_details") or {}
+    choice = _typed(choices[0], dict, "choices[0]") or {} if choices else {}
+    return Answer(
+        text=_typed(choice.get("text"), str, "choices[0].text") or "",
+        finish_reason=_typed(choice.get("finish_reason"), str, "choices[0].finish_reason"),
+        logprobs=_logprobs(choice),
+        n_tokens=_count(usage.get("completion_tokens"), "usage.completion_tokens"),
+        n_cached_tokens=_count(details.get("cached_tokens"), "usage.prompt_tokens_details.cached_tokens"),
+    )
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that a server sent.
+
+    Raises:
+        BadAnswerError: it is something else.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise BadAnswerError("sent JSON that is nested too deeply") from None
+    except ValueError as error:
+        raise BadAnswerError(f"sent no JSON: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise BadAnswerError(f"sent a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON objects of server-sent events, up to ``[DONE]``.
+
+    Lines end at line feeds only, since texts may hold Unicode's other line ends.
+
+    Raises:
+        BadAnswerError: an event is no JSON object, or larger than `MAX_EVENT_BYTES`.
+    """
+    data: list[bytes] = []
+    async for line in _lines(response):
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+            if sum(map(len, data)) > MAX_EVENT_BYTES:
+                raise _too_long()
+        if line or not data:
+            continue
+        event, data = b"\n".join(data).strip(), []
+        if event == b"[DONE]":
+            return
+        yield parse_object(event)
+    if data and (event := b"\n".join(data).strip()) != b"[DONE]":
+        yield parse_object(event)
+
+
+async def read_answer(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in a response's body.
+
+    Raises:
+        BadAnswerError: it is something else, or larger than `MAX_ANSWER_BYTES`.
+    """
+    body = await _read(response, MAX_ANSWER_BYTES)
+    if len(body) > MAX_ANSWER_BYTES:
+        raise BadAnswerError(f"sent an answer of more than {MAX_ANSWER_BYTES:,} bytes")
+    return parse_object(body)
+
+
+async def read_error(response: httpx.Response) -> str:
+    """A server's own words for its error; the status's name where there are none."""
+    try:
+        return error_message(parse_object(await _read(response, _MAX_ERROR_BYTES)))
+    except BadAnswerError:
+        return response.reason_phrase
+
+
+def error_message(body: Any) -> str:
+    """A server's own words where it follows the protocol; else the start of what it sent. One line."""
+    found = body
+    if isinstance(body, dict):
+        found = body.get("error") or body.get("message") or body.get("detail") or body
+        if isinstance(found, dict):
+            found = found.get("message") or found
+    return one_line(ValueError(str(found)))
+
+
+async def _read(response: httpx.Response, most: int) -> bytes:
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            break
+    return b"".join(parts)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        start = 0
+        while True:
+            end = chunk.find(b"\n", start)
+            part = chunk[start : end if end >= 0 else None]
+            parts.append(part)
+            size += len(part)
+            if size > MAX_EVENT_BYTES:
+                raise _too_long()
+            if end < 0:
+                break
+            yield b"".join(parts).removesuffix(b"\r")
+            parts, size, start = [], 0, end + 1
+    if size:
+        yield b"".join(parts)
+
+
+def _too_long() -> BadAnswerError:
+    return BadAnswerError(f"sent an event of more than {MAX_EVENT_BYTES:,} bytes")
+
+
+def _typed(value: Any, kind: type[Any], name: str) -> Any:
+    if value is None or isinstance(value, kind):
+        return value
+    raise BadAnswerError(f"sent a {type(value).__name__} as {name}")
+
+
+def _count(value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
+        raise BadAnswerError(f"sent {one_line(ValueError(repr(value)), 40)} as {name}, which is no count of tokens")
+    return value
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    given = _typed(choice.get("logprobs"), dict, "logprobs") or {}
+    tokens = _typed(given.get("tokens"), list, "logprobs.tokens") or []
+    values = _typed(given.get("token_logprobs"), list, "logprobs.token_logprobs") or []
+    tops = _typed(given.get("top_logprobs"), list, "logprobs.top_logprobs") or [None] * len(tokens)
+    if not len(tokens) == len(values) == len(tops):
+        raise BadAnswerError("sent logprobs whose lists differ in length")
+    return tuple(
+        TokenLogprob(_token(token), _logprob(value), _top(top))
+        for token, value, top in zip(tokens, values, tops, strict=True)
+    )
+
+
+def _token(value: Any) -> str:
+    return _typed(value, str, "a token of logprobs") or ""
+
+
+def _top(value: Any) -> tuple[tuple[str, float], ...]:
+    top = _typed(value, dict, "logprobs.top_logprobs[]") or {}
+    return tuple(sorted(((token, _logprob(number)) for token, number in top.items()), key=lambda pair: -pair[1]))
+
+
+def _logprob(value: Any) -> float:
+    if value is None:  # of the first token of a prompt
+        return 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadAnswerError(f"sent a {type(value).__name__} as a log-probability")
+    if math.isnan(value) or value > 1:
+        raise BadAnswerError(f"sent {str(value)[:20]} as a log-probability")
+    return max(float(value), _LOWEST_LOGPROB) if value > -1e300 else _LOWEST_LOGPROB
