@@ -30,6 +30,7 @@ from ragalign.generation.stopping import StopFilter, merge_stops
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
 
 _CONNECT_S = 3.0
+_CHECK_S = 6.0
 # Servers close idle connections after 5 s or more (uvicorn's default); what is younger is safe to use again.
 _KEEPALIVE_S = 4.0
 # Longer pieces than this are in no vocabulary.
@@ -301,9 +302,9 @@ class Upstream:
     async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
         try:
             # A busy server may be slow to say so; only one that takes no connections is dead.
-            timeout = httpx.Timeout(2.0, connect=_CONNECT_S)
-            async with client.stream("GET", f"{server.url}/models", timeout=timeout):
-                server.alive = True
+            async with asyncio.timeout(_CHECK_S):
+                await client.get(f"{server.url}/models", timeout=httpx.Timeout(2.0, connect=_CONNECT_S))
+            server.alive = True
         except (httpx.ConnectError, httpx.ConnectTimeout):
             server.alive = False
         except Exception:
