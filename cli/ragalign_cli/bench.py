@@ -77,6 +77,9 @@ def bench(
     fixed: Annotated[
         Optional[str], typer.Option(metavar="RECIPE", help="What prices are relative to.", show_default=False)
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Rounds to time recipes in; 0 measures no speed.")
+    ] = 5,
     key_env: Annotated[
         Optional[list[str]], typer.Option(metavar="NAME", help="Variable with the judge's API key.", show_default=False)
     ] = None,
@@ -184,7 +187,7 @@ def bench(
     for name in (baseline, fixed):
         named(run, name)  # before an engine starts
     try:
-        generate(run, engine)
+        generate(run, engine, rounds=rounds, fixed=fixed)
     except KeyboardInterrupt:
         console.note(f"interrupted; what was answered is kept in {run.folder}, and the same command goes on")
         raise typer.Exit(_INTERRUPTED) from None
@@ -225,7 +228,7 @@ def bench(
         raise typer.Exit(console.EXIT_FAILURE)
 
 
-def generate(run: Run, engine: Engine) -> None:
+def generate(run: Run, engine: Engine, *, rounds: int, fixed: str | None = None) -> None:
     """Answer what a run lacks, saying what is going on; failures get a line each."""
     from ragalign.bench import session
 
@@ -236,8 +239,11 @@ def generate(run: Run, engine: Engine) -> None:
     failures = session.generate(
         run,
         engine,
+        rounds=rounds,
+        fixed=fixed,
         on_start=lambda: console.note(f"starting the engine for {engine.model} (half a minute on two CPU cores) ..."),
         on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
+        on_round=lambda number: console.note(f"timing: round {number} of {rounds}" if number else "timing: warming up"),
     )
     for condition, failure in failures:
         console.error(f"{condition.name}, prompt {failure.query.id}: {failure.error}")

@@ -46,10 +46,10 @@ def show_quality(bench: Bench) -> None:
 def show_costs(bench: Bench) -> None:
     """What every recipe cost, per request."""
     from ragalign.reports.formats import number
-    from ragalign.reports.sections_bench import price, rate
+    from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
 
     console.heading("Cost and speed, per request")
-    names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price")
+    names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price", "")
     columns = [("recipe", "left"), *((name, "right") for name in names)]
     rows = [
         [
@@ -60,15 +60,15 @@ def show_costs(bench: Bench) -> None:
             number(one.costs.output_tokens.value, "%"),
             number(one.costs.first_token.median if one.costs.first_token else None, "%"),
             rate(one.costs.requests_per_s),
-            price(one.costs.price_ratio),
+            price(one.costs.price),
+            price_spread(one.costs.price),
         ]
         for one in bench.conditions
     ]
     console.print_table(columns, rows)
-    note = "shown: demonstrations in a prompt; prompt, prefilled, output: tokens; first: median time to the first token"
-    if bench.fixed and any(one.costs.price_ratio is not None for one in bench.conditions):
-        note += f"; price: the engine's seconds per request, relative to {bench.fixed} in the same run"
-    console.note(note)
+    note = "Shown: demonstrations in a prompt; prompt, prefilled, output: tokens"
+    note += "; first: median time to the first token of single requests to an idle engine." if bench.timing else "."
+    console.note(f"{note} {about_prices(bench)}".rstrip())
 
 
 def _show_factor(factor: Factor, bench: Bench) -> None:

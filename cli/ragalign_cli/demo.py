@@ -71,7 +71,7 @@ def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
     world = World.load(first=n)
     engine = world_engine(backend)
     run = Run(folder, world.chosen(_COMPARED), world.cases, world.indexes, model=engine.model, others=engine.settings)
-    generate(run, engine)
+    generate(run, engine, rounds=3)
     verdicts = session.score(run, make_scorer("exact-match"))
     bench = report_of(run, verdicts, baseline="random", title="demo").bench
     assert bench is not None  # a run always has one

@@ -82,8 +82,16 @@ def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ..
         assert costs["price_ratio"] == pytest.approx(
             by_name["fixed"]["costs"]["requests_per_s"] / costs["requests_per_s"]
         )
+        low, high = costs["price_spread"]
+        assert low <= costs["price_ratio"] <= high
+        assert 0 < costs["first_token_ms"]["p10"] <= costs["first_token_ms"]["median"] <= costs["first_token_ms"]["p90"]
         assert quality["estimate"]["n"] == 3
         assert (quality["difference"] is None) == (one["name"] == "fixed")
+    assert by_name["fixed"]["costs"]["price_ratio"] == 1
+    assert {key: bench["timing"][key] for key in ("base", "n_rounds", "n_prompts")} == {
+        "base": "fixed", "n_rounds": 5, "n_prompts": 3,
+    }  # fmt: skip
+    assert bench["timing"]["control"]["ratio"] > 0
     # Tokens as the completions have them.
     for name, one in by_name.items():
         [path] = (out / "conditions").glob(f"{name}*/turn-1.jsonl")

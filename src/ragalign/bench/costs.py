@@ -10,6 +10,7 @@ import numpy as np
 
 from ragalign.bench.cases import Cases
 from ragalign.bench.running import Answered
+from ragalign.bench.timing import Timings
 from ragalign.reports.costs import Costs, FirstToken
 from ragalign.statistics import mean
 from ragalign.text import normalise
@@ -20,8 +21,7 @@ def costs_of(
     answered: Sequence[Answered],
     cases: Cases,
     known: Mapping[str, Demonstration],
-    *,
-    fixed: str | None = None,
+    timings: Timings | None = None,
 ) -> dict[str, Costs]:
     """The costs of every condition, by its name.
 
@@ -29,16 +29,12 @@ def costs_of(
         answered: what was answered.
         cases: what was asked.
         known: demonstrations by id, to see whether a query was its own.
-        fixed: the condition with fixed demonstrations that prices are relative to.
+        timings: how fast the conditions are, if that was measured.
     """
-    seconds = {one.condition.name: one.pace.engine_seconds / one.pace.n for one in answered if one.pace.n}
-    base = seconds.get(fixed) if fixed is not None else None
-    return {one.condition.name: _costs(one, cases, known, seconds.get(one.condition.name), base) for one in answered}
+    return {one.condition.name: _costs(one, cases, known, timings) for one in answered}
 
 
-def _costs(
-    answered: Answered, cases: Cases, known: Mapping[str, Demonstration], seconds: float | None, base: float | None
-) -> Costs:
+def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration], timings: Timings | None) -> Costs:
     rows = list(answered.requests())
     prompts = [str(row["id"]) for row in rows]
     outputs = [text for row in rows for text in row.get("responses", [row["response"]])]
@@ -46,8 +42,8 @@ def _costs(
     prefilled = [
         None if row.get("n_cached_tokens") is None else row["n_prompt_tokens"] - row["n_cached_tokens"] for row in rows
     ]
-    used = Counter(name for row in rows for name in row["demonstrations"])
-    pace = answered.pace
+    used = Counter(used for row in rows for used in row["demonstrations"])
+    name = answered.condition.name
     n_asked = sum(len(case.turns) for case in cases.cases)
     return Costs(
         n=len(rows),
@@ -57,11 +53,10 @@ def _costs(
         output_tokens=mean([row["n_output_tokens"] for row in rows], prompts),
         demonstrations=mean([len(row["demonstrations"]) for row in rows], prompts),
         words=mean([len(text.split()) for text in outputs], owners),
-        first_token=_first_token([row["first_token_s"] for row in rows if row.get("first_token_s") is not None]),
-        requests_per_s=1 / seconds if seconds else None,
-        preparation_ms=1000 * max(0.0, pace.seconds - pace.engine_seconds) / pace.n if pace.n else None,
-        price_ratio=seconds / base if seconds and base else None,
-        n_timed=pace.n,
+        first_token=_first_token(timings.first_tokens_s(name)) if timings else None,
+        requests_per_s=timings.requests_per_s(name) if timings else None,
+        preparation_ms=1000 * timings.preparation_s(name) if timings else None,
+        price=timings.price(name) if timings else None,
         ends={reason: n / len(rows) for reason, n in Counter(row["finish_reason"] for row in rows).most_common()},
         used=dict(sorted(used.items(), key=lambda pair: (-pair[1], pair[0]))),
         n_leaked=_leaked(rows, known),

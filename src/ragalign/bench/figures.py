@@ -12,6 +12,7 @@ from pathlib import Path
 from ragalign.bench.costs import costs_of
 from ragalign.bench.judging import texts
 from ragalign.bench.running import Answered, Run
+from ragalign.bench.timing import read_timings
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Verdict
 from ragalign.pool import Pool
@@ -64,7 +65,10 @@ def report_of(
         )
     # With several judges the first is the headline; the report's comparisons have them all.
     comparison = report.comparisons[0] if report.comparisons else None
-    costs = costs_of(answered, run.cases, known, fixed=fixed)
+    timings = read_timings(run.folder)
+    if timings is not None and fixed is not None:
+        timings = replace(timings, base=fixed)
+    costs = costs_of(answered, run.cases, known, timings)
     headline = comparison.metrics[0] if comparison is not None and comparison.metrics else None
     bench = Bench(
         facts=facts or {},
@@ -78,6 +82,7 @@ def report_of(
         ),
         factors=tuple(_factors(answered, costs, comparison)),
         published=tuple(published),
+        timing=timings.summary() if timings else None,
     )
     notes = (*notes, *report.notes, *_notes(bench))
     return replace(report, bench=bench, notes=notes, demonstrations=report.demonstrations or _used(costs, known))
@@ -187,8 +192,14 @@ def _notes(bench: Bench) -> Iterator[str]:
             yield f"{one.name}: {costs.n_missing} of {costs.n + costs.n_missing} requests have no answer"
         if costs.n_leaked:
             yield f"{one.name}: {costs.n_leaked} requests had their own text among their demonstrations"
-        if costs.n_timed < costs.n:
-            yield f"{one.name}: the speed rests on {costs.n_timed} of {costs.n} requests; the others were not timed"
+    timing = bench.timing
+    if timing is not None and not timing.is_quiet:
+        yield (
+            f"the machine was busy: one recipe, timed twice per round, differs from itself by "
+            f"{100 * abs(timing.control.ratio - 1):.0f} %; speed and prices are no more exact than that"
+        )
+    if timing is not None and not timing.empties_cache:
+        yield "the engine's prefix cache could not be emptied: prompts may have been cached before they were timed"
 
 
 def _version(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 run.json                      what was asked of whom; a folder made with other settings is refused
 conditions/NAME/turn-1.jsonl  completions as `ragalign generate` writes them, one file per turn
-conditions/NAME/speed.jsonl   one line per piece of work that ran to its end: how many answers, in how many seconds
+conditions/NAME/pieces.jsonl  one line per piece of work that ran to its end: how many answers
 conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured anew over all of them
 
 An interruption empties the engine's prefix cache, so that the prompts after it would seem to share less than they do.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +24,15 @@ from typing import Any
 from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
-from ragalign.bench.pace import Pace, Stopwatch, read_pace, read_pieces
 from ragalign.errors import ConfigError, DataError
 from ragalign.indexes import Index
 from ragalign.judging.files import write_rows
-from ragalign.runs.lines import claim
+from ragalign.runs.lines import append, claim, read_finished
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Generator, Query
 
 _RUN = "run.json"
-_SPEED = "speed.jsonl"
+_PIECES = "pieces.jsonl"
 _CACHED = "cached.jsonl"
 _FORMAT = 1
 # Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
@@ -48,12 +46,10 @@ class Answered:
     Attributes:
         condition: who.
         rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
-        pace: how fast.
     """
 
     condition: Condition
     rows: tuple[Mapping[str, Mapping[str, Any]], ...]
-    pace: Pace
 
     def requests(self) -> Iterator[Mapping[str, Any]]:
         """The completions of all turns."""
@@ -151,14 +147,13 @@ class Run:
             if not n_missing and not self._is_unmeasured(condition):
                 continue
             on_condition(condition, n_missing)
-            stopwatch = Stopwatch(generator)
-            aligner = self._aligner(condition, stopwatch, tokenizer)
+            aligner = self.aligner(condition, generator, tokenizer)
             if not is_warm:
                 _warm_up(aligner, self.cases)
                 is_warm = True
             generator.reset_prefix_cache()
             for turn in self._turns:
-                failures += [(condition, one) for one in self._answer(aligner, stopwatch, condition, turn)]
+                failures += [(condition, one) for one in self._answer(aligner, condition, turn)]
             if self._is_unmeasured(condition):
                 self._measure(aligner, condition, can_reset=generator.reset_prefix_cache())
         return failures
@@ -177,8 +172,13 @@ class Run:
                 turn, name = json.loads(row["id"])
                 if name in rows[turn - 1]:
                     rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
-            found.append(Answered(condition, tuple(rows), read_pace(self._places[condition.name] / _SPEED)))
+            found.append(Answered(condition, tuple(rows)))
         return found
+
+    def answered_by_all(self) -> list[Query]:
+        """The cases, up to their first answers, that every condition has answered."""
+        rows = [self._rows(condition)[0] for condition in self.conditions]
+        return [case.query for case in self.cases.cases if all(case.id in one for one in rows)]
 
     @property
     def _turns(self) -> range:
@@ -187,9 +187,10 @@ class Run:
     def _file(self, condition: Condition, turn: int) -> Path:
         return self._places[condition.name] / f"turn-{turn}.jsonl"
 
-    def _aligner(self, condition: Condition, stopwatch: Stopwatch, tokenizer: Tokenizer) -> Aligner:
+    def aligner(self, condition: Condition, generator: Generator, tokenizer: Tokenizer) -> Aligner:
+        """The parts of a condition, put together."""
         index = self.indexes[condition.index] if condition.retrieves else None
-        aligner = Aligner.from_recipe(condition.recipe, index=index, model=stopwatch, tokenizer=tokenizer)
+        aligner = Aligner.from_recipe(condition.recipe, index=index, model=generator, tokenizer=tokenizer)
         if condition.retriever is not None and index is not None:
             aligner.retriever = condition.retriever(index)
         return aligner
@@ -211,20 +212,15 @@ class Run:
             if len(case.turns) >= turn and all(case.id in one for one in before)
         ]
 
-    def _answer(self, aligner: Aligner, stopwatch: Stopwatch, condition: Condition, turn: int) -> tuple[Failure, ...]:
+    def _answer(self, aligner: Aligner, condition: Condition, turn: int) -> tuple[Failure, ...]:
         wanted = set(self.missing(condition, turn))
         if not wanted:
             return ()
         queries = [query for query in self._queries(self._rows(condition), turn) if query.id in wanted]
         path = self._file(condition, turn)
-        stopwatch.seconds = 0.0
-        started = time.perf_counter()
         report = aligner.generate_file(queries, path, generator=condition.name)
-        seconds = time.perf_counter() - started
         if report.n_written:
-            line = {"session": self._session, "turn": turn, "n": report.n_written, "seconds": seconds}
-            with path.with_name(_SPEED).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "engine_seconds": stopwatch.seconds}) + "\n")
+            append(path.with_name(_PIECES), {"session": self._session, "turn": turn, "n": report.n_written})
         return report.failures
 
     def _is_unmeasured(self, condition: Condition) -> bool:
@@ -233,7 +229,7 @@ class Run:
         if not any(row.get("n_cached_tokens") is not None for turn in rows for row in turn.values()):
             return False
         folder = self._places[condition.name]
-        pieces = read_pieces(folder / _SPEED)
+        pieces = read_finished(folder / _PIECES)
         n_timed = sum(piece["n"] for piece in pieces)
         whole = n_timed == sum(map(len, rows)) and len({piece["session"] for piece in pieces}) == 1
         whole = whole and len({piece["turn"] for piece in pieces}) == len(pieces)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.aligner import Failure
+from ragalign.bench import timing
 from ragalign.bench.conditions import MAIN, Condition
 from ragalign.bench.figures import machine_facts
 from ragalign.bench.judging import items
@@ -123,19 +124,59 @@ def build_index(pool: Pool, encoder: str, folder: Path) -> Index:
 
 
 def generate(
-    run: Run, engine: Engine, *, on_condition: Callable[[Condition, int], None], on_start: Callable[[], None]
+    run: Run,
+    engine: Engine,
+    *,
+    rounds: int = timing.ROUNDS,
+    fixed: str | None = None,
+    on_condition: Callable[[Condition, int], None] = lambda *_: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[Condition, Failure]]:
-    """Answer what a run lacks; the engine starts only if something is missing.
+    """Answer what a run lacks, then time its conditions; the engine starts only if something is missing.
+
+    Args:
+        run: what is asked.
+        engine: what answers.
+        rounds: rounds to time the conditions in; 0 leaves timing out.
+        fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed, or else
+            the first.
+        on_condition: see `Run.generate`.
+        on_start: called before the engine starts.
+        on_round: see `ragalign.bench.timing.measure`.
 
     Raises:
         ConfigError, GenerationError: the engine did not start, or failed as a whole.
     """
-    if run.is_finished:
+    if is_finished(run, rounds):
         return []
     tokenizer = engine.load_tokenizer()
     on_start()
     with engine.start() as generator:
-        return run.generate(generator, tokenizer, on_condition=on_condition)
+        failures = run.generate(generator, tokenizer, on_condition=on_condition)
+        queries = run.answered_by_all()
+        if queries and not _is_timed(run, rounds):
+            timing.measure(
+                run.folder,
+                {one.name: run.aligner(one, generator, tokenizer) for one in run.conditions},
+                generator,
+                queries,
+                base=fixed or next((one.name for one in run.conditions if one.is_fixed), run.conditions[0].name),
+                facts=machine_facts(),
+                n_rounds=rounds,
+                on_round=on_round,
+            )
+    return failures
+
+
+def is_finished(run: Run, rounds: int = timing.ROUNDS) -> bool:
+    """Whether all answers are there, and speed has been measured in so many rounds."""
+    return run.is_finished and _is_timed(run, rounds)
+
+
+def _is_timed(run: Run, rounds: int) -> bool:
+    present = timing.read_timings(run.folder)
+    return not rounds or (present is not None and len(present.rounds) == rounds)
 
 
 def judge(
@@ -185,12 +226,13 @@ def facts(run: Run, engine: Engine) -> dict[str, str]:
     """What was run and on what, for the head of a report; a model in a folder goes by the folder's name."""
     model = engine.name or (Path(engine.model).name if Path(engine.model).is_dir() else engine.model)
     prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
+    timings = timing.read_timings(run.folder)
     pools = {f"{len(index):,} demonstrations" for name, index in run.indexes.items() if name != "planted"}
     return {
         "model": model,
         "prompts": prompts,
         **({"pool": " / ".join(sorted(pools))} if pools else {}),
-        **machine_facts(),
+        **(timings.facts if timings else machine_facts()),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ragalign.reports.costs import Costs
+from ragalign.reports.costs import Costs, Timing
 from ragalign.reports.published import Published
 from ragalign.statistics import Estimate, SignTest
 
@@ -104,6 +104,7 @@ class Bench:
         conditions: in the order of the run.
         factors: of a sweep.
         published: published results of the same kind, to stand beside.
+        timing: how speed was measured; None where it was not.
     """
 
     facts: Mapping[str, str]
@@ -114,6 +115,7 @@ class Bench:
     conditions: tuple[Measured, ...]
     factors: tuple[Factor, ...] = ()
     published: tuple[Published, ...] = ()
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -125,6 +127,7 @@ class Bench:
             "conditions": [one.to_dict() for one in self.conditions],
             "factors": [factor.to_dict() for factor in self.factors],
             "published": [one.to_dict() for one in self.published],
+            "timing": self.timing.to_dict() if self.timing else None,
         }
 
     def named(self, name: str) -> Measured:

@@ -8,14 +8,70 @@ from typing import Any
 
 from ragalign.statistics import Estimate
 
+QUIET = 0.1
+"""How far two measurements of equal work may lie apart, as a share."""
+
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """Milliseconds from when the engine took a prompt up to its first token: the median, and where 8 of 10 lie."""
+    """Milliseconds from a request to its first token, the engine idle before: the median, and where 8 of 10 lie."""
 
     median: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The engine's seconds relative to another condition's, from rounds that ask both.
+
+    Attributes:
+        ratio: the median of the rounds' ratios.
+        low, high: the least and the greatest of them.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON values."""
+        return {"ratio": self.ratio, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How speed was measured.
+
+    Attributes:
+        base: the condition that prices are relative to.
+        n_rounds: interleaved rounds.
+        n_prompts: prompts that every condition answered in each.
+        empties_cache: whether the prefix cache was emptied before each.
+        control: the price of the base itself, timed twice per round: 1 on a quiet machine.
+    """
+
+    base: str
+    n_rounds: int
+    n_prompts: int
+    empties_cache: bool
+    control: Price
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether equal work came out within 10 %."""
+        return abs(self.control.ratio - 1) <= QUIET
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "base": self.base,
+            "n_rounds": self.n_rounds,
+            "n_prompts": self.n_prompts,
+            "empties_cache": self.empties_cache,
+            "control": self.control.to_dict(),
+            "is_quiet": self.is_quiet,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +86,10 @@ class Costs:
         output_tokens: tokens of the answers, all samples together.
         demonstrations: demonstrations in the prompts.
         words: of an answer.
-        first_token: see `FirstToken`; None where the engine does not say.
-        requests_per_s: answered per second of the engine's work; None where nothing was timed.
-        preparation_ms: retrieval and packing, per request, as far as they are not hidden behind the engine's work.
-        price_ratio: the engine's seconds per request over those of the fixed demonstrations in the same run.
-        n_timed: requests that the speed rests on.
+        first_token: see `FirstToken`; None where nothing was timed, as with the next three.
+        requests_per_s: answered per second of the engine's work.
+        preparation_ms: retrieval and packing, per request.
+        price: the engine's seconds relative to those of the fixed demonstrations.
         ends: how answers ended (``stop``, ``length``), as shares of all samples.
         used: how many requests had each demonstration, most frequent first.
         n_leaked: requests whose own text is among their demonstrations; the guard keeps it at 0.
@@ -50,8 +105,7 @@ class Costs:
     first_token: FirstToken | None
     requests_per_s: float | None
     preparation_ms: float | None
-    price_ratio: float | None
-    n_timed: int
+    price: Price | None
     ends: Mapping[str, float]
     used: Mapping[str, int]
     n_leaked: int
@@ -70,8 +124,8 @@ class Costs:
             "first_token_ms": {"median": first.median, "p10": first.low, "p90": first.high} if first else None,
             "requests_per_s": self.requests_per_s,
             "preparation_ms": self.preparation_ms,
-            "price_ratio": self.price_ratio,
-            "n_timed": self.n_timed,
+            "price_ratio": self.price.ratio if self.price else None,
+            "price_spread": [self.price.low, self.price.high] if self.price else None,
             "ends": dict(self.ends),
             "n_used_demonstrations": len(self.used),
             "most_used_demonstrations": dict(list(self.used.items())[:10]),

@@ -7,6 +7,7 @@ from html import escape
 
 from ragalign.reports.bench_result import Bench, Factor, Measured
 from ragalign.reports.charts import level_chart
+from ragalign.reports.costs import Price
 from ragalign.reports.formats import NONE, count, number
 from ragalign.reports.markup import Column, Row, details, name, section, stacked, table, with_unit
 from ragalign.types import Demonstration
@@ -40,7 +41,8 @@ def _namer(bench: Bench, places: Mapping[str, int]) -> Callable[[Measured], tupl
 def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
     has_quality = any(one.quality for one in bench.conditions)
     has_first = any(one.costs.first_token for one in bench.conditions)
-    has_price = any(one.costs.price_ratio is not None for one in bench.conditions)
+    has_rate = any(one.costs.requests_per_s for one in bench.conditions)
+    has_price = any(one.costs.price for one in bench.conditions)
     has_cache = any(one.costs.prefilled_tokens for one in bench.conditions)
     columns = [Column("recipe", kind="text")]
     if has_quality:
@@ -49,7 +51,7 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
     columns += [Column("tokens prefilled")] * has_cache
     columns.append(Column("output tokens"))
     columns += [Column("first token, ms")] * has_first
-    columns.append(Column("requests/s"))
+    columns += [Column("requests/s")] * has_rate
     columns += [Column("price")] * has_price
     rows = []
     for one in bench.conditions:
@@ -66,16 +68,18 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
             first = costs.first_token
             ends = f'<span class="ends">{first.low:,.1f} to {first.high:,.1f}</span>' if first else ""
             cells.append(f"{first.median:,.1f}{ends}" if first else NONE)
-        cells.append(rate(costs.requests_per_s))
+        if has_rate:
+            cells.append(rate(costs.requests_per_s))
         if has_price:
-            cells.append(price(costs.price_ratio))
+            spread = f'<span class="ends">{price_spread(costs.price)}</span>' if costs.price else ""
+            cells.append(f"{price(costs.price)}{spread}")
         heading, place = marked(one)
         rows.append(Row(heading, cells, place))
     note = "Means per request with 95 % intervals. Every recipe began with an empty prefix cache."
     if has_first:
-        note += " Time to first token: the median from when the engine took a prompt up, and where 8 of 10 lie."
+        note += " Time to first token: of single requests to an idle engine; the median, and where 8 of 10 lie."
     if has_price:
-        note += f" Price: the engine’s seconds per request, relative to {bench.fixed} in the same run."
+        note += f" {about_prices(bench)}"
     return section("Quality and cost" if has_quality else "Cost and speed", note, table(columns, rows))
 
 
@@ -158,6 +162,23 @@ def rate(value: float | None) -> str:
     return NONE if value is None else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def price(ratio: float | None) -> str:
+def price(value: Price | None) -> str:
     """A price relative to that of fixed demonstrations."""
-    return NONE if ratio is None else f"{ratio:.2f}×"
+    return NONE if value is None else f"{value.ratio:.2f}×"
+
+
+def price_spread(value: Price | None) -> str:
+    """The extremes of a price; empty without one."""
+    return "" if value is None else f"{value.low:.2f} to {value.high:.2f}"
+
+
+def about_prices(bench: Bench) -> str:
+    """How prices were measured, and how far the control was off."""
+    timing = bench.timing
+    if timing is None:
+        return ""
+    return (
+        f"Price: the engine’s seconds relative to {timing.base}; the median of {timing.n_rounds} interleaved rounds of "
+        f"{timing.n_prompts} prompts, and the extremes. Control: one recipe timed twice per round costs "
+        f"{price(timing.control)} itself ({price_spread(timing.control)})."
+    )

@@ -18,7 +18,6 @@ from typing import Any
 from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import as_condition
-from ragalign.bench.pace import Pace
 from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
@@ -324,7 +323,7 @@ class _Measure:
                     "finish_reason": result.finish_reason,
                     "demonstrations": list(ids),
                 }
-        verdicts = score_all(search.scorer, cases, [Answered(as_condition(recipe), (rows,), Pace())])
+        verdicts = score_all(search.scorer, cases, [Answered(as_condition(recipe), (rows,))])
         if not any(verdict.is_scored for verdict in verdicts):
             raise DataError(f"the metric {search.scorer.name!r} scored no answer: {verdicts[0].reason}")
         scores: dict[str, list[float]] = {}

@@ -1,0 +1,197 @@
+"""How fast each condition is: all conditions side by side, in interleaved rounds.
+
+Answering is not timed: conditions answer one after another, so a machine that slows down would charge whoever comes
+last. Once all answers are there, the same prompts are asked again in rounds. Every round asks every condition, in an
+order of its own and each time with an empty prefix cache; prices are ratios within a round, and the first round is
+thrown away. The base condition takes part twice: what its two halves cost relative to each other is the control.
+
+All of it happens in one process. An interrupted measurement leaves nothing, so figures of two machines never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragalign.aligner import Aligner
+from ragalign.errors import BudgetError, DataError
+from ragalign.reports.costs import Price, Timing
+from ragalign.runs.lines import write_json
+from ragalign.types import Generator, Query
+
+ROUNDS = 5
+"""Rounds that count, unless asked otherwise."""
+
+_FILE = "timings.json"
+# One pass over the prompts in all rounds together, as far as a batch of a useful size allows.
+_FEWEST, _MOST = 8, 64
+_FIRST_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One condition in one round.
+
+    Attributes:
+        engine_s: seconds in which the engine answered the batch.
+        preparation_s: seconds that retrieval and packing took for it.
+        first_token_s: seconds to the first token of single requests, each asked while the engine did nothing else.
+    """
+
+    engine_s: float
+    preparation_s: float
+    first_token_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """A finished measurement.
+
+    Attributes:
+        base: the condition that prices are relative to; it is also the control.
+        n_prompts: prompts in a batch.
+        empties_cache: whether the prefix cache could be emptied before each batch; a server's cannot.
+        facts: the machine and the versions.
+        rounds: what every condition took, by its name.
+        control: seconds of the base's second turn in a round over those of its first; about 1 on a quiet machine.
+    """
+
+    base: str
+    n_prompts: int
+    empties_cache: bool
+    facts: Mapping[str, str]
+    rounds: tuple[Mapping[str, Timed], ...]
+    control: tuple[float, ...]
+
+    def price(self, name: str) -> Price:
+        """The engine's seconds relative to the base's in the same round: the median, and the extremes."""
+        return _price([one[name].engine_s / one[self.base].engine_s for one in self.rounds])
+
+    def summary(self) -> Timing:
+        """How it was measured."""
+        return Timing(self.base, len(self.rounds), self.n_prompts, self.empties_cache, _price(self.control))
+
+    def requests_per_s(self, name: str) -> float:
+        """The base's rate in its median round, by the price of the condition."""
+        rate = self.n_prompts / statistics.median(one[self.base].engine_s for one in self.rounds)
+        return rate / self.price(name).ratio
+
+    def preparation_s(self, name: str) -> float:
+        """Retrieval and packing, per request, in the median round."""
+        return statistics.median(one[name].preparation_s for one in self.rounds) / self.n_prompts
+
+    def first_tokens_s(self, name: str) -> list[float]:
+        """Seconds to the first token, of all rounds."""
+        return [seconds for one in self.rounds for seconds in one[name].first_token_s]
+
+
+def read_timings(folder: Path) -> Timings | None:
+    """The timings of a run's folder; None if they have not been measured.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Timings(
+            base=str(found["base"]),
+            n_prompts=int(found["n_prompts"]),
+            empties_cache=bool(found["empties_cache"]),
+            facts=dict(found["facts"]),
+            rounds=tuple({name: _timed(row) for name, row in one.items()} for one in found["rounds"]),
+            control=tuple(map(float, found["control"])),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path} is damaged: delete it, and the same command measures again") from None
+
+
+def measure(
+    folder: Path,
+    aligners: Mapping[str, Aligner],
+    generator: Generator,
+    queries: Sequence[Query],
+    *,
+    base: str,
+    facts: Mapping[str, str],
+    n_rounds: int = ROUNDS,
+    on_round: Callable[[int], None] = lambda _: None,
+) -> Timings:
+    """Time all conditions, and keep the result in the run's folder.
+
+    Args:
+        folder: the run's.
+        aligners: of the conditions, by name, all with `generator`.
+        generator: what answers.
+        queries: candidates; some of them are asked, evenly spaced. All of them must fit into every condition's prompts.
+        base: the condition that prices are relative to.
+        facts: the machine and the versions, to be kept beside the figures.
+        n_rounds: rounds that count; one more comes first, to warm up.
+        on_round: told the number of each round; the warm-up's is 0.
+
+    Raises:
+        BudgetError: a query does not fit.
+        GenerationError: the generator failed.
+    """
+    chosen = _spaced(queries, n_rounds)
+    rounds: list[dict[str, Timed]] = []
+    control: list[float] = []
+    empties_cache = True
+    for number in range(n_rounds + 1):
+        on_round(number)
+        turns = [*((name, False) for name in aligners), (base, True)]
+        random.Random(number).shuffle(turns)
+        found: dict[tuple[str, bool], Timed] = {}
+        for name, is_control in turns:
+            empties_cache = generator.reset_prefix_cache() and empties_cache
+            found[name, is_control] = _time(aligners[name], generator, chosen)
+        if number:
+            rounds.append({name: found[name, False] for name in aligners})
+            control.append(found[base, True].engine_s / found[base, False].engine_s)
+    timings = Timings(base, len(chosen), empties_cache, dict(facts), tuple(rounds), tuple(control))
+    write_json(folder / _FILE, asdict(timings))
+    return timings
+
+
+def _time(aligner: Aligner, generator: Generator, queries: Sequence[Query]) -> Timed:
+    """Time one condition; the generator's prefix cache is empty."""
+    started = time.perf_counter()
+    plan = aligner.plan(queries)
+    preparation = time.perf_counter() - started
+    prompts = []
+    for place in plan.order:
+        prompt = plan.prompts[place]
+        if isinstance(prompt, BudgetError):
+            raise prompt
+        prompts.append(prompt)
+    first = replace(aligner.decoding, max_tokens=1, n=1)
+    first_tokens = []
+    for prompt in prompts[:_FIRST_TOKENS]:
+        started = time.perf_counter()
+        generator.generate([prompt], first)
+        first_tokens.append(time.perf_counter() - started)
+    generator.reset_prefix_cache()
+    started = time.perf_counter()
+    generator.generate(prompts, aligner.decoding)
+    return Timed(time.perf_counter() - started, preparation, tuple(first_tokens))
+
+
+def _spaced(queries: Sequence[Query], n_rounds: int) -> list[Query]:
+    n = min(len(queries), _MOST, max(_FEWEST, len(queries) // n_rounds))
+    return [queries[place * len(queries) // n] for place in range(n)]
+
+
+def _price(ratios: Sequence[float]) -> Price:
+    return Price(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _timed(row: Mapping[str, Any]) -> Timed:
+    return Timed(float(row["engine_s"]), float(row["preparation_s"]), tuple(map(float, row["first_token_s"])))
