@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def stderr() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of stdout: JSON Lines when called repeatedly."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON document on one line of stdout: JSON Lines when called repeatedly. Numbers that are none become null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def note(message: str) -> None:
@@ -73,6 +74,15 @@ def shortened(text: str, width: int) -> str:
 
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and its readers refuse them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _escape(text: str) -> str:

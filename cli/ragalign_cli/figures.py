@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,7 @@ def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Esti
         rows: list[tuple[str, str, str]] = [("n", str(figures.n), ""), ("n_unscored", str(figures.n_unscored), "")]
         for name, value in _flat(figures.values):
             estimate = found.get(name)
-            interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate is not None else ""
-            rows.append((name, number_or_dash(value), interval))
+            rows.append((name, number_or_dash(value), _interval(estimate)))
         console.print_table([("figure", "left"), ("value", "right"), ("95 % interval", "right")], rows)
         for reason, count in figures.reasons.items():
             console.note(f"{figures.model}: {count} unscored: {reason}")
@@ -55,6 +55,20 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def number_or_dash(value: object) -> str:
     """Two decimals for a figure, a dash where there is none."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def nothing_scored(reasons: Mapping[str, int]) -> str:
+    """One line for a run in which no verdict has a score, with the most frequent reason."""
+    if not reasons:
+        return "nothing was scored: there are no verdicts"
+    reason, count = max(reasons.items(), key=lambda pair: pair[1])
+    return f"nothing was scored; {count:,} of {sum(reasons.values()):,}: {reason}"
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or math.isnan(estimate.low):
+        return ""
+    return f"{estimate.low:.2f} to {estimate.high:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.figures import figures_record, number_or_dash, show_figures, tell_problems
+from ragalign_cli.figures import figures_record, nothing_scored, number_or_dash, show_figures, tell_problems
 from ragalign_cli.help import Command, group
 from ragalign_cli.judge_run import run
 
@@ -116,6 +117,12 @@ def aggregate(
             console.print_json(figures_record(figures, found) | {"protocol": protocol})
     else:
         show_figures(recorded.figures, estimates)
+    if not any(figures.n for figures in recorded.figures):
+        reasons: Counter[str] = Counter()
+        for figures in recorded.figures:
+            reasons.update(figures.reasons)
+        console.error(nothing_scored(reasons))
+        raise typer.Exit(console.EXIT_FAILURE)
 
 
 @app.command("agreement", cls=Command)

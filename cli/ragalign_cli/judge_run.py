@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.figures import figures_record, show_figures
+from ragalign_cli.figures import figures_record, nothing_scored, show_figures
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
@@ -42,6 +42,10 @@ def run(
     tokens_per_minute: Annotated[int | None, typer.Option(help="Most tokens per minute, per judge.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds before a request is given up and repeated.")] = 120.0,
     tries: Annotated[int, typer.Option(help="How often to ask until a reply can be read.")] = 1,
+    token_limit: Annotated[
+        Literal["auto", "max_tokens", "max_completion_tokens"],
+        typer.Option(help="What requests call the limit on new tokens; auto learns it from the server."),
+    ] = "auto",
     max_cost: Annotated[float | None, typer.Option(help="Most US dollars to spend.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Most requests to send, repetitions included.")] = None,
     prices: Annotated[Path | None, typer.Option(help="TOML with prices of your own.")] = None,
@@ -54,10 +58,10 @@ def run(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Ask judges about answers. Interrupted or out of budget, the same command goes on where it stopped.
+    """Ask judges about answers. If interrupted or out of budget, run the same command again to continue.
 
-    API keys are read from the environment (OPENAI_API_KEY, or what --key-env names). Exits with 1 if something was
-    left unasked.
+    API keys are read from the environment (OPENAI_API_KEY, or what --key-env names). The exit status is 1 if
+    something was left unasked or nothing was scored.
 
     \b
     Examples:
@@ -83,6 +87,7 @@ def run(
         timeout_s=timeout,
         tokens_per_minute=tokens_per_minute,
         tries=tries,
+        token_limit=token_limit,
         budget=Budget(max_requests=max_requests, max_cost=max_cost),
         prices=PriceTable.load(prices),
     )
@@ -108,7 +113,10 @@ def run(
             raise typer.Exit(_EXIT_INTERRUPTED) from None
     files = write_run(out, how, done.judgements, options.prices)
     _show_run(done, how.aggregate(done.verdicts) if done.verdicts else [], files, as_json=json)
-    if done.n_unanswered:
+    n_scored = sum(verdict.is_scored for verdict in done.verdicts)
+    if not n_scored:
+        console.error(nothing_scored(done.reasons))
+    if done.n_unanswered or not n_scored:
         raise typer.Exit(console.EXIT_FAILURE)
 
 
@@ -155,6 +163,8 @@ def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_j
     estimates = [intervals(one) for one in figures]
     for judge, reason in done.stopped.items():
         console.warning(f"{judge}: {reason}")
+    for note in done.notes:
+        console.note(note)
     n_scored = sum(verdict.is_scored for verdict in done.verdicts)
     if as_json:
         result: dict[str, Any] = {
@@ -163,6 +173,7 @@ def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_j
             "n_unanswered": done.n_unanswered,
             "reasons": done.reasons,
             "stopped": dict(done.stopped),
+            "notes": list(done.notes),
             "judges": {name: spending.to_dict() for name, spending in done.spending.items()},
             "figures": [figures_record(one, found) for one, found in zip(figures, estimates, strict=True)],
             "files": [str(path) for path in files],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.figures import tell_problems
+from ragalign_cli.figures import nothing_scored, tell_problems
 
 if TYPE_CHECKING:
     from ragalign.reports.report import Comparison, Report
@@ -82,6 +83,13 @@ def report(
             _show(comparison)
     if out is not None:
         write_report(result, out)
+    models = [model for comparison in result.comparisons for model in comparison.models]
+    if not any(model.n for model in models):
+        reasons: Counter[str] = Counter()
+        for model in models:
+            reasons.update(model.reasons)
+        console.error(nothing_scored(reasons))
+        raise typer.Exit(console.EXIT_FAILURE)
 
 
 def write_report(result: Report, out: Path, browse: int | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,3 +199,38 @@ def test_wrong_options_are_one_line(tmp_path: Path, answers: list[str], argument
     assert "pa55word" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["400", "refusal", "empty"])
+def test_nothing_scored_says_so_and_fails(tmp_path: Path, answers: list[str], kind: str) -> None:
+    out = tmp_path / "judged"
+    with JudgeServer(script=lambda *_: kind) as server:
+        shown = judge_run(answers, server, out)
+        done = judge_run(answers, server, out, "--json")
+    for run in (shown, done):
+        assert run.returncode == 1
+        assert f"nothing was scored; {N} of {N}: " in run.stderr
+        assert not re.search(r"\bnan\b", run.stdout + run.stderr, re.IGNORECASE)
+    [figures] = json.loads(done.stdout, parse_constant=pytest.fail)["figures"]
+    assert figures["n"] == 0
+    assert figures["win_rate"] is None
+    assert f"ours: {N} unscored: " in shown.stderr
+    report = ragalign("report", str(out), "--out", str(tmp_path / "page.html"))
+    assert report.returncode == 1
+    assert f"nothing was scored; {N} of {N}: " in report.stderr
+    assert not re.search(r"\bnan\b", report.stdout + report.stderr, re.IGNORECASE)
+    assert (tmp_path / "page.html").exists()
+
+
+def test_a_server_that_wants_another_parameter_is_understood(tmp_path: Path, answers: list[str]) -> None:
+    def script(body: dict[str, Any], _count: int) -> str:
+        return "wants_completion_tokens" if "max_tokens" in body else "ok"
+
+    with JudgeServer(script=script) as server:
+        done = judge_run(answers, server, tmp_path / "learnt")
+        n_refused = sum(entry.kind != "ok" for entry in server.log)
+        given = judge_run(answers, server, tmp_path / "given", "--token-limit", "max_completion_tokens")
+        assert sum(entry.kind != "ok" for entry in server.log) == n_refused
+    assert (done.returncode, given.returncode) == (0, 0), done.stderr
+    assert "judge takes max_completion_tokens instead of max_tokens" in done.stderr
+    assert f"{N} of {N} verdicts scored" in done.stderr

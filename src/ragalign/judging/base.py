@@ -140,17 +140,41 @@ class JudgeReply:
 
     @property
     def text(self) -> str:
-        """The reply's text; empty where the judge refused or sent none."""
-        message = self.choice.get("message")
-        content = message.get("content") if isinstance(message, Mapping) else None
-        return content if isinstance(content, str) else ""
+        """The reply's text, its parts joined where it came in several; empty where the judge refused or sent none."""
+        return _joined(self._message.get("content"), "text")
 
     @property
     def refusal(self) -> str | None:
-        """The judge's refusal, where the endpoint marks one."""
+        """The judge's refusal, where the endpoint marks one, as a field of the message or as a part of its content."""
+        refusal = self._message.get("refusal")
+        parts = self._message.get("content")
+        found = refusal if isinstance(refusal, str) else ""
+        return found or (_joined(parts, "refusal") if isinstance(parts, list) else "") or None
+
+    @property
+    def why_empty(self) -> str:
+        """Why there is no text, as far as the endpoint says."""
+        ended = self.choice.get("finish_reason")
+        if ended == "content_filter":
+            return "a content filter removed the judge's reply"
+        if ended == "length":
+            return "the judge's reply is empty: its tokens ended before any text, as reasoning models' do"
+        return "the judge's reply is empty"
+
+    @property
+    def _message(self) -> Mapping[str, Any]:
         message = self.choice.get("message")
-        refusal = message.get("refusal") if isinstance(message, Mapping) else None
-        return refusal if isinstance(refusal, str) and refusal else None
+        return message if isinstance(message, Mapping) else {}
+
+
+def _joined(content: object, kind: str) -> str:
+    """A message's content: a text, or the texts of its parts of one kind (``{"type": "text", "text": ...}``)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = [part.get(kind) if isinstance(part, Mapping) else part if kind == "text" else None for part in content]
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +376,7 @@ class Protocol(ABC):
         if reply.refusal is not None:
             return self.unscored(request, f"the judge refused: {reply.refusal}", reply)
         if self.needs_text and not reply.text.strip():
-            return self.unscored(request, "the judge's reply is empty", reply)
+            return self.unscored(request, reply.why_empty, reply)
         try:
             reading = self.read(request, reply)
         except UnreadableReplyError as error:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ragalign.judging.base import JudgeReply, Usage
 from ragalign.judging.budget import Ledger
+from ragalign.judging.dialect import Dialect, TokenLimit
 from ragalign.judging.judges import Judge
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Quote
-from ragalign.judging.retries import RetryableError, RetryPolicy, failure
+from ragalign.judging.retries import FinalError, RetryableError, RetryPolicy, failure
 
 if TYPE_CHECKING:
     import httpx
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 _ATTEMPTS_TO_CONNECT = 5
 # A shorter key (such as "EMPTY" for a local server) is no secret, and may be an ordinary word in a reply.
 _SHORTEST_SECRET = 8
+
+
+class _LearntError(Exception):
+    """The server refused a parameter, and the next request will do without."""
 
 
 class ChatClient:
@@ -35,6 +40,7 @@ class ChatClient:
         timeout_s: most seconds from sending a request to the end of its reply.
         retry: what to do after failures.
         window: the limit on tokens per minute.
+        token_limit: the name of the limit on new tokens in requests.
 
     Raises:
         ConfigError: the key is missing or unusable.
@@ -49,11 +55,13 @@ class ChatClient:
         timeout_s: float,
         retry: RetryPolicy,
         window: TokenWindow,
+        token_limit: TokenLimit = "auto",
     ) -> None:
         import httpx
 
         self.judge = judge
         self.n_requests = 0
+        self.dialect = Dialect(token_limit)
         self._has_responded = False
         self._key = judge.key()
         self._ledger = ledger
@@ -88,12 +96,14 @@ class ChatClient:
             BudgetSpentError: the budget is spent.
             RequestError: it was not answered, and asking again does not help or has been tried often enough.
         """
-        content = json.dumps({"model": self.judge.model, **body}).encode()
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._attempt(content, n_tokens, quote)
+                return await self._attempt(body, n_tokens, quote)
+            except _LearntError:
+                attempt -= 1  # nothing failed: the same question is asked with other parameters
+                continue
             except RetryableError as error:
                 wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._random)
                 if wait_s is None or (not self._has_responded and attempt >= _ATTEMPTS_TO_CONNECT):
@@ -101,7 +111,7 @@ class ChatClient:
             # The connection is free meanwhile: whoever waits is not in flight.
             await self._ledger.sleep(wait_s)
 
-    async def _attempt(self, content: bytes, n_tokens: int, quote: Quote) -> JudgeReply:
+    async def _attempt(self, body: Mapping[str, Any], n_tokens: int, quote: Quote) -> JudgeReply:
         client = await self._idle.get()
         try:
             grant = await self._window.acquire(n_tokens)
@@ -109,8 +119,14 @@ class ChatClient:
             spent = 0.0
             try:
                 self.n_requests += 1
-                reply = await self._send(client, content)
+                # Only now, so that whoever waited for a connection has what others learnt meanwhile.
+                sent = self.dialect.translate({"model": self.judge.model, **body})
+                reply = await self._send(client, json.dumps(sent).encode())
                 spent = quote.of(reply.usage)
+            except FinalError as error:
+                if self.dialect.learn(sent, error.error):
+                    raise _LearntError from None
+                raise
             finally:
                 self._ledger.settle(quote.at_most, spent)
         finally:

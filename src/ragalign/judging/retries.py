@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Mapping
@@ -35,7 +36,11 @@ class RetryableError(RequestError):
 
 
 class FinalError(RequestError):
-    """Asking this again would fail again."""
+    """Asking this again would fail again; `error` is what the endpoint said: ``message``, ``code``, ``param``."""
+
+    def __init__(self, reason: str, error: Mapping[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.error = error or {}
 
 
 class FatalError(RequestError):
@@ -108,7 +113,7 @@ def failure(status: int, body: Any, headers: Mapping[str, str]) -> RequestError:
     if status in _RETRYABLE or status >= 500:
         # The message of a passing failure may differ each time; the status is what counts are grouped by.
         return RetryableError(f"HTTP {status}", retry_after_s(headers))
-    return FinalError(reason)
+    return FinalError(reason, _error_object(body))
 
 
 def _described(body: Any) -> tuple[str, str]:
@@ -121,6 +126,18 @@ def _described(body: Any) -> tuple[str, str]:
         return (_short(detail), "") if isinstance(detail, str) else ("", "")
     message, code = error.get("message"), error.get("code") or error.get("type")
     return _short(message) if isinstance(message, str) else "", code if isinstance(code, str) else ""
+
+
+def _error_object(body: Any) -> Mapping[str, Any]:
+    """``message``, ``code`` and ``param`` of an error body in any of the common forms."""
+    if not isinstance(body, dict):
+        return {}
+    error = body.get("error")
+    if isinstance(error, dict):
+        return error
+    # Other servers put a text under `error`, or FastAPI's list under `detail`.
+    found = next((body[name] for name in ("error", "message", "detail") if body.get(name)), "")
+    return {"message": found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)}
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,7 @@ from ragalign.judging.base import Item, Judgement, Protocol, Usage, Verdict
 from ragalign.judging.budget import Budget, BudgetSpentError, Ledger, Spending
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.client import ChatClient
+from ragalign.judging.dialect import LIMITS, TokenLimit
 from ragalign.judging.judges import Judge, check_names
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import PriceTable, Quote, guess_usage
@@ -35,6 +36,8 @@ class RunOptions:
         tokens_per_minute: most tokens in any 60 seconds, for each judge; None is no limit.
         tries: how often one question is asked until a reply can be read. A question with a readable reply is never
             asked again, nor one with `tries` replies, in no later run either.
+        token_limit: what requests call the limit on new tokens: "max_tokens", "max_completion_tokens", or "auto",
+            which begins with the first and learns from the server's error.
         retry: what to do when a request is not answered.
         budget: what may be spent, over all judges.
         prices: to compute costs from.
@@ -47,6 +50,7 @@ class RunOptions:
     timeout_s: float = 120.0
     tokens_per_minute: int | None = None
     tries: int = 1
+    token_limit: TokenLimit = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     budget: Budget = field(default_factory=Budget)
     prices: PriceTable = field(default_factory=PriceTable.load)
@@ -55,6 +59,8 @@ class RunOptions:
         for name in ("concurrency", "tries"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.token_limit not in ("auto", *LIMITS):
+            raise ConfigError(f"token_limit is auto, {' or '.join(LIMITS)}, not {self.token_limit!r}")
         if not self.timeout_s > 0:
             raise ConfigError(f"the timeout must be more than 0 seconds, not {self.timeout_s:g}")
 
@@ -68,12 +74,14 @@ class JudgeRun:
         spending: what each judge took in this run.
         n_unanswered: verdicts that are unscored for want of a reply (budget, failures); another run asks again.
         stopped: for each judge that was not asked everything, why.
+        notes: for people: where a judge took other parameters than the protocol's.
     """
 
     judgements: tuple[Judgement, ...]
     spending: Mapping[str, Spending]
     n_unanswered: int
     stopped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -203,23 +211,26 @@ async def run_judge_async(
     work = Work.prepare(protocol, items, judges, cache)
     ledger = Ledger(options.budget)
     async with AsyncExitStack() as stack:
-        desks = [
-            await stack.enter_async_context(_Desk(judge, work.questions[judge.name], protocol, cache, ledger, options))
+        queues = [
+            await stack.enter_async_context(
+                _JudgeQueue(judge, work.questions[judge.name], protocol, cache, ledger, options)
+            )
             for judge in judges
         ]
-        total = sum(len(desk.open) for desk in desks)
+        total = sum(len(queue.open) for queue in queues)
         with progress("judging", total, "questions") if show_progress else nullcontext(_ignore) as advance:
-            await _all_done([worker for desk in desks for worker in desk.workers(advance)])
+            await _all_done([worker for queue in queues for worker in queue.workers(advance)])
     unanswered = [slot for slot in work.slots if slot.question is not None and not slot.question.replies]
     return JudgeRun(
         judgements=tuple(slot.judgement(protocol) for slot in work.slots),
-        spending={desk.judge.name: desk.spending for desk in desks},
+        spending={queue.judge.name: queue.spending for queue in queues},
         n_unanswered=len(unanswered),
-        stopped={desk.judge.name: desk.stopped for desk in desks if desk.stopped is not None},
+        stopped={queue.judge.name: queue.stopped for queue in queues if queue.stopped is not None},
+        notes=tuple(f"{queue.judge.name} {note}" for queue in queues for note in queue.notes),
     )
 
 
-class _Desk:
+class _JudgeQueue:
     """Works through the open questions of one judge."""
 
     def __init__(
@@ -247,9 +258,10 @@ class _Desk:
             timeout_s=options.timeout_s,
             retry=options.retry,
             window=TokenWindow(options.tokens_per_minute),
+            token_limit=options.token_limit,
         )
 
-    async def __aenter__(self) -> _Desk:
+    async def __aenter__(self) -> _JudgeQueue:
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -259,6 +271,11 @@ class _Desk:
     def spending(self) -> Spending:
         """What was spent so far."""
         return replace(self._spending, n_requests=self._client.n_requests)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where the server took other parameters than the protocol's."""
+        return self._client.dialect.notes
 
     def workers(self, advance: Callable[[int], None]) -> list[Coroutine[Any, Any, None]]:
         """Coroutines that share the open questions: twice as many as requests in flight, as some wait to retry."""
