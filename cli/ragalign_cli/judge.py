@@ -25,7 +25,7 @@ Protocol = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="ica, alpaca-eval-1, alpaca-eval-2, mt-bench, just-eval, urial-pairwise or arena-hard.",
+        help="ica, alpaca-eval-1, alpaca-eval-2, mt-bench, just-eval, urial-pairwise, arena-hard, ifeval or ifbench.",
         show_default=False,
     ),
 ]
@@ -41,6 +41,14 @@ def aggregate(
     queries: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="MT-Bench: the questions, for averages by category.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="IFEval, IFBench: the prompts with their instructions, as upstream's files have them.",
+            show_default=False,
+        ),
     ] = None,
     length_control: Annotated[
         Literal["auto", "minimal", "off"] | None,
@@ -85,6 +93,8 @@ def aggregate(
           --queries question.jsonl
       ragalign judge aggregate --protocol just-eval general.json safety.json \\
           --json
+      ragalign judge aggregate --protocol ifeval answers.jsonl \\
+          --prompts ifeval_prompts.jsonl
       ragalign judge aggregate --protocol alpaca-eval-2 annotations.json \\
           --length-control minimal
       ragalign judge aggregate --protocol alpaca-eval-2 annotations.json \\
@@ -109,6 +119,7 @@ def aggregate(
         strict=strict,
         categories=read_categories(queries) if queries is not None else None,
         length_control=control,
+        prompts=prompts,
     )
     tell_problems(recorded.problems)
     estimates = [intervals(figures) for figures in recorded.figures]

@@ -23,6 +23,7 @@ _INSTALL = {
     "trl": 'pip install "ragalign[train]"',
     "peft": 'pip install "ragalign[train]"',
     "yaml": 'pip install "ragalign[judge]"',
+    "if_verifiable": 'pip install "ragalign[ifeval]"',
 }
 
 

@@ -36,6 +36,7 @@ def aggregate_files(
     strict: bool = False,
     categories: Mapping[str, str] | None = None,
     length_control: LengthControl | None = None,
+    prompts: str | Path | None = None,
 ) -> Recorded:
     """Read judgement files again and average them as upstream does.
 
@@ -45,6 +46,7 @@ def aggregate_files(
         strict: refuse what upstream would guess.
         categories: MT-Bench's question ids to categories.
         length_control: AlpacaEval's length control.
+        prompts: IFEval's or IFBench's prompts with their instructions.
 
     Raises:
         ConfigError: the protocol is unknown, or an option does not belong to it.
@@ -59,6 +61,13 @@ def aggregate_files(
         if not protocol.startswith("alpaca-eval"):
             raise ConfigError("length control belongs to the protocols alpaca-eval-1 and alpaca-eval-2")
         options["length_control"] = length_control
+    needs_prompts = protocol in ("ifeval", "ifbench")
+    if needs_prompts != (prompts is not None):
+        if needs_prompts:
+            raise ConfigError(f"the protocol {protocol} needs the prompts with their instructions: give --prompts FILE")
+        raise ConfigError("prompts with instructions belong to the protocols ifeval and ifbench")
+    if prompts is not None:
+        options["prompts"] = prompts
     figures: list[Figures] = []
     verdicts: list[Verdict] = []
     problems: list[Problem] = []

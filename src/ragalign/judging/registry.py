@@ -13,6 +13,7 @@ from ragalign.judging.files import read_rows
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval1, AlpacaEval2
 from ragalign.judging.protocols.arena_hard import ArenaHard
 from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.protocols.instructions import IfBench, IfEval
 from ragalign.judging.protocols.just_eval import JustEval
 from ragalign.judging.protocols.mt_bench import MtBench
 from ragalign.judging.protocols.mt_bench_pairwise import MtBenchPairwise
@@ -27,6 +28,8 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     "just-eval": JustEval,
     "urial-pairwise": UrialPairwise,
     "arena-hard": ArenaHard,
+    "ifeval": IfEval,
+    "ifbench": IfBench,
 }
 
 
