@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import IO, Any, Self, cast, get_args
 
 from ragalign._progress import progress
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
+from ragalign.generation.presets import without_unsupported
 from ragalign.indexes import Index
 from ragalign.packing import Packer
 from ragalign.planning import Held, OnlinePlanner, Plan, Planner, PlannerSettings
@@ -135,8 +137,16 @@ class Aligner:
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
         generator = _generator(model, backend, context_length, generator_options)
-        if context_length is None and generator is not None:
-            context_length = generator.context_length
+        decoding = recipe.decoding
+        if generator is not None:
+            context_length = generator.context_length if context_length is None else context_length
+            decoding, lost = without_unsupported(decoding, getattr(generator, "unsupported", ()))
+            if lost:
+                warnings.warn(
+                    f"recipe {recipe.name}: {' and '.join(lost)} left out, which this backend cannot honour; run the "
+                    "model with vLLM or transformers here, or choose another decoding",
+                    stacklevel=2,
+                )
         packer = Packer(
             template,
             tokenizer,
@@ -151,7 +161,7 @@ class Aligner:
             packer,
             retriever,
             generator,
-            decoding=recipe.decoding,
+            decoding=decoding,
             candidates=settings.candidates,
             exclude=Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near),
             where=settings.where,

@@ -1,4 +1,4 @@
-"""The one definition of "same text", used to exclude demonstrations and to find duplicates."""
+"""Text: the one definition of "same text", and text from outside made valid Unicode."""
 
 from __future__ import annotations
 
@@ -17,3 +17,33 @@ def normalise(text: str) -> str:
     folded = unicodedata.normalize("NFD", text).casefold()
     folded = unicodedata.normalize("NFKC", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def valid_text(text: str) -> str:
+    r"""Make `text` valid Unicode: join surrogate pairs, and replace each lone surrogate by U+FFFD.
+
+    JSON escapes such as ``\\ud83d`` put half characters into a string; no encoder takes them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class ValidText:
+    """Applies `valid_text` to a stream: a chunk's last half character is held back until its partner comes."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, chunk: str) -> str:
+        """Take the next chunk; return the valid text that is certain by now."""
+        text = self._held + chunk
+        self._held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return valid_text(text[: len(text) - len(self._held)])
+
+    def finish(self) -> str:
+        """Return U+FFFD for a half character whose partner never came."""
+        held, self._held = self._held, ""
+        return valid_text(held)

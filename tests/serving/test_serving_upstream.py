@@ -30,7 +30,7 @@ def test_an_upstream_gets_the_exact_tokens(upstream_service: Any) -> None:
     assert [body["prompt"] for body in sent] == [expected] * 2
     assert sorted(body["seed"] for body in sent) == [4, 5]
     assert sent[0]["temperature"] == 0.5
-    assert set(packer.template.stop) | {"x"} == set(sent[0]["stop"])
+    assert set(packer.template.stops) | {"x"} == set(sent[0]["stop"])
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["An answer."] * 2
     assert answer["usage"]["prompt_tokens"] == len(expected)
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}

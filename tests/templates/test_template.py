@@ -191,7 +191,7 @@ def test_usual_forms_are_accepted(opening: str, middle: str, closing: str) -> No
 def test_stop_strings_follow_from_the_form() -> None:
     assert HEADED.stop == ("\n### Question:",)
     assert Template("tags", "<user>", "</user><bot>", "</bot>").stop == ("<user>", "</bot>")
-    assert Template("ruled", "Q:\n", "\nA:\n", "\n---\n").stop == ("\nQ:", "---")
+    assert Template("ruled", "Q:\n", "\nA:\n", "\n---\n").stop == ("\nQ:", "\n---")
     assert Template("own", "Q:\n", "\nA:\n", "\n---\n", stop=("END",)).stop == ("END",)
 
 

@@ -12,8 +12,11 @@ from fixtures.texts import texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragalign.errors import ConfigError
+from ragalign.stopping import cut_at_stop
 from ragalign.templates import Template, built_in
 from ragalign.templates.streaming import CleanStream
+from ragalign.templates.template import Escape
 
 FENCED = Template.load("urial")
 RAW_TAILS = {
@@ -86,6 +89,90 @@ def test_faithful_cleaning_is_upstream_s(shared_data: Path, form: str) -> None:
 )
 def test_fenced_answers(raw: str, answer: str) -> None:
     assert FENCED.clean(raw) == answer
+
+
+# A model that was shown fenced answers makes up the next turn under a heading of its own.
+MADE_UP_TURNS = ["Question", "Query", "User", "Example 2", "Instruction", "\u95ee\u9898", "**Query**"]
+TILDES = Template("tildes", "### Q\n~~~\n", "\n~~~\n### A\n~~~\n", "\n~~~\n\n")
+CODE = "Run:\n```sh\nls\n```"
+
+
+@pytest.mark.parametrize("heading", MADE_UP_TURNS)
+@pytest.mark.parametrize("answer", ["It's English.", CODE, f"{CODE}\n\nThen go on.", "Use `x` or ``y``."])
+def test_a_fence_and_a_heading_end_an_answer(heading: str, answer: str) -> None:
+    rest = f"\n```\n\n# {heading}:\n```\nWhat is it?\n```\n\n# Answer:\n```\nMore.\n```"
+    assert FENCED.clean(answer + rest) == answer
+    stream = CleanStream(FENCED)
+    assert "".join(map(stream.push, answer + rest)) + stream.finish() == answer
+    assert stream.ended
+    # An engine, which compares strings, stops there too.
+    assert FENCED.clean(cut_at_stop(answer + rest, FENCED.stops)) == answer
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer"),
+    [
+        ("Run:\n```sh\nls\n```\n\n# Heading\n\nMore.\n```\n\n# Query:", "Run:\n```sh\nls\n```\n\n# Heading\n\nMore."),
+        ("Run:\n```sh\nls\n```\n\n## Heading\n\nMore.", "Run:\n```sh\nls\n```\n\n## Heading\n\nMore."),
+        ("Run:\n```\nls\n```\n\nMore.\n```\n\nLeak", "Run:\n```\nls\n```\n\nMore."),
+        ("Run:\n````\n```\nls\n```\n````\n\nMore.", "Run:\n````\n```\nls\n```\n````\n\nMore."),
+        ("Run:\n```sh\n# install\nls\n```\nMore.", "Run:\n```sh\n# install\nls\n```\nMore."),
+        ("- item:\n  ```sh\n  ls\n  ```\n- next", "- item:\n  ```sh\n  ls\n  ```\n- next"),
+        ("```one line``` of code", "```one line``` of code"),
+        ("Yes.```\n\n# Question:", "Yes."),
+        ("Yes.\n```\nNo, that opens code.\n```", "Yes.\n```\nNo, that opens code.\n```"),
+        ("Yes.\n```\n\nNote that I am an AI.", "Yes."),
+    ],
+)
+def test_code_blocks_inside_an_answer_stay(raw: str, answer: str) -> None:
+    assert FENCED.clean(raw) == answer
+
+
+def test_an_open_code_block_gets_its_fence_back_unless_the_answer_was_cut_off() -> None:
+    # An engine compares strings, so it takes the fence of a code block that a heading of the same level follows.
+    raw = cut_at_stop("Run:\n```sh\nls\n```\n\n# Heading", FENCED.stops)
+    assert raw == "Run:\n```sh\nls"
+    assert FENCED.clean(raw) == CODE
+    assert FENCED.clean(raw, finished=False) == raw
+
+
+def test_templates_of_users_know_what_closes_their_answers() -> None:
+    assert TILDES.stops == ("\n### Q", "\n~~~\n\n### ")
+    assert TILDES.clean("Yes.\n~~~\n\n### Question\n~~~") == "Yes."
+    assert TILDES.clean("Run:\n~~~sh\nls\n~~~\n\nMore.\n~~~") == "Run:\n~~~sh\nls\n~~~\n\nMore."
+    assert Template("labels", "Q:\n```\n", "\n```\nA:\n```\n", "\n```\n\n").stops == ("\nQ:",)
+    own = Template("own", "# Q:\n```\n", "\n```\n\n# A:\n```\n", "\n```\n\n", stop=("END",))
+    assert own.stops == ("END", "\n```\n\n# ")
+    # Published settings are repeated as they are.
+    assert replace(own, escape="none").stops == ("END",)
+    with pytest.raises(ConfigError, match="'closing' is not a fence"):
+        Template("bad", "Q:\n", "\nA:\n", "\n\n", fenced=True)
+
+
+@pytest.mark.parametrize("form", ["urial-v2", "urial-v5", "urial-v6"])
+def test_two_blank_lines_and_a_heading_end_an_answer(form: str) -> None:
+    template = Template.load(form)
+    raw = "It's English.\n\n\n# Question:\n\nWhat?"
+    assert template.clean(cut_at_stop(raw, template.stops)) == template.clean(raw) == "It's English."
+    assert template.clean("One.\n\n# Two\n\nThree.") == "One.\n\n# Two\n\nThree."
+
+
+@pytest.mark.parametrize("escape", ["neutralise", "none"])
+@pytest.mark.parametrize(
+    ("chunks", "answer"),
+    [
+        (["a\ud83d", "\ude42b"], "a\U0001f642b"),
+        (["a\ud83d"], "a\ufffd"),
+        (["a\ud83d", "b"], "a\ufffdb"),
+        (["\ude42a", "\ud83d", "\ud83d", "\ude42"], "\ufffda\ufffd\U0001f642"),
+        (["a\ud83d", "", "\ude42</s>"], "a\U0001f642"),
+    ],
+)
+def test_half_characters_wait_for_their_partner(escape: Escape, chunks: list[str], answer: str) -> None:
+    template = replace(FENCED, escape=escape)
+    assert template.clean("".join(chunks)) == answer
+    stream = CleanStream(template)
+    assert "".join(map(stream.push, chunks)) + stream.finish() == answer
 
 
 @pytest.mark.parametrize(

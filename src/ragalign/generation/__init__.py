@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ragalign.generation.factory import make_generator
     from ragalign.generation.openai import OpenAIGenerator
     from ragalign.generation.presets import PRESETS, decoding_preset, validate
-    from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
     from ragalign.generation.toy import build_toy_model
     from ragalign.generation.transformers import TransformersGenerator
     from ragalign.generation.vllm import VllmGenerator
     from ragalign.generation.vllm_async import AsyncVllmGenerator
+    from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 
 _HOME = {
     "AsyncEngine": "asynchronous",

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from ragalign.generation.base import one_line
+from ragalign.text import valid_text
 from ragalign.types import TokenLogprob
 
 MAX_EVENT_BYTES = 1 << 20
@@ -198,7 +199,7 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
 
 
 def _token(value: Any) -> str:
-    return _typed(value, str, "a token of logprobs") or ""
+    return valid_text(_typed(value, str, "a token of logprobs") or "")
 
 
 def _top(value: Any) -> tuple[tuple[str, float], ...]:

@@ -15,7 +15,7 @@ from ragalign._progress import progress
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
-from ragalign.generation.stopping import merge_stops
+from ragalign.stopping import merge_stops
 from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Output, Prompt
 
 # The prompts for which URIAL chose its repetition penalty hold one to two thousand tokens.

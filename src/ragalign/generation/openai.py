@@ -18,7 +18,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import decoding_fields, extension_fields
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
-from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
+from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 # Statuses that are about one request, not about the endpoint: the others may still be answered.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from ragalign.errors import ConfigError
@@ -41,6 +42,13 @@ def decoding_preset(name: str) -> Decoding:
         return PRESETS[name]
     except KeyError:
         raise ConfigError(f"no decoding preset {name!r}; there are {', '.join(PRESETS)}") from None
+
+
+def without_unsupported(decoding: Decoding, unsupported: Collection[str]) -> tuple[Decoding, list[str]]:
+    """Reset the fields of a recipe's decoding that an engine cannot honour; returns their names too."""
+    neutral = Decoding()
+    lost = [name for name in sorted(unsupported) if getattr(decoding, name) != getattr(neutral, name)]
+    return replace(decoding, **{name: getattr(neutral, name) for name in lost}), lost
 
 
 def validate(decoding: Decoding) -> None:

@@ -16,7 +16,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
-from ragalign.generation.stopping import StopFilter, merge_stops
+from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 

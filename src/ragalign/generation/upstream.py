@@ -26,7 +26,7 @@ from ragalign.generation._upstream_answers import (
 )
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError, check_supported
 from ragalign.generation.base import one_line
-from ragalign.generation.stopping import StopFilter, merge_stops
+from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
 
 _CONNECT_S = 3.0

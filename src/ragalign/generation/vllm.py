@@ -21,7 +21,7 @@ from ragalign.generation._quiet import environment, is_verbose, kept_process_sta
 from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
-from ragalign.generation.stopping import merge_stops
+from ragalign.stopping import merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 # Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;

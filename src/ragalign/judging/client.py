@@ -16,6 +16,7 @@ from ragalign.judging.judges import Judge
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Quote
 from ragalign.judging.retries import FinalError, RetryableError, RetryPolicy, failure
+from ragalign.text import valid_text
 
 if TYPE_CHECKING:
     import httpx
@@ -190,7 +191,7 @@ class ChatClient:
 def without_surrogates(value: Any) -> Any:
     """JSON values with U+FFFD for halves of surrogate pairs, which no file could be encoded with."""
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return valid_text(value)
     if isinstance(value, list):
         return [without_surrogates(part) for part in value]
     if isinstance(value, dict):

@@ -341,7 +341,7 @@ class Packer:
             ids=np.concatenate(parts),
             demonstrations=tuple(used),
             dropped=(*self._dropped_constants(len(static.used)), *dropped),
-            stop=self.template.stop,
+            stop=self.template.stops,
             n_special_tokens=self.tokenizer.n_special_tokens,
             n_preamble_tokens=counts[0],
             n_query_tokens=counts[1],

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ragalign.generation.presets import without_unsupported
 from ragalign.packing import Packing
 from ragalign.serving.errors import ApiError
 from ragalign.serving.settings import Limits
@@ -124,8 +125,7 @@ class Capabilities:
 
     def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
         """A recipe's decoding without what the engine cannot honour, and the names of those fields."""
-        lost = [name for name in sorted(self.unsupported) if getattr(default, name) != getattr(_NEUTRAL, name)]
-        return replace(default, **{name: getattr(_NEUTRAL, name) for name in lost}), lost
+        return without_unsupported(default, self.unsupported)
 
 
 class _Generation(_Body):

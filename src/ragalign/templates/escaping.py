@@ -88,9 +88,14 @@ def _skeleton(text: str) -> str:
     return text.translate(_FOLDS)
 
 
-def visible_length(text: str) -> int:
-    """How many characters of the skeleton are not white space."""
+def n_visible(text: str) -> int:
+    """Count the characters of the skeleton of `text` that are not white space."""
     return len("".join(_skeleton(text).split()))
+
+
+def in_skeleton(char: str) -> bool:
+    """Whether a character contributes to the skeleton; the mark and invisible characters do not."""
+    return bool(_FOLDS[ord(char)])
 
 
 def _positions(text: str) -> Sequence[int]:
@@ -116,7 +121,7 @@ class Escaper:
 
     def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
         lines, strings = list(lines), list(strings)
-        self.reach = max([_LONGEST_PIPED + 4, *map(visible_length, (*lines, *strings))])
+        self.reach = max([_LONGEST_PIPED + 4, *map(n_visible, (*lines, *strings))])
         headings: set[str] = set()
         # Patterns, and what a text without match hardly ever holds: finding that out is quicker than searching.
         at_line_start: dict[str, str] = {}

@@ -1,80 +1,286 @@
-"""Cleaning a model's output while it streams in."""
+"""From a model's raw output to the answer, while it streams in.
+
+A stream passes through one small filter after the other: valid Unicode, stop strings, the closing fence, what a
+template erases, neutralised delimiters, and white space at the ends. Each filter gives the same text for any chunking,
+so the whole chain does. `Template.clean` sends a whole text through the same chain.
+
+Every filter takes time linear in the text, for any text and any chunking, and holds back only text whose meaning may
+still change.
+"""
 
 from __future__ import annotations
 
-from ragalign.templates.escaping import MARK, visible_length
-from ragalign.templates.template import END_OF_TEXT, Template
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ragalign.stopping import StopFilter
+from ragalign.templates.escaping import Escaper
+from ragalign.templates.unescaping import UnescapeStream
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    r"""How a template cleans answers.
+
+    Attributes:
+        stop: strings that begin what no longer belongs to the answer.
+        end_marks: end-of-text marks; they end an answer too, but the beginning of one may well be text.
+        erase: strings to delete wherever they are; end-of-text marks among them become a space.
+        begins_line: whether an answer begins a line, so that it may begin with a stop string such as "\\nQuestion:".
+        fence: the fence that answers are in, or "".
+        escaper: undoes neutralising; None where nothing is neutralised.
+    """
+
+    stop: tuple[str, ...]
+    end_marks: tuple[str, ...]
+    erase: tuple[str, ...]
+    begins_line: bool
+    fence: str
+    escaper: Escaper | None
+
+
+class HasCleaning(Protocol):
+    """A template, as far as cleaning is concerned."""
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """How to clean answers."""
 
 
 class CleanStream:
-    """Applies `Template.clean` to a stream: for any chunks, the pieces that come out add up to the cleaned whole.
+    """Applies `Template.clean` to a stream: for any chunks, the pieces that come out add up to the cleaned whole."""
 
-    Text is held back while its end may still change: white space, what may be a closing fence, the beginning of a
-    stop string or an end-of-text mark, and a backslash that may turn out to neutralise a delimiter.
-    """
+    def __init__(self, template: HasCleaning) -> None:
+        cleaning = template.cleaning
+        self._cleaning = cleaning
+        self._stops = StopFilter(cleaning.stop if cleaning.erase else (*cleaning.stop, *cleaning.end_marks))
+        self._fence = FenceFilter(cleaning.fence) if cleaning.fence and not cleaning.erase else None
+        self._eraser = _Eraser(cleaning.erase, cleaning.end_marks) if cleaning.erase else None
+        self._unescape = UnescapeStream(cleaning.escaper) if cleaning.escaper else None
+        self._ends = _Stripper()
+        self._last = ""  # the last character that the stop strings let through
+        if cleaning.begins_line:
+            self._after_stops(self._stops.push("\n"))
 
-    def __init__(self, template: Template) -> None:
-        self._template = template
-        self._escaper = template.escaper if template.escape == "neutralise" else None
-        self._ends = template.stop if template.erased else (*template.stop, *END_OF_TEXT)
-        self._watched = (*template.stop, *END_OF_TEXT)
-        # Runs of these characters may be, or hold, what cleaning takes away.
-        self._loose = "".join(template.erase if template.erased else ["`"] if template.fenced else [])
-        self._raw = "\n" if template.cue.endswith("\n") else ""  # as in `Template.clean`
-        self._n_done = 0  # characters of the raw text that have been dealt with
-        self._n_given = 0  # characters of the clean text that have been given away
-        self._ended = False
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that follows belongs to it."""
+        return self._stops.stopped or (self._fence is not None and self._fence.closed)
 
     def push(self, text: str) -> str:
-        """Take a piece of raw output; give what is sure by now."""
-        if self._ended:
-            return ""
-        searched = max(0, len(self._raw) - max(map(len, self._watched)))
-        self._raw += text
-        ends = [found for end in self._ends if (found := self._raw.find(end, searched)) >= 0]
-        if ends:
-            self._raw = self._raw[: min(ends)]
-            self._ended = True
-        given = self._clean_until(self._sure())
-        self._n_given += len(given)
-        return given
+        """Take a piece of raw output; return the part of the answer that is certain by now."""
+        return "" if self.ended else self._after_stops(self._stops.push(text))
 
     def finish(self, *, finished: bool = True) -> str:
-        """What was held back, cleaned as the end of the output; `finished` as in `Template.clean`."""
-        return self._template.clean(self._raw, finished=finished or self._ended)[self._n_given :]
+        """Return what was held back, cleaned as the end of the output; `finished` as in `Template.clean`."""
+        text = "" if self.ended else self._after_stops(self._stops.push("", final=True))
+        cut_off = not finished and not self.ended
+        begun = list(self._stops.beginnings()) if cut_off else []
+        held = self._stops.finish()
+        text += self._after_stops(held[: len(held) - self._n_begun(begun, self._last + held)])
+        rest = self._fence.finish(cut_off=cut_off) if self._fence else ""
+        rest = self._eraser.push(rest) + self._eraser.finish() if self._eraser else rest
+        rest = self._unescape.push(rest) + self._unescape.finish() if self._unescape else rest
+        return text + self._ends.push(rest)
 
-    def _clean_until(self, end: int) -> str:
-        """The next part of the clean text, up to the raw position `end`."""
-        start, self._n_done = self._n_done, max(end, self._n_done)
-        part = self._raw[start : self._n_done]
-        if self._escaper and MARK in part:
-            marks = {cut - 1 for cut in self._escaper.cuts(self._raw) if cut and self._raw[cut - 1] == MARK}
-            part = "".join(char for at, char in enumerate(part, start) if at not in marks)
-        part = self._template.without_erased(part)
-        return part if self._n_given else part.lstrip()
+    def _after_stops(self, text: str) -> str:
+        self._last = text[-1:] or self._last
+        for stage in (self._fence, self._eraser, self._unescape, self._ends):
+            if stage is not None:
+                text = stage.push(text)
+        return text
 
-    def _sure(self) -> int:
-        """How much of the raw text no continuation changes."""
-        raw = self._raw
-        begun = [n for end in self._watched for n in range(min(len(end) - 1, len(raw)), 0, -1) if raw.endswith(end[:n])]
-        return min(self._n_before_end(raw[: len(raw) - max(begun, default=0)]), self._first_open_mark())
+    def _n_begun(self, begun: Sequence[tuple[str, int]], text: str) -> int:
+        """Length of the longest of these beginnings of stop strings at the end of `text` that begins a line."""
+        return max(
+            (
+                length
+                for stop, length in begun
+                if stop in self._cleaning.stop
+                and (stop[0] == "\n" or len(text) == length or text[len(text) - length - 1] == "\n")
+            ),
+            default=0,
+        )
 
-    def _n_before_end(self, text: str) -> int:
-        """The length of `text` without what cleaning may take from its end."""
-        while True:
-            shorter = text.rstrip().rstrip(self._loose)
-            for string in END_OF_TEXT:
-                shorter = shorter.removesuffix(string)
-            if len(shorter) == len(text):
-                return len(text)
-            text = shorter
 
-    def _first_open_mark(self) -> int:
-        """Where the first backslash stands whose delimiter, if it is in one, may not be complete yet."""
-        raw, found = self._raw, len(self._raw)
-        if not self._escaper:
-            return found
-        at = raw.rfind(MARK, self._n_done)
-        while at >= 0 and visible_length(raw[at:]) <= self._escaper.reach:
-            found, at = at, raw.rfind(MARK, self._n_done, at)
-        return found
+class FenceFilter:
+    """Ends an answer at the fence that closes it; code blocks inside the answer keep theirs.
+
+    The answer is in a fence itself, so a bare fence outside of a code block is ambiguous: it closes the answer if a
+    blank line or the end of the text follows, as in the template, and opens a code block otherwise. A code block that
+    is still open where a finished answer ends gets its fence back, since a stop string has taken it.
+
+    Args:
+        fence: a run of backticks or tildes.
+    """
+
+    def __init__(self, fence: str) -> None:
+        self._char = fence[0]
+        self._least = len(fence)
+        self._held: list[str] = []  # from a run of fence characters on, while it may be what closes the answer
+        self._stage = "text"  # then "run", "line" (blank rest of its line), "next" (blank beginning of the next line)
+        self._run = 0  # length of the run that is held
+        self._run_begins_line = False
+        self._blank = True  # whether the line holds nothing visible so far
+        self._n_runs = 0  # fences on the line so far
+        self._opening = 0  # length of a fence that opens a code block, if its line ends without another one
+        self._code = 0  # length of the fence that opened the code block; 0 outside of one
+        self.closed = False
+
+    def push(self, text: str) -> str:
+        """Take the next chunk; return the text that is certain to belong to the answer."""
+        if self.closed:
+            return ""
+        out: list[str] = []
+        at = 0
+        while at < len(text) and not self.closed:
+            if self._stage == "text":
+                at = self._skip_text(text, at, out)
+            else:
+                self._advance(text[at], out)
+                at += 1
+        return "".join(out)
+
+    def finish(self, *, cut_off: bool) -> str:
+        """Return what was held back, without what closes the answer (or its beginning, if it was `cut_off`)."""
+        if self.closed:
+            return ""
+        held = "".join(self._held)
+        if self._stage == "run" and self._run < self._least:
+            return "" if cut_off and self._run_begins_line else held
+        if self._stage != "text":
+            if self._code:
+                self._code = 0 if self._run_begins_line and self._run >= self._code else self._code
+            elif self._closes():
+                return ""
+        return held + (f"\n{self._char * self._code}" if self._code and not cut_off else "")
+
+    def _skip_text(self, text: str, at: int, out: list[str]) -> int:
+        """Pass on text up to the next run of fence characters; return where that begins."""
+        end = text.find(self._char, at)
+        part = text[at : end if end >= 0 else len(text)]
+        if part:
+            out.append(part)
+            _head, newline, tail = part.rpartition("\n")
+            if newline:
+                self._end_line(blank=not tail.strip())
+            elif tail.strip():
+                self._blank = False
+        if end < 0:
+            return len(text)
+        self._stage, self._run, self._held = "run", 1, [self._char]
+        self._run_begins_line = self._blank
+        return end + 1
+
+    def _advance(self, char: str, out: list[str]) -> None:
+        """Take one character while a run of fence characters is held."""
+        if self._stage == "run" and char == self._char:
+            self._run += 1
+            self._held.append(char)
+            return
+        if self._stage == "run":
+            self._opening = 0  # code in a line, since an opening fence has no other on its line
+            if self._run < self._least:
+                self._blank = False
+                self._release(char, out)
+                return
+            self._n_runs += 1
+            self._stage = "line"
+        if self._stage == "line":
+            if char == "\n":
+                self._after_line(char, out)
+            elif char.isspace():
+                self._held.append(char)
+            else:
+                if self._run_begins_line and not self._code:
+                    self._opening = self._run
+                self._blank = False
+                self._release(char, out)
+        elif char == "\n":
+            self.closed, self._held = True, []
+        elif char.isspace():
+            self._held.append(char)
+        else:
+            self._code = self._run if self._run_begins_line else 0
+            self._release(char, out)
+
+    def _after_line(self, char: str, out: list[str]) -> None:
+        """The line of the run that is held ends with it."""
+        if self._code or not self._closes():
+            if self._code and self._run_begins_line and self._run >= self._code:
+                self._code = 0
+            self._release("", out)
+            out.append(char)
+            self._end_line(blank=True)
+            return
+        self._held.append(char)
+        self._end_line(blank=True)
+        self._stage = "next"
+
+    def _closes(self) -> bool:
+        """Whether the held run would close the answer: it has a line of its own, or is the odd one on its line."""
+        return self._run_begins_line or (self._n_runs + (self._stage == "run")) % 2 == 1
+
+    def _end_line(self, *, blank: bool) -> None:
+        if self._opening:
+            self._code, self._opening = self._opening, 0
+        self._blank, self._n_runs = blank, 0
+
+    def _release(self, char: str, out: list[str]) -> None:
+        """Pass on what is held; `char` comes after it and is looked at as text."""
+        out += self._held
+        self._stage, self._held = "text", []
+        if char:
+            self._skip_text(char, 0, out)
+
+
+class _Eraser:
+    """Deletes strings from a stream; end-of-text marks become a space."""
+
+    def __init__(self, strings: tuple[str, ...], end_marks: tuple[str, ...]) -> None:
+        # The shorter of two that begin alike is complete first, whatever the chunks.
+        self._strings = sorted(strings, key=len)
+        self._pattern = re.compile("|".join(map(re.escape, self._strings)))
+        self._end_marks = end_marks
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        text = self._held + text
+        out, start = [], 0
+        for match in self._pattern.finditer(text):
+            out += [text[start : match.start()], " " if match[0] in self._end_marks else ""]
+            start = match.end()
+        rest = text[start:]
+        keep = max(
+            (n for string in self._strings for n in range(min(len(string) - 1, len(rest)), 0, -1)
+             if rest.endswith(string[:n])),
+            default=0,
+        )  # fmt: skip
+        self._held = rest[len(rest) - keep :]
+        return "".join(out) + rest[: len(rest) - keep]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class _Stripper:
+    """Drops white space at both ends of a stream."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._spaces: list[str] = []
+
+    def push(self, text: str) -> str:
+        if not self._begun:
+            text = text.lstrip()
+        body = text.rstrip()
+        if not body:
+            if self._begun and text:
+                self._spaces.append(text)
+            return ""
+        out = "".join((*self._spaces, body))
+        self._begun, self._spaces = True, [text[len(body) :]]
+        return out

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates.escaping import MARK, SPECIAL_TOKENS, Escaper
+from ragalign.templates.streaming import Cleaning, CleanStream
 from ragalign.types import Demonstration, Turn
 
 Escape = Literal["neutralise", "none"]
 
 # What models write at the end of a text when their tokenizer lets special tokens through.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>")
-_END_OF_TEXT = re.compile("|".join(map(re.escape, END_OF_TEXT)))
-# The closing fence of an answer that was cut off inside the fence.
-_PARTIAL_FENCE = re.compile(r"(?:\A|\n)`{1,2}\Z")
+# A closing that is a code fence on a line of its own.
+_FENCE = re.compile(r"\n(`{3,}|~{3,})[^\S\n]*(?:\n\s*)?")
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Template:
         cue: what the prompt ends in; `middle` where it is not given.
         heading: what stands above a system text where there is no preamble yet.
         preamble: what the prompt begins with, up to the first turn.
-        stop: strings that end a completion; where none are given, what the next turn begins with, and what
-            closes an answer.
+        stop: strings that end an answer; by default, the beginning of the next turn and what closes an answer. Engines
+            get `stops`, which holds more.
         protect: delimiters beside those that the strings above show. A leading ``#`` makes a heading, a trailing
             colon a label at the start of a line.
-        fenced: whether answers stand in a code fence, whose end is removed from completions.
+        fenced: whether answers are in a code fence; follows from `closing`.
         erase: strings that the published clean-up deletes from answers, wherever they are; with escape "none" only.
         escape: what happens to delimiters in texts: "neutralise" (see `escaping`), or "none", which reproduces
             published prompts, and the published clean-up of answers, to the byte.
@@ -86,6 +86,12 @@ class Template:
             object.__setattr__(self, "cue", self.middle)
         if not self.stop:
             object.__setattr__(self, "stop", _default_stop(self.opening, self.closing))
+        if self.fenced and not self.fence:
+            raise ConfigError(
+                f"template {self.name!r} is fenced, but its 'closing' is not a fence on a line of its own, such as "
+                "three backticks between two line breaks"
+            )
+        object.__setattr__(self, "fenced", bool(self.fence))
         if self.escape == "neutralise":
             self._check_imitable()
 
@@ -252,44 +258,49 @@ class Template:
             start = after + len(between)
 
     def clean(self, output: str, *, finished: bool = True) -> str:
-        """A model's raw output as the answer that it is.
+        """Turn a model's raw output into the answer.
 
-        The answer ends before the first stop string and the first end-of-text mark; white space around it and the
-        closing fence of fenced templates go, and neutralising is undone. Where the model was cut off (not
-        `finished`), the beginning of a stop string or of a closing fence on the last line goes too. With escape
-        "none", `erase` and end-of-text marks are deleted as upstream's evaluation code does it.
+        The answer ends at the first stop string, end-of-text mark or closing fence; white space around it goes, and
+        neutralising is undone. Code blocks inside the answer of a fenced template stay. Where the model was cut off
+        (not `finished`), the beginning of a stop string or of a closing fence on the last line goes too. With escape
+        "none", `erase` and end-of-text marks are deleted as upstream's evaluation code does it. Lone surrogates become
+        U+FFFD.
         """
-        if self.cue.endswith("\n"):
-            # It begins a line, so it may begin with the next turn: a stop string such as "\nQuestion:".
-            output = f"\n{output}"
-        text = output
-        for stop in self.stop:
-            text = text.partition(stop)[0]
-        if not self.erased:
-            text = _END_OF_TEXT.split(text, maxsplit=1)[0]
-        cut_off = not finished and len(text) == len(output)
-        if cut_off:
-            text = _without_partial_stop(text, self.stop)
-        text = self.without_erased(text).strip()
-        if self.fenced and not self.erased:
-            if cut_off:
-                text = _PARTIAL_FENCE.sub("", text)
-            # An even number of fences belongs to the answer's own code blocks.
-            if text.endswith("```") and text.count("```") % 2:
-                text = text.removesuffix("```").rstrip()
-        return self.escaper.unescape(text) if self.escape == "neutralise" else text
+        stream = CleanStream(self)
+        return stream.push(output) + stream.finish(finished=finished)
+
+    @cached_property
+    def cleaning(self) -> Cleaning:
+        """How `clean` and `CleanStream` clean answers."""
+        erases = self.escape == "none" and bool(self.erase)
+        return Cleaning(
+            # A fence is told from that of a code block, which strings cannot do.
+            stop=self.stop if self.fence else self.stops,
+            end_marks=END_OF_TEXT,
+            erase=(*self.erase, *END_OF_TEXT) if erases else (),
+            begins_line=self.cue.endswith("\n"),
+            fence=self.fence,
+            escaper=self.escaper if self.escape == "neutralise" else None,
+        )
 
     @property
-    def erased(self) -> tuple[str, ...]:
-        """What `clean` deletes anywhere in an answer: `erase` and end-of-text marks, or nothing."""
-        return (*self.erase, *END_OF_TEXT) if self.escape == "none" and self.erase else ()
+    def fence(self) -> str:
+        """The fence that answers are in, such as three backticks; "" where they are in none."""
+        return self.closing.strip() if _FENCE.fullmatch(self.closing) else ""
 
-    def without_erased(self, text: str) -> str:
-        """`text` without `erase`, and with a space for each end-of-text mark, where those are to be deleted."""
-        if not self.erased:
-            return text
-        pattern = "|".join(map(re.escape, self.erased))
-        return re.sub(pattern, lambda match: " " if match[0] in END_OF_TEXT else "", text)
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a completion in an engine: `stop`, and what closes an answer before any new turn.
+
+        A model may make up a turn under a heading of its own, such as ``# Question:`` where the template has ``#
+        Query:``. So the closing followed by the marker of the template's heading ends a completion too, where the
+        closing is more than a blank line. An engine compares strings: it also stops at a code block of the answer's own
+        that a heading of the same level follows, and `clean` gives that block its fence back. Not with escape
+        "none", which repeats published settings.
+        """
+        if self.escape == "none":
+            return self.stop
+        return tuple(dict.fromkeys((*self.stop, *_made_up_turn(self.opening, self.closing))))
 
     @cached_property
     def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -411,19 +422,17 @@ def _imitable(
 
 
 def _default_stop(opening: str, closing: str) -> tuple[str, ...]:
-    """What shows that the answer is over: the beginning of the next turn, and what closes the answer."""
+    """The beginning of the next turn, and what closes an answer, unless answers may hold that too: a code fence."""
     heading = opening.strip().splitlines()[0]
     next_turn = f"\n{heading}" if closing.endswith("\n") else heading
-    return tuple(dict.fromkeys(filter(None, (next_turn, closing.strip()))))
+    # From its own line on, so that the same characters inside a line do not end an answer.
+    ends = re.search(r"(\n?)[^\S\n]*(\S.*)", closing.rstrip(), re.DOTALL)
+    closes = (ends[1] + ends[2],) if ends and not _FENCE.fullmatch(closing) else ()
+    return tuple(dict.fromkeys((next_turn, *closes)))
 
 
-def _without_partial_stop(text: str, stops: Sequence[str]) -> str:
-    """`text` without the beginning of a stop string at its end, if that begins a line."""
-    longest = 0
-    for stop in stops:
-        for n in range(1, len(stop)):
-            if text.endswith(stop[:n]):
-                before = text[: len(text) - n]
-                if stop.startswith("\n") or not before or before.endswith("\n"):
-                    longest = max(longest, n)
-    return text[: len(text) - longest]
+def _made_up_turn(opening: str, closing: str) -> tuple[str, ...]:
+    """A closing that is more than a blank line, up to the marker of the heading that would follow."""
+    marker = re.match(r"\s*(#+ )", opening)
+    distinct = closing.strip() or closing.count("\n") > 2
+    return (closing + marker[0],) if marker and distinct else ()

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError
-from ragalign.generation.stopping import StopFilter, cut_at_stop, merge_stops
+from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 
 # A tiny alphabet makes stop strings occur, overlap and almost occur.
 TEXT = st.text(alphabet="ab🙂", max_size=30)
