@@ -7,20 +7,21 @@ import os
 import platform
 import resource
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from ragalign.runs.machine import processor, versions
 
 
 def about(*packages: str) -> dict[str, Any]:
     """The command, the machine and the versions of these packages."""
     return {
         "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": dict.fromkeys(packages, "not installed") | versions(*packages),
     }
 
 
@@ -35,18 +36,3 @@ def report(result: dict[str, Any], out: Path | None) -> None:
 def peak_gib() -> float:
     """The most memory that this process has held so far, in GiB; memory-mapped files count while they are resident."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -184,52 +183,6 @@ def test_what_is_missing_is_said_before_any_work(starter_index: Path, tiny_model
         Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model).chat("Hi")
     with pytest.raises(ConfigError, match="dtype"):
         Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model, dtype="float32")
-
-
-class TestFiles:
-    """Queries in, completions out, one line each."""
-
-    def test_every_query_gets_one_line(self, aligner: Aligner, tmp_path: Path) -> None:
-        report = aligner.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
-        lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-        assert sorted(line["id"] for line in lines) == ["q0", "q1", "q2"]
-        assert (report.n_written, report.n_present, report.failures) == (3, 0, ())
-        assert {line["recipe"] for line in lines} == {"ica"}
-
-    def test_a_run_goes_on_where_it_stopped(self, aligner: Aligner, tmp_path: Path) -> None:
-        path = tmp_path / "out.jsonl"
-        aligner.generate_file(QUERIES[:2], path, decoding=SHORT)
-        before = path.read_bytes()
-        with path.open("ab") as file:
-            file.write(b'{"id": "q2", "resp')  # killed while writing
-        report = aligner.generate_file(QUERIES, path, decoding=SHORT)
-        assert (report.n_written, report.n_present) == (1, 2)
-        assert path.read_bytes().startswith(before)
-        assert len(path.read_text().splitlines()) == 3
-
-    def test_completions_of_another_recipe_are_not_mixed(
-        self, aligner: Aligner, starter_index: Path, tiny_model: Path, vllm_engine: VllmGenerator, tmp_path: Path
-    ) -> None:
-        aligner.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
-        other = Aligner.from_recipe("zero-shot", model=vllm_engine, tokenizer=tiny_model)
-        with pytest.raises(DataError, match="made with the recipe 'ica', not 'zero-shot'"):
-            other.generate_file(QUERIES, tmp_path / "out.jsonl", decoding=SHORT)
-
-    def test_a_foreign_file_is_left_alone(self, aligner: Aligner, tmp_path: Path) -> None:
-        path = tmp_path / "notes.txt"
-        path.write_text("my notes\n")
-        with pytest.raises(DataError, match=r"notes\.txt:1: not a completion"):
-            aligner.generate_file(QUERIES, path, decoding=SHORT)
-        assert path.read_text() == "my notes\n"
-
-    def test_a_query_that_does_not_fit_loses_nothing_else(self, aligner: Aligner, tmp_path: Path) -> None:
-        path = tmp_path / "out.jsonl"
-        report = aligner.generate_file([QUERIES[0], query(9, "word " * 5000), QUERIES[1]], path, decoding=SHORT)
-        assert report.n_written == 2
-        [failure] = report.failures
-        assert failure.query.id == "q9"
-        assert isinstance(failure.error, BudgetError)
-        assert "by " in str(failure.error)
 
 
 texts = st.text(st.sampled_from("ab \n`#<\\:/|s") | st.characters(codec="utf-8"), max_size=60)

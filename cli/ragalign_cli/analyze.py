@@ -95,7 +95,7 @@ def shift(
     from datetime import UTC, datetime
 
     from ragalign.bench.cases import load_cases
-    from ragalign.runs.lines import write_json
+    from ragalign.runs import write_json
     from ragalign.studies.shift.figures import figures
     from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, load_categories
     from ragalign.studies.shift.page import kl_note, write_pages

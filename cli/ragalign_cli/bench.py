@@ -142,6 +142,7 @@ def bench(
     from ragalign.judging.registry import make_protocol
     from ragalign.judging.runner import RunOptions
     from ragalign.reports.published import load_published
+    from ragalign.runs import write_json
 
     if (judge is None) != (protocol is None):
         raise ConfigError("judging needs both --judge and --protocol")
@@ -221,7 +222,7 @@ def bench(
     else:
         show(report.bench)
         show_expected(expected)
-    session.write_json(out / "report.json", document)
+    write_json(out / "report.json", document)
     write_report(report, out / "report.html", browse)
     if broken := [one.name for one in expected if not one.holds]:
         console.error(f"{len(broken)} of {len(expected)} expectations do not hold: {'; '.join(broken)}")

@@ -89,7 +89,7 @@ def compare_ift(
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
     from ragalign.pool import Pool
-    from ragalign.runs.lines import write_json
+    from ragalign.runs import write_json
     from ragalign.studies.fine_tuning.figures import break_even, points
     from ragalign.studies.fine_tuning.judged import with_verdicts
     from ragalign.studies.fine_tuning.page import write_pages

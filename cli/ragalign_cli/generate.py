@@ -37,6 +37,8 @@ def generate(
           --backend http://localhost:8000/v1 --queries q.jsonl --out a.jsonl
     """
     from ragalign.aligner import Aligner
+    from ragalign.completions import CompletionFile, FileReport, generation_settings
+    from ragalign.indexes import Index
     from ragalign.pool.queries import read_queries
     from ragalign.recipes import Recipe
 
@@ -45,12 +47,19 @@ def generate(
     settings = decoding.override(
         chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n
     )
-    aligner = Aligner.from_recipe(
-        chosen, index=index, model=model, backend=backend, tokenizer=tokenizer, context_length=context_length
-    )
-    with aligner:
+    opened = Index.open(index) if chosen.retriever.name != "none" else None
+    others = {"backend": backend, "tokenizer": tokenizer, "context_length": context_length}
+    # The file is claimed and checked before the engine starts.
+    with CompletionFile(out, asked, generation_settings(chosen, settings, model, opened, **others)) as file:
         start = time.perf_counter()
-        report = aligner.generate_file(asked, out, decoding=settings)
+        if file.missing:
+            with Aligner.from_recipe(
+                chosen, index=opened, model=model, backend=backend, tokenizer=tokenizer, context_length=context_length
+            ) as aligner:
+                start = time.perf_counter()
+                report = file.generate(aligner, decoding=settings)
+        else:
+            report = FileReport(0, file.n_present, ())
         seconds = time.perf_counter() - start
     for failure in report.failures:
         console.error(f"query {failure.query.id}: {failure.error}")

@@ -77,10 +77,11 @@ def run(
     from ragalign.judging.answers import load_items
     from ragalign.judging.budget import Budget
     from ragalign.judging.cache import ReplyCache
-    from ragalign.judging.output import write_run
+    from ragalign.judging.output import VERDICTS, write_run
     from ragalign.judging.pricing import PriceTable
     from ragalign.judging.registry import make_protocol
     from ragalign.judging.runner import RunOptions, plan_judge, run_judge
+    from ragalign.runs import RunFolder
 
     options = RunOptions(
         concurrency=concurrency,
@@ -105,13 +106,16 @@ def run(
         with ReplyCache(path, read_only=True) as cache:
             _show_plans(plan_judge(how, items, judges, cache=cache, options=options), as_json=json)
         return
-    with ReplyCache(path) as cache:
+    folder = RunFolder(out)
+    folder.claim({"protocol": how.name}, work=VERDICTS)
+    # The lock comes first: a second run of the same folder must not pay for the same replies.
+    with folder.writing(), ReplyCache(path) as cache:
         try:
             done = run_judge(how, items, judges, cache=cache, options=options, show_progress=True)
         except KeyboardInterrupt:
             console.note(f"interrupted; {len(cache):,} replies are kept in {path}, and the same command goes on")
             raise typer.Exit(_EXIT_INTERRUPTED) from None
-    files = write_run(out, how, done.judgements, options.prices)
+        files = write_run(out, how, done.judgements, options.prices)
     _show_run(done, how.aggregate(done.verdicts) if done.verdicts else [], files, as_json=json)
     n_scored = sum(verdict.is_scored for verdict in done.verdicts)
     if not n_scored:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Self, cast, get_args
+from typing import Any, Self, cast, get_args
 
-from ragalign._progress import progress
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
 from ragalign.generation.presets import without_unsupported
 from ragalign.indexes import Index
@@ -41,15 +38,6 @@ class Failure:
 
     query: Query
     error: RagalignError
-
-
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """What `Aligner.generate_file` did: completions written, found there already, and failures."""
-
-    n_written: int
-    n_present: int
-    failures: tuple[Failure, ...]
 
 
 class Aligner:
@@ -126,8 +114,9 @@ class Aligner:
             if index is None:
                 raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give it an index")
             if not isinstance(index, Index):
-                cache = Path(f"{os.path.normpath(index)}.tokens")
                 index = Index.open(index)
+            if index.folder is not None:
+                cache = index.folder.with_name(f"{index.folder.name}.tokens")
             retriever = make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
             pool = retriever.pool
         if tokenizer is None:
@@ -308,45 +297,6 @@ class Aligner:
             yield places[number], self._clean(completion)
         yield from failures
 
-    def generate_file(
-        self,
-        queries: Sequence[Query],
-        output: str | Path,
-        *,
-        decoding: Decoding | None = None,
-        generator: str | None = None,
-    ) -> FileReport:
-        """Answer queries into a JSON Lines file, one line per completion, appended as each is finished.
-
-        Queries whose id is in the file already are not asked again, so an interrupted run resumes; a last line that
-        was cut off is removed first. Failures are not written: a later run tries them again.
-
-        Args:
-            queries: what to answer.
-            output: the file.
-            decoding: how to decode, unless as usual.
-            generator: what judges call whoever gave these answers; the model by default.
-
-        Raises:
-            DataError: the file holds something else, or completions of another recipe or model.
-            GenerationError: the generator failed as a whole; what was answered is in the file.
-        """
-        path = Path(output)
-        made_by = {"recipe": self.name, "model": self.generator.model}
-        made_by |= {"generator": generator} if generator is not None else {}
-        present = _present_ids(path, made_by)
-        missing = [query for query in queries if query.id not in present]
-        failures = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file, progress("generating", len(missing), "queries") as advance:
-            for position, result in self.iter_generate(missing, decoding=decoding):
-                if isinstance(result, Failure):
-                    failures.append(result)
-                else:
-                    _append(file, _record(missing[position], result) | made_by)
-                advance(1)
-        return FileReport(len(missing) - len(failures), len(queries) - len(missing), tuple(failures))
-
     def close(self) -> None:
         """Release what the generator holds."""
         if self._generator is not None:
@@ -397,47 +347,3 @@ def _turn(message: Mapping[str, str], number: int) -> Turn:
     if role not in get_args(Role) or not isinstance(content, str):
         raise DataError(f"message {number}: expected 'role' (system, user or assistant) and 'content' (text)")
     return Turn(cast("Role", role), content)
-
-
-def _record(query: Query, completion: Completion) -> dict[str, Any]:
-    record: dict[str, Any] = {"id": query.id, "instruction": query.text, "response": completion.text}
-    if len(completion.outputs) > 1:
-        record["responses"] = [output.text for output in completion.outputs]
-    return record | {
-        "finish_reason": completion.finish_reason,
-        "n_prompt_tokens": completion.n_prompt_tokens,
-        "n_cached_tokens": completion.n_cached_tokens,
-        "n_output_tokens": completion.n_output_tokens,
-        "latency_s": round(completion.latency_s, 4),
-        "first_token_s": None if completion.first_token_s is None else round(completion.first_token_s, 5),
-        "demonstrations": [used.id for used in completion.prompt.demonstrations],
-    }
-
-
-def _append(file: IO[str], record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
-
-
-def _present_ids(path: Path, made_by: Mapping[str, str]) -> set[str]:
-    """Ids of the completions in a file; cuts off a last line that was not finished."""
-    if not path.exists():
-        return set()
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    ids = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            ids.add(str(record["id"]))
-            other = {key: record[key] for key in made_by if record[key] != made_by[key]}
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: not a completion of ragalign; choose another output file") from None
-        if other:
-            key, value = next(iter(other.items()))
-            raise DataError(
-                f"{path}:{number}: made with the {key} {value!r}, not {made_by[key]!r}; choose another output file"
-            )
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return ids

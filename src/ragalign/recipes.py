@@ -15,6 +15,7 @@ from ragalign.generation.presets import decoding_preset
 from ragalign.packing import Packing
 from ragalign.planning import PlannerSettings
 from ragalign.pool import Pool
+from ragalign.runs import fingerprint
 from ragalign.templates import Constant, PromptFile, Template
 from ragalign.types import Decoding, Demonstration
 
@@ -178,6 +179,23 @@ class Recipe:
         if settings.system_file:
             template = template.with_system(_read_text(self.path(settings.system_file)))
         return template, as_constants(template, self._constants())
+
+    def content(self) -> dict[str, Any]:
+        """All that decides prompts and answers, as JSON values, without the name; texts by their hashes.
+
+        Raises:
+            ConfigError, DataError: as `make_template`.
+        """
+        template, constants = self.make_template()
+        retrieves = self.retriever.name != "none"
+        return {
+            "template": {**asdict(template), "preamble": fingerprint(template.preamble)},
+            "constants": [fingerprint([constant.demonstration.id, constant.text]) for constant in constants],
+            "retriever": asdict(self.retriever) if retrieves else {"name": "none"},
+            "packing": asdict(self.packing),
+            "planner": asdict(self.planner),
+            "decoding": asdict(self.decoding),
+        }
 
     def _constants(self) -> tuple[Demonstration, ...]:
         settings = self.constants

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
-from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
+from ragalign.encoders.cache import EmbeddingCache, _key, default_cache_folder
 
 TEXTS = [f"What is {number} times {number}?" for number in range(40)]
 DIMENSION = 8
@@ -65,7 +65,7 @@ def test_documents_are_encoded_once_and_queries_are_not_kept(
     [path] = tmp_path.glob("*.sqlite")
     assert path.stem == encoder.fingerprint
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM vectors").fetchone() == (10,)
+        assert connection.execute("SELECT count(*) FROM ragalign_cache").fetchone() == (10,)
     connection.close()
     # A marked vector shows where a result comes from.
     marked = np.full((1, 384), 0.5, dtype=np.float32)
@@ -81,17 +81,17 @@ def test_damaged_vectors_are_missing(tmp_path: Path) -> None:
     cache = EmbeddingCache(path, DIMENSION)
     cache.write("", TEXTS, drawn(TEXTS))
     with sqlite3.connect(path) as connection:
-        keys = [row[0] for row in connection.execute("SELECT key FROM vectors ORDER BY rowid LIMIT 3")]
-        connection.execute("UPDATE vectors SET vector = zeroblob(32) WHERE key = ?", keys[:1])
-        connection.execute("UPDATE vectors SET vector = x'00' WHERE key = ?", keys[1:2])
-        connection.execute("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", keys[2:])
+        keys = [_key("", text) for text in TEXTS[:3]]
+        connection.execute("UPDATE ragalign_cache SET value = zeroblob(32) WHERE key = ?", keys[:1])
+        connection.execute("UPDATE ragalign_cache SET value = x'00' WHERE key = ?", keys[1:2])
+        connection.execute("UPDATE ragalign_cache SET checksum = checksum + 1 WHERE key = ?", keys[2:])
     connection.close()
     vectors, missing = read(cache, "", TEXTS)
     assert missing == [0, 1, 2]
     np.testing.assert_array_equal(vectors[3:], drawn(TEXTS)[3:])
 
 
-@pytest.mark.parametrize("trouble", ["garbage", "folder", "read-only"])
+@pytest.mark.parametrize("trouble", ["garbage", "folder", "no folder"])
 def test_an_unusable_cache_costs_time_only(
     minilm: Encoder, minilm_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
@@ -108,8 +108,10 @@ def test_an_unusable_cache_costs_time_only(
         vectors = encoder.encode(TEXTS[:4])
     np.testing.assert_allclose(vectors, minilm.encode(TEXTS[:4]), atol=2e-6)
     [record] = caplog.records
-    assert "encoding without it" in record.getMessage()
+    assert ("it is kept as" if trouble == "garbage" else "going on without it") in record.getMessage()
     assert str(path) in record.getMessage()
+    if trouble == "garbage":
+        assert n_cached(path.parent) == 4
 
 
 LONG_ENCODING = """
@@ -128,7 +130,7 @@ def n_cached(folder: Path) -> int:
         return 0
     connection = sqlite3.connect(paths[0], timeout=30)
     try:
-        return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+        return int(connection.execute("SELECT count(*) FROM ragalign_cache").fetchone()[0])
     except sqlite3.OperationalError:  # the table is not there yet
         return 0
     finally:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import json
 import sqlite3
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragalign.cache import Cache
 from ragalign.errors import DataError, JudgeError
 from ragalign.judging.base import Answer, Item, JudgeParameters, JudgeReply, JudgeRequest, Usage
 from ragalign.judging.cache import ReplyCache, reply_key
@@ -28,20 +29,53 @@ usages = st.none() | st.builds(Usage, st.integers(0, 10**9), st.integers(0, 10**
 def test_replies_come_back_as_they_were(choice: dict[str, Any], usage: Usage | None, seconds: float | None) -> None:
     reply = JudgeReply("judge", choice, usage, seconds, seconds)
     with ReplyCache(None) as cache:
-        cache.put("k", 0, reply)
-        cache.put("k", 1, JudgeReply("judge", {}))
+        cache.put("k", reply)
+        cache.put("k", JudgeReply("judge", {}))
         assert cache.get("k") == [reply, JudgeReply("judge", {})]
         assert cache.get("other") == []
         assert len(cache) == 2
 
 
-def test_the_first_reply_to_an_attempt_stays(tmp_path: Path) -> None:
+def test_replies_are_kept_in_order(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "replies.sqlite"
+    texts = [f"reply {number}" for number in range(20)]
+    for text in texts:
+        with ReplyCache(path) as cache:
+            cache.put("k", JudgeReply.from_text(text, "j"))
     with ReplyCache(path) as cache:
-        cache.put("k", 0, JudgeReply.from_text("first", "j"))
-        cache.put("k", 0, JudgeReply.from_text("second", "j"))
+        assert [reply.text for reply in cache.get("k")] == texts
+
+
+GOOD = json.dumps({"judge": "j", "choice": {}, "usage": None, "latency_s": None, "created": None})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"{bad", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, GOOD.replace("{}", "null").encode(),
+     GOOD.replace('"usage": null', '"usage": 3').encode(), GOOD.replace('"j"', "7").encode()],
+)  # fmt: skip
+@pytest.mark.parametrize("has_checksum", [True, False])
+def test_a_damaged_reply_is_reported_and_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: bytes, has_checksum: bool
+) -> None:
+    path = tmp_path / "replies.sqlite"
     with ReplyCache(path) as cache:
-        assert [reply.text for reply in cache.get("k")] == ["first"]
+        cache.put("k", JudgeReply.from_text("first", "j"))
+        cache.put("k", JudgeReply.from_text("second", "j"))
+    if has_checksum:
+        Cache(path, "test").put({b"k/0": value})
+    else:
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute("UPDATE ragalign_cache SET value = ? WHERE key = ?", (value, b"k/0"))
+        connection.close()
+    with ReplyCache(path) as cache:
+        for _ in range(2):
+            assert [reply.text for reply in cache.get("k")] == ["second"]
+        cache.put("k", JudgeReply.from_text("again", "j"))
+        assert [reply.text for reply in cache.get("k")] == ["again", "second"]
+    [record] = caplog.records
+    assert f"the reply cache {path} has damaged entries" in record.getMessage()
 
 
 BODY = {"messages": [{"role": "user", "content": "a"}], "temperature": 0.0, "max_tokens": 5}
@@ -69,11 +103,11 @@ def test_read_only_makes_and_changes_nothing(tmp_path: Path) -> None:
         assert cache.get("k") == []
     assert not path.exists()
     with ReplyCache(path) as cache:
-        cache.put("k", 0, JudgeReply.from_text("x", "j"))
+        cache.put("k", JudgeReply.from_text("x", "j"))
     with ReplyCache(path, read_only=True) as cache:
         assert len(cache.get("k")) == 1
-        with pytest.raises(JudgeError, match="cannot be written"):
-            cache.put("k", 1, JudgeReply.from_text("x", "j"))
+        with pytest.raises(JudgeError, match=r"replies cannot be stored: .*for reading only"):
+            cache.put("k", JudgeReply.from_text("x", "j"))
 
 
 def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
@@ -84,40 +118,11 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE mine (x)")
     connection.commit()
     connection.close()
-    newer = tmp_path / "newer.sqlite"
-    connection = sqlite3.connect(newer)
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    for path in (text, other, newer, tmp_path):
+    for path in (text, other, tmp_path):
         before = path.read_bytes() if path.is_file() else b""
         with pytest.raises(DataError, match=path.name):
             ReplyCache(path)
         assert path.is_dir() or path.read_bytes() == before
-
-
-def test_writers_do_not_lose_each_others_replies(tmp_path: Path) -> None:
-    failures: list[Exception] = []
-
-    def write(path: Path, name: str, start: threading.Barrier) -> None:
-        start.wait()
-        try:
-            with ReplyCache(path) as cache:
-                for number in range(20):
-                    cache.put(f"{name} {number}", 0, JudgeReply.from_text(name, "j"))
-        except Exception as error:
-            failures.append(error)
-
-    # Opening a new file at the same moment is where they could meet; so do it often.
-    for repeat in range(25):
-        path, start = tmp_path / f"replies-{repeat}.sqlite", threading.Barrier(4)
-        threads = [threading.Thread(target=write, args=(path, name, start)) for name in "abcd"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failures == []
-        with ReplyCache(path) as cache:
-            assert len(cache) == 80
 
 
 def test_shipped_prices_and_those_of_the_user(tmp_path: Path) -> None:

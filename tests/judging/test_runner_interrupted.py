@@ -32,8 +32,8 @@ def cached_texts(cache: Path) -> set[str]:
     connection = sqlite3.connect(cache)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'replies'").fetchone()[0]
-        rows = connection.execute("SELECT reply FROM replies").fetchall() if tables else []
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'ragalign_cache'").fetchone()[0]
+        rows = connection.execute("SELECT value FROM ragalign_cache").fetchall() if tables else []
     finally:
         connection.close()
     return {json.loads(reply)["choice"]["message"]["content"] for (reply,) in rows}

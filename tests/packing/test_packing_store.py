@@ -105,15 +105,15 @@ def test_any_flipped_byte_is_survived(tokenizer: Tokenizer, tmp_path: Path) -> N
         assert same(pack_all(tokenizer, tmp_path), right)
 
 
-@pytest.mark.parametrize("field", ["n", "ids", "crc", "key"])
+@pytest.mark.parametrize("field", ["value", "checksum", "key", "id"])
 def test_rows_with_other_values_are_not_used(tokenizer: Tokenizer, tmp_path: Path, field: str) -> None:
     right = pack_all(tokenizer, tmp_path)
-    change = {"n": "n + 1", "ids": "substr(ids, 5)", "crc": "crc + 1", "key": "randomblob(16)"}[field]
+    change = {"value": "substr(value, 5)", "checksum": "checksum + 1", "key": "randomblob(16)", "id": "id + 1"}[field]
     connection = sqlite3.connect(store_file(tmp_path))
     with connection:
-        connection.execute(f"UPDATE tokens SET {field} = {change}")
-        connection.execute("UPDATE tokens SET n = 'many' WHERE rowid % 3 = 0")
-        connection.execute("UPDATE tokens SET ids = NULL WHERE rowid % 3 = 1")
+        connection.execute(f"UPDATE ragalign_cache SET {field} = {change}")
+        connection.execute("UPDATE ragalign_cache SET value = 'many' WHERE rowid % 3 = 0")
+        connection.execute("UPDATE ragalign_cache SET value = NULL WHERE rowid % 3 = 1")
     connection.close()
     assert same(pack_all(tokenizer, tmp_path), right)
 
@@ -146,7 +146,7 @@ def test_another_table_is_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None
     path.unlink()
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute("CREATE TABLE tokens (id TEXT, other TEXT)")
+        connection.execute("CREATE TABLE ragalign_cache (id TEXT, other TEXT)")
     connection.close()
     assert same(pack_all(tokenizer, tmp_path), right)
     again = Counting(tokenizer)

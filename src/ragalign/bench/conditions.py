@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragalign.errors import ConfigError
@@ -48,15 +48,10 @@ class Condition:
 
     def settings(self) -> dict[str, Any]:
         """All that decides its prompts and answers, as JSON values; texts by their hashes."""
-        template, constants = self.recipe.make_template()
-        retriever = asdict(self.recipe.retriever) | ({"index": self.index} if self.retrieves else {})
-        return {
-            "template": template.fingerprint,
-            "constants": [constant.demonstration.id for constant in constants],
-            "retriever": retriever if self.retrieves else {"name": "none"},
-            "packing": asdict(self.recipe.packing),
-            "decoding": {**asdict(self.recipe.decoding), "stop": list(self.recipe.decoding.stop)},
-        }
+        content = self.recipe.content()
+        if self.retrieves:
+            content["retriever"]["index"] = self.index
+        return content
 
 
 def conditions_of(names_or_files: Sequence[str]) -> list[Condition]:

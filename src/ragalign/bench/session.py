@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,6 @@ from typing import Any
 from ragalign.aligner import Failure
 from ragalign.bench import timing
 from ragalign.bench.conditions import MAIN, Condition
-from ragalign.bench.figures import machine_facts
 from ragalign.bench.judging import items
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
@@ -23,11 +21,11 @@ from ragalign.generation import BaseGenerator, make_generator
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.cache import ReplyCache
-from ragalign.judging.files import write_rows
 from ragalign.judging.judges import Judge
 from ragalign.judging.output import VERDICTS, write_run
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
 from ragalign.pool import Pool
+from ragalign.runs import machine_facts, write_lines
 from ragalign.tokenization import Tokenizer
 
 _REPLIES = "replies.sqlite"
@@ -150,22 +148,23 @@ def generate(
     """
     if is_finished(run, rounds):
         return []
-    tokenizer = engine.load_tokenizer()
-    on_start()
-    with engine.start() as generator:
-        failures = run.generate(generator, tokenizer, on_condition=on_condition)
-        queries = run.answered_by_all()
-        if queries and not _is_timed(run, rounds):
-            timing.measure(
-                run.folder,
-                {one.name: run.aligner(one, generator, tokenizer) for one in run.conditions},
-                generator,
-                queries,
-                base=fixed or next((one.name for one in run.conditions if one.is_fixed), run.conditions[0].name),
-                facts=machine_facts(),
-                n_rounds=rounds,
-                on_round=on_round,
-            )
+    with run.writing():
+        tokenizer = engine.load_tokenizer()
+        on_start()
+        with engine.start() as generator:
+            failures = run.generate(generator, tokenizer, on_condition=on_condition)
+            queries = run.answered_by_all()
+            if queries and not _is_timed(run, rounds):
+                timing.measure(
+                    run.folder,
+                    {one.name: run.aligner(one, generator, tokenizer) for one in run.conditions},
+                    generator,
+                    queries,
+                    base=fixed or next((one.name for one in run.conditions if one.is_fixed), run.conditions[0].name),
+                    facts=machine_facts(),
+                    n_rounds=rounds,
+                    on_round=on_round,
+                )
     return failures
 
 
@@ -203,9 +202,9 @@ def judge(
     )
     folder = run.folder / "judged"
     options = options or RunOptions()
-    with ReplyCache(folder / _REPLIES) as cache:
+    with run.writing(), ReplyCache(folder / _REPLIES) as cache:
         done = run_judge(protocol, asked, judges, cache=cache, options=options, show_progress=True)
-    write_run(folder, protocol, done.judgements, options.prices)
+        write_run(folder, protocol, done.judgements, options.prices)
     return done
 
 
@@ -218,7 +217,8 @@ def score(run: Run, scorer: Scorer) -> list[Verdict]:
     verdicts = score_all(scorer, run.cases, run.answered())
     if not any(verdict.is_scored for verdict in verdicts):
         raise DataError(f"the metric {scorer.name!r} scored no answer; the first reason: {verdicts[0].reason}")
-    write_rows(run.folder / "judged" / VERDICTS, map(asdict, verdicts), "jsonl")
+    with run.writing():
+        write_lines(run.folder / "judged" / VERDICTS, map(asdict, verdicts))
     return verdicts
 
 
@@ -234,13 +234,6 @@ def facts(run: Run, engine: Engine) -> dict[str, str]:
         **({"pool": " / ".join(sorted(pools))} if pools else {}),
         **(timings.facts if timings else machine_facts()),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON document; the file is complete or not there at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _plain(name: str) -> str:

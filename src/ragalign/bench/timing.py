@@ -22,7 +22,7 @@ from typing import Any
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, DataError
 from ragalign.reports.costs import Price, Timing
-from ragalign.runs.lines import write_json
+from ragalign.runs import write_json
 from ragalign.types import Generator, Query
 
 ROUNDS = 5

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +17,7 @@ from ragalign.indexes.faiss_backend import FaissIndex, Found
 from ragalign.indexes.kinds import choose
 from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
 from ragalign.pool import Pool
+from ragalign.runs.machine import version
 
 _BLOCK = 32_768
 # Squared lengths of vectors stay below, so that no score overflows float32 (3.4e38).
@@ -111,7 +110,7 @@ class Index:
             factory=chosen.factory,
             search=chosen.search,
             encoder=record,
-            made_with={"ragalign": _own_version(), "faiss": faiss_backend.version()},
+            made_with={"ragalign": version("ragalign"), "faiss": faiss_backend.version()},
         )
         return cls(pool, vectors, faiss, manifest, encoder, origin)
 
@@ -202,6 +201,11 @@ class Index:
     def __repr__(self) -> str:
         about = self.manifest
         return f"Index({len(self)} demonstrations, {about.factory}, {about.metric}, encoder {about.encoder.id!r})"
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was opened or saved (absolute); None while it is in memory only."""
+        return None if self._origin is None else self._origin[0]
 
     @property
     def metric(self) -> Metric:
@@ -433,10 +437,3 @@ def _describe(record: EncoderRecord) -> str:
     if record.precision != "float32":
         details.append(record.precision)
     return f"{record.id!r} ({', '.join(details)})"
-
-
-def _own_version() -> str:
-    try:
-        return package_version("ragalign")
-    except PackageNotFoundError:
-        return "unknown"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ragalign.errors import DataError
+from ragalign.runs.writing import write_lines, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +55,10 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], form: Litera
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if form == "json":
-        text = json.dumps(list(rows), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        write_text(Path(path), json.dumps(list(rows), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     else:
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_lines(Path(path), rows)
 
 
 def _array(path: str | Path, text: str) -> list[Row]:

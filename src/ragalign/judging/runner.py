@@ -309,7 +309,7 @@ class _JudgeQueue:
                 self._count_failure(error)
                 return
             # No await from here to `put`: what has arrived cannot be lost to a cancellation.
-            self._cache.put(question.key, len(question.replies), reply)
+            self._cache.put(question.key, reply)
             question.replies.append(reply)
             self._n_failures = 0
             cost = None if self._price is None or reply.usage is None else self._price.cost(reply.usage)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ragalign.cache import Cache
 from ragalign.types import Demonstration
 
 Ids = NDArray[np.int32]
@@ -22,15 +19,6 @@ Ids = NDArray[np.int32]
 _MAX_IN_MEMORY = 65_536
 # Texts tokenised at a time: what a tokenizer returns takes some hundred bytes per token until its ids are taken out.
 _TOGETHER = 1024
-# SQLite's limit on the parameters of one statement is 999 in old builds.
-_MAX_PARAMETERS = 900
-# What reading a damaged file raises; messages that quote damaged text cannot be decoded.
-_DAMAGED = (sqlite3.Error, ValueError, OverflowError, MemoryError)
-# Errors that say nothing against the file: it is locked for long, read-only, or the disk is full.
-_PASSING = frozenset({
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
-})  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -98,71 +86,29 @@ class Pieces:
 
 
 class TokenStore:
-    """Ids of texts on disk: one SQLite file per template and tokenizer.
-
-    It is a cache: whatever is wrong with the file, texts count as missing and are tokenised again, and a file
-    that is no database any more is replaced. Every row carries a CRC-32, so that a damaged one is not used.
-    """
+    """Ids of texts on disk: one file per template and tokenizer; see `ragalign.cache` for what happens to damage."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = Lock()
+        self._cache = Cache(path, "token cache")
 
     def get(self, texts: Iterable[str]) -> dict[str, tuple[Ids, Ids]]:
         """What is known of `texts`."""
         keys = {_key(text): text for text in texts}
-        wanted = list(keys)
-        found: dict[str, tuple[Ids, Ids]] = {}
-        if not self._path.is_file():
-            return found
-        try:
-            with self._lock, closing(sqlite3.connect(self._path)) as database:
-                for start in range(0, len(wanted), _MAX_PARAMETERS):
-                    part = wanted[start : start + _MAX_PARAMETERS]
-                    marks = ",".join("?" * len(part))
-                    rows = database.execute(f"SELECT key, n, ids, crc FROM tokens WHERE key IN ({marks})", part)
-                    for key, n, blob, crc in rows:
-                        if isinstance(n, int) and isinstance(blob, bytes) and _checksum(key, n, blob) == crc:
-                            both = np.frombuffer(blob, dtype="<i4").astype(np.int32)
-                            found[keys[key]] = (both[:n], both[n:])
-        except _DAMAGED:
-            pass  # what was read before is sound, row by row
+        found = {}
+        for key, value in self._cache.get(list(keys)).items():
+            # The number of the first ids, then both.
+            both = np.frombuffer(value, dtype="<i4").astype(np.int32)
+            n = int(both[0])
+            found[keys[key]] = (both[1 : n + 1], both[n + 1 :])
         return found
 
     def put(self, entries: Mapping[str, tuple[Ids, Ids]]) -> None:
         """Add texts; where the disk does not let us, they are known in memory only."""
-        rows = []
-        for text, (ids, start_ids) in entries.items():
-            key, blob = _key(text), np.concatenate((ids, start_ids)).astype("<i4").tobytes()
-            rows.append((key, len(ids), blob, _checksum(key, len(ids), blob)))
-        with self._lock:
-            try:
-                self._write(rows)
-            except _DAMAGED as error:
-                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-                if code & 0xFF not in _PASSING:
-                    self._replace(rows)
-            except OSError:
-                return
-
-    def _write(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self._path)) as database, database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, n INTEGER, ids BLOB, crc INTEGER)"
-            )
-            database.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?)", rows)
-
-    def _replace(self, rows: list[tuple[bytes, int, bytes, int]]) -> None:
-        """Begin anew: the file is damaged."""
-        with suppress(*_DAMAGED, OSError):
-            self._path.unlink(missing_ok=True)
-            self._write(rows)
+        self._cache.put({
+            _key(text): np.concatenate(([len(ids)], ids, start_ids)).astype("<i4").tobytes()
+            for text, (ids, start_ids) in entries.items()
+        })  # fmt: skip
 
 
 def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:16]
-
-
-def _checksum(key: bytes, n: int, blob: bytes) -> int:
-    return zlib.crc32(b"%d:%b%b" % (n, key, blob))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

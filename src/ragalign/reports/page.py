@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ragalign.reports.browser import browser_data
 from ragalign.reports.formats import count
 from ragalign.reports.report import Comparison, Report
 from ragalign.reports.sections_bench import bench_sections
+from ragalign.runs.machine import version
 
 _SECTIONS = (
     sections.models,

@@ -1,104 +1,157 @@
-"""The files of a run that can be gone on with: its settings, and lines added one finished piece of work at a time."""
+"""JSON Lines that grow by one finished piece of work at a time."""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ragalign.errors import ConfigError, DataError
+from ragalign.errors import DataError
+
+# A truncated escape, number or literal is noticed at its beginning; none that JSON ends at is longer.
+_LONGEST_TOKEN = 24
 
 
-def read_finished(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that may not exist yet; a last line that was cut off is removed from it first.
+class LineFile:
+    """A JSON Lines file with rows of one kind.
 
-    Raises:
-        DataError: another line is no JSON object.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
-    rows = []
-    # Bytes: text would be split at Unicode's other line ends too, which answers may hold.
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: no JSON object; remove the file to do its part again")
-        rows.append(row)
-    return rows
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row, at once and as a whole."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document; the file is complete or as before."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def claim(path: Path, settings: Mapping[str, Any], *, foreign: str | None = None) -> None:
-    """Write down with which settings a folder's work is done, or compare them with what is written.
+    Reading never changes the file. Appending removes an unfinished last line first; call it under the output's lock.
 
     Args:
-        path: the file of the settings; its folder is made if missing.
-        settings: what JSON can hold.
-        foreign: a glob: where there are no settings yet, nothing in the folder may match.
-
-    Raises:
-        ConfigError: the folder holds work with other settings.
-        DataError: it holds something else, or the file is damaged.
+        path: the file, which need not exist.
+        keys: what every row has; rows are written with the first of them first.
+        claimed: whether a record says that the file is ours. Without one, at least one whole line has to show it
+            before an unfinished one is removed.
     """
-    folder = path.parent
-    wanted = json.loads(json.dumps(settings))
-    if not path.exists():
-        if foreign is not None and any(folder.glob(foreign)):
-            raise DataError(f"{folder} holds other things but no {path.name} to go on with; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-        return
-    try:
-        present = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        present = None
-    if not isinstance(present, dict):
-        raise DataError(f"{path} is damaged; choose another folder")
-    if differences := _differences(present, wanted):
-        raise ConfigError(
-            f"{folder} was made with other settings: {'; '.join(differences[:3])}"
-            + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-            + ". Choose another folder, or repeat the settings"
+
+    def __init__(self, path: Path, keys: tuple[str, ...], *, claimed: bool = True) -> None:
+        self.path = path
+        self._keys = keys
+        self._claimed = claimed
+        self._is_checked = False
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole rows, in the order of the file; a missing file has none.
+
+        Raises:
+            DataError: the file cannot be read, or holds something that was not written here.
+        """
+        return self._read()[0]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row, whole and at once.
+
+        Raises:
+            DataError: the file holds something else, or cannot be written.
+        """
+        if not self._is_checked:
+            self.repair()
+        ordered = {self._keys[0]: row[self._keys[0]], **row}
+        try:
+            line = json.dumps(ordered, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it as an escape only
+            line = json.dumps(ordered).encode()
+        self._write(line + b"\n")
+
+    def repair(self) -> None:
+        """Remove an unfinished last line.
+
+        Raises:
+            DataError: the file holds something that was not written here; it is left as it is.
+        """
+        _, n_whole, n_bytes = self._read()
+        if n_whole < n_bytes:
+            try:
+                os.truncate(self.path, n_whole)
+            except OSError as error:
+                raise DataError(f"cannot write {self.path}: {error.strerror}") from None
+        self._is_checked = True
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line) != len(line):  # the disk has no room for the rest
+                    raise OSError(None, "the disk is full", str(self.path))
+        except OSError as error:
+            self._is_checked = False  # part of the line may be there
+            raise DataError(f"cannot write {self.path}: {error.strerror}; what was finished before is kept") from None
+
+    def _read(self) -> tuple[list[dict[str, Any]], int, int]:
+        """The rows, the bytes that they take, and the bytes of the file."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return [], 0, 0
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror}") from None
+        n_whole = content.rfind(b"\n") + 1
+        rows = []
+        # Only \n ends a line: answers may hold other line ends of Unicode, which JSON does not escape.
+        for number, line in enumerate(content[:n_whole].split(b"\n")[:-1], start=1):
+            row = self._row(line)
+            if row is None:
+                raise self._foreign(f"line {number}")
+            rows.append(row)
+        tail = content[n_whole:]
+        if tail and not ((rows or self._claimed) and is_unfinished(tail, self._keys)):
+            raise self._foreign(f"line {len(rows) + 1}, which does not end,")
+        return rows, n_whole, len(content)
+
+    def _row(self, line: bytes) -> dict[str, Any] | None:
+        """The row in a line, or None if it was not written here."""
+        if not (line.startswith(b"{") and line.endswith(b"}")):
+            return None
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        return row if isinstance(row, dict) and all(key in row for key in self._keys) else None
+
+    def _foreign(self, where: str) -> DataError:
+        return DataError(
+            f"{self.path}: {where} was not written by this command, so the file is left as it is; "
+            "choose another output, or move the file away"
         )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between two settings, in words."""
-    found = []
-    for key in dict.fromkeys((*old, *new)):
-        name = f"{where}{key}"
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other, f"{name}.")
-        elif key not in new:
-            found.append(f"{name} was there and is not now")
-        elif key not in old:
-            found.append(f"{name} was not there and is now")
-        elif one != other:
-            found.append(f"{name} was {_brief(one)} and is {_brief(other)}")
-    return found
+def is_unfinished(tail: bytes, keys: tuple[str, ...]) -> bool:
+    """Whether bytes can be the beginning of a row with these keys, as `LineFile.append` writes it.
+
+    A whole row counts, too: of its line only the line break is missing.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(tail)  # the last character may be cut, which is not an error here
+    except UnicodeDecodeError:
+        return False
+    start = f'{{"{keys[0]}": '
+    if not (text.startswith(start) or start.startswith(text)):
+        return False
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        return _ends_early(text, error)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and all(key in row for key in keys)
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether a text is wrong for its missing end only."""
+    if error.msg.startswith("Unterminated string"):
+        return True
+    rest = text[error.pos :]
+    # What is left where the parser stopped must be a token's beginning: "tru", "\u00", "-", "1.5e".
+    if len(rest) > _LONGEST_TOKEN:
+        return False
+    if error.msg.startswith("Invalid \\u"):
+        return all(character in "0123456789abcdefABCDEF\\u" for character in rest)
+    if not rest.strip():
+        return True
+    return any(name.startswith(rest) for name in ("true", "false", "null", "NaN", "Infinity", "-Infinity")) or (
+        set(rest) <= set("0123456789+-.eE")
+    )

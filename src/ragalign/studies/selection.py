@@ -8,7 +8,6 @@ what the search gained on its own prompts minus what it gained on those is its o
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +20,10 @@ from ragalign.bench.conditions import as_condition
 from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.files import write_rows
 from ragalign.packing import Packing
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe
-from ragalign.runs.lines import claim
+from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.statistics import Estimate, mean, paired_difference
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Demonstration, Generator
@@ -204,8 +202,10 @@ class Search:
             "held_out": self.options.held_out,
             "candidates": list(self._candidates),
         }
-        claim(self.folder / _SETTINGS, self._settings)
-        self.known = dict(_read(self.folder / _SCORES))
+        self._run = RunFolder(folder, record=_SETTINGS)
+        self._run.claim(self._settings, work=_SCORES)
+        self.scores_file = self._run.lines(_SCORES, ("constants", "held_out", "scores"))
+        self.known = dict(_read(self.scores_file))
 
     def run(
         self,
@@ -220,10 +220,14 @@ class Search:
             on_evaluation: told how many sets were measured and at most will be.
 
         Raises:
-            DataError: no answer has a score.
+            DataError: no answer has a score, or another process searches in the folder.
             GenerationError: the generator failed; what was measured is kept.
         """
-        measure = _Measure(self, start)
+        with self._run.writing():
+            self.known.update(_read(self.scores_file))
+            return self._search(_Measure(self, start), on_evaluation)
+
+    def _search(self, measure: _Measure, on_evaluation: Callable[[int, int], None]) -> Selection:
         n = 0
 
         def seen(ids: Ids) -> float:
@@ -266,7 +270,7 @@ class Search:
         """The recipe with other constant demonstrations; they stand in a file, as recipes want it."""
         rows = [_row(self._demonstrations[one]) for one in ids]
         path = self.folder / _TRIAL
-        write_rows(path, rows, "jsonl")
+        write_lines(path, rows)
         settings = ConstantSettings(file=str(path.resolve())) if ids else ConstantSettings()
         return replace(self.recipe, constants=settings, packing=self._room(len(ids)))
 
@@ -281,7 +285,7 @@ class Search:
     def _write(self, selection: Selection) -> None:
         """The constants and a recipe that names them; texts and knobs of the beginning stay as they were."""
         rows = [_row(one) for one in selection.constants]
-        write_rows(self.folder / _CONSTANTS, rows, "jsonl")
+        write_lines(self.folder / _CONSTANTS, rows)
         n_added = len(selection.constants) - selection.n_begun
         description = f"{self.recipe.name} with {n_added} more constant demonstrations, found by greedy search."
         found = replace(self.recipe, description=description, packing=self._room(len(rows)))
@@ -302,9 +306,8 @@ class _Measure:
         key = (ids, held_out)
         if key not in known:
             known[key] = self._ask(ids, self._search.held_out if held_out else self._search.seen)
-            line = {"constants": list(ids), "held_out": held_out, "scores": known[key]}
-            with (self._search.folder / _SCORES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            row = {"constants": list(ids), "held_out": held_out, "scores": known[key]}
+            self._search.scores_file.append(row)
         return known[key]
 
     def _ask(self, ids: Ids, cases: Cases) -> dict[str, float | None]:
@@ -363,20 +366,13 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
-def _read(path: Path) -> Iterator[tuple[tuple[Ids, bool], dict[str, float | None]]]:
-    """What was measured before; a last line that was cut off was not."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    for number, line in enumerate(whole.splitlines(), start=1):
+def _read(file: LineFile) -> Iterator[tuple[tuple[Ids, bool], dict[str, float | None]]]:
+    """The scores that were measured before, by set of demonstrations and kind of prompts."""
+    for number, row in enumerate(file.read(), start=1):
         try:
-            row = json.loads(line)
             yield (tuple(row["constants"]), bool(row["held_out"])), dict(row["scores"])
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: not an evaluation; delete the line or choose another folder") from None
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
+        except (ValueError, TypeError):
+            raise DataError(f"{file.path}, line {number}: not an evaluation; choose another folder") from None
 
 
 def _mean(scores: Mapping[str, float | None]) -> float:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 
 from ragalign.reports.formats import NONE, count, number
@@ -14,6 +13,7 @@ from ragalign.reports.markup import Column, Row, name, section, stacked, table
 from ragalign.reports.page import asset, fill, policy
 from ragalign.reports.page import save as save_page
 from ragalign.reports.plots import Series, as_file, key, line_plot
+from ragalign.runs.machine import version
 from ragalign.studies.fine_tuning.cells import METHODS
 from ragalign.studies.fine_tuning.figures import BreakEven, Point
 from ragalign.studies.fine_tuning.running import Settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -17,6 +16,7 @@ from ragalign._optional import is_installed, require
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.bench.scoring import UnscoredError, make_scorer
+from ragalign.completions import index_settings, query_fingerprint
 from ragalign.constants import as_constants
 from ragalign.errors import BudgetError, DataError
 from ragalign.generation import make_generator
@@ -25,7 +25,7 @@ from ragalign.packing import Packer
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import DenseRetriever, Exclusion, Retriever, make_retriever
-from ragalign.runs.lines import claim, write_json
+from ragalign.runs import RunFolder, fingerprint, write_json, write_lines
 from ragalign.studies.fine_tuning.cells import TUNED, Cell, drawn, plan
 from ragalign.studies.fine_tuning.training import Training, fine_tune
 from ragalign.text import normalise
@@ -131,11 +131,16 @@ class _Run:
         self.decoding = self.recipe.decoding
         if settings.max_tokens is not None:
             self.decoding = replace(self.decoding, max_tokens=settings.max_tokens)
-        claim(folder / "run.json", _identity(settings, index, queries), foreign="*")
-        for name in ("cells", "answers", "models"):
-            (folder / name).mkdir(exist_ok=True)
+        self._run = RunFolder(folder)
+        self._run.claim(_identity(settings, index, queries))
 
     def all(self) -> list[Result]:
+        with self._run.writing():
+            for name in ("cells", "answers", "models"):
+                (self.folder / name).mkdir(exist_ok=True)
+            return self._all()
+
+    def _all(self) -> list[Result]:
         missing = [cell for cell in self.cells if not self._path(cell).exists()]
         in_context = [cell for cell in missing if cell.method not in TUNED]
         with progress("cells", len(missing), "cells") as advance:
@@ -195,7 +200,7 @@ class _Run:
             rows.append({"id": query.id, "instruction": query.text, "response": text, "generator": cell.name})
             sizes.append((completion.n_prompt_tokens, completion.n_output_tokens, len(prompt.demonstrations)))
         answers = self.folder / "answers" / f"{cell.name}.jsonl"
-        answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_lines(answers, rows)
         means = [sum(column) / len(sizes) for column in zip(*sizes, strict=True)] if sizes else [0.0] * 3
         result = Result(cell, scores, seconds / max(1, len(sizes)), means[0], means[1], means[2], training, failures)
         write_json(self._path(cell), result.to_dict())
@@ -280,11 +285,14 @@ def _record(query: Query, response: str, completion: Completion, cell: Cell) -> 
 
 
 def _identity(settings: Settings, index: Index, queries: Sequence[Query]) -> dict[str, Any]:
-    """What must be the same for a run to go on; methods, sizes and seeds may be added."""
-    names: tuple[str, ...] = ("base", "recipe", "metric", "max_tokens")
-    texts = json.dumps([(query.id, query.text) for query in queries])
-    return {name: getattr(settings, name) for name in names} | {
+    """Whatever must stay the same for a run to be resumed; methods, sizes and seeds may be added."""
+    recipe = Recipe.load(settings.recipe)
+    return {
+        "base": settings.base,
+        "metric": settings.metric,
+        "max_tokens": settings.max_tokens,
+        "recipe": {"name": recipe.name, **recipe.content()},
         "training": asdict(settings.training),
-        "pool": index.pool.fingerprint,
-        "queries": hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "index": index_settings(index),
+        "queries": fingerprint([[query.id, query_fingerprint(query), references(query)] for query in queries]),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ragalign.reports.markup import Column, Row, name, section, stacked, table
 from ragalign.reports.page import asset, embed, fill, policy
 from ragalign.reports.page import save as save_page
 from ragalign.reports.plots import Series, as_file, bar_plot, key, line_plot
+from ragalign.runs.machine import version
 from ragalign.studies.shift.figures import Figures
 from ragalign.studies.shift.record import Answer, Place
 from ragalign.studies.shift.running import Outcome, Settings

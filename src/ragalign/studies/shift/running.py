@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, ConfigError
 from ragalign.generation import make_generator
 from ragalign.generation.distributions import Distributions, SupportsDistributions
-from ragalign.runs.lines import append, claim, read_finished
+from ragalign.runs import RunFolder
 from ragalign.studies.shift.contexts import SAME, Contexts, Placed, chat_prompt
 from ragalign.studies.shift.divergence import divergences
+from ragalign.studies.shift.files import ShiftFiles, context_settings
 from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, categorise
 from ragalign.studies.shift.record import Answer, Place, Reading
 from ragalign.studies.shift.tokens import Tokens, same_tokens, spans_of
@@ -92,13 +90,12 @@ class Outcome:
 
 
 def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Outcome:
-    """Run the analysis in a folder, or go on with one that was interrupted there.
+    """Run the analysis in a folder, or resume the one that was interrupted there.
 
     Raises:
         ConfigError: the models have different tokenizers, the folder holds another run, or a setting is wrong.
         GenerationError: a model could not be loaded, or failed; what was done is kept.
     """
-    folder = Path(folder)
     aligned, base = Tokens(settings.aligned), Tokens(settings.base)
     shared = same_tokens(aligned, base)
     if not shared and not settings.align_by_text:
@@ -110,15 +107,32 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
     for recipe in settings.contexts.values():
         if recipe:
             contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
-    claim(folder / "run.json", _identity(settings), foreign="*")
-    found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
-    todo = {name: _missing(folder, name, queries) for name in settings.contexts}
+    run_folder = RunFolder(folder)
+    run_folder.claim(_identity(settings))
+    files = ShiftFiles(run_folder, settings.contexts, settings.index)
+    with run_folder.writing():
+        _work(settings, queries, files, aligned, base, shared=shared)
+        return load(settings, queries, files, shared=shared)
+
+
+def _work(
+    settings: Settings,
+    queries: Sequence[Query],
+    files: ShiftFiles,
+    aligned: Tokens,
+    base: Tokens,
+    *,
+    shared: bool,
+) -> None:
+    """Answer and read what is missing."""
+    found = files.answers(queries)
+    todo = {name: _missing(files, name, queries) for name in settings.contexts}
     unread = {query.id for missing in todo.values() for query in missing}
     wanted = [query for query in queries if query.id not in found or query.id in unread]
-    wanted = [query for query in wanted if _is_unknown(found.get(query.id), folder)]
+    wanted = [query for query in wanted if _is_unknown(found.get(query.id), files)]
     if wanted:
         with closing(_generator(settings, settings.aligned)) as generator:
-            _answer(settings, wanted, found, generator, aligned, folder)
+            _answer(settings, wanted, found, generator, aligned, files)
     if any(todo.values()):
         with closing(_generator(settings, settings.base)) as generator:
             contexts = Contexts(
@@ -129,19 +143,18 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
                 max_tokens=settings.max_tokens,
             )
             for name, missing in todo.items():
-                _read(settings, name, missing, found, generator, contexts, base, folder)
-    shutil.rmtree(folder / "distributions", ignore_errors=True)
-    return load(settings, queries, folder, shared=shared)
+                _read(settings, name, missing, found, generator, contexts, base, files)
+    files.clear_distributions()
 
 
-def load(settings: Settings, queries: Sequence[Query], folder: Path, *, shared: bool) -> Outcome:
+def load(settings: Settings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> Outcome:
     """What a folder holds."""
-    found = {row["id"]: Answer.from_dict(row) for row in read_finished(folder / "answers.jsonl")}
+    found = files.answers(queries)
     readings: dict[str, dict[str, Reading]] = {}
     failures = []
     for name in settings.contexts:
         readings[name] = {}
-        for row in read_finished(_readings(folder, name)):
+        for row in files.readings(name):
             if "error" in row:
                 failures.append((name, row["id"], row["error"]))
             else:
@@ -155,11 +168,16 @@ def _answer(
     found: dict[str, Answer],
     generator: SupportsDistributions,
     tokens: Tokens,
-    folder: Path,
+    files: ShiftFiles,
 ) -> None:
     """Let the aligned model answer what has no answer yet, and write down what it expected at every position."""
-    (folder / "distributions").mkdir(exist_ok=True)
     decoding = Decoding(temperature=0.0, max_tokens=settings.max_tokens)
+    asked = {query.id: query for query in queries}
+
+    def keep(answer: Answer) -> None:
+        files.add_answer(answer, asked[answer.id])
+        found[answer.id] = answer
+
     with progress("aligned model", len(queries), "answers") as advance:
         for batch in _batches(queries):
             new = [query for query in batch if query.id not in found]
@@ -170,21 +188,16 @@ def _answer(
                 fresh[query.id] = _as_answer(query, completion.prompt, output.token_ids, output.text, tokens, settings)
             for answer in fresh.values():
                 if not answer.token_ids:  # the model had nothing to say, so there is nothing to read
-                    _keep(answer, folder, found)
+                    keep(answer)
             answers = [fresh.get(query.id) or found[query.id] for query in batch]
             answers = [answer for answer in answers if answer.token_ids]
             for number, shown in _expected(generator, answers, settings.top_k):
                 answer = answers[number]
-                np.savez(_spool(folder, answer.id), **shown.arrays())  # type: ignore[arg-type]
+                files.save_distributions(answer.id, shown)
                 if answer.id in fresh:
                     values = tuple(round(float(value), 5) for value in shown.logprobs)
-                    _keep(replace(answer, logprobs=values), folder, found)
+                    keep(replace(answer, logprobs=values))
             advance(len(batch))
-
-
-def _keep(answer: Answer, folder: Path, found: dict[str, Answer]) -> None:
-    append(folder / "answers.jsonl", answer.to_dict())
-    found[answer.id] = answer
 
 
 def _prompts(
@@ -239,7 +252,7 @@ def _read(
     generator: SupportsDistributions,
     contexts: Contexts,
     tokens: Tokens,
-    folder: Path,
+    files: ShiftFiles,
 ) -> None:
     """Let the base model read the answers in one context."""
     with progress(f"base model, {name}", len(queries), "answers") as advance:
@@ -249,18 +262,17 @@ def _read(
             fits: list[tuple[Answer, Placed]] = []
             for answer, one in zip(own, placed, strict=True):
                 if not answer.token_ids:
-                    append(_readings(folder, name), Reading(answer.id, 0, 0, ()).to_dict())
+                    files.add_reading(name, Reading(answer.id, 0, 0, ()).to_dict())
                 elif isinstance(one, BudgetError):
-                    append(_readings(folder, name), {"id": answer.id, "error": str(one)})
+                    files.add_reading(name, {"id": answer.id, "error": str(one)})
                 else:
                     fits.append((answer, one))
             sequences, starts = [one.ids for _, one in fits], [one.start for _, one in fits]
             for number, shown in generator.distributions(sequences, starts, top_k=settings.top_k):
                 answer, one = fits[number]
-                with np.load(_spool(folder, answer.id)) as arrays:
-                    expected = Distributions(**dict(arrays))
+                expected = files.load_distributions(answer.id)
                 reading = _reading(answer, one, expected, shown, tokens, settings.n_best)
-                append(_readings(folder, name), reading.to_dict())
+                files.add_reading(name, reading.to_dict())
             advance(len(batch))
 
 
@@ -304,30 +316,23 @@ def _generator(settings: Settings, model: str) -> SupportsDistributions:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """What must be the same for a run to go on; contexts may be added."""
-    names = ("base", "aligned", "aligned_recipe", "max_tokens", "top_k", "align_by_text", "n_best")
+    """Whatever must stay the same for a run to be resumed; contexts may be added."""
+    names = ("base", "aligned", "max_tokens", "top_k", "align_by_text", "n_best")
+    aligned = None if settings.aligned_recipe is None else context_settings(settings.aligned_recipe, settings.index)
     return {name: getattr(settings, name) for name in names} | {
-        "categories": {name: list(patterns) for name, patterns in settings.categories.items()}
+        "aligned_recipe": aligned,
+        "categories": {name: list(patterns) for name, patterns in settings.categories.items()},
     }
 
 
-def _missing(folder: Path, context: str, queries: Sequence[Query]) -> list[Query]:
-    present = {row["id"] for row in read_finished(_readings(folder, context))}
+def _missing(files: ShiftFiles, context: str, queries: Sequence[Query]) -> list[Query]:
+    present = {row["id"] for row in files.readings(context)}
     return [query for query in queries if query.id not in present]
 
 
-def _readings(folder: Path, context: str) -> Path:
-    return folder / f"context-{context}.jsonl"
-
-
-def _is_unknown(answer: Answer | None, folder: Path) -> bool:
+def _is_unknown(answer: Answer | None, files: ShiftFiles) -> bool:
     """Whether an answer is missing, or what the aligned model expected at its tokens."""
-    return answer is None or (bool(answer.token_ids) and not _spool(folder, answer.id).exists())
-
-
-def _spool(folder: Path, id_: str) -> Path:
-    # Ids may hold anything; file names may not.
-    return folder / "distributions" / f"{id_.encode().hex()[-64:] or 'empty'}.npz"
+    return answer is None or (bool(answer.token_ids) and not files.has_distributions(answer.id))
 
 
 def _batches(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:

@@ -1,0 +1,210 @@
+"""Files of completions: queries answered into JSON Lines, resumable, never mixed with others.
+
+One line per query, appended as each is finished::
+
+    {"id": "q1", "instruction": "...", "response": "...", "finish_reason": "stop", ..., "recipe": "ica",
+     "model": "...", "query": "5f0c...", "run": "a41b..."}
+
+``query`` is the fingerprint of the whole conversation that was asked and ``run`` that of the settings; see
+`ragalign.runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ragalign._progress import progress
+from ragalign.aligner import Aligner, Failure
+from ragalign.errors import DataError
+from ragalign.indexes import Index
+from ragalign.recipes import Recipe
+from ragalign.runs import OutputFile, fingerprint
+from ragalign.types import Completion, Decoding, Query
+
+QUERY = "query"
+_KEYS = ("id", "instruction", "response", QUERY)
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """The outcome of `CompletionFile.generate`: completions written, found in the file before, and failures."""
+
+    n_written: int
+    n_present: int
+    failures: tuple[Failure, ...]
+
+
+class CompletionFile:
+    """A file of completions for some queries, locked until it is closed; a context manager.
+
+    Args:
+        path: JSON Lines; made if missing. Completions of other queries may be in it.
+        queries: what is to be answered.
+        settings: whatever decides the answers, such as `generation_settings`.
+        record: whether to keep the settings beside the file; a run folder keeps them for its files.
+
+    Attributes:
+        missing: the queries without a completion, in their order.
+        n_present: how many queries have one.
+
+    Raises:
+        ConfigError: the file was made with other settings; the message says which.
+        DataError: it holds something else, a query was asked with another text, an id comes twice, or another
+            process is writing it. The file is left as it is.
+    """
+
+    def __init__(
+        self, path: str | Path, queries: Sequence[Query], settings: Mapping[str, Any], *, record: bool = True
+    ) -> None:
+        self.path = Path(path)
+        asked: dict[str, Query] = {}
+        for query in queries:
+            if asked.setdefault(query.id, query) is not query:
+                raise DataError(f"two queries have the id {query.id!r}; give each its own")
+        self._file = OutputFile(self.path, settings, _KEYS, record=record)
+        try:
+            present = _check(self.path, self._file.rows, asked)
+        except BaseException:
+            self.close()
+            raise
+        self.missing = [query for query in queries if query.id not in present]
+        self.n_present = len(queries) - len(self.missing)
+
+    def generate(
+        self, aligner: Aligner, *, decoding: Decoding | None = None, generator: str | None = None
+    ) -> FileReport:
+        """Answer what is missing. Failures are not written: a later run tries them again.
+
+        Args:
+            aligner: answers.
+            decoding: how to decode, unless as usual.
+            generator: what judges call whoever gave these answers; the model by default.
+
+        Raises:
+            DataError: the file cannot be written.
+            GenerationError: the generator failed as a whole; what was answered is in the file.
+        """
+        made_by = {"recipe": aligner.name, "model": aligner.generator.model}
+        made_by |= {"generator": generator} if generator is not None else {}
+        asked, failures = self.missing, []
+        answered: set[str] = set()
+        with progress("generating", len(asked), "queries") as advance:
+            for position, result in aligner.iter_generate(asked, decoding=decoding) if asked else ():
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    query = asked[position]
+                    self._file.append(_record(query, result) | made_by | {QUERY: query_fingerprint(query)})
+                    answered.add(query.id)
+                advance(1)
+        report = FileReport(len(answered), self.n_present, tuple(failures))
+        self.missing = [query for query in asked if query.id not in answered]
+        self.n_present += len(answered)
+        return report
+
+    def close(self) -> None:
+        """Let others write."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def generation_settings(
+    recipe: Recipe, decoding: Decoding, model: str, index: Index | None = None, **others: Any
+) -> dict[str, Any]:
+    """Whatever decides the answers of a recipe: its content, decoding, model and index.
+
+    Args:
+        recipe: texts that it names count by their content.
+        decoding: the recipe's, or what replaces it.
+        model: its name, as it is asked for.
+        index: what the recipe retrieves from.
+        others: more of the same, such as the backend.
+
+    Raises:
+        ConfigError, DataError: a file that the recipe names is missing or wrong.
+    """
+    content = {**recipe.content(), "decoding": asdict(decoding)}
+    return {
+        "recipe": {"name": recipe.name, **content},
+        "model": model,
+        **({"index": index_settings(index)} if index is not None else {}),
+        **others,
+    }
+
+
+def index_settings(index: Index) -> dict[str, Any]:
+    """What tells two indexes apart, as JSON values."""
+    about = index.manifest
+    return {
+        "pool": index.pool.fingerprint,
+        "n": len(index),
+        "encoder": about.encoder.id,
+        "encoder_fingerprint": about.encoder.fingerprint,
+        "text": about.text,
+        "metric": about.metric,
+        "factory": about.factory,
+        "search": dict(about.search),
+    }
+
+
+def query_fingerprint(query: Query) -> str:
+    """Tells conversations apart, by all their turns."""
+    return fingerprint([[turn.role, turn.content] for turn in query.turns])
+
+
+def _check(path: Path, rows: Sequence[Mapping[str, Any]], asked: Mapping[str, Query]) -> set[str]:
+    """The ids that have a completion.
+
+    Raises:
+        DataError: one of them was asked something else, or has two.
+    """
+    lines: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        id_ = str(row["id"])
+        first = lines.setdefault(id_, number)
+        if first != number:
+            raise DataError(f"{path}, line {number}: answers {id_!r} again, after line {first}; remove one of them")
+        query = asked.get(id_)
+        if query is not None and row[QUERY] != query_fingerprint(query):
+            raise DataError(
+                f"{path}, line {number}: the query {id_!r} was {_difference(str(row['instruction']), query)}; "
+                "choose another output, or give the query another id"
+            )
+    return set(lines)
+
+
+def _difference(instruction: str, query: Query) -> str:
+    if instruction == query.text:
+        return "asked after other turns"
+    before, now = _brief(instruction, query.text), _brief(query.text, instruction)
+    return f"{before!r} and is {now!r}"
+
+
+def _brief(text: str, other: str) -> str:
+    """The beginning of a text, or where two long ones begin to differ."""
+    same = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, same - 20) if same > 40 else 0
+    return ("..." if start else "") + text[start : start + 60] + ("..." if len(text) > start + 60 else "")
+
+
+def _record(query: Query, completion: Completion) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": query.id, "instruction": query.text, "response": completion.text}
+    if len(completion.outputs) > 1:
+        record["responses"] = [output.text for output in completion.outputs]
+    return record | {
+        "finish_reason": completion.finish_reason,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_cached_tokens": completion.n_cached_tokens,
+        "n_output_tokens": completion.n_output_tokens,
+        "latency_s": round(completion.latency_s, 4),
+        "first_token_s": None if completion.first_token_s is None else round(completion.first_token_s, 5),
+        "demonstrations": [used.id for used in completion.prompt.demonstrations],
+    }
