@@ -68,8 +68,11 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, kind: s
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> None:
     with OutputFile(tmp_path / "a.jsonl", {}, KEYS) as file:
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        context = multiprocessing.get_context("fork")
+        is_running = context.Event()
+        child = context.Process(target=lambda: (is_running.set(), time.sleep(60)))
         child.start()
+        assert is_running.wait(60)
     assert file
     try:
         OutputFile(tmp_path / "a.jsonl", {}, KEYS).close()
