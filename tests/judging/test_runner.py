@@ -368,11 +368,11 @@ def test_nothing_to_do(cache: ReplyCache) -> None:
 
 def test_a_cache_that_cannot_be_written_is_an_error_and_no_traceback_of_groups(cache: ReplyCache) -> None:
     class Full(ReplyCache):
-        def put(self, key: str, attempt: int, reply: object) -> None:
+        def put(self, key: str, reply: object) -> None:
             self.close()
-            super().put(key, attempt, reply)  # type: ignore[arg-type]
+            super().put(key, reply)  # type: ignore[arg-type]
 
-    with JudgeServer() as server, pytest.raises(JudgeError, match="cannot be written"):
+    with JudgeServer() as server, pytest.raises(JudgeError, match="replies cannot be stored"):
         run_judge(Ica(), make_items(50), [Judge("j", server.base_url)], cache=Full(None), options=options())
 
 

@@ -69,9 +69,9 @@ class ReplyCache:
         Raises:
             JudgeError: the file cannot be written.
         """
-        taken = {attempt for attempt, _ in self._replies(key)}
-        attempt = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
+            taken = {attempt for attempt, _ in self._replies(key)}
+            attempt = next(number for number in range(len(taken) + 1) if number not in taken)
             self._cache.put({_key(key, attempt): _encoded(reply)})
         except CacheError as error:
             raise JudgeError(f"replies cannot be stored: {error}") from None
