@@ -55,6 +55,28 @@ def test_parts_share_all_ids(case: Case, parts: list[str]) -> None:
     assert min(sizes) >= 0
 
 
+@given(parts=st.lists(texts, max_size=3), spread=st.integers(1, 40))
+@SETTINGS
+def test_no_text_has_fewer_ids_than_its_length_allows(case: Case, parts: list[str], spread: int) -> None:
+    for text in (*parts, *(part * spread for part in parts), *(" ".join(parts) for _ in parts)):
+        assert case.tokenizer.fewest_tokens([text]) <= len(case.tokenizer.encode(text))
+        assert case.tokenizer.fewest_tokens([text]) <= len(case.tokenizer.encode(text.strip()))
+    assert case.tokenizer.fewest_tokens(parts) <= len(case.tokenizer.encode("".join(parts)))
+
+
+def test_the_longest_pieces_keep_to_the_bound(case: Case) -> None:
+    size = case.tokenizer.vocabulary_size
+    assert max(case.tokenizer.encode("The train leaves at nine. \U0001f642")) < size
+    written = sorted((case.reference.decode([number]) for number in range(min(size, 60_000))), key=len)[-30:]
+    for text in written:
+        assert case.tokenizer.fewest_tokens([text * 50]) <= len(case.tokenizer.encode(text * 50))
+
+
+def test_the_bound_is_worth_something(load_case: Callable[[str], Case]) -> None:
+    for name in ("llama_3_like", "gpt_2_like"):
+        assert load_case(name).tokenizer.fewest_tokens(["word " * 10_000]) > 500
+
+
 def test_special_ids_stand_around_a_text_once(load_case: Callable[[str], Case]) -> None:
     around = {
         name: load_case(name).tokenizer for name in ("llama_3_like", "gpt_2_like", "wordpiece", "bytes_in_python")

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
@@ -67,13 +67,12 @@ def test_half_open_connections_are_closed(service: LiveApp) -> None:
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
         request("POST", "/v1/models", body=b"{" * 9)[:-4],
     )
-    opened = []
-    for number in range(24):
-        connection = connect(service.url)
-        connection.sendall(beginnings[number % len(beginnings)])
-        opened.append(connection)
-    until = time.monotonic() + 15
-    assert all(is_closed(connection, max(0.1, until - time.monotonic())) for connection in opened)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connect(service.url)) for _ in range(24)]
+        for number, connection in enumerate(opened):
+            connection.sendall(beginnings[number % len(beginnings)])
+        until = time.monotonic() + 15
+        assert all(is_closed(connection, max(0.1, until - time.monotonic())) for connection in opened)
     assert httpx.get(f"{service.url}/health").status_code == 200
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,6 +83,138 @@ def test_a_stream_that_breaks_ends_in_an_error_that_clients_see(upstream_service
         stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
         with pytest.raises(openai.APIError):
             list(stream)
+
+
+def event(**choice: Any) -> bytes:
+    body = {"choices": [{"index": 0, "text": "a", "finish_reason": None, **choice}]}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def sends(*parts: bytes) -> Fault:
+    return Fault("send", payload=lambda: parts)
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+GOOD = b'{"choices": [{"text": "a", "finish_reason": "stop"}], "usage": %b}'
+NAN = b'{"tokens": ["a"], "token_logprobs": [NaN], "top_logprobs": [{"a": NaN}]}'
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        DEEP,
+        b'{"choices": ' + DEEP + b"}",
+        b"",
+        b"[]",
+        b'{"choices": []}',
+        b'{"choices": [{"text": 1}]}',
+        b'{"choices": [{"text": "a"}, {"text": "b"}]}',
+        GOOD % b'{"completion_tokens": 1.5}',
+        GOOD % b'{"completion_tokens": -1}',
+        GOOD % b'{"completion_tokens": "7"}',
+        GOOD % b'{"completion_tokens": 1000000000000000000000000}',
+        GOOD % b'{"prompt_tokens_details": {"cached_tokens": 0.5}}',
+        GOOD % b'{"prompt_tokens_details": [1]}',
+        GOOD % b"7",
+        b'{"choices": [{"text": "a", "logprobs": ' + NAN + b"}]}",
+        b'{"choices": [{"text": "' + b"a" * 17_000_000 + b'"}]}',
+    ],
+    ids=lambda payload: payload[:60].decode(),
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_nonsense_is_the_upstreams_fault(
+    upstream_service: Any, caplog: pytest.LogCaptureFixture, payload: bytes, stream: bool
+) -> None:
+    if stream:
+        payload = b"data: " + payload + b"\n\n"
+    with ScriptedServer(faults=[sends(payload)]) as server, upstream_service(server) as running:
+        answer = post(running.url, stream=stream)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (502, "upstream_error"), answer.text
+        assert "\n" not in error["message"]
+        assert post(running.url, stream=stream).status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR and "ragalign" in record.name]
+    assert [record for record in caplog.records if "upstream_error" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        sends(event(), DEEP + b"\n\n", b"data: " + DEEP + b"\n\n"),
+        sends(event(), b'data: {"error": {"message": "out of memory"}}\n\n'),
+        sends(event(), b"data: " + GOOD % b'{"completion_tokens": 0.5}' + b"\n\n"),
+        sends(event(), b"data: {\n\n"),
+        sends(event(), event(text=5)),
+        sends(event(), b"data: " + b"a" * 2_000_000 + b"\n\n"),
+        sends(event()),
+    ],
+    ids=["deep", "error", "usage", "no json", "text", "long", "end"],
+)
+def test_a_fault_in_mid_stream_is_an_event_and_the_upstreams(
+    upstream_service: Any, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    with ScriptedServer(faults=[fault]) as server, upstream_service(server) as running:
+        # Two tokens are held back or shown; either way the status is decided by whether there was any text.
+        plain = {"model": "tiny", "prompt": "x", "stream": True}
+        answer = httpx.post(f"{running.url}/v1/completions", json=plain, timeout=60)
+        figures = httpx.get(f"{running.url}/metrics").text
+    assert answer.status_code == 200
+    *_, last, end = [line for line in answer.text.splitlines() if line]
+    assert end == "data: [DONE]"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_error"
+    assert 'ragalign_errors_total{code="upstream_error"} 1.0' in figures
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR and "ragalign" in record.name]
+
+
+@pytest.mark.parametrize("parts", [b"word ", b"word " * 1_000])
+def test_an_endless_answer_ends_at_max_tokens(upstream_service: Any, parts: bytes) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield event(text=parts.decode())
+
+    with ScriptedServer(faults=[Fault("send", payload=endless)]) as server, upstream_service(server) as running:
+        body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 20}
+        started = time.monotonic()
+        answer = httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
+        assert time.monotonic() - started < 10
+        chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert sum(chunk["choices"][0]["text"].count("word") for chunk in chunks) <= 20 * len(parts) // 5
+        until = time.monotonic() + 10
+        while not server.n_hung_up:  # we have closed the connection
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_events_without_text_do_not_go_on_for_ever(upstream_service: Any) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield event(text="")
+
+    with ScriptedServer(faults=[Fault("send", payload=endless)]) as server, upstream_service(server) as running:
+        assert post(running.url, stream=True).status_code == 502
+
+
+def test_a_line_of_48_mb_is_given_up_at_once(upstream_service: Any) -> None:
+    def long() -> Iterator[bytes]:
+        yield b"data: "
+        for _ in range(48):
+            yield b"a" * 1_000_000
+
+    with ScriptedServer(faults=[Fault("send", payload=long)]) as server, upstream_service(server) as running:
+        started = time.monotonic()
+        answer = post(running.url, stream=True)
+        assert (answer.status_code, time.monotonic() - started < 10) == (502, True)
+        assert server.n_sent < 30
+
+
+def test_probability_zero_is_valid_json(upstream_service: Any) -> None:
+    logprobs = b'{"tokens": ["a"], "token_logprobs": [-Infinity], "top_logprobs": [{"a": -Infinity}]}'
+    payload = b'{"choices": [{"text": "a", "finish_reason": "stop", "logprobs": ' + logprobs + b"}]}"
+    with ScriptedServer(faults=[sends(payload)]) as server, upstream_service(server) as running:
+        answer = post(running.url, logprobs=True, top_logprobs=1)
+    found = json.loads(answer.text, parse_constant=lambda name: pytest.fail(name))
+    assert found["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
 
 
 def test_a_server_that_dies_and_comes_back(upstream_service: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from ragalign.serving.answering import Part
 from ragalign.types import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
+_LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(slots=True)
@@ -24,13 +26,13 @@ class Usage:
     n_cached: int | None = None
 
     def add(self, part: Part) -> None:
-        """Count what the last part of an answer tells."""
+        """Count the last part of an answer."""
         self.n_output += part.n_tokens
         if part.index == 0 and part.n_cached_tokens is not None:
             self.n_cached = (self.n_cached or 0) + part.n_cached_tokens
 
     def as_json(self) -> dict[str, Any]:
-        """The shape of ``usage``; cached tokens are null where the engine does not tell them."""
+        """The shape of ``usage``; cached tokens are null where the engine does not report them."""
         return {
             "prompt_tokens": self.n_prompt,
             "completion_tokens": self.n_output,
@@ -41,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What all chunks of one answer have in common."""
+    """The fields that all chunks of an answer share."""
 
     model: str
     kind: str
@@ -63,8 +65,8 @@ class Envelope:
 
 
 def encode(value: Any) -> bytes:
-    """JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    """JSON in UTF-8, valid whatever the engine wrote."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
 
 
 def event(value: Any) -> bytes:
@@ -75,26 +77,34 @@ def event(value: Any) -> bytes:
 def chat_logprobs(tokens: Sequence[TokenLogprob], n_top: int) -> dict[str, Any]:
     """The shape of a chat choice's ``logprobs``, with the `n_top` most likely tokens at each place."""
     content = []
-    for one in tokens:
+    for drawn in tokens:
         # Engines report the drawn token beside those, if it is none of them.
-        top = [{"token": token, "logprob": value, "bytes": _bytes(token)} for token, value in one.top[:n_top]]
-        own = {"token": one.token, "logprob": one.logprob, "bytes": _bytes(one.token)}
-        content.append({**own, "top_logprobs": top})
+        top = [_chat_logprob(token, value) for token, value in drawn.top[:n_top]]
+        content.append({**_chat_logprob(drawn.token, drawn.logprob), "top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
 def text_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     """The shape of a completion choice's ``logprobs``; `offset` characters came before."""
     offsets = []
-    for one in tokens:
+    for drawn in tokens:
         offsets.append(offset)
-        offset += len(one.token)
+        offset += len(drawn.token)
     return {
-        "tokens": [one.token for one in tokens],
-        "token_logprobs": [one.logprob for one in tokens],
-        "top_logprobs": [dict(one.top) for one in tokens],
+        "tokens": [drawn.token for drawn in tokens],
+        "token_logprobs": [_finite(drawn.logprob) for drawn in tokens],
+        "top_logprobs": [{token: _finite(value) for token, value in drawn.top} for drawn in tokens],
         "text_offset": offsets,
     }
+
+
+def _chat_logprob(token: str, value: float) -> dict[str, Any]:
+    return {"token": token, "logprob": _finite(value), "bytes": _bytes(token)}
+
+
+def _finite(logprob: float) -> float:
+    """A log-probability as JSON can hold it; vLLM, too, writes -9999 for a probability of 0."""
+    return logprob if math.isfinite(logprob) else _LOWEST_LOGPROB
 
 
 def _bytes(token: str) -> list[int] | None:
