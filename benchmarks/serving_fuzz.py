@@ -1,10 +1,12 @@
-"""10,000 bodies that nobody should send: what the service answers.
+"""10,000 bodies that nobody should send, odd Host headers, broken heads and broken servers: what the service answers.
 
     PYTHONPATH=tests python benchmarks/serving_fuzz.py --out benchmarks/results/serving_fuzz.json
 
 One in ten comes from schemathesis and the service's own OpenAPI schema, the others are good bodies with strange values
 (huge numbers, deep nesting, lone surrogates ...) or damaged bytes. The service runs over HTTP in front of a scripted
-completion server. The run fails at the first answer other than a proper one, 400, 404 or 413.
+completion server. The run fails at the first answer other than a proper one, 400, 404 or 413. Host headers must be
+those of this machine; requests with a broken head get 4xx or a closed connection; and a completion server that sends
+nonsense costs its own request a 502, never an answer that is not valid JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fixtures.attacks import ask_broken, try_heads, try_hosts, upstream_payloads
 from fixtures.fuzz import broken_bodies, schema_bodies, send
 from fixtures.live import LiveApp
 from fixtures.scripted_server import ScriptedServer
@@ -35,6 +38,7 @@ from ragalign.tokenization import Tokenizer
 
 SHARES = {"schema": 0.1, "broken": 0.9}
 SEED = 7
+HEADS, UPSTREAMS = 500, 1_000
 
 
 class Errors(logging.Handler):
@@ -63,6 +67,23 @@ def fuzz(url: str, bodies: st.SearchStrategy[tuple[str, bytes]], count: int) -> 
     return statuses
 
 
+def fuzz_upstream(url: str, server: ScriptedServer, count: int) -> Counter[int]:
+    statuses: Counter[int] = Counter()
+
+    @seed(SEED)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(upstream_payloads(), st.booleans())
+    def work(payload: tuple[bytes, ...], stream: bool) -> None:
+        statuses[ask_broken(url, server, payload, stream=stream)] += 1
+
+    work()
+    return statuses
+
+
+def as_json(counts: Counter[int]) -> dict[str, int]:
+    return {str(status): number for status, number in sorted(counts.items())}
+
+
 def measure(count: int) -> dict[str, Any]:
     errors = Errors()
     logging.getLogger("ragalign.serving").addHandler(errors)
@@ -76,13 +97,21 @@ def measure(count: int) -> dict[str, Any]:
         with LiveApp(app) as running:
             for name, bodies in (("broken", broken_bodies()), ("schema", schema_bodies(app.openapi()))):
                 statuses = fuzz(running.url, bodies, round(count * SHARES[name]))
-                found[name] = {str(status): number for status, number in sorted(statuses.items())}
+                found[name] = as_json(statuses)
                 print(name, found[name], f"{time.perf_counter() - started:.0f} s", flush=True)
+            hosts = try_hosts(running.url)
+            assert not [status for status in hosts["bad"] if not 400 <= status < 500], hosts
+            heads = try_heads(running.url, HEADS, SEED)
+            assert not [status for status in heads if status >= 500], heads
+            upstreams = fuzz_upstream(running.url, server, UPSTREAMS)
+            print("hosts", hosts, "heads", heads, "upstreams", upstreams, flush=True)
             alive = httpx.get(f"{running.url}/ready").status_code
-    total = sum(sum(one.values()) for one in found.values())
     return {
-        "bodies": total,
+        "bodies": sum(sum(counts.values()) for counts in found.values()),
         "answers_by_status": found,
+        "host_headers": {kind: as_json(counts) for kind, counts in hosts.items()},
+        "heads": as_json(heads),
+        "broken_servers": as_json(upstreams),
         "errors_logged": len(errors.messages),
         "ready_afterwards": alive == 200,
         "seconds": round(time.perf_counter() - started),

