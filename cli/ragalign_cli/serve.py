@@ -29,7 +29,7 @@ def serve(
         Optional[list[str]],
         typer.Option(help="URL of a completion server to use instead of an own engine; repeat it for several."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="The recipe behind the bare model name.")] = "ica",
+    recipe: Annotated[str, typer.Option(help="The recipe that the bare model name selects.")] = "ica",
     also: Annotated[
         Optional[list[str]],
         typer.Option(help="Another recipe to serve, as NAME:RECIPE; repeatable. By default all packaged ones."),
@@ -48,7 +48,7 @@ def serve(
     open_schema: Annotated[bool, typer.Option("--open-schema", help="Show /openapi.json without a key.")] = False,
     allowed_host: Annotated[
         Optional[list[str]],
-        typer.Option(help="Host name under which clients may ask, such as *.example.org; repeat it for several."),
+        typer.Option(help="Host name that clients can use, such as *.example.org; repeat it for several."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens that a request may ask for.")] = 4096,
     max_prompt_tokens: Annotated[
@@ -62,7 +62,7 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for accepted requests.")] = 60.0,
     cors: Annotated[
-        Optional[list[str]], typer.Option(help="Origin whose web pages may ask, such as https://example.org.")
+        Optional[list[str]], typer.Option(help="Origin whose web pages can use the API, such as https://example.org.")
     ] = None,
     log_prompts: Annotated[bool, typer.Option(help="Write conversations and answers to the log.")] = False,
     access_log: Annotated[bool, typer.Option(help="Log every request's path and status.")] = False,

@@ -160,6 +160,33 @@ def test_bytes_that_are_no_request(live: LiveApp, content: bytes, kind: str, sta
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+WRONG = {
+    "floats": {"prompt": [1.5] * 240_000},
+    "mixed": {"prompt": ["a"] * 150_000 + [1]},
+    "messages": {"messages": [{}] * 200_000},
+    "parts": {"messages": [{"role": "user", "content": [{}] * 200_000}]},
+    "stops": {"stop": [1] * 300_000},
+    "biases": {"logit_bias": {str(number): "x" for number in range(60_000)}},
+    "tokens": {"stop_token_ids": ["x"] * 150_000},
+    "exclude": {"ragalign": {"exclude": [1] * 300_000}},
+    "where": {"ragalign": {"where": {"a": [None] * 150_000}}},
+    "names": {"ragalign": {str(number): 1 for number in range(80_000)}},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_megabyte_of_wrong_items_costs_no_time(name: str) -> None:
+    """Each of these once kept the event loop busy for up to 50 s. Errors are counted, not seconds."""
+    from pydantic import ValidationError
+
+    from ragalign.serving.requests import ChatRequest, CompletionRequest
+
+    kind = CompletionRequest if "prompt" in WRONG[name] else ChatRequest
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({"model": "tiny", "messages": ask()["messages"], "prompt": "x"} | WRONG[name])
+    assert refused.value.error_count() <= 6
+
+
 def test_beyond_the_queue_429_and_what_was_accepted_is_answered(upstream_service: Any) -> None:
     settings = ServingSettings(limits=Limits(max_running=2, max_waiting=3))
     with ScriptedServer(delay_s=0.5) as server, upstream_service(server, settings=settings) as running:

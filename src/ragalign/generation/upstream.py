@@ -67,11 +67,11 @@ class Upstream:
 
     Args:
         urls: such as "http://localhost:8000"; a path other than /v1 must end with the API's own /v1.
-        model: the name under which the servers serve the model; by default, what the first that answers says.
+        model: the name under which the servers serve the model; by default, that of the first server that answers.
         api_key: sent as a bearer token.
         timeout_s: seconds without a byte after which an answer counts as too slow; of an answer that is not
             streamed, seconds until it is there.
-        context_length: tokens that prompt and completion share; by default what a server says (vLLM's do).
+        context_length: tokens that prompt and completion share; by default as a server reports it (vLLM's do).
         check_every_s: seconds between health checks.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Answers as they come: several samples at once, cleaned, counted."""
+"""Streams the answers to a prompt: several samples at once, cleaned and counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Part:
     Attributes:
         index: which of the answers.
         text: cleaned.
-        logprobs: of the tokens behind the text, as the model drew them: cleaning may have changed the text.
+        logprobs: of the text's tokens, as the model drew them; cleaning can have changed the text.
         finish_reason: ``stop`` or ``length`` in the last part of an answer.
         n_tokens: tokens of the answer, in its last part.
         n_cached_tokens: prompt tokens from the prefix cache, in the last part; None where the engine does not say.

@@ -54,7 +54,6 @@ def create_app(
 
     from ragalign.serving.admin import make_admin_router
     from ragalign.serving.endpoints import make_router
-    from ragalign.serving.errors import ApiError
     from ragalign.serving.gate import Gate
     from ragalign.serving.inspecting import make_inspector
     from ragalign.serving.requests import ChatRequest, CompletionRequest
@@ -93,8 +92,8 @@ def create_app(
     async def passed_on(_: Any, error: Exception) -> Any:
         raise error  # the gate answers them all in the same form
 
-    for kind in (HTTPException, ApiError):
-        app.add_exception_handler(kind, passed_on)
+    # Not ApiError: what has a handler becomes another error once the response has begun, as in a stream.
+    app.add_exception_handler(HTTPException, passed_on)
     app.add_middleware(Gate, service=service)
     if settings.cors_origins:
         app.add_middleware(

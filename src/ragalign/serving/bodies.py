@@ -1,4 +1,4 @@
-"""From bytes that anybody may have sent to a JSON object."""
+"""Reads untrusted request bodies as JSON objects."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
     """The JSON object in a request's body.
 
     Raises:
-        ApiError: 415 (no JSON by its type), 413 (too large; it is not read to its end), 408 (too slow), or 400 (no
-            JSON object, nested too deeply, with numbers that JSON does not know, or with text that is no Unicode).
+        ApiError: 415 (the wrong content type), 413 (too large; it is not read to its end), 408 (too slow), or 400 (no
+            JSON object, nested too deeply, numbers that JSON does not have, or text that is not valid Unicode).
     """
-    # Web pages can send other types to any address without asking it, but not this one.
+    # Web pages can send other types to any address without a preflight request, but not this type.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send JSON, with the header 'Content-Type: application/json'")
@@ -46,9 +46,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
     except UnicodeEncodeError:
-        raise ApiError(400, "a string in the body has half of a surrogate pair, which is no Unicode text") from None
+        raise ApiError(400, "a string in the body has half of a surrogate pair, which is not valid Unicode") from None
     except ValueError as error:
-        raise ApiError(400, f"the body is no JSON: {error}") from None
+        raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
     return value
@@ -72,4 +72,4 @@ def _too_large(max_bytes: int) -> ApiError:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

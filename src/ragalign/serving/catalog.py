@@ -22,7 +22,7 @@ class Catalog:
 
     Attributes:
         name: of the model; ``NAME`` is its default recipe, ``NAME:RECIPE`` another one.
-        default: the recipe behind the bare name.
+        default: the recipe that the bare name selects.
         aligners: by recipe.
         version: counts the reloads.
     """

@@ -10,7 +10,7 @@ holds while the newest user turn
 With MiniLM, the default of 0.15 keeps 79 % of MT-Bench's second turns and notices 85 % of the turns that are about
 another of its questions (``benchmarks/serving_topic.py``).
 
-Otherwise demonstrations are retrieved anew, for the newest turn. Recipes that do not look at the query (random, fixed)
+Otherwise demonstrations are retrieved again, for the newest turn. Recipes that do not look at the query (random, fixed)
 and retrievers without an encoder keep theirs for the whole conversation. A reload of the index forgets everything.
 
 A conversation is known by a hash of its turns before the last answer: what the model said is not looked at, so that
@@ -40,7 +40,7 @@ class Kept:
 
     @classmethod
     def of(cls, text: str, hits: Sequence[Hit]) -> Kept:
-        """What is kept of a retrieval."""
+        """The record of a retrieval."""
         return cls(text[:_MOST_CHARACTERS], tuple(hits))
 
 
@@ -55,9 +55,9 @@ class Conversations:
         return len(self._kept)
 
     def find(self, setting: str, turns: Sequence[Turn]) -> Kept | None:
-        """What was kept for the turn before last; None for a conversation that begins, or is not known.
+        """The record of the turn before last; None for a new or unknown conversation.
 
-        `setting` stands for everything else that candidates depend on: recipe, options, generation of the index.
+        `setting` names everything else that candidates depend on: recipe, options, generation of the index.
         """
         if len(turns) < 3 or turns[-2].role != "assistant":
             return None

@@ -50,7 +50,7 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/chat/completions", summary="Answer a conversation", openapi_extra=_body("ChatRequest"))
     async def chat(request: Request) -> Response:
         timings = Timings()
-        asked = parse(ChatRequest, await body_of(request))
+        asked = parse(ChatRequest, await body_of(request), limits)
         catalog = service.catalog
         recipe, aligner = catalog.resolve(asked.model)
         default, lost = service.capabilities.served(aligner.decoding)
@@ -59,7 +59,7 @@ def make_router(service: Service) -> APIRouter:
             catalog,
             recipe,
             aligner,
-            asked.turns(limits),
+            asked.turns(),
             asked.decoding(default, limits, service.capabilities),
             asked.ragalign or RagalignOptions(),
             asked.n_logprobs,
@@ -76,7 +76,7 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/completions", summary="Continue a prompt as it is", openapi_extra=_body("CompletionRequest"))
     async def completions(request: Request) -> Response:
         timings = Timings()
-        asked = parse(CompletionRequest, await body_of(request))
+        asked = parse(CompletionRequest, await body_of(request), limits)
         service.catalog.resolve(asked.model)
         # The defaults of OpenAI's endpoint.
         decoding = asked.decoding(Decoding(temperature=1.0, max_tokens=16), limits, service.capabilities)

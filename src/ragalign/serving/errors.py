@@ -17,7 +17,7 @@ class ApiError(Exception):
 
     Attributes:
         status: of HTTP.
-        message: one line: what was wrong, and what to do.
+        message: what was wrong and what to do, in one line.
         param: the field of the request that it is about, such as ``messages[1].content``.
         code: for programs, such as ``context_length_exceeded``.
         retry_after_s: when another try makes sense.
@@ -75,7 +75,7 @@ def _type(status: int) -> str:
 
 
 def as_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
-    """How a client is told of any error; of an unexpected one, it gets the request's id to quote, and no more."""
+    """Any error as the API gives it. An unexpected error shows the request's id and nothing else."""
     from starlette.exceptions import HTTPException
 
     if isinstance(error, ApiError):
@@ -98,7 +98,7 @@ def set_request_id(scope: MutableMapping[str, Any], id_: str) -> None:
 
 
 def from_library(error: RagalignError) -> ApiError:
-    """How a client is told of an error of the library."""
+    """An error of the library as the API gives it."""
     message = str(error)
     if isinstance(error, BudgetError):
         return ApiError(400, message, param="messages", code="context_length_exceeded")

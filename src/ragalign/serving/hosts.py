@@ -1,4 +1,4 @@
-"""Which Host headers a request may have: what keeps other web pages out of a service without keys.
+"""The check of the Host header, which keeps other web pages out of a service without keys.
 
 A page of ``evil.example`` can let its own name resolve to 127.0.0.1 (DNS rebinding). A browser then takes this service
 for that page's own server and lets it read every answer. But it still sends the page's name as ``Host``, so that is
@@ -35,7 +35,7 @@ class HostCheck:
     """Refuses requests whose Host header names another server.
 
     Args:
-        allowed: names or addresses, without ports; ``*.example.org`` stands for all names below it, ``*`` for any host.
+        allowed: names or addresses, without ports; ``*.example.org`` allows all names below it, ``*`` any host.
         has_keys: whether requests need an API key.
 
     Raises:
@@ -50,7 +50,7 @@ class HostCheck:
         """Check the Host header of a request.
 
         Raises:
-            ApiError: 400, there is none, several, or what is there is no host; 403, it is none of the allowed ones.
+            ApiError: 400, the header is missing, repeated or malformed; 403, the host is not allowed.
         """
         address = _address(scope["server"][0]) if scope.get("server") else None
         on_loopback = address is not None and _is_loopback(address)
@@ -58,10 +58,10 @@ class HostCheck:
             return
         given = [value for name, value in scope["headers"] if name.lower() == b"host"]
         if len(given) != 1:
-            raise ApiError(400, "send one Host header", code="invalid_host")
+            raise ApiError(400, "send exactly one Host header", code="invalid_host")
         host = _host(given[0].decode("latin-1"))
         if host is None:
-            raise ApiError(400, "the Host header names no host", code="invalid_host")
+            raise ApiError(400, "the Host header is malformed", code="invalid_host")
         if not self._is_allowed(host, address):
             shown = "its hosts" if self._allowed else "localhost"
             raise ApiError(

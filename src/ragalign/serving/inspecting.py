@@ -1,4 +1,4 @@
-"""``/``: the inspector, a page that shows what the model really sees."""
+"""The inspector at ``/``: a page that shows the prompt that the model sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KINDS = {
     "inspector.js": "text/javascript; charset=utf-8",
     "inspector.html": "text/html; charset=utf-8",
 }
-# The page loads its own two files, asks its own service, and nothing else: not even what got into it by mistake.
+# The page loads its own two files and asks its own service, and nothing else, even if markup got into it.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"

@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""API keys and rate limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_CLIENTS = 10_000
 
 
 class Keys:
-    """API keys, compared in a time that tells nothing about them."""
+    """API keys, compared in constant time."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key) for key in keys]

@@ -1,4 +1,4 @@
-"""What Prometheus is told. No label comes from a client, so their number is bounded."""
+"""Prometheus metrics. No label comes from a client, so their number is bounded."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from ragalign.types import Hit, Prompt, Turn
 _MOST_TOGETHER = 64
 # Conversations longer than this are prepared apart. Encoders look at a few hundred tokens, far less than this.
 _LONG_CHARACTERS = 20_000
-# What these retrieve has nothing to do with the query.
+# Retrievers that do not look at the query.
 BLIND = frozenset({"random", "fixed"})
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def query(self) -> str:
-        """What is retrieved for: the beginning of the last turn, which is more than encoders look at."""
+        """The text to retrieve for: the beginning of the last turn, which is more than encoders read."""
         return self.turns[-1].content[:_LONG_CHARACTERS]
 
 
@@ -267,7 +267,7 @@ def _ask(
 
 
 def _encoder(aligner: Aligner) -> Encoder | None:
-    """What judges whether the topic holds: the encoder behind the retriever, if it looks at queries at all."""
+    """The retriever's encoder, which judges whether the topic holds; None where queries make no difference."""
     retriever = aligner.retriever
     if retriever is None or retriever.name in BLIND:
         return None

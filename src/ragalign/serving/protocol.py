@@ -91,10 +91,10 @@ class BoundedProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or has too long a head."""
+        """Answer a request that is not HTTP, or whose head is too long."""
         too_long = len(self.conn.trailing_data[0]) >= self._limits.max_header_bytes
         limit = f"the head of the request is longer than {self._limits.max_header_bytes:,} bytes"
-        self._refuse(ApiError(431, limit) if too_long else ApiError(400, "this is no valid HTTP request"))
+        self._refuse(ApiError(431, limit) if too_long else ApiError(400, "the request is not valid HTTP"))
 
     def _follow(self) -> None:
         """Set the deadline for what the client does next."""

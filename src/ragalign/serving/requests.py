@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ragalign.generation.presets import without_unsupported
 from ragalign.packing import Packing
@@ -17,7 +17,7 @@ from ragalign.serving.settings import Limits
 from ragalign.types import Decoding, Role, Turn
 
 _INT64 = 2**63
-# A seed of any sign becomes one that leaves room for the n that are counted up from it.
+# Seeds of any sign are folded into this range, with room for the n that are counted up from them.
 _SEEDS = 2**62
 _SMALLEST_TOP_P = 1e-6
 _MOST_STOPS = 16
@@ -35,10 +35,24 @@ _WITHOUT_EFFECT = frozenset(
 # What would change an answer, and no base model here can do.
 _UNSUPPORTED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 _NEUTRAL = Decoding()
+_MOST_PARTS = 1_000
+_MOST_OPTIONS = 32
+_Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 B = TypeVar("B", bound=BaseModel)
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Refuse a list or an object by its size before anything looks into it."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"{len(value):,} items; at most {most:,} here")
+        return value
+
+    return BeforeValidator(check)
 
 
 class _Body(BaseModel):
@@ -56,7 +70,7 @@ class Message(_Body):
     """One message of a conversation."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: Annotated[str | Annotated[list[TextPart], Field(fail_fast=True)], _at_most(_MOST_PARTS)] | None = None
     tool_calls: list[Any] | None = None
     function_call: Any = None
 
@@ -67,11 +81,15 @@ class StreamOptions(_Body):
     include_usage: bool | None = None
 
 
+_Scalar = str | int | float | bool
+_Metadata = Annotated[_Scalar | Annotated[list[_Scalar], Field(fail_fast=True)], _at_most(1000)]
+
+
 class RagalignOptions(BaseModel):
     """How demonstrations are retrieved and packed for this request; a wrong name is an error here.
 
     Attributes:
-        explain: tell which demonstrations were used, with scores and budget.
+        explain: report which demonstrations were used, with scores and budget.
         max_demonstrations, max_tokens, max_demonstration_tokens, when_full, order: see `ragalign.packing.Packing`.
         candidates: hits that the packer chooses from.
         where: metadata that demonstrations must have.
@@ -88,10 +106,8 @@ class RagalignOptions(BaseModel):
     when_full: Literal["stop", "skip"] | None = None
     order: Literal["most_similar_last", "most_similar_first", "random"] | None = None
     candidates: Annotated[int, Field(ge=1, le=1000)] | None = None
-    where: (
-        Annotated[dict[str, str | int | float | bool | list[str | int | float | bool]], Field(max_length=16)] | None
-    ) = None
-    exclude: Annotated[list[str], Field(max_length=1000)] | None = None
+    where: Annotated[dict[str, _Metadata], _at_most(16)] | None = None
+    exclude: Annotated[list[str], Field(fail_fast=True), _at_most(1000)] | None = None
     refresh: bool = False
 
     def packing(self, default: Packing) -> Packing:
@@ -103,7 +119,7 @@ class RagalignOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the engine can do for a request.
+    """What an engine can honour.
 
     Attributes:
         vocabulary_size: token ids are below this; None where it is not known.
@@ -136,7 +152,7 @@ class _Generation(_Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -145,13 +161,11 @@ class _Generation(_Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST_TOKENS_NAMED)] | None
-    ) = None
+    stop_token_ids: Annotated[list[_Token], Field(fail_fast=True), _at_most(_MOST_TOKENS_NAMED)] | None = None
     ignore_eos: bool | None = None
-    logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MOST_TOKENS_NAMED)] | None
-    ) = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most(_MOST_TOKENS_NAMED)] | None = (
+        None
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -168,7 +182,7 @@ class _Generation(_Body):
         return unknown + [f"stream_options.{name}" for name in options if name != "include_obfuscation"]
 
     def warnings(self, lost: Sequence[str]) -> list[str]:
-        """What the answer's ``warnings`` say: ignored fields, and what of the recipe's decoding is not applied."""
+        """The answer's ``warnings``: ignored fields, and fields of the recipe's decoding that are not applied."""
         known = type(self).model_fields
         unknown = self.unknown_fields()
         found = [f"the recipe's {name} is not applied: this engine cannot honour it" for name in lost]
@@ -254,11 +268,11 @@ class _Generation(_Body):
 class ChatRequest(_Generation):
     """The body of ``POST /v1/chat/completions``; further fields are ignored, with a warning."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    ragalign: RagalignOptions | None = None
+    ragalign: Annotated[RagalignOptions, _at_most(_MOST_OPTIONS)] | None = None
 
     @property
     def n_logprobs(self) -> int | None:
@@ -270,15 +284,13 @@ class ChatRequest(_Generation):
             return "max_completion_tokens", self.max_completion_tokens
         return super()._most_new_tokens()
 
-    def turns(self, limits: Limits) -> list[Turn]:
+    def turns(self) -> list[Turn]:
         """The conversation. Neighbours of one role become one turn; ``developer`` is ``system``.
 
         Raises:
             ApiError: 400, for what a base model has no place for: tools, images, an answer to go on with.
         """
         self._check_unsupported()
-        if len(self.messages) > limits.max_messages:
-            raise ApiError(400, f"{len(self.messages)} messages; at most {limits.max_messages} here", param="messages")
         turns: list[Turn] = []
         for number, message in enumerate(self.messages):
             where = f"messages[{number}]"
@@ -313,9 +325,9 @@ class CompletionRequest(_Generation):
 
     prompt: (
         str
-        | list[str]
-        | list[Annotated[int, Field(ge=0, lt=2**31)]]
-        | list[list[Annotated[int, Field(ge=0, lt=2**31)]]]
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[_Token], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[_Token], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -351,12 +363,18 @@ class _Place:
     message: str
 
 
-def parse(kind: type[B], body: Mapping[str, Any]) -> B:
+def parse(kind: type[B], body: Mapping[str, Any], limits: Limits) -> B:
     """A body as its model.
+
+    Sizes come first, and lists are given up at their first wrong item: a megabyte of wrong items would otherwise keep
+    the event loop busy for the better part of a minute.
 
     Raises:
         ApiError: 400, naming the first field that is wrong.
     """
+    messages = body.get("messages")
+    if isinstance(messages, list) and len(messages) > limits.max_messages:
+        raise ApiError(400, f"{len(messages):,} messages; at most {limits.max_messages} here", param="messages")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -367,10 +385,10 @@ def parse(kind: type[B], body: Mapping[str, Any]) -> B:
 
 
 def _token_id(key: str, engine: Capabilities) -> int:
-    """The token that a key of ``logit_bias`` stands for.
+    """The token id in a key of ``logit_bias``.
 
     Raises:
-        ApiError: 400, it stands for none.
+        ApiError: 400, it is not a token id.
     """
     if not _TOKEN_ID.fullmatch(key):
         raise ApiError(400, f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
@@ -380,10 +398,11 @@ def _token_id(key: str, engine: Capabilities) -> int:
 
 def _first(error: ValidationError) -> _Place:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of the alternatives of a union, the one that came furthest tells most.
+    # Of the alternatives of a union, the one that came furthest explains most.
     top = details[0]["loc"][:1]
     detail = max((found for found in details if found["loc"][:1] == top), key=lambda found: len(_steps(found["loc"])))
-    return _Place(_path(_steps(detail["loc"])), detail["msg"][:1].lower() + detail["msg"][1:])
+    message = detail["msg"].removeprefix("Value error, ")
+    return _Place(_path(_steps(detail["loc"])), message[:1].lower() + message[1:])
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:

@@ -53,7 +53,7 @@ def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False
         timeout_keep_alive=_KEEPALIVE_S,
         timeout_graceful_shutdown=drain_s,
         server_header=False,
-        # The client's address decides who may reload; a header that anybody can send must not.
+        # The client's address decides who can reload; a header that any client can send must not.
         proxy_headers=False,
         lifespan="on",
     )

@@ -75,7 +75,7 @@ Parts = ClosableAsyncIterator[Part]
 
 
 class Service:
-    """What all requests share.
+    """The state that all requests share.
 
     Args:
         catalog: the recipes.
@@ -148,7 +148,7 @@ class Service:
     async def reload(self) -> Catalog:
         """Load the index again. Requests under way end with the old one, later ones begin with the new.
 
-        All who ask while one reload runs share the next one: it begins after they asked, so it sees what they mean.
+        Calls that come while a reload runs share the next one, which begins after them.
 
         Raises:
             ApiError: 409, it cannot be reloaded, or what is on disk cannot be served; the old one stays.
@@ -179,7 +179,7 @@ class Service:
 
     @asynccontextmanager
     async def chat(self, chat: ResolvedChat, timings: Timings) -> AsyncIterator[tuple[Prepared, Parts]]:
-        """What was prepared for a conversation, and the parts of its answer, while it holds a place in the queue.
+        """The prepared prompt of a conversation and the parts of its answer; it holds a place in the queue meanwhile.
 
         Raises:
             ApiError: anything that is wrong, with its status.
