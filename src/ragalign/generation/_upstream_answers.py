@@ -204,7 +204,9 @@ def _token(value: Any) -> str:
 
 def _top(value: Any) -> tuple[tuple[str, float], ...]:
     top = _typed(value, dict, "logprobs.top_logprobs[]") or {}
-    return tuple(sorted(((token, _logprob(number)) for token, number in top.items()), key=lambda pair: -pair[1]))
+    return tuple(
+        sorted(((valid_text(token), _logprob(number)) for token, number in top.items()), key=lambda pair: -pair[1])
+    )
 
 
 def _logprob(value: Any) -> float:

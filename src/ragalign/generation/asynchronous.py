@@ -50,7 +50,11 @@ _NEUTRAL = Decoding()
 
 @runtime_checkable
 class AsyncEngine(Protocol):
-    """The asynchronous counterpart of a `Generator`, for services: any number of answers at a time."""
+    """The asynchronous counterpart of a `Generator`, for services: any number of answers at a time.
+
+    It can also have `vocabulary_size`, below which all token ids are (None where that is not known), and `unsupported`,
+    the fields of `Decoding` that it cannot honour: requests that are beyond those are then refused by name.
+    """
 
     @property
     def model(self) -> str:
@@ -59,14 +63,6 @@ class AsyncEngine(Protocol):
     @property
     def context_length(self) -> int | None:
         """Tokens that prompt and completion share; None where it is not known."""
-
-    @property
-    def vocabulary_size(self) -> int | None:
-        """Token ids from 0 up to this one exclusive are the model's; None where it is not known."""
-
-    @property
-    def unsupported(self) -> frozenset[str]:
-        """The fields of `Decoding` that it cannot honour."""
 
     @property
     def is_ready(self) -> bool:

@@ -102,9 +102,9 @@ class Service:
     @cached_property
     def capabilities(self) -> Capabilities:
         """What the engine can do, with the vocabulary of its tokenizer."""
-        sizes = (self.generator.vocabulary_size, self._tokenizer.vocabulary_size)
+        sizes = (getattr(self.generator, "vocabulary_size", None), self._tokenizer.vocabulary_size)
         known = min(size for size in sizes if size is not None)
-        return Capabilities(known, self.generator.unsupported)
+        return Capabilities(known, frozenset(getattr(self.generator, "unsupported", ())))
 
     def warnings(self, asked: ChatRequest | CompletionRequest, lost: Sequence[str] = ()) -> dict[str, Any]:
         """The ``warnings`` of an answer, if there are any. The log has each unknown name once.
