@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from fixtures.scripted_server import ScriptedServer
 from fixtures.tiny_model import build_tiny_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragalign import Aligner, Index
 from ragalign.aligner import Failure
+from ragalign.encoders import Encoder
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation import VllmGenerator
 from ragalign.generation.openai import OpenAIGenerator
+from ragalign.packing import Packing
 from ragalign.recipes import packaged_recipes
 from ragalign.templates import Template
 from ragalign.templates.streaming import CleanStream
@@ -199,3 +201,30 @@ def test_cleaning_a_stream_equals_cleaning_the_whole(form: str, pieces: list[str
     stream = CleanStream(template)
     streamed = [stream.push(piece) for piece in pieces]
     assert "".join(streamed) + stream.finish() == template.clean("".join(pieces))
+
+
+class TestPackedAloneAndInABatch:
+    """Without a planner, what else is asked changes nothing; with one, a batch is planned together."""
+
+    @settings(max_examples=15)
+    @given(st.permutations(["Why is the sky blue?", "How do I bake bread?", "Hi", "Hello.", "2 + 2?", "Hello."]))
+    def test_the_prompt_is_the_same(self, packing_aligner: Aligner, asked: list[str]) -> None:
+        alone = [packing_aligner.pack(text) for text in asked]
+        together = packing_aligner.pack_many([query(n, text) for n, text in enumerate(asked)])
+        for one, other in zip(alone, together, strict=True):
+            assert isinstance(other, Prompt)
+            assert one.token_ids == other.token_ids
+            assert [used.id for used in one.demonstrations] == [used.id for used in other.demonstrations]
+
+    def test_others_can_be_made_from_it(self, packing_aligner: Aligner) -> None:
+        before = packing_aligner.pack("Say hello.")
+        fewer = packing_aligner.with_packing(Packing(max_demonstrations=2))
+        assert len(fewer.pack("Say hello.").demonstrations) == 2
+        assert packing_aligner.with_retriever(None).pack("Say hello.").demonstrations == ()
+        assert packing_aligner.pack("Say hello.").token_ids == before.token_ids
+
+
+@pytest.fixture(scope="module")
+def packing_aligner(starter_index: Path, tiny_model: Path, minilm: Encoder) -> Aligner:
+    index = Index.open(starter_index, encoder=minilm)
+    return Aligner.from_recipe("ica", index=index, tokenizer=tiny_model, context_length=2048)

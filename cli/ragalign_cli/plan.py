@@ -95,16 +95,17 @@ def plan(
     if not asked:
         raise DataError(f"{queries}: no queries to plan")
     aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
-    hits = aligner.retrieve([query.text for query in asked])
+    texts = [query.text for query in asked]
     capacity = None if cache_tokens is None else max(1, cache_tokens // base.block_size)
     points: list[Point] = []
     with progress("planning", len(settings), "settings") as advance:
         for point in frontier(
             aligner.packer,
             [query.turns for query in asked],
-            hits,
+            aligner.retrieve(texts),
             settings,
             n_plain=aligner.candidates,
+            more=aligner.more(texts),
             capacity=capacity,
         ):
             points.append(point)
@@ -125,6 +126,7 @@ def _row(point: Point, plain: Point) -> list[str]:
         setting += f", {point.personal} last"
     elif setting != "none":
         setting += f" {point.min_relevance:g}"
+        setting += f" (as {point.planned_at:g})" if point.planned_at != point.min_relevance else ""
     return [
         setting,
         f"{point.relevance:.3f}",

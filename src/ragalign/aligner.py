@@ -14,8 +14,8 @@ from typing import Any, Self, cast, get_args
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
 from ragalign.generation.presets import without_unsupported
 from ragalign.indexes import Index
-from ragalign.packing import Packer
-from ragalign.planning import Held, OnlinePlanner, Plan, Planner, PlannerSettings
+from ragalign.packing import More, Packer, Packing
+from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, PrefixMemory
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever, make_retriever
@@ -52,6 +52,7 @@ class Aligner:
         exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
         where: metadata that demonstrations must have.
         planner: how to let prompts share prefixes; by default nothing is planned.
+        memory: what the generator's prefix cache probably holds; share it between aligners of one generator.
         name: what to call this setting in files, such as a recipe's name.
     """
 
@@ -66,6 +67,7 @@ class Aligner:
         exclude: Exclusion | None = None,
         where: Mapping[str, Any] | None = None,
         planner: PlannerSettings | None = None,
+        memory: PrefixMemory | None = None,
         name: str = "",
     ) -> None:
         self.packer = packer
@@ -76,7 +78,7 @@ class Aligner:
         self.where = where or None
         self.planner = planner or PlannerSettings()
         self.name = name
-        self._held = Held()
+        self._memory = memory or PrefixMemory()
         self._generator = generator
 
     @classmethod
@@ -172,21 +174,73 @@ class Aligner:
     @property
     def online(self) -> OnlinePlanner:
         """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory."""
-        return OnlinePlanner(self.packer, self.planner, self._held)
+        return OnlinePlanner(self.packer, self.planner, self._memory)
+
+    def with_packing(self, packing: Packing, *, candidates: int | None = None) -> Self:
+        """An aligner with other limits on its prompts, and with as many candidates as these need unless given."""
+        enough = max(self.candidates, packing.max_demonstrations)
+        return self._with(
+            packer=self.packer.with_packing(packing), candidates=enough if candidates is None else candidates
+        )
+
+    def with_retriever(self, retriever: Retriever | None) -> Self:
+        """An aligner that retrieves otherwise, over the same pool."""
+        return self._with(retriever=retriever)
+
+    def with_generator(self, generator: Generator | None) -> Self:
+        """An aligner with another generator, whose prefix cache it knows nothing of yet."""
+        return self._with(generator=generator, memory=None)
+
+    def _with(self, **changes: Any) -> Self:
+        same: dict[str, Any] = {
+            "packer": self.packer,
+            "retriever": self.retriever,
+            "generator": self._generator,
+            "decoding": self.decoding,
+            "candidates": self.candidates,
+            "exclude": self.exclude,
+            "where": self.where,
+            "planner": self.planner,
+            "memory": self._memory,
+            "name": self.name,
+        }
+        return type(self)(**(same | changes))
 
     @property
     def n_hits(self) -> int:
         """How many hits per query packer and planner have a use for."""
         return max(self.candidates, Planner(self.packer, self.planner).n_candidates)
 
-    def retrieve(self, queries: Sequence[str]) -> list[list[Hit]]:
-        """Candidates for each query, best first; `n_hits` of them."""
+    def retrieve(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        exclude: Exclusion | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """Candidates for each query, best first: `k` of them, or `n_hits`; filtered as usual unless told otherwise."""
         if self.retriever is None or self.candidates == 0:
             return [[] for _ in queries]
-        return self.retriever.retrieve(queries, self.n_hits, exclude=self.exclude, where=self.where)
+        exclude = self.exclude if exclude is None else exclude
+        where = self.where if where is None else where or None
+        return self.retriever.retrieve(queries, self.n_hits if k is None else k, exclude=exclude, where=where)
+
+    def more(
+        self, queries: Sequence[str], *, exclude: Exclusion | None = None, where: Mapping[str, Any] | None = None
+    ) -> More:
+        """Retrieves further candidates for these queries, where packing has to skip some; see `Packing.refill`."""
+
+        def retrieve(positions: Sequence[int], k: int) -> list[list[Hit]]:
+            return self.retrieve([queries[position] for position in positions], k=k, exclude=exclude, where=where)
+
+        return retrieve
 
     def pack(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Prompt:
-        """Retrieve for one conversation (or a single question) and pack its prompt, beside those packed before.
+        """Retrieve for one conversation (or a single question) and pack its prompt.
+
+        Without a planner this is the prompt that `pack_many` makes. With one, it is steered towards the prompts that
+        were packed here before, while `pack_many` plans its prompts together.
 
         Raises:
             BudgetError: the conversation does not fit.
@@ -195,7 +249,11 @@ class Aligner:
         query = _query(messages)
         [hits] = self.retrieve([query.text])
         return self.online.pack(
-            query.turns, hits, n_plain=self.candidates, max_new_tokens=self._reserved(decoding or self.decoding)
+            query.turns,
+            hits,
+            n_plain=self.candidates,
+            more=self.more([query.text]),
+            max_new_tokens=self._reserved(decoding or self.decoding),
         )
 
     def pack_many(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> list[Prompt | BudgetError]:
@@ -204,11 +262,13 @@ class Aligner:
 
     def plan(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> Plan:
         """As `pack_many`, with the order in which to ask the prompts and the relevance that each has kept."""
-        hits = self.retrieve([query.text for query in queries])
+        texts = [query.text for query in queries]
+        hits = self.retrieve(texts)
         return Planner(self.packer, self.planner).plan(
             [query.turns for query in queries],
             hits,
             n_plain=self.candidates,
+            more=self.more(texts),
             max_new_tokens=self._reserved(decoding or self.decoding),
         )
 

@@ -18,6 +18,15 @@ Role = Literal["system", "user", "assistant"]
 DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
 
 
+# What is shown of an object when it is printed: so many characters of a text, and so many answers.
+_SHOWN_CHARACTERS = 60
+_SHOWN = 2
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}...")
+
+
 def content_id(instruction: str, response: str) -> str:
     """The id of a demonstration: the first 16 hex digits of a SHA-256 over both texts.
 
@@ -152,6 +161,11 @@ class Prompt:
     max_tokens: int = 0
     reuse: ReusePlan | None = None
 
+    def __repr__(self) -> str:
+        counts = f"{self.n_tokens:,} tokens, {len(self.demonstrations)} demonstrations"
+        dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
+        return f"Prompt({counts}{dropped}, {_shortened(self.pieces[-1] if self.pieces else '')})"
+
     @property
     def text(self) -> str:
         """The whole prompt as text, without special tokens."""
@@ -185,7 +199,7 @@ class Output:
     text: str
     finish_reason: str
     n_tokens: int
-    token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +253,14 @@ class Completion:
     latency_s: float = 0.0
     first_token_s: float | None = None
     n_reused_tokens: int = 0
+
+    def __repr__(self) -> str:
+        texts = ", ".join(_shortened(output.text) for output in self.outputs[:_SHOWN])
+        others = f", and {len(self.outputs) - _SHOWN} more" if len(self.outputs) > _SHOWN else ""
+        reason = f"finish_reason={self.finish_reason!r}, " if self.outputs else ""
+        cached = "" if self.n_cached_tokens is None else f" ({self.n_cached_tokens:,} cached)"
+        counts = f"{self.n_prompt_tokens:,} prompt tokens{cached}, {self.n_output_tokens:,} output tokens"
+        return f"Completion({texts}{others}, {reason}{counts})"
 
     @property
     def text(self) -> str:

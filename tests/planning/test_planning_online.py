@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.packing import Packing
-from ragalign.planning import Held, OnlinePlanner, PlannerSettings, PrefixCache
-from ragalign.planning.held import Step
+from ragalign.planning import OnlinePlanner, PlannerSettings, PrefixCache, PrefixMemory
+from ragalign.planning.prefix_memory import PromptPart
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Hit, Turn
 
@@ -87,19 +87,19 @@ def test_a_conversation_keeps_its_demonstrations(tokenizer: Tokenizer) -> None:
 
 
 def test_reports_and_the_limit_make_it_forget() -> None:
-    steps = {name: [Step("start", 10), Step(name, 100)] for name in "abcd"}
-    held = Held(capacity=330)
+    parts = {name: [PromptPart("start", 10), PromptPart(name, 100)] for name in "abcd"}
+    memory = PrefixMemory(capacity=330)
     for name in "abc":
-        held.add(steps[name])
-    assert held.n_tokens == 310
-    held.add(steps["d"])
-    assert held.find(steps["a"]) is None
-    assert held.n_tokens == 310
+        memory.add(parts[name])
+    assert memory.n_tokens == 310
+    memory.add(parts["d"])
+    assert memory.find(parts["a"]) is None
+    assert memory.n_tokens == 310
     # The engine had the start only: what is older than c's last use is gone too.
-    held.add(steps["c"])
-    held.correct(steps["c"], 10, block_size=1)
-    assert held.find(steps["b"]) is None
-    assert held.find(steps["c"]) is not None
-    assert held.find(steps["d"]) is not None
-    held.correct(steps["d"], 110, block_size=1)
-    assert held.n_tokens == 210
+    memory.add(parts["c"])
+    memory.correct(parts["c"], 10, block_size=1)
+    assert memory.find(parts["b"]) is None
+    assert memory.find(parts["c"]) is not None
+    assert memory.find(parts["d"]) is not None
+    memory.correct(parts["d"], 110, block_size=1)
+    assert memory.n_tokens == 210

@@ -93,7 +93,7 @@ def test_chat_steers_and_learns(
     again = aligner.chat(turns, decoding=ONE_TOKEN)
     assert [one.id for one in again.prompt.demonstrations] == [one.id for one in first.prompt.demonstrations]
     assert (again.n_cached_tokens or 0) >= first.prompt.n_demonstration_tokens // 32 * 32
-    assert aligner.online.held.n_tokens >= first.prompt.n_demonstration_tokens
+    assert aligner.online.memory.n_tokens >= first.prompt.n_demonstration_tokens
 
 
 def test_plan_shows_the_frontier(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ragalign.errors import ConfigError
 from ragalign.packing import Packing
 from ragalign.planning import Planner, PlannerSettings
-from ragalign.planning.frontier import n_prefilled
+from ragalign.planning.frontier import frontier, n_prefilled
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Hit, Prompt, Turn
 
@@ -54,6 +54,7 @@ packings = st.builds(
     max_tokens=st.sampled_from([0, 60, 300, 900, 3000]),
     max_demonstration_tokens=st.sampled_from([60, 500]),
     when_full=st.sampled_from(["stop", "skip"]),
+    refill=st.booleans(),
 )
 
 
@@ -75,7 +76,7 @@ def test_every_plan(
     packer = make_packer(tokenizer, packing, n_constants, context_length)
     asked = [[Turn("user", f"Query number {n}? " + "word " * (n * 7 % 20))] for n in range(len(hits))]
     plan = Planner(packer, how).plan(asked, hits, n_plain=N_PLAIN)
-    plain = packer.pack_many(asked, [found[:N_PLAIN] for found in hits])
+    plain = packer.pack_many(asked, hits, n_plain=N_PLAIN)
 
     # No query is lost and none invented.
     assert len(plan.prompts) == len(asked)
@@ -93,7 +94,7 @@ def test_every_plan(
         ids = [one.id for one in prompt.demonstrations if one.score is not None]
         wanted = [one for one in usual.demonstrations if one.score is not None]
         assert len(set(ids)) == len(ids)
-        assert set(ids) <= {hit.id for hit in found[: max(N_PLAIN, how.candidates)]}
+        assert set(ids) <= {hit.id for hit in found[: max(N_PLAIN, how.candidates)]} | {one.id for one in wanted}
         assert len(prompt.demonstrations) <= packing.max_demonstrations
         # The most similar ones are last.
         best = [one.id for one in wanted][::-1][: how.personal]
@@ -140,6 +141,48 @@ def test_a_lower_floor_costs_less(tokenizer: Tokenizer) -> None:
         costs.append(n_prefilled(plan, 16))
     assert max(costs[1:]) < 0.9 * costs[0]
     assert costs[-1] == min(costs)
+
+
+@settings(max_examples=25)
+@given(
+    batches,
+    st.lists(
+        st.sampled_from([0.0, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0]), min_size=2, max_size=5, unique=True
+    ),
+    st.sampled_from(STRATEGIES),
+    st.sampled_from([1, 16]),
+)
+def test_no_floor_costs_more_than_a_tighter_one(
+    tokenizer: Tokenizer, hits: list[list[Hit]], floors: list[float], strategy: str, block_size: int
+) -> None:
+    packer = make_packer(tokenizer, Packing(max_tokens=600))
+    asked = [[Turn("user", f"Query number {n}?")] for n in range(len(hits))]
+    one = PlannerSettings(strategy, personal=1, candidates=30, block_size=block_size)  # type: ignore[arg-type]
+    tried = [replace(one, min_relevance=floor) for floor in floors]
+    points = list(frontier(packer, asked, hits, tried, n_plain=N_PLAIN))
+    assert [point.min_relevance for point in points] == floors, "in the order given"
+    costs = [point.n_prefilled for point in sorted(points, key=lambda point: -point.min_relevance)]
+    assert costs == sorted(costs, reverse=True)
+    for point in points:
+        assert point.relevance >= point.min_relevance - 1e-9
+        assert point.planned_at >= point.min_relevance
+        # It is the plan of the floor that it names.
+        plan = Planner(packer, replace(one, min_relevance=point.planned_at)).plan(asked, hits, n_plain=N_PLAIN)
+        assert n_prefilled(plan, block_size) == pytest.approx(point.n_prefilled * max(len(hits), 1))
+
+
+def test_a_looser_floor_takes_over_a_cheaper_plan_of_a_tighter_one(tokenizer: Tokenizer) -> None:
+    packer = make_packer(tokenizer, Packing(max_tokens=600))
+    floors = [round(1 - step / 50, 2) for step in range(11)]
+    crossed = 0
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        hits = [hits_of(list(random.permutation(60)[:30]), sorted(random.random(30))) for _ in range(10)]
+        asked = [[Turn("user", f"Query {n}?")] for n in range(10)]
+        tried = [PlannerSettings("relax", min_relevance=floor) for floor in floors]
+        points = list(frontier(packer, asked, hits, tried, n_plain=N_PLAIN))
+        crossed += sum(point.planned_at > point.min_relevance for point in points)
+    assert crossed, "on small workloads the search alone is not monotone"
 
 
 def test_systems_and_plans_do_not_mix(tokenizer: Tokenizer) -> None:

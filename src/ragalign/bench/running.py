@@ -206,7 +206,7 @@ class Run:
         index = self.indexes[condition.index] if condition.retrieves else None
         aligner = Aligner.from_recipe(condition.recipe, index=index, model=generator, tokenizer=tokenizer)
         if condition.retriever is not None and index is not None:
-            aligner.retriever = condition.retriever(index)
+            return aligner.with_retriever(condition.retriever(index))
         return aligner
 
     def _rows(self, condition: Condition) -> list[dict[str, Mapping[str, Any]]]:

@@ -2,19 +2,19 @@
 
 from ragalign.planning.cache import PrefixCache
 from ragalign.planning.frontier import Point, default_settings, frontier
-from ragalign.planning.held import Held
 from ragalign.planning.online import OnlinePlanner
 from ragalign.planning.planner import Plan, Planner
+from ragalign.planning.prefix_memory import PrefixMemory
 from ragalign.planning.strategies import PlannerSettings
 
 __all__ = [
-    "Held",
     "OnlinePlanner",
     "Plan",
     "Planner",
     "PlannerSettings",
     "Point",
     "PrefixCache",
+    "PrefixMemory",
     "default_settings",
     "frontier",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ragalign.packing import Packer
+from ragalign.packing import More, Packer
 from ragalign.planning.bounds import prefix_bound, reuse_bound
 from ragalign.planning.cache import PrefixCache
 from ragalign.planning.planner import Plan, Planner
@@ -32,6 +32,8 @@ class Point:
         prefix_bound: no order of the same demonstrations can prefill fewer, see `ragalign.planning.bounds`.
         reuse_bound: the same with reuse wherever a demonstration stands.
         seconds: to plan and pack the whole batch.
+        planned_at: the floor that the plan was made with; higher than `min_relevance` where a tighter floor's plan
+            prefills less.
     """
 
     strategy: Strategy
@@ -45,6 +47,7 @@ class Point:
     prefix_bound: float
     reuse_bound: float
     seconds: float
+    planned_at: float
 
 
 def default_settings(settings: PlannerSettings, floors: Sequence[float] = FLOORS) -> list[PlannerSettings]:
@@ -63,9 +66,14 @@ def frontier(
     settings: Iterable[PlannerSettings],
     *,
     n_plain: int | None = None,
+    more: More | None = None,
     capacity: int | None = None,
 ) -> Iterator[Point]:
-    """Plan a workload with each setting and measure what comes of it.
+    """Plan a workload with each setting and measure what comes of it, in the order given.
+
+    A plan that keeps a tight floor keeps a looser one, too: where settings differ in their floor only, a looser one
+    takes over the plan of a tighter one that prefills less, so that no floor costs more than a tighter one. Such a
+    point names the floor to plan with in `planned_at`.
 
     Args:
         packer: makes the prompts.
@@ -73,13 +81,30 @@ def frontier(
         hits: the candidates of each, best first.
         settings: what to try.
         n_plain: how many of the hits the plain choice is made from; None is the packer's `max_demonstrations`.
+        more: retrieves more candidates, for places that would stay empty.
         capacity: blocks of the simulated cache; None for no limit.
     """
-    for one in settings:
-        start = time.perf_counter()
-        plan = Planner(packer, one).plan(conversations, hits, n_plain=n_plain)
-        seconds = time.perf_counter() - start
-        yield measure(plan, one, capacity=capacity, seconds=seconds)
+    asked = list(settings)
+    found: dict[PlannerSettings, Point] = {}
+
+    def planned(one: PlannerSettings) -> Point:
+        if one not in found:
+            start = time.perf_counter()
+            plan = Planner(packer, one).plan(conversations, hits, n_plain=n_plain, more=more)
+            found[one] = measure(plan, one, capacity=capacity, seconds=time.perf_counter() - start)
+        return found[one]
+
+    def best(one: PlannerSettings) -> Point:
+        tighter = {
+            other
+            for other in asked
+            if other.min_relevance > one.min_relevance and replace(other, min_relevance=one.min_relevance) == one
+        }
+        points = [planned(one), *(planned(other) for other in sorted(tighter, key=lambda other: other.min_relevance))]
+        return replace(min(points, key=lambda point: point.n_prefilled), min_relevance=one.min_relevance)
+
+    for one in asked:
+        yield best(one)
 
 
 def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = None, seconds: float = 0.0) -> Point:
@@ -100,6 +125,7 @@ def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = Non
         prefix_bound=prefix_bound(prompts),
         reuse_bound=reuse_bound(prompts),
         seconds=seconds,
+        planned_at=settings.min_relevance,
     )
 
 

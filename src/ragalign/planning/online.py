@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ragalign.packing import Choice, Packer
+from ragalign.packing import Choice, More, Packer
 from ragalign.planning.batch import discounts
 from ragalign.planning.candidates import others_of
-from ragalign.planning.held import Held, Node, Step
+from ragalign.planning.prefix_memory import Node, PrefixMemory, PromptPart
 from ragalign.planning.strategies import PlannerSettings
 from ragalign.types import Hit, Prompt, Turn
 
@@ -27,13 +27,13 @@ class OnlinePlanner:
     Args:
         packer: makes the prompts.
         settings: strategy, floor and how many demonstrations are pinned.
-        held: what the engine holds; share it between planners of one engine.
+        memory: what the engine holds; share it between planners of one engine.
     """
 
-    def __init__(self, packer: Packer, settings: PlannerSettings, held: Held | None = None) -> None:
+    def __init__(self, packer: Packer, settings: PlannerSettings, memory: PrefixMemory | None = None) -> None:
         self.packer = packer
         self.settings = settings
-        self.held = held or Held()
+        self.memory = memory or PrefixMemory()
 
     def pack(
         self,
@@ -41,6 +41,7 @@ class OnlinePlanner:
         hits: Sequence[Hit],
         *,
         n_plain: int | None = None,
+        more: More | None = None,
         max_new_tokens: int = 0,
         keeps: bool = True,
     ) -> Prompt:
@@ -50,6 +51,7 @@ class OnlinePlanner:
             turns: the conversation; where its last turn but one was packed here, it keeps its demonstrations.
             hits: candidates, best first.
             n_plain: how many of them the plain choice is made from; None is the packer's `max_demonstrations`.
+            more: retrieves more candidates, for places that would stay empty.
             max_new_tokens: room to leave for the completion inside the context.
             keeps: False chooses anew for a conversation that was packed here before, as after a change of topic.
 
@@ -57,33 +59,33 @@ class OnlinePlanner:
             BudgetError, DataError: as `Packer.pack`.
         """
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
-        [choice] = self.packer.choose_many([turns], [hits[:n_plain]], max_new_tokens=max_new_tokens)
+        [choice] = self.packer.choose_many([turns], [hits], n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
         if self.settings.strategy == "none":
             return self.packer.finish(choice)
-        with self.held.lock:
-            ordered = self.held.recall(self.packer.pool.fingerprint, turns) if keeps else None
+        with self.memory.lock:
+            ordered = self.memory.recall(self.packer.pool.fingerprint, turns) if keeps else None
             if ordered is None:
                 ordered = self._ordered(choice, hits)
             prompt = self.packer.assemble(choice, ordered)
-            self.held.add(self._steps(prompt))
+            self.memory.add(self._parts(prompt))
             kept = {used.id for used in prompt.demonstrations}
-            self.held.remember(self.packer.pool.fingerprint, turns, [hit for hit in ordered if hit.id in kept])
+            self.memory.remember(self.packer.pool.fingerprint, turns, [hit for hit in ordered if hit.id in kept])
         return prompt
 
     def learn(self, prompt: Prompt, n_cached_tokens: int | None) -> None:
         """Correct the estimate with what the engine reports of a prompt; None says nothing."""
         if n_cached_tokens is not None and self.settings.strategy != "none":
-            with self.held.lock:
-                self.held.correct(self._steps(prompt), n_cached_tokens, self.settings.block_size)
+            with self.memory.lock:
+                self.memory.correct(self._parts(prompt), n_cached_tokens, self.settings.block_size)
 
-    def _steps(self, prompt: Prompt) -> list[Step]:
+    def _parts(self, prompt: Prompt) -> list[PromptPart]:
         """The parts of a prompt, the first of which is everything before the retrieved demonstrations."""
         constants = [used for used in prompt.demonstrations if used.score is None]
-        retrieved = [Step(used.id, used.n_tokens) for used in prompt.demonstrations[len(constants) :]]
+        retrieved = [PromptPart(used.id, used.n_tokens) for used in prompt.demonstrations[len(constants) :]]
         n_tokens = prompt.n_special_tokens + prompt.n_preamble_tokens + sum(used.n_tokens for used in constants)
         preamble = prompt.pieces[0] if prompt.n_preamble_tokens else ""
         beginning = (self.packer.template.fingerprint, self.packer.tokenizer.fingerprint, preamble)
-        return [Step("\n".join([*beginning, *(used.id for used in constants)]), n_tokens), *retrieved]
+        return [PromptPart("\n".join([*beginning, *(used.id for used in constants)]), n_tokens), *retrieved]
 
     def _ordered(self, choice: Choice, hits: Sequence[Hit]) -> list[Hit]:
         settings = self.settings
@@ -93,10 +95,10 @@ class OnlinePlanner:
             [others] = others_of(self.packer, [choice], [hits], settings.candidates)
         counts = self.packer.token_counts({hit.id for hit in (*choice.chosen, *others)})
         search = _Search(choice, personal, others, counts, settings)
-        beginning = self._steps(self.packer.assemble(choice, ()))
-        run, rest = search.best(self.held.find(beginning), free)
+        beginning = self._parts(self.packer.assemble(choice, ()))
+        run, rest = search.best(self.memory.find(beginning), free)
         # What is held in many places may be so again: it goes first, so that later prompts can begin with it.
-        rest = sorted(rest, key=lambda hit: (-self.held.n_holders(hit.id), -hit.rank))
+        rest = sorted(rest, key=lambda hit: (-self.memory.n_holders(hit.id), -hit.rank))
         return [*run, *rest, *reversed(personal)]
 
 
@@ -134,15 +136,15 @@ class _Search:
         size = self._settings.block_size
         best = _Found(node.end // size * size, 1 - self._kept(run, rest), run, rest)
         own = {hit.id: hit for hit in rest}
-        kids = [id_ for id_ in own if id_ in node.kids]
-        kids += islice((id_ for id_ in self._others if id_ in node.kids), _NEWCOMERS)
-        for id_ in kids:
+        children = [id_ for id_ in own if id_ in node.children]
+        children += islice((id_ for id_ in self._others if id_ in node.children), _NEWCOMERS)
+        for id_ in children:
             hit = own.get(id_) or self._others[id_]
             left = tuple(one for one in rest if one.id != id_) if id_ in own else self._exchanged(run, rest, hit)
             if hit in run or left is None or not self._visits:
                 continue
             self._visits -= 1
-            found = self._below(node.kids[id_], (*run, hit), left)
+            found = self._below(node.children[id_], (*run, hit), left)
             if (found.n_cached, -found.loss) > (best.n_cached, -best.loss):
                 best = found
         return best

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ragalign.errors import BudgetError
-from ragalign.packing import Choice, Packer, without_collector
+from ragalign.packing import Choice, More, Packer, without_collector
 from ragalign.planning.batch import Batch
 from ragalign.planning.candidates import others_of
 from ragalign.planning.strategies import PlannerSettings, select
@@ -59,6 +59,7 @@ class Planner:
         hits: Sequence[Sequence[Hit]],
         *,
         n_plain: int | None = None,
+        more: More | None = None,
         max_new_tokens: int = 0,
     ) -> Plan:
         """Plan a batch.
@@ -67,18 +68,22 @@ class Planner:
             conversations: each ends with a user turn.
             hits: the candidates of each, best first; `n_candidates` of them are enough.
             n_plain: how many of the hits the plain choice is made from; None is the packer's `max_demonstrations`.
+            more: retrieves more candidates, for places that would stay empty.
             max_new_tokens: room to leave for each completion inside the context.
 
         Raises:
             DataError: as `Packer.pack`, for any of the conversations.
         """
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
-        plain = [found[:n_plain] for found in hits]
         if self.settings.strategy == "none":
-            packed = self.packer.pack_many(conversations, plain, max_new_tokens=max_new_tokens)
+            packed = self.packer.pack_many(
+                conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens
+            )
             kept = [1.0 if isinstance(prompt, Prompt) else float("nan") for prompt in packed]
             return Plan(packed, list(range(len(packed))), kept)
-        choices = self.packer.choose_many(conversations, plain, max_new_tokens=max_new_tokens)
+        choices = self.packer.choose_many(
+            conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens
+        )
         prompts: list[Prompt | BudgetError | None] = [None] * len(choices)
         relevance = [float("nan")] * len(choices)
         order: list[int] = []

@@ -15,26 +15,26 @@ from collections.abc import Iterable, Sequence
 class _Node:
     """An inner node, or (with a query) a leaf. The edge above it holds what all below it have, and nobody beside."""
 
-    __slots__ = ("edge", "index", "kids", "parent", "query")
+    __slots__ = ("children", "edge", "index", "parent", "query")
 
     def __init__(self, edge: frozenset[int], query: int | None = None) -> None:
         self.edge = edge
         self.query = query
         self.parent: _Node | None = None
-        self.kids: dict[_Node, None] = {}  # in order of arrival, so that plans repeat
+        self.children: dict[_Node, None] = {}  # in order of arrival, so that plans repeat
         self.index: dict[int, dict[_Node, None]] = {}
 
-    def add(self, kid: _Node) -> None:
-        self.kids[kid] = None
-        kid.parent = self
-        for item in kid.edge:
-            self.index.setdefault(item, {})[kid] = None
+    def add(self, child: _Node) -> None:
+        self.children[child] = None
+        child.parent = self
+        for item in child.edge:
+            self.index.setdefault(item, {})[child] = None
 
-    def drop(self, kid: _Node) -> None:
-        del self.kids[kid]
-        for item in kid.edge:
+    def drop(self, child: _Node) -> None:
+        del self.children[child]
+        for item in child.edge:
             holders = self.index[item]
-            del holders[kid]
+            del holders[child]
             if not holders:
                 del self.index[item]
 
@@ -100,13 +100,13 @@ class _Tree:
         node = leaf.parent
         assert node is not None
         node.drop(leaf)
-        if node.parent is not None and len(node.kids) == 1:
+        if node.parent is not None and len(node.children) == 1:
             # Nothing branches here any more: the two edges are one again.
-            [kid] = node.kids
+            [child] = node.children
             above = node.parent
             above.drop(node)
-            kid.edge = kid.edge | node.edge
-            above.add(kid)
+            child.edge = child.edge | node.edge
+            above.add(child)
 
     def _best(self, node: _Node, rest: frozenset[int], depth: int) -> tuple[int, int, _Node, bool, frozenset[int]]:
         """Where to put a query below `node`: whole-block and all tokens shared, node, whether it splits, the rest."""
@@ -114,14 +114,14 @@ class _Tree:
         overlaps: dict[_Node, int] = {}
         lengths, index = self._lengths, node.index
         for item in rest:
-            for kid in index.get(item, ()):
-                overlaps[kid] = overlaps.get(kid, 0) + lengths[item]
-        for kid, overlap in overlaps.items():
-            if kid.query is None and kid.edge <= rest:
-                found = self._best(kid, rest - kid.edge, depth + overlap)
+            for child in index.get(item, ()):
+                overlaps[child] = overlaps.get(child, 0) + lengths[item]
+        for child, overlap in overlaps.items():
+            if child.query is None and child.edge <= rest:
+                found = self._best(child, rest - child.edge, depth + overlap)
             else:
                 shared = depth + overlap
-                found = (shared // self._block, shared, kid, True, rest)
+                found = (shared // self._block, shared, child, True, rest)
             if found[:2] > best[:2]:
                 best = found
         return best
@@ -133,9 +133,9 @@ class _Tree:
         waiting: list[tuple[_Node, list[int]]] = [(self._root, [])]
         while waiting:
             node, run = waiting.pop()
-            waiting += [(kid, run + sorted(kid.edge)) for kid in reversed(node.kids) if kid.query is None]
-            for kid in node.kids:
-                if kid.query is not None:
-                    runs[kid.query] = run
-                    order.append(kid.query)
+            waiting += [(child, run + sorted(child.edge)) for child in reversed(node.children) if child.query is None]
+            for child in node.children:
+                if child.query is not None:
+                    runs[child.query] = run
+                    order.append(child.query)
         return runs, order

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -61,14 +60,10 @@ class Catalog:
         return Catalog(self.name, self.default, dict(aligners), self.version + 1)
 
     def tuned(self, aligner: Aligner, packing: Packing, candidates: int | None) -> Aligner:
-        """An aligner of this catalog with other knobs; equal wishes share one, and the oldest is forgotten first."""
+        """An aligner of this catalog with other limits; equal ones are shared, and the oldest is forgotten first."""
         key = (id(aligner), packing, candidates)
         if key not in self._tuned:
-            changed = copy.copy(aligner)
-            changed.packer = aligner.packer.with_packing(packing)
-            fewest = max(aligner.candidates, packing.max_demonstrations)
-            changed.candidates = fewest if candidates is None else candidates
-            self._tuned[key] = changed
+            self._tuned[key] = aligner.with_packing(packing, candidates=candidates)
             if len(self._tuned) > _MOST_TUNED:
                 self._tuned.pop(next(iter(self._tuned)))
         return self._tuned[key]

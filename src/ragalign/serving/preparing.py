@@ -17,12 +17,14 @@ import numpy as np
 
 from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
-from ragalign.retrieval import Exclusion
+from ragalign.packing import More
 from ragalign.serving.conversations import Kept, is_short
 from ragalign.types import Hit, Prompt, Turn
 
 # Requests that are retrieved for together; more would keep the first ones waiting.
 _MOST_TOGETHER = 64
+# Most candidates that a request can make the packer try: it sets the limits that these have to keep.
+_MOST_CANDIDATES = 1024
 # Conversations longer than this are prepared apart. Encoders look at a few hundred tokens, far less than this.
 _LONG_CHARACTERS = 20_000
 # Retrievers that do not look at the query.
@@ -41,6 +43,17 @@ class Job:
     kept: Kept | None = None
     where: Mapping[str, Any] | None = None
     exclude: frozenset[str] = frozenset()
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What must hold of demonstrations, as `Aligner.retrieve` takes it."""
+        if self.where is None and not self.exclude:
+            return {}
+        usual = self.aligner
+        return {
+            "exclude": replace(usual.exclude, ids=usual.exclude.ids | self.exclude),
+            "where": {**(usual.where or {}), **(self.where or {})},
+        }
 
     @property
     def n_characters(self) -> int:
@@ -196,20 +209,21 @@ class Preparer:
         first = jobs[0]
         holds = self._topic_holds(jobs)
         queries = [job.query for job, held in zip(jobs, holds, strict=True) if not held]
-        aligner = first.aligner
-        new: list[list[Hit]] = [[] for _ in queries]
-        if queries and aligner.retriever is not None and aligner.candidates:
-            if first.where is None and not first.exclude:
-                new = aligner.retrieve(queries)
-            else:
-                exclude = replace(aligner.exclude, ids=aligner.exclude.ids | first.exclude)
-                where = {**(aligner.where or {}), **(first.where or {})}
-                new = _ask(aligner, queries, exclude, where)
-        fresh = iter(new)
+        fresh = iter(first.aligner.retrieve(queries, **first.filters) if queries else [])
         return [
             (list(job.kept.hits), True) if held and job.kept else (next(fresh), False)
             for job, held in zip(jobs, holds, strict=True)
         ]
+
+    def _more(self, job: Job, *, reused: bool) -> More:
+        """Retrieves further candidates for a job, where some of those that it has must be skipped."""
+        more = job.aligner.more([job.kept.text if reused and job.kept else job.query], **job.filters)
+
+        def retrieve(positions: Sequence[int], k: int) -> Sequence[Sequence[Hit]]:
+            with self._encoding:
+                return more(positions, min(k, _MOST_CANDIDATES))
+
+        return retrieve
 
     def _topic_holds(self, jobs: list[Job]) -> list[bool]:
         """For each job whether its conversation keeps its demonstrations."""
@@ -239,6 +253,7 @@ class Preparer:
                 job.turns,
                 hits,
                 n_plain=job.aligner.candidates,
+                more=self._more(job, reused=reused),
                 max_new_tokens=job.max_new_tokens,
                 keeps=reused,
             )
@@ -256,14 +271,6 @@ def _grouped(jobs: list[Job]) -> list[list[int]]:
         alone = job.where is not None or job.exclude
         groups.setdefault((id(job.aligner), number if alone else None), []).append(number)
     return list(groups.values())
-
-
-def _ask(
-    aligner: Aligner, queries: Sequence[str], exclude: Exclusion, where: Mapping[str, Any] | None
-) -> list[list[Hit]]:
-    if aligner.retriever is None:
-        return [[] for _ in queries]
-    return aligner.retriever.retrieve(queries, aligner.n_hits, exclude=exclude, where=where or None)
 
 
 def _encoder(aligner: Aligner) -> Encoder | None:

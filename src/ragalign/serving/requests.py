@@ -90,7 +90,8 @@ class RagalignOptions(BaseModel):
 
     Attributes:
         explain: report which demonstrations were used, with scores and budget.
-        max_demonstrations, max_tokens, max_demonstration_tokens, when_full, order: see `ragalign.packing.Packing`.
+        max_demonstrations, max_tokens, max_demonstration_tokens, when_full, refill, order: see
+            `ragalign.packing.Packing`.
         candidates: hits that the packer chooses from.
         where: metadata that demonstrations must have.
         exclude: ids of demonstrations that must not be used.
@@ -104,6 +105,7 @@ class RagalignOptions(BaseModel):
     max_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     max_demonstration_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     when_full: Literal["stop", "skip"] | None = None
+    refill: bool | None = None
     order: Literal["most_similar_last", "most_similar_first", "random"] | None = None
     candidates: Annotated[int, Field(ge=1, le=1000)] | None = None
     where: Annotated[dict[str, _Metadata], _at_most(16)] | None = None
@@ -112,7 +114,7 @@ class RagalignOptions(BaseModel):
 
     def packing(self, default: Packing) -> Packing:
         """The recipe's packing with what the request sets."""
-        names = ("max_demonstrations", "max_tokens", "max_demonstration_tokens", "when_full", "order")
+        names = ("max_demonstrations", "max_tokens", "max_demonstration_tokens", "when_full", "refill", "order")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(default, **given)
 

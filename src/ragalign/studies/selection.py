@@ -283,7 +283,7 @@ class Search:
         return paired_difference(list(after.values()), list(before.values()), list(after))
 
     def _write(self, selection: Selection) -> None:
-        """The constants and a recipe that names them; texts and knobs of the beginning stay as they were."""
+        """The constants and a recipe that names them; its texts and limits stay as they were."""
         rows = [_row(one) for one in selection.constants]
         write_lines(self.folder / _CONSTANTS, rows)
         n_added = len(selection.constants) - selection.n_begun

@@ -71,8 +71,14 @@ class Contexts:
         if not recipe:
             return [self._behind_same(answer) for answer in answers]
         aligner = self.aligner(recipe)
-        hits = aligner.retrieve([query.text for query in queries])
-        prompts = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=self._room)
+        texts = [query.text for query in queries]
+        prompts = aligner.packer.pack_many(
+            [query.turns for query in queries],
+            aligner.retrieve(texts),
+            n_plain=aligner.candidates,
+            more=aligner.more(texts),
+            max_new_tokens=self._room,
+        )
         return [
             prompt if isinstance(prompt, BudgetError) else self._behind_prompt(aligner, prompt, answer)
             for prompt, answer in zip(prompts, answers, strict=True)

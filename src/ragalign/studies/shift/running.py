@@ -211,8 +211,14 @@ def _prompts(
         tokenizer=tokens.packing,
         context_length=generator.context_length,
     )
-    hits = aligner.retrieve([query.text for query in queries])
-    packed = aligner.packer.pack_many([query.turns for query in queries], hits, max_new_tokens=settings.max_tokens)
+    texts = [query.text for query in queries]
+    packed = aligner.packer.pack_many(
+        [query.turns for query in queries],
+        aligner.retrieve(texts),
+        n_plain=aligner.candidates,
+        more=aligner.more(texts),
+        max_new_tokens=settings.max_tokens,
+    )
     for prompt in packed:
         if isinstance(prompt, BudgetError):
             raise prompt

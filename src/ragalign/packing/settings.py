@@ -1,4 +1,4 @@
-"""The knobs of the packer."""
+"""How prompts are packed: the table ``[packing]`` of a recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ WhenFull = Literal["stop", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The knobs of the packer; the defaults are those of in-context alignment (Han 2023).
+    """How prompts are packed. The limits are those of in-context alignment (Han 2023), which does not refill.
 
     Attributes:
         max_demonstrations: most demonstrations in a prompt, constant ones included.
         max_tokens: most tokens of all demonstrations together; preamble and conversation do not count.
         max_demonstration_tokens: longer candidates are skipped; constant demonstrations may be longer.
         when_full: at the first candidate that does not fit, "stop", or "skip" it and try the next.
+        refill: retrieve further candidates for those that were skipped, until all places are taken or the pool ends.
+            Where tokens are the limit, at most 1,024 candidates are tried.
         order: of the retrieved demonstrations.
     """
 
@@ -27,6 +29,7 @@ class Packing:
     max_tokens: int = 3000
     max_demonstration_tokens: int = 500
     when_full: WhenFull = "stop"
+    refill: bool = True
     order: Order = "most_similar_last"
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ _CONVERSATIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PromptPart:
     """One part of a prompt: the beginning (special tokens, preamble, constants) or a demonstration."""
 
     id: str
@@ -23,20 +23,20 @@ class Step:
 
 
 class Node:
-    """A part that the engine holds behind those above it; `end` counts the tokens up to here."""
+    """A part that the engine holds after those above it; `end` counts the tokens up to here."""
 
-    __slots__ = ("before", "end", "kids", "parent", "step", "used")
+    __slots__ = ("before", "children", "end", "parent", "part", "used")
 
-    def __init__(self, step: Step, parent: Node | None) -> None:
-        self.step = step
+    def __init__(self, part: PromptPart, parent: Node | None) -> None:
+        self.part = part
         self.parent = parent
-        self.end: int = step.n_tokens + (parent.end if parent else 0)
-        self.kids: dict[str, Node] = {}
+        self.end: int = part.n_tokens + (parent.end if parent else 0)
+        self.children: dict[str, Node] = {}
         self.used = 0
         self.before: int | None = None
 
 
-class Held:
+class PrefixMemory:
     """A bounded trie of prompts' parts. One for each engine; several planners may share it, from several threads.
 
     It forgets like the engine does, the least recently used first, and what reports disprove: where the engine had
@@ -49,7 +49,7 @@ class Held:
     def __init__(self, capacity: int = 1_000_000) -> None:
         self.capacity = capacity
         self.lock = RLock()
-        self._root = Node(Step("", 0), None)
+        self._root = Node(PromptPart("", 0), None)
         self._nodes: OrderedDict[Node, None] = OrderedDict()  # least recently used first, so leaves before parents
         self._holders: Counter[str] = Counter()
         self._clock = 0
@@ -61,50 +61,50 @@ class Held:
         """Tokens that are thought to be held."""
         return self._n_tokens
 
-    def find(self, steps: Iterable[Step]) -> Node | None:
-        """The node at the end of these steps, or None."""
+    def find(self, parts: Iterable[PromptPart]) -> Node | None:
+        """The node at the end of these parts, or None."""
         node: Node | None = self._root
-        for step in steps:
-            node = node.kids.get(step.id) if node else None
+        for part in parts:
+            node = node.children.get(part.id) if node else None
         return node
 
     def n_holders(self, id_: str) -> int:
         """In how many places a demonstration is held."""
         return self._holders[id_]
 
-    def add(self, steps: Sequence[Step]) -> None:
+    def add(self, parts: Sequence[PromptPart]) -> None:
         """Note that a prompt of these parts was sent."""
         self._clock += 1
         node, path = self._root, []
-        for step in steps:
-            kid = node.kids.get(step.id)
-            if kid is None:
-                kid = node.kids[step.id] = Node(step, node)
-                self._holders[step.id] += 1
-                self._n_tokens += step.n_tokens
+        for part in parts:
+            child = node.children.get(part.id)
+            if child is None:
+                child = node.children[part.id] = Node(part, node)
+                self._holders[part.id] += 1
+                self._n_tokens += part.n_tokens
             else:
-                kid.before = kid.used
-            kid.used = self._clock
-            path.append(kid)
-            node = kid
-        for kid in reversed(path):
-            self._nodes[kid] = None
-            self._nodes.move_to_end(kid)
+                child.before = child.used
+            child.used = self._clock
+            path.append(child)
+            node = child
+        for child in reversed(path):
+            self._nodes[child] = None
+            self._nodes.move_to_end(child)
         while self._n_tokens > self.capacity and self._nodes:
             self._forget_oldest()
 
-    def correct(self, steps: Sequence[Step], n_cached: int, block_size: int) -> None:
+    def correct(self, parts: Sequence[PromptPart], n_cached: int, block_size: int) -> None:
         """Learn from a report: of a prompt of these parts, `n_cached` tokens came from the cache."""
         node = self._root
-        for step in steps:
-            kid = node.kids.get(step.id)
-            if kid is None or kid.before is None:
+        for part in parts:
+            child = node.children.get(part.id)
+            if child is None or child.before is None:
                 return  # not thought to be held before
-            if kid.end // block_size * block_size > n_cached:
-                while self._nodes and next(iter(self._nodes)).used <= kid.before:
+            if child.end // block_size * block_size > n_cached:
+                while self._nodes and next(iter(self._nodes)).used <= child.before:
                     self._forget_oldest()
                 return
-            node = kid
+            node = child
 
     def remember(self, pool: str, turns: Sequence[Turn], hits: Sequence[Hit]) -> None:
         """Keep the demonstrations of a conversation for its later turns; `pool` is the fingerprint of theirs."""
@@ -123,11 +123,11 @@ class Held:
     def _forget_oldest(self) -> None:
         node, _ = self._nodes.popitem(last=False)
         assert node.parent is not None
-        del node.parent.kids[node.step.id]
-        self._n_tokens -= node.step.n_tokens
-        self._holders[node.step.id] -= 1
-        if not self._holders[node.step.id]:
-            del self._holders[node.step.id]
+        del node.parent.children[node.part.id]
+        self._n_tokens -= node.part.n_tokens
+        self._holders[node.part.id] -= 1
+        if not self._holders[node.part.id]:
+            del self._holders[node.part.id]
 
 
 def _key(pool: str, turns: Sequence[Turn]) -> bytes:

@@ -1,0 +1,157 @@
+"""Which candidates go into a prompt, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ragalign.packing.beginnings import Beginning, Beginnings
+from ragalign.packing.pieces import Piece
+from ragalign.packing.settings import Packing
+from ragalign.types import DroppedDemonstration, DropReason, Hit
+
+# More candidates for some conversations: (their positions, how many for each) -> the best so many of each.
+More = Callable[[Sequence[int], int], Sequence[Sequence[Hit]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the packer chose for one prompt, before it is assembled.
+
+    Attributes:
+        chosen: the candidates that go in, best first.
+        dropped: those that do not, each with its reason.
+        budget: tokens that retrieved demonstrations may take together.
+        system: the system turns' text.
+        n_constants: how many constant demonstrations the prompt begins with.
+        query_text, query_ids: the rendered conversation and its ids.
+        max_new_tokens: room that is left for the completion.
+        n_missing: places that further candidates could take.
+        is_tight: whether a candidate was skipped because the tokens were nearly used up.
+    """
+
+    chosen: list[Hit]
+    dropped: list[DroppedDemonstration]
+    budget: int
+    system: str
+    n_constants: int
+    query_text: str
+    query_ids: list[int]
+    max_new_tokens: int
+    n_missing: int = 0
+    is_tight: bool = False
+
+
+class Chooser:
+    """Chooses among candidates within the limits of a packing.
+
+    Args:
+        packing: the limits.
+        beginnings: of the prompts.
+        never: ids of demonstrations that are not chosen: the constant ones.
+        n_special_tokens: those that the tokenizer adds to a prompt.
+        context_length: tokens that prompt and completion share; None for no such limit.
+    """
+
+    def __init__(
+        self,
+        packing: Packing,
+        beginnings: Beginnings,
+        never: Collection[str],
+        *,
+        n_special_tokens: int,
+        context_length: int | None,
+    ) -> None:
+        self._packing = packing
+        self._beginnings = beginnings
+        self._never = frozenset(never)
+        self._n_special_tokens = n_special_tokens
+        self._context_length = context_length
+        self._n_constants = beginnings.n_constants_within(packing)
+
+    @property
+    def n_constants(self) -> int:
+        """How many constant demonstrations prompts begin with, where the context has room for them."""
+        return self._n_constants
+
+    def choose(
+        self,
+        hits: Sequence[Hit],
+        pieces: Mapping[str, Piece],
+        n_plain: int | None,
+        *,
+        system: str,
+        query_text: str,
+        query_ids: list[int],
+        max_new_tokens: int,
+    ) -> Choice:
+        """Choose from `hits`, best first, for one conversation.
+
+        Args:
+            hits: the candidates.
+            pieces: of the demonstrations among them.
+            n_plain: how many candidates were asked for at first: no more demonstrations than that are chosen, and
+                of later candidates only those that had to be skipped are listed. None means all of `hits`.
+            system: the system turns' text.
+            query_text: the rendered conversation.
+            query_ids: its ids.
+            max_new_tokens: room to leave for the completion.
+        """
+        beginning, room = self._fit_beginning(system, len(query_ids), max_new_tokens)
+        packing = self._packing
+        budget = packing.max_tokens - beginning.n_constant_tokens
+        most = min(budget, room)
+        n_plain = len(hits) if n_plain is None else n_plain
+        places = min(packing.max_demonstrations - len(beginning.used), n_plain)
+        at_start = not len(beginning.ids)
+        chosen: list[Hit] = []
+        dropped: list[DroppedDemonstration] = []
+        stopped = tight = False
+        n_listed = 0
+        seen = set(self._never)
+        for number, hit in enumerate(hits):
+            full = stopped or len(chosen) >= places
+            if full and number >= n_plain:
+                break
+            if hit.id in seen:
+                continue
+            seen.add(hit.id)
+            piece = pieces[hit.id]
+            # Any demonstration may end up first in the prompt, where its ids can differ.
+            cost = piece.most_tokens if at_start else piece.n_tokens
+            reason: DropReason
+            if full:
+                reason = "stopped"
+            elif cost > packing.max_demonstration_tokens:
+                reason = "too_long"
+            elif cost > budget or cost > room:
+                reason = "budget" if cost > budget else "context"
+                stopped = packing.when_full == "stop"
+                tight = True
+            else:
+                budget -= cost
+                room -= cost
+                chosen.append(hit)
+                n_listed = len(dropped)
+                continue
+            dropped.append(DroppedDemonstration(hit.id, piece.source_id, hit.score, piece.n_tokens, reason))
+            if number < n_plain:
+                n_listed = len(dropped)
+        del dropped[n_listed:]
+        missing = 0 if stopped or min(budget, room) <= 0 else max(places - len(chosen), 0)
+        return Choice(
+            chosen, dropped, most, system, len(beginning.used), query_text, query_ids, max_new_tokens, missing, tight
+        )
+
+    def _fit_beginning(self, system: str, n_query_tokens: int, max_new_tokens: int) -> tuple[Beginning, int]:
+        """The beginning with as many constants as the context has room for, and the room that is left."""
+        n_constants = self._n_constants
+        while True:
+            beginning = self._beginnings.get(system, n_constants)
+            if self._context_length is None:
+                return beginning, self._packing.max_tokens
+            n_fixed = self._n_special_tokens + len(beginning.ids) + n_query_tokens
+            room = self._context_length - max_new_tokens - n_fixed
+            if room >= 0 or n_constants == 0:
+                return beginning, room
+            n_constants -= 1
