@@ -1,14 +1,21 @@
 r"""Neutralising a template's delimiters inside text that comes from outside, reversibly.
 
-The *skeleton* of a text is what a reader makes of it: compatibility forms folded (NFKD), case folded, combining
-marks, zero-width and control characters dropped, look-alike quotes, colons and hash signs unified, and the mark
-itself (a backslash) dropped too. Delimiters are searched in the skeleton. At each one found there is one *cut*: a
-place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes ``#\ Query:``,
-``Question:`` at the start of a line becomes ``Question\:``, a fence becomes ```\``.
+The *skeleton* of a text is how it reads: compatibility forms folded (NFKD), case folded, look-alikes of ASCII
+characters replaced by these (the confusables of Unicode Technical Standard 39), combining marks, zero-width and control
+characters dropped, and the mark itself (a backslash) dropped too. Delimiters are searched in the skeleton. At each one
+found there is one *cut*: a place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes
+``#\ Query:``, ``Question:`` at the start of a line becomes ``Question\:``, a fence becomes ```\``.
 
-Since the skeleton ignores marks, a text and its escaped form have the same cuts. That makes the mapping
-reversible: `Escaper.unescape` removes one mark at each cut that has one. A text without a delimiter in its
-skeleton has no cuts and stays as it is.
+Since the skeleton ignores marks, a text and its escaped form have the same cuts. That makes the mapping reversible:
+`Escaper.unescape` removes one mark at each cut that has one. A text without a delimiter in its skeleton has no cuts and
+stays as it is.
+
+Where the line is drawn. A delimiter is found if its words come in their order and in the position that makes them a
+delimiter: after ``#``, or at the start of a line and before a colon. Neither case, white space, look-alikes nor what
+Markdown puts around words changes that: ``> **Question**:``, ``# _Query_``, ``1. Question:``. Normalisers of
+tokenizers fold these forms together, models continue them like the delimiter itself, or readers of the page take them
+for it. Other words (``# Request:``), other positions (``the Question:`` inside a line), other spellings (``Qu3ry``)
+and translations are ordinary text: no template has used them, so a model has not seen them as a delimiter either.
 """
 
 from __future__ import annotations
@@ -34,17 +41,15 @@ _BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _INDENT = rf"[^\S{_BREAKS}]*"
 _LINE_START = rf"(?:\A|(?<=[{_BREAKS}])){_INDENT}"
 _LINE_END = rf"{_INDENT}(?:[{_BREAKS}]|\Z)"
-# Each string is characters of other scripts that look like the one behind it, small or capital.
+# Look-alikes that Unicode's confusables do not have, and fillers that show nothing.
 _LOOK_ALIKES = str.maketrans({
     char: plain
     for chars, plain in (
-        ("\u2019\u2018\u02bc\u2032\u00b4", "'"), ("\u02cb\u2035", "`"), ("\u266f\u22d5", "#"),
-        ("\u2236\ua789\u02d0\u0589\u05c3\u0703\u0704\u16ec\u02f8\u205a", ":"),
-        ("\u0430\u03b1", "a"), ("\u0432\u03b2", "b"), ("\u0441", "c"), ("\u0501", "d"), ("\u0435\u03b5", "e"),
-        ("\u043d", "h"), ("\u0456\u03b9\u0131", "i"), ("\u043a\u03ba", "k"), ("\u043c\u03bc", "m"),
-        ("\u0578\u03bd", "n"), ("\u043e\u03bf", "o"), ("\u0440\u03c1", "p"), ("\u051b", "q"), ("\u0433", "r"),
-        ("\u0455", "s"), ("\u0442\u03c4", "t"), ("\u03c5\u057d", "u"), ("\u051d\u0461", "w"), ("\u0445\u03c7", "x"),
-        ("\u0443", "y"), ("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),  # fillers that show nothing
+        ("\u02cb\u2035\u1fef", "`"), ("\u266f\u22d5\u2317\u29e3", "#"), ("\u1361\u2237\u2e2c\u205d\u2d57", ":"),
+        ("\u0703\u0704\u16ec\u02d0\u02f8", ":"), ("\u2019\u2018\u02bc\u2032\u00b4\u055a", "'"),
+        ("\u0432\u03b2", "b"), ("\u03b5", "e"), ("\u043d", "h"), ("\u0131\u03b9\u2c93", "i"), ("\u043a\u03ba", "k"),
+        ("\u043c\u03bc", "m"), ("\u03bd", "n"), ("\u0442\u03c4", "t"), ("\u03c5\u057d", "u"), ("\u0461\u051d", "w"),
+        ("\u03c7", "x"), ("\u0443", "y"), ("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),
     )
     for char in chars
 })  # fmt: skip
@@ -54,6 +59,12 @@ _DRESSED_LETTER = re.compile(
     r"(?:CAPITAL|SMALL) LETTER ([A-Z])|REGIONAL INDICATOR SYMBOL LETTER ([A-Z])|LATIN LETTER SMALL CAPITAL ([A-Z])"
 )
 
+
+# What Markdown puts around words (emphasis, code, brackets, quotes) and before a line (quotes, lists).
+_LONGEST_DRESS = 4
+_DRESS_CHARACTER = r"(?:[^\w\s#]|_)"
+_PREFIXES = 4
+_PREFIX = rf"(?:(?:[^\w\s]{{1,3}}|\d{{1,3}}[.)]){_INDENT}){{0,{_PREFIXES}}}"
 
 # Characters whose folding is remembered; a text of all there are must not fill the memory.
 _MAX_FOLDS = 65_536
@@ -77,8 +88,24 @@ def _fold(char: str) -> str:
     if not char.isascii() and (dressed := _DRESSED_LETTER.fullmatch(unicodedata.name(char, ""))):
         return (dressed[1] or dressed[2] or dressed[3]).lower()
     folded = unicodedata.normalize("NFKD", char.translate(_LOOK_ALIKES)).casefold().translate(_LOOK_ALIKES)
-    # Marks of all kinds, and all that is control, format, surrogate, private or unassigned.
-    return "".join(c for c in folded if c != MARK and unicodedata.category(c)[0] not in "MC")
+    folded = "".join(map(_look_alike, folded))
+    # Marks of all kinds, and all that is control, format, surrogate, private or unassigned. Unicode takes a capital I
+    # for a small l, so the skeleton takes either for the other.
+    return "".join(c for c in folded if c != MARK and unicodedata.category(c)[0] not in "MC").replace("l", "i")
+
+
+def _look_alike(char: str) -> str:
+    """The ASCII text, in lower case, that a character is confusable with; the character itself where there is none."""
+    if char.isascii():
+        return char
+    from confusable_homoglyphs.confusables import confusables_data
+
+    # Some small letters are listed in their capital form only.
+    for form in (char, char.upper()):
+        for candidate in confusables_data.get(form, ()):
+            if candidate["c"].isascii() and candidate["c"].strip():
+                return str(candidate["c"]).casefold()
+    return char
 
 
 _FOLDS = _Folds()
@@ -121,14 +148,15 @@ class Escaper:
 
     def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
         lines, strings = list(lines), list(strings)
-        self.reach = max([_LONGEST_PIPED + 4, *map(n_visible, (*lines, *strings))])
+        dressed = [n_visible(line) + _LONGEST_DRESS * (len(line.split()) + 3 + _PREFIXES) for line in lines]
+        self.reach = max([_LONGEST_PIPED + 4, *dressed, *map(n_visible, strings)])
         headings: set[str] = set()
         # Patterns, and what a text without match hardly ever holds: finding that out is quicker than searching.
         at_line_start: dict[str, str] = {}
         literal: set[str] = set()
         for line in filter(_skeleton, lines):
             if re.match(r"#+\s*\w", line):
-                words = _flexible(line.lstrip("#").strip().removesuffix(":").rstrip())
+                words = _dressed(line.lstrip("#").strip().removesuffix(":").rstrip())
                 headings.add(rf"#(?=\s+{words}|{words}\s*:)")
                 at_line_start[rf"#(?=\s*{words}{_LINE_END})"] = "#"
             elif len(line) == 1:
@@ -143,7 +171,9 @@ class Escaper:
         # one character, so that a single search finds them all.
         anywhere = "|".join((*sorted(headings), _PIPED_TOKEN, *_literals(literal)))
         self._anywhere = re.compile(anywhere)
-        self._at_line_start = [(held, re.compile(_LINE_START + one)) for one, held in sorted(at_line_start.items())]
+        self._at_line_start = [
+            (held, re.compile(_LINE_START + pattern)) for pattern, held in sorted(at_line_start.items())
+        ]
 
     def escape(self, text: str) -> str:
         """`text` with one mark inserted at every cut; the same object when there is none."""
@@ -195,12 +225,18 @@ def _tokens(skeleton: str) -> tuple[str, ...]:
     return tuple(r"\s+" if part.isspace() else re.escape(part) for part in re.findall(r"\s+|\S", skeleton))
 
 
+def _dressed(text: str, end: str = ":") -> str:
+    """As `_flexible`, with Markdown around the words, of which `end` is no part."""
+    dress = rf"(?:(?!{_flexible(end)}){_DRESS_CHARACTER}){{0,{_LONGEST_DRESS}}}"
+    return dress + rf"{dress}\s+{dress}".join(map(_flexible, text.split())) + dress
+
+
 def _label(line: str) -> str:
     """A pattern that ends before the label's last character."""
     body, last = line[:-1], line[-1]
     if last.isalnum():
-        return rf"{_flexible(body)}(?={_flexible(last)}(?!\w))"
-    return rf"{_flexible(body.rstrip())}\s*(?={_flexible(last)})"
+        return rf"{_PREFIX}{_flexible(body)}(?={_flexible(last)}(?!\w))"
+    return rf"{_PREFIX}{_dressed(body.rstrip(), last)}\s*(?={_flexible(last)})"
 
 
 def _literals(strings: Iterable[str]) -> list[str]:
