@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 from machine import report
 
-from ragalign.encoders import Encoder
-from ragalign.encoders.base import DEFAULT_ENCODER
+from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.encoders.locate import locate
 from ragalign.indexes import Index
 from ragalign.pool import Pool

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ragalign_cli import console
+from ragalign_cli import console, query_options
 from ragalign_cli.help import Command, group
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def shift(
     aligned: Annotated[str, typer.Option(help="Folder or hub id of the aligned model.", show_default=False)],
     queries: Annotated[
         str,
-        typer.Option(
-            help="JSON Lines with `instruction` (or `messages`), or a published set's name.", show_default=False
-        ),
+        typer.Option(help="A file of questions, - for standard input, or a published set's name.", show_default=False),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
@@ -54,6 +52,8 @@ def shift(
             show_default=False,
         ),
     ] = None,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     top_k: Annotated[
@@ -94,7 +94,6 @@ def shift(
     """
     from datetime import UTC, datetime
 
-    from ragalign.bench.cases import load_cases
     from ragalign.runs import write_json
     from ragalign.studies.shift.figures import figures
     from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, load_categories
@@ -114,7 +113,7 @@ def shift(
         options={"dtype": dtype},
         categories=DEFAULT_CATEGORIES if categories is None else load_categories(categories),
     )
-    asked = [case.query for case in load_cases(queries).first(first).cases]
+    asked = [case.query for case in query_options.read_cases(queries, first, field, metadata).cases]
     outcome = run(settings, asked, out)
     shown = figures(outcome)
     result = {

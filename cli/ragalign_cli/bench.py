@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, decoding, query_options
 from ragalign_cli.bench_tables import show, show_expected
 from ragalign_cli.judge_run import judges_of
 from ragalign_cli.report import write_report
@@ -39,9 +39,11 @@ def bench(
     queries: Annotated[
         Optional[str],
         typer.Option(
-            metavar="NAME|FILE", help="alpaca-eval, mt-bench, just-eval, lima-test, or a file.", show_default=False
+            metavar="NAME|FILE", help="alpaca-eval, mt-bench, just-eval, lima-test, a file, or -.", show_default=False
         ),
     ] = None,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     first: Annotated[
         Optional[int], typer.Option(metavar="N", help="Only the first prompts.", show_default=False)
     ] = None,
@@ -129,7 +131,6 @@ def bench(
           --queries q.jsonl --metric score.py:score --out sweep
     """
     from ragalign.bench import session
-    from ragalign.bench.cases import load_cases
     from ragalign.bench.conditions import checked, conditions_of, decoded, guarded
     from ragalign.bench.expected import expectations
     from ragalign.bench.figures import named, report_of
@@ -170,7 +171,7 @@ def bench(
         if model is None or queries is None:
             raise ConfigError("a benchmark needs --model and --queries (or --testbed, which brings both)")
         conditions = Grid.load(sweep).conditions() if sweep else conditions_of(recipe or _RECIPES)
-        cases = load_cases(queries).first(first)
+        cases = query_options.read_cases(queries, first, field, metadata)
         indexes = session.open_indexes(conditions, index=index, pool=pool or (), encoder=encoder, folder=out)
         engine = session.Engine(model, backend, tokenizer, context_length)
 

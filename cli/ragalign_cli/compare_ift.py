@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, decoding, query_options
 
 if TYPE_CHECKING:
     from ragalign.studies.fine_tuning.figures import BreakEven, Point
@@ -20,7 +20,10 @@ def compare_ift(
     base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
     queries: Annotated[
         str,
-        typer.Option(help="A file with `instruction` and `reference`, or a published set's name.", show_default=False),
+        typer.Option(
+            help="Questions with a `reference`: a file, - for standard input, or a published set's name.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
@@ -54,6 +57,8 @@ def compare_ift(
         ),
     ] = None,
     encoder: Annotated[Optional[str], typer.Option(help="For --pool.", show_default=False)] = None,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
     max_new_tokens: decoding.MaxNewTokens = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 15,
@@ -84,7 +89,6 @@ def compare_ift(
     """
     from datetime import UTC, datetime
 
-    from ragalign.bench.cases import load_cases
     from ragalign.encoders import Encoder
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
@@ -120,7 +124,7 @@ def compare_ift(
         options={"dtype": dtype},
         keep_models=keep_models,
     )
-    asked = [case.query for case in load_cases(queries).first(first).cases]
+    asked = [case.query for case in query_options.read_cases(queries, first, field, metadata).cases]
     if index is not None:
         opened = Index.open(index)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,18 @@ def heading(text: str) -> None:
 def warning(message: str) -> None:
     """One yellow line on stderr."""
     stderr().print(f"[bold yellow]warning:[/bold yellow] {_escape(' '.join(message.split()))}")
+
+
+class LogWarnings(logging.Handler):
+    """Shows what the library logs as warnings; the service has a log of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        if not record.name.startswith("ragalign.serving"):
+            warning(record.getMessage())
 
 
 def error(message: str) -> None:

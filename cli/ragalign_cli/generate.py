@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, decoding, query_options
 
 
 def generate(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
     model: decoding.Model,
-    queries: Annotated[Path, typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).")],
+    queries: Annotated[Path, typer.Option(help=query_options.QUERIES_HELP)],
     out: Annotated[Path, typer.Option(help="JSON Lines; appended to, and resumed by id.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     backend: decoding.Backend = "auto",
     tokenizer: decoding.Tokenizer = None,
     context_length: decoding.ContextLength = None,
@@ -39,10 +41,9 @@ def generate(
     from ragalign.aligner import Aligner
     from ragalign.completions import CompletionFile, FileReport, generation_settings
     from ragalign.indexes import Index
-    from ragalign.pool.queries import read_queries
     from ragalign.recipes import Recipe
 
-    asked = read_queries(queries)
+    asked = query_options.read(queries, field, metadata)
     chosen = Recipe.load(recipe)
     settings = decoding.override(
         chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n

@@ -11,7 +11,18 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.help import Command, group
-from ragalign_cli.pool_options import Fields, OnError, Shape, Unwrap, file_records, load, print_files, warn_of_skipped
+from ragalign_cli.pool_options import (
+    Fields,
+    Metadata,
+    OnError,
+    Shape,
+    Unwrap,
+    file_records,
+    load,
+    note_unused,
+    print_files,
+    warn_of_skipped,
+)
 
 if TYPE_CHECKING:
     from ragalign.indexes import Index
@@ -86,6 +97,7 @@ def index(
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "strict",
+    metadata: Metadata = None,
     unwrap: Unwrap = False,
     near_duplicates: Near = None,
     cache: Annotated[bool, typer.Option(help="Keep embeddings for the next build.")] = True,
@@ -106,8 +118,7 @@ def index(
     """
     if context.invoked_subcommand is not None:
         return
-    from ragalign.encoders import Encoder
-    from ragalign.encoders.base import DEFAULT_ENCODER
+    from ragalign.encoders import DEFAULT_ENCODER, Encoder
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
     from ragalign.recipes import IndexSettings, Recipe
@@ -129,9 +140,11 @@ def index(
         field or [f"{name}={own}" for name, own in settings.fields.items()],
         "skip" if "skip" in (on_error, settings.on_error) else "strict",
         unwrap or settings.unwrap,
+        metadata or settings.metadata,
     )
     pool = _without_near_duplicates(pool, near_duplicates or settings.near_duplicates)
     warn_of_skipped(pool.report)
+    note_unused(pool.report)
     chosen = Encoder.load(
         encoder or settings.encoder or DEFAULT_ENCODER,
         normalize=settings.normalize if normalize is None else normalize,
@@ -159,6 +172,7 @@ def add(
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "strict",
+    metadata: Metadata = None,
     unwrap: Unwrap = False,
     json: Json = False,
 ) -> None:
@@ -176,8 +190,9 @@ def add(
     if not pools:
         raise ConfigError("give --pool FILE: what to add")
     start = time.perf_counter()
-    pool = load(pools, shape, field, on_error, unwrap)
+    pool = load(pools, shape, field, on_error, unwrap, metadata)
     warn_of_skipped(pool.report)
+    note_unused(pool.report)
     grown = Index.open(folder).add(pool, show_progress=True)
     grown.save(folder)
     _report(grown, pool, folder, time.perf_counter() - start, json)
@@ -271,7 +286,12 @@ def _report(index: Index, pool: Pool | None, folder: Path, seconds: float, json:
     if json:
         record: dict[str, Any] = {"index": str(folder), "n_demonstrations": len(index)}
         record |= {"dimension": about.encoder.dimension, "factory": about.factory, "metric": about.metric}
-        record |= {"encoder": about.encoder.id, "seconds": round(seconds, 3), "bytes": size}
+        record |= {
+            "n_truncated": about.n_truncated,
+            "encoder": about.encoder.id,
+            "seconds": round(seconds, 3),
+            "bytes": size,
+        }
         console.print_json(record | ({"files": file_records(pool.report)} if pool is not None else {}))
         return
     if pool is not None:
@@ -294,8 +314,19 @@ def _info_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("dimension", f"{encoder.dimension}, {'normalised' if encoder.normalize else 'not normalised'}"),
         ("query, document prompt", prompts),
         ("text", manifest.text),
+        ("truncated", _truncated(manifest)),
         ("metric", manifest.metric),
         ("FAISS", f"{manifest.factory} {dict(manifest.search) or ''}".rstrip()),
         ("pool fingerprint", manifest.pool_fingerprint[:16]),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]
+
+
+def _truncated(manifest: Manifest) -> str:
+    limit = manifest.encoder.max_tokens
+    if manifest.n_truncated is None:
+        return "not counted: made by an older version"
+    if limit is None:
+        return "none: the encoder names no limit"
+    n = manifest.n_demonstrations
+    return f"{manifest.n_truncated:,} of {n:,} texts are longer than the encoder's {limit:,} tokens"

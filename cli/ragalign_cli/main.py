@@ -6,6 +6,7 @@ stays quick.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Annotated
@@ -76,9 +77,13 @@ def top(
         raise typer.Exit(console.EXIT_USAGE)
 
 
+_LOG_WARNINGS = console.LogWarnings()
+
+
 def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
+    logging.getLogger("ragalign").addHandler(_LOG_WARNINGS)
     arguments = sys.argv[1:]
     try:
         code = app(arguments, prog_name="ragalign", standalone_mode=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, prompts
+from ragalign_cli import console, prompts, query_options
 
 _BATCH = 1024
 
@@ -22,8 +22,10 @@ def pack(
     ] = None,
     queries: Annotated[
         Optional[Path],
-        typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False),
+        typer.Option(help=query_options.QUERIES_HELP, show_default=False),
     ] = None,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     context_length: Annotated[
         Optional[int],
         typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
@@ -42,14 +44,16 @@ def pack(
     """
     from ragalign.aligner import Aligner
     from ragalign.errors import BudgetError, ConfigError
-    from ragalign.pool.queries import read_queries
     from ragalign.types import Query, Turn
 
     if tokenizer is None:
         raise ConfigError("give --tokenizer: the folder or hub id of the model's tokenizer")
     if (question is None) == (queries is None):
         raise ConfigError("give either a question or --queries FILE")
-    asked = [Query("0", (Turn("user", question),))] if question is not None else read_queries(queries or Path())
+    if question is not None:
+        asked = [Query("0", (Turn("user", question),))]
+    else:
+        asked = query_options.read(queries or Path(), field, metadata)
     aligner = Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=context_length)
     failed = False
     for start in range(0, len(asked), _BATCH):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console
+from ragalign_cli import console, query_options
 
 if TYPE_CHECKING:
     from ragalign.planning import Point
@@ -27,11 +27,11 @@ _COLUMNS = [
 
 def plan(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
-    queries: Annotated[
-        Path, typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False)
-    ],
+    queries: Annotated[Path, typer.Option(help=query_options.QUERIES_HELP, show_default=False)],
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False)],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     floor: Annotated[
         Optional[list[float]],
         typer.Option(help="A floor on relevance kept, 0 to 1; may be given again.", show_default=False),
@@ -72,11 +72,10 @@ def plan(
 
     from ragalign._progress import progress
     from ragalign.aligner import Aligner
-    from ragalign.errors import ConfigError, DataError
+    from ragalign.errors import ConfigError
     from ragalign.planning import default_settings, frontier
     from ragalign.planning.frontier import FLOORS
     from ragalign.planning.plot import frontier_svg
-    from ragalign.pool.queries import read_queries
     from ragalign.recipes import Recipe
 
     if out is not None and out.suffix.lower() != ".svg":
@@ -91,21 +90,18 @@ def plan(
     settings = default_settings(base, tuple(floor or FLOORS))
     # The widest strategy decides how much is retrieved.
     chosen = replace(chosen, planner=settings[-1])
-    asked = read_queries(queries)
-    if not asked:
-        raise DataError(f"{queries}: no queries to plan")
+    asked = query_options.read(queries, field, metadata)
     aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
-    texts = [query.text for query in asked]
     capacity = None if cache_tokens is None else max(1, cache_tokens // base.block_size)
     points: list[Point] = []
     with progress("planning", len(settings), "settings") as advance:
         for point in frontier(
             aligner.packer,
             [query.turns for query in asked],
-            aligner.retrieve(texts),
+            aligner.retrieve(asked),
             settings,
             n_plain=aligner.candidates,
-            more=aligner.more(texts),
+            more=aligner.more(asked),
             capacity=capacity,
         ):
             points.append(point)

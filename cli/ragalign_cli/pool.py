@@ -14,11 +14,13 @@ from ragalign_cli.help import Command, group
 from ragalign_cli.pool_options import (
     LISTED,
     Fields,
+    Metadata,
     OnError,
     Shape,
     Unwrap,
     file_records,
     load,
+    note_unused,
     print_files,
     warn_of_skipped,
 )
@@ -48,6 +50,7 @@ def inspect(
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "skip",
+    metadata: Metadata = None,
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every skipped row.")] = False,
 ) -> None:
@@ -64,7 +67,7 @@ def inspect(
     """
     from ragalign.pool import word_lengths
 
-    pool = load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap, metadata)
     repeated = len(pool.duplicates())
     words = {name: word_lengths(pool.table[name]) for name in ("instruction", "response")}
     if as_json:
@@ -97,6 +100,7 @@ def convert(
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "strict",
+    metadata: Metadata = None,
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
@@ -111,13 +115,14 @@ def convert(
           --out pool.jsonl
       ragalign pool convert tatsu-lab/alpaca --out alpaca.jsonl
     """
-    pool = load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap, metadata)
     pool.save(out)
     if as_json:
         console.print_json({"files": file_records(pool.report), **_pool_record(pool, out)})
     else:
         print_files(pool.report)
     warn_of_skipped(pool.report)
+    note_unused(pool.report)
     console.note(f"wrote {len(pool):,} demonstrations to {out}")
 
 
@@ -137,6 +142,7 @@ def dedupe(
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "strict",
+    metadata: Metadata = None,
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per removed demonstration.")] = False,
 ) -> None:
@@ -150,7 +156,7 @@ def dedupe(
       ragalign pool dedupe lima.jsonl alpaca.json --near 0.8 \\
           --out unique.parquet --json > removed.jsonl
     """
-    pool = load(files, shape, field, on_error, unwrap)
+    pool = load(files, shape, field, on_error, unwrap, metadata)
     duplicates = pool.duplicates(near)
     kept = pool.without(duplicate.id for duplicate in duplicates)
     kept.save(out)
@@ -160,6 +166,7 @@ def dedupe(
     else:
         _print_duplicates(pool, duplicates)
     warn_of_skipped(pool.report)
+    note_unused(pool.report)
     same = pool.report.n_duplicates
     console.note(
         f"removed {len(duplicates):,} of {len(pool):,} demonstrations"

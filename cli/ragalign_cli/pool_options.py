@@ -27,7 +27,16 @@ Fields = Annotated[
     typer.Option(
         "--field",
         metavar="FIELD=NAME",
-        help="The rows' own name of instruction, input, response, id or conversations. Repeatable.",
+        help="The rows' own name of instruction, input, response, system, history, id or conversations. Repeatable.",
+        show_default=False,
+    ),
+]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME",
+        help="A field that is no part of a demonstration, whatever its name. Repeatable.",
         show_default=False,
     ),
 ]
@@ -38,15 +47,22 @@ Unwrap = Annotated[bool, typer.Option("--unwrap", help="Take instructions out of
 
 
 def load(
-    files: Sequence[str], shape: str, field: Sequence[str] | None, on_error: Literal["strict", "skip"], unwrap: bool
+    files: Sequence[str],
+    shape: str,
+    field: Sequence[str] | None,
+    on_error: Literal["strict", "skip"],
+    unwrap: bool,
+    metadata: Sequence[str] | None = None,
 ) -> Pool:
     """The pool of several files."""
     from ragalign.pool import Pool
 
-    return Pool.load(files, shape=shape, fields=_fields(field or []), on_error=on_error, unwrap=unwrap)
+    fields = named_fields(field or [])
+    return Pool.load(files, shape=shape, fields=fields, metadata=metadata or (), on_error=on_error, unwrap=unwrap)
 
 
-def _fields(given: Sequence[str]) -> Mapping[str, str]:
+def named_fields(given: Sequence[str]) -> Mapping[str, str]:
+    """The names that ``--field FIELD=NAME`` gives."""
     from ragalign.errors import ConfigError
 
     fields: dict[str, str] = {}
@@ -87,6 +103,26 @@ def warn_of_skipped(report: LoadReport) -> None:
         console.warning(f"skipped {rest:,} more rows; `ragalign pool inspect --json` lists all")
 
 
+def note_unused(report: LoadReport) -> None:
+    """Say what the rows hold beside demonstrations, and what instructions are wrapped in."""
+    for file in report.files:
+        if file.unused:
+            console.note(
+                f"{file.file}: not part of any demonstration: {counted(file.unused)}; kept as metadata "
+                "(--metadata NAME says that it is, --field input=NAME makes it part of the instruction)"
+            )
+        if file.n_wrapped:
+            console.note(
+                f"{file.file}: {file.n_wrapped:,} of {file.n_rows:,} instructions are in the Alpaca prompt template; "
+                "--unwrap takes them out"
+            )
+
+
+def counted(fields: Mapping[str, int]) -> str:
+    """Field names with the number of rows that have something in them."""
+    return ", ".join(f"{name} ({n:,} row{'s' if n != 1 else ''})" for name, n in fields.items())
+
+
 def file_records(report: LoadReport) -> list[dict[str, Any]]:
     """What was read, for scripts."""
     return [
@@ -98,6 +134,8 @@ def file_records(report: LoadReport) -> list[dict[str, Any]]:
             "n_duplicates": file.n_duplicates,
             "n_multi_turn": file.n_multi_turn,
             "n_unwrapped": file.n_unwrapped,
+            "n_wrapped": file.n_wrapped,
+            "unused": dict(file.unused),
             "n_skipped": len(file.skipped),
             "skipped": [{row.unit: row.line, "reason": row.reason} for row in file.skipped],
         }

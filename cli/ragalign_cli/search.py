@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragalign_cli import console
+from ragalign_cli import console, query_options
 
 if TYPE_CHECKING:
     from ragalign.retrieval import Retriever
@@ -26,10 +26,9 @@ def search(
     text: Annotated[
         str | None, typer.Argument(metavar="TEXT", help="One query, instead of --queries.", show_default=False)
     ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(help="JSON Lines with `id` and `instruction` (or `messages`).", show_default=False),
-    ] = None,
+    queries: Annotated[Path | None, typer.Option(help=query_options.QUERIES_HELP, show_default=False)] = None,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many demonstrations per query.")] = 10,
     retriever: Annotated[
         str, typer.Option(metavar="NAME", help="dense, bm25, hybrid, mmr, dpp, rerank, random or fixed.")
@@ -86,7 +85,6 @@ def search(
     from ragalign._progress import progress
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
-    from ragalign.pool.queries import read_queries
     from ragalign.retrieval import Exclusion, make_retriever
     from ragalign.types import Query, Turn
 
@@ -95,14 +93,17 @@ def search(
     options = {key: _json_or_text(value) for key, value in _pairs("--option", option or [], repeatable=False)}
     conditions = _conditions(_pairs("--where", where or []))
     exclude = Exclusion(same_text=exclude_self, near=near) if exclude_self or near is not None else None
-    asked = [Query("1", (Turn("user", _checked(text)),))] if text is not None else read_queries(queries or Path())
+    if text is not None:
+        asked = [Query("1", (Turn("user", _checked(text)),))]
+    else:
+        asked = query_options.read(queries or Path(), field, metadata)
     found = make_retriever(retriever, Index.open(index), **options)
     results: list[list[Hit]] = []
     with progress("searching", len(asked), "queries") as advance:
         for start in range(0, len(asked), _BATCH):
-            texts = [query.text for query in asked[start : start + _BATCH]]
-            results += found.retrieve(texts, k, exclude=exclude, where=conditions)
-            advance(len(texts))
+            batch = asked[start : start + _BATCH]
+            results += found.retrieve(batch, k, exclude=exclude, where=conditions)
+            advance(len(batch))
     # Only now: a bar that is being drawn and results do not share a terminal well.
     show = _JsonLines(found) if as_json else _Tables(found, titles=queries is not None)
     for query, hits in zip(asked, results, strict=True):
@@ -135,7 +136,7 @@ class _Tables:
         if self._titles:
             console.heading(f"query {query.id}")
         if not hits:
-            console.note(f"query {query.id}: no demonstration passes the filter and the exclusion")
+            console.note(f"query {query.id}: no hit")
             return
         demonstrations = [self._pool.get(hit.id) for hit in hits]
         ranks = [str(hit.rank) for hit in hits]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, decoding, query_options
 
 if TYPE_CHECKING:
     from ragalign.studies.selection import Selection
@@ -26,6 +26,8 @@ def select(
     candidates: Annotated[int, typer.Option(help="How many of the pool are tried, drawn with the seed.")] = 20,
     max_evaluations: Annotated[int, typer.Option(help="Most sets of demonstrations to measure.")] = 100,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    field: query_options.QuestionFields = None,
+    metadata: query_options.Metadata = None,
     first: Annotated[
         Optional[int], typer.Option(metavar="N", help="Only the first prompts.", show_default=False)
     ] = None,
@@ -51,7 +53,6 @@ def select(
     """
     from dataclasses import replace
 
-    from ragalign.bench.cases import load_cases
     from ragalign.bench.scoring import make_scorer
     from ragalign.bench.session import Engine
     from ragalign.pool import Pool
@@ -69,7 +70,7 @@ def select(
         out,
         replace(begin, decoding=changed),
         Pool.load(pool),
-        load_cases(queries).first(first),
+        query_options.read_cases(queries, first, field, metadata),
         scorer,
         model=model,
         options=options,

@@ -213,7 +213,7 @@ class Aligner:
 
     def retrieve(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         k: int | None = None,
         exclude: Exclusion | None = None,
@@ -227,7 +227,11 @@ class Aligner:
         return self.retriever.retrieve(queries, self.n_hits if k is None else k, exclude=exclude, where=where)
 
     def more(
-        self, queries: Sequence[str], *, exclude: Exclusion | None = None, where: Mapping[str, Any] | None = None
+        self,
+        queries: Sequence[str | Query],
+        *,
+        exclude: Exclusion | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> More:
         """Retrieves further candidates for these queries, where packing has to skip some; see `Packing.refill`."""
 
@@ -247,12 +251,12 @@ class Aligner:
             DataError: the messages are in no order that a template can render.
         """
         query = _query(messages)
-        [hits] = self.retrieve([query.text])
+        [hits] = self.retrieve([query])
         return self.online.pack(
             query.turns,
             hits,
             n_plain=self.candidates,
-            more=self.more([query.text]),
+            more=self.more([query]),
             max_new_tokens=self._reserved(decoding or self.decoding),
         )
 
@@ -262,13 +266,12 @@ class Aligner:
 
     def plan(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> Plan:
         """As `pack_many`, with the order in which to ask the prompts and the relevance that each has kept."""
-        texts = [query.text for query in queries]
-        hits = self.retrieve(texts)
+        hits = self.retrieve(queries)
         return Planner(self.packer, self.planner).plan(
             [query.turns for query in queries],
             hits,
             n_plain=self.candidates,
-            more=self.more(texts),
+            more=self.more(queries),
             max_new_tokens=self._reserved(decoding or self.decoding),
         )
 

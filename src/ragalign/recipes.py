@@ -29,6 +29,7 @@ class IndexSettings:
     pool: tuple[str, ...] = ()
     shape: str = "auto"
     fields: Mapping[str, str] = field(default_factory=dict)
+    metadata: tuple[str, ...] = ()
     unwrap: bool = False
     on_error: Literal["strict", "skip"] = "strict"
     near_duplicates: float | None = None

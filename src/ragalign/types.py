@@ -80,16 +80,35 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A conversation that ends with a user turn and waits for an answer."""
+    """A conversation that ends with a user turn and waits for an answer.
+
+    Attributes:
+        id: its own among those asked together.
+        turns: the conversation.
+        metadata: other fields of its row, JSON values.
+        other_texts: what a pool can have called the same question, beside what `own_texts` makes of the turns.
+    """
 
     id: str
     turns: tuple[Turn, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    other_texts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
         """The last user turn: what retrieval looks for."""
         return self.turns[-1].content
+
+    @property
+    def own_texts(self) -> tuple[str, ...]:
+        """The instructions under which a pool can hold this very conversation, each once, `text` first.
+
+        These are the user's turns, since a pool takes the first of a conversation; all turns but the system's as lines
+        of one text, since it puts a history before its question; and `other_texts`.
+        """
+        users = [turn.content for turn in reversed(self.turns) if turn.role == "user"]
+        whole = "\n".join(turn.content for turn in self.turns if turn.role != "system")
+        return tuple(dict.fromkeys((*users, whole, *self.other_texts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -11,7 +13,7 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answer_files import FORM_OF, write_answers
 from ragalign.judging.answers import load_items
 from ragalign.judging.base import Answer, Item
-from ragalign.judging.registry import PROTOCOLS
+from ragalign.judging.registry import PROTOCOLS, make_protocol
 
 
 def test_ica_answers_join_their_baseline(shared_data: Path) -> None:
@@ -104,6 +106,75 @@ def test_a_missing_baseline_answer_is_an_error(tmp_path: Path) -> None:
         load_items(ours, baseline=theirs)
 
 
+def written(path: Path, *rows: Any) -> Path:
+    content = json.dumps(list(rows)).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+PASSAGE = {"instruction": "Which year?", "input": "Rebuilt in 1871.", "output": "1871"}
+
+
+@pytest.mark.parametrize("protocol", sorted(FORM_OF))
+def test_the_judge_sees_the_passage(tmp_path: Path, protocol: str) -> None:
+    path = written(tmp_path / "a.json.gz", PASSAGE)
+    [item] = load_items(path, baseline=path)
+    assert item.instruction == "Which year?\nRebuilt in 1871."
+    requests = make_protocol(protocol).build(item)
+    assert requests
+    assert all("Rebuilt in 1871." in str(request.messages) for request in requests)
+
+
+@pytest.mark.parametrize("passage", ["input", "context", "passage"])
+@pytest.mark.parametrize("question", ["instruction", "prompt", "question", "query"])
+@pytest.mark.parametrize("answer", ["output", "response", "completion", "answer"])
+def test_every_form_of_passage(tmp_path: Path, question: str, passage: str, answer: str) -> None:
+    path = written(tmp_path / "a.json", {question: "q", passage: "c", answer: "a"})
+    assert [(item.turns, item.answer.text) for item in load_items(path)] == [(("q\nc",), "a")]
+
+
+def test_equal_prompts_pair_in_order(tmp_path: Path) -> None:
+    ours = written(tmp_path / "o.json", *({"instruction": q, "output": f"o{n}"} for n, q in enumerate("sasbs")))
+    theirs = written(tmp_path / "t.json", *({"instruction": q, "output": f"t{n}"} for n, q in enumerate("bsssa")))
+    pairs = [(item.answer.text, item.baseline.text) for item in load_items(ours, baseline=theirs) if item.baseline]
+    assert pairs == [("o0", "t1"), ("o1", "t4"), ("o2", "t2"), ("o3", "t0"), ("o4", "t3")]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_equal_prompts_that_cannot_be_paired_are_refused(tmp_path: Path, n: int) -> None:
+    ours = written(tmp_path / "o.json", *({"instruction": "same", "output": f"o{k}"} for k in range(3)))
+    theirs = written(tmp_path / "t.json", *({"instruction": "same", "output": f"t{k}"} for k in range(n)))
+    with pytest.raises(
+        DataError, match=rf"the prompt 'same' is there 3 and {n} times, .* give the rows of both files id"
+    ):
+        load_items(ours, baseline=theirs)
+
+
+@pytest.mark.parametrize("with_passage", ["ours", "theirs", "both"])
+def test_passages_tell_equal_instructions_apart(tmp_path: Path, with_passage: str) -> None:
+    def rows(side: str, order: str) -> list[dict[str, str]]:
+        has = with_passage in (side, "both")
+        return [{"instruction": "Sum it up.", "output": f"{side} {p}"} | ({"input": p} if has else {}) for p in order]
+
+    order = "bac" if with_passage == "both" else "abc"
+    ours, theirs = (
+        written(tmp_path / "o.json", *rows("ours", "abc")),
+        written(tmp_path / "t.json", *rows("theirs", order)),
+    )
+    pairs = [(item.answer.text, item.baseline.text) for item in load_items(ours, baseline=theirs) if item.baseline]
+    assert pairs == [(f"ours {p}", f"theirs {p}") for p in "abc"]
+
+
+def test_questions_of_any_form(tmp_path: Path) -> None:
+    answers = tmp_path / "a.jsonl"
+    answers.write_text(json.dumps({"question_id": 1, "model_id": "m", "choices": [{"turns": ["a"]}]}))
+    for row in ({"question": "q", "context": "c"}, {"instruction": "q", "input": "c"}, {"turns": ["q\nc"]}):
+        questions = written(tmp_path / "q.json", {"id": 1, **row})
+        assert [item.turns for item in load_items(answers, questions=questions)] == [("q\nc",)]
+    with pytest.raises(DataError, match="a question needs an id"):
+        load_items(answers, questions=written(tmp_path / "q.json", {"question": "q"}))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -125,7 +196,7 @@ def test_bad_rows_have_their_line(tmp_path: Path, row: object, message: str) -> 
 def test_ids_are_unique(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"id": 1, "instruction": "q", "output": "o"}] * 2))
-    with pytest.raises(DataError, match="the id '1' stands 2 times"):
+    with pytest.raises(DataError, match="the id '1' occurs 2 times"):
         load_items(path)
 
 
@@ -135,4 +206,4 @@ def test_unknown_form(tmp_path: Path) -> None:
 
 
 def test_every_protocol_has_a_form() -> None:
-    assert set(FORM_OF) == set(PROTOCOLS)
+    assert set(FORM_OF) == set(PROTOCOLS) - {"ifeval", "ifbench"}  # which have no judge

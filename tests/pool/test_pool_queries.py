@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragalign.errors import DataError
-from ragalign.pool.queries import read_queries
+from ragalign.errors import ConfigError, DataError
+from ragalign.pool.queries import read_queries, unused_fields
 from ragalign.types import Query, Turn
 
 
@@ -46,21 +48,32 @@ USER = {"role": "user", "content": "q"}
     ("row", "message"),
     [
         ("{", "not valid JSON (Expecting property name enclosed in double quotes at column 2); correct the row"),
-        ({"text": "q"}, "there is neither 'instruction' nor 'messages' among its fields (text); name it so"),
+        ({"text": "q"}, "no known field holds a question (text); name it with --field NAME"),
+        ({}, "no known field holds a question (none)"),
         ({"instruction": " "}, "the instruction is empty; correct the row"),
-        ({"instruction": None}, "the field 'instruction' is not text"),
-        ({"instruction": "q", "input": 3}, "the field 'input' is not text"),
+        ({"instruction": None}, "the field 'instruction' is null, not text"),
+        ({"instruction": "q", "input": 3}, "the field 'input' is a number, not text; name the passage's field with"),
+        ({"instruction": "q", "context": {"title": "t"}}, "the field 'context' is an object, not text"),
         ({"instruction": "q\ud800"}, "the instruction holds a lone surrogate"),
-        ({"id": [1], "instruction": "q"}, "the field 'id' is neither text nor a whole number"),
-        ({"id": True, "instruction": "q"}, "the field 'id' is neither text nor a whole number"),
+        ({"instruction": "q", "context": "\ud800"}, "the instruction holds a lone surrogate"),
+        ({"id": [1], "instruction": "q"}, "the field 'id' is a list, neither text nor a whole number"),
+        ({"id": True, "instruction": "q"}, "the field 'id' is a truth value, neither text nor a whole number"),
+        ({"id": 0.5, "instruction": "q"}, "the field 'id' is a number, neither text nor a whole number"),
         ({"id": "\ud800", "instruction": "q"}, "the id holds a lone surrogate"),
         ({"id": "first", "instruction": "q"}, "the id 'first' was used before, in line 1; give each query its own"),
-        ({"messages": []}, "the field 'messages' is not a list with at least one message"),
-        ({"messages": ["q"]}, "message 1 is not an object with 'role' and 'content'"),
-        ({"messages": [{"role": "human", "content": "q"}]}, "message 1 has the role 'human'; use system, user or"),
-        ({"messages": [{"role": ["user"], "content": "q"}]}, "message 1 has the role ['user']; use system, user or"),
-        ({"messages": [{"role": "user", "content": None}]}, "message 1 has no text as its 'content'"),
-        ({"messages": [{"role": "user", "content": ""}]}, "the content of message 1 is empty"),
+        ({"messages": []}, "the conversation is empty"),
+        ({"messages": "q"}, "the field 'messages' is text, not a list of turns"),
+        ({"messages": ["q", USER]}, "the field 'messages' mixes turns of different types"),
+        ({"messages": [{"role": "tool", "content": "q"}]}, "turn 1 has the role 'tool'; use system, user or"),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, "turn 1: 'role' is a list, not text"),
+        ({"messages": [{"role": "user", "content": None}]}, "turn 1: 'content' is null, not text"),
+        ({"messages": [{"role": "user", "content": ""}]}, "the instruction is empty"),
+        ({"messages": [{"role": "system", "content": ""}, USER]}, "the content of turn 1 is empty"),
+        ({"turns": ["q", 5]}, "turn 2 of 'turns' is a number, not text"),
+        ({"turns": []}, "the field 'turns' is a list without any turn"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "the conversation does not begin with a user's turn"),
+        ({"instruction": "q", "history": [["q"]]}, "entry 1 of 'history' is not a pair of a question and an answer"),
+        ({"instruction": "q", "history": [["q", None]]}, "entry 1 of 'history' is not a pair"),
         (
             {"messages": [USER, {"role": "assistant", "content": "a"}]},
             "the last message is the assistant's, not the user's",
@@ -84,3 +97,108 @@ def test_files_without_queries(tmp_path: Path) -> None:
         read_queries(write(tmp_path, "", ""))
     with pytest.raises(DataError, match="there is no such file"):
         read_queries(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"question": "q"}, ["user: q"]),
+        ({"prompt": "q", "context": "c"}, ["user: q\nc"]),
+        ({"query": "q", "passage": "c"}, ["user: q\nc"]),
+        ({"query": "q", "context": ["c", "d", " ", None]}, ["user: q\nc\nd"]),
+        ({"input": "q"}, ["user: q"]),
+        ({"instruction": None, "question": "q", "input": float("nan"), "context": None}, ["user: q"]),
+        ({"instruction": "q", "input": "i", "context": "c"}, ["user: q\ni\nc"]),
+        ({"instruction": "q", "input": "c", "context": "c"}, ["user: q\nc"]),
+        ({"instruction": "q", "system": "s"}, ["system: s", "user: q"]),
+        ({"question": "q", "system_prompt": "s"}, ["system: s", "user: q"]),
+        ({"instruction": "q", "history": [["q1", "a1"]]}, ["user: q1", "assistant: a1", "user: q"]),
+        ({"instruction": "q", "history": '[["q1", "a1"]]'}, ["user: q1", "assistant: a1", "user: q"]),
+        (
+            {"instruction": "q", "history": [{"question": "q1", "answer": "a1"}]},
+            ["user: q1", "assistant: a1", "user: q"],
+        ),
+        (
+            {
+                "instruction": "q",
+                "history": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}],
+            },
+            ["user: q1", "assistant: a1", "user: q"],
+        ),
+        ({"instruction": "q", "history": [], "system": ""}, ["user: q"]),
+        ({"messages": None, "instruction": "q"}, ["user: q"]),
+        ({"messages": [], "instruction": "q"}, ["user: q"]),
+        ({"messages": [{"role": "human", "content": "q"}]}, ["user: q"]),
+        ({"messages": [{"from": None, "value": None, "role": "user", "content": "q"}]}, ["user: q"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, ["user: q"]),
+        ({"prompt": [{"role": "user", "content": "q"}]}, ["user: q"]),
+        ({"conversations": [{"from": "human", "value": "q"}], "system": "s"}, ["system: s", "user: q"]),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["user: q"]),
+        ({"conversations": ["q", "a"]}, ["user: q"]),
+        ({"turns": ["q"], "prompt": "p"}, ["user: q"]),
+        ({"turns": [{"content": "q"}]}, ["user: q"]),
+        ({"turns": 3, "prompt": "q"}, ["user: q"]),
+    ],
+)
+def test_what_a_row_asks(tmp_path: Path, row: Any, turns: list[str]) -> None:
+    [query] = read_queries(write(tmp_path, row))
+    assert [f"{turn.role}: {turn.content}" for turn in query.turns] == turns
+
+
+def test_later_turns_are_kept(tmp_path: Path) -> None:
+    later = [read_queries(write(tmp_path, row))[0] for row in LATER]
+    assert [(query.text, query.metadata) for query in later] == [("q1", {"turns": ["q2", "q3"]})] * len(LATER)
+    assert unused_fields(later) == {}
+
+
+LATER: list[dict[str, Any]] = [
+    {"turns": ["q1", "q2", "q3"]},
+    {"question_id": 3, "prompt": ["q1", "q2", "q3"]},
+    {"conversations": ["q1", "a1", "q2", "a2", "q3"]},
+    {
+        "conversations": [
+            {"from": role, "value": text}
+            for role, text in zip(["human", "gpt"] * 3, ["q1", "a1", "q2", "a2", "q3", "a3"], strict=True)
+        ]
+    },
+]
+
+
+def test_fields_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, {"title": "q", "body": "c", "prompt": "p", "key": "k", "id": "kept", "context": "x"})
+    [query] = read_queries(path, fields={"instruction": "title", "input": "body", "id": "key"})
+    assert (query.id, query.text) == ("k", "q\nc")
+    assert query.metadata == {"prompt": "p", "id": "kept", "context": "x"}
+    [query] = read_queries(path, fields={"instruction": "title"}, metadata=["context"])
+    assert query.text == "q"
+    assert unused_fields([query], asked=["context"]) == {"body": 1, "prompt": 1, "key": 1}
+    with pytest.raises(DataError, match=r"1: there is no field 'headline' among its fields \(title, "):
+        read_queries(path, fields={"instruction": "headline"})
+    with pytest.raises(ConfigError, match="unknown field 'response' of a query"):
+        read_queries(path, fields={"response": "title"})
+
+
+def test_compressed_files_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b'{"instruction": "q"}\n{"question": "r"}\n'
+    (tmp_path / "q.jsonl.gz").write_bytes(gzip.compress(text))
+    expected = [("1", "q"), ("2", "r")]
+    assert [(query.id, query.text) for query in read_queries(tmp_path / "q.jsonl.gz")] == expected
+    for given in (text, gzip.compress(text), b'[{"instruction": "q"},\n{"question": "r"}]'):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert [(query.id, query.text) for query in read_queries("-")] == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "q"}')))
+    with pytest.raises(DataError, match=r"^standard input:row 1: no known field holds a question"):
+        read_queries("-")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(DataError, match="standard input: the file is empty"):
+        read_queries("-")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-12], lambda content: content[:20] + b"\0" * 8 + content[28:]]
+)
+def test_damaged_gzip(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "q.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(b"".join(b'{"instruction": "q%d"}\n' % n for n in range(5000)))))
+    with pytest.raises(DataError, match=r"q\.jsonl\.gz: (damaged gzip file|cannot be read)"):
+        read_queries(path)

@@ -6,7 +6,7 @@ import pytest
 
 from ragalign.errors import ConfigError
 from ragalign.pool.shapes import SHAPES, ParsedRow, RowParser
-from ragalign.pool.table import BadRowError
+from ragalign.questions import BadRowError
 
 
 def parse(row: dict[str, Any], shape: str = "auto", **fields: str) -> ParsedRow:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from typing import Any
 
 import pytest
+import regex
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from uniseg import wordbreak
 
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.retrieval import Bm25Retriever, make_retriever
+from ragalign.retrieval.words import words as split_words
+from ragalign.text import normalise
 
 # Lucene's list, which bm25s calls "english".
 _STOPWORDS = """
@@ -19,7 +25,20 @@ STOPWORDS = set(_STOPWORDS.split())
 
 
 def words(text: str, stopwords: set[str]) -> list[str]:
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in stopwords]
+    """Words by another implementation of UAX 29, but for scripts without spaces."""
+    found = split_words(text) if LETTERS_WITHOUT_SPACES.search(text) else unicode_words(normalise(text))
+    return [word for word in found if word not in stopwords]
+
+
+def unicode_words(text: str) -> list[str]:
+    straight = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return [word.removesuffix("'s") for word in wordbreak.words(straight) if LETTER.search(word)]
+
+
+LETTER = regex.compile(r"(?V1)[\w--\p{M}]")
+LETTERS_WITHOUT_SPACES = regex.compile(
+    r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmer}\p{scx=Myanmar}\p{lb=SA}]"
+)
 
 
 def oracle(query: str, texts: list[str], k1: float = 1.5, b: float = 0.75, stop: set[str] = STOPWORDS) -> list[float]:
@@ -59,7 +78,7 @@ def test_scores_are_the_formula_s(make_index: Any, options: dict[str, Any], expe
     index = make_index(TEXTS)
     for query, hits in zip(QUERIES, Bm25Retriever(index, **options).retrieve(QUERIES, len(TEXTS)), strict=True):
         scores = oracle(query, TEXTS, **expected)
-        order = sorted(range(len(TEXTS)), key=lambda i: (-round(scores[i], 5), i))
+        order = sorted((i for i in range(len(TEXTS)) if scores[i]), key=lambda i: (-round(scores[i], 5), i))
         assert [index.pool.position(hit.id) for hit in hits] == order
         assert [hit.score for hit in hits] == pytest.approx([scores[i] for i in order], abs=1e-5)
 
@@ -81,9 +100,77 @@ def test_text_form_is_the_index_s(make_index: Any) -> None:
 
 
 def test_pool_without_any_word(make_index: Any) -> None:
-    index = make_index(["?!", "...", "the"])
-    [hits] = Bm25Retriever(index).retrieve(["the sea"], 5)
-    assert [(hit.id, hit.score) for hit in hits] == [(name, 0.0) for name in index.pool.ids]
+    assert Bm25Retriever(make_index(["?!", "...", "the"])).retrieve(["the sea"], 5) == [[]]
+
+
+@given(st.text(st.one_of(st.sampled_from("aB1_.,:;'’ -\u0301\u200dеאक्"), st.characters(codec="utf-8"))))
+def test_words_end_where_unicode_says(text: str) -> None:
+    """Against another implementation, for all that is in no script without spaces."""
+    text = normalise(text)
+    assume(not LETTERS_WITHOUT_SPACES.search(text))
+    assert split_words(text) == unicode_words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("किताब की बात", ["किताब", "की", "बात"]),
+        ("can't stop Newton’s example.com 3.5 C++", ["can't", "stop", "newton", "example.com", "3.5", "c"]),
+        ("機械学習のmodel、猫。", ["機械", "械学", "学習", "習の", "model", "猫"]),
+        ("データ", ["デー", "ータ"]),
+        ("ภาษาไทย", ["ภา", "าษ", "ษา", "าไ", "ไท", "ทย"]),
+        ("ที่นี่", ["ที่นี่"]),
+        ("ភាសា", ["ភាសា"]),
+        ("မြန်မာ", ["မြန်", "န်မာ"]),
+        ("ພາສາ", ["ພາ", "າສ", "ສາ"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("e\u0301tat", ["état"]),
+        ("", []),
+    ],
+)
+def test_words_of_many_scripts(text: str, expected: list[str]) -> None:
+    assert split_words(text) == [unicodedata.normalize("NFKC", word) for word in expected]
+
+
+@pytest.mark.parametrize(
+    ("texts", "query", "expected"),
+    [
+        (["की बात", "किताब पढ़ो"], "किताब", [1]),
+        (["今天天气很好", "我喜欢机器学习", "猫在睡觉"], "什么是机器学习？", [1]),
+        (["東京の天気", "データの分析", "猫が好きです"], "データを分析する", [1]),
+        (["วันนี้อากาศดี", "ฉันชอบแมว"], "แมว", [1]),
+        (["今天天气很好", "我喜欢机器学习"], "狗", []),
+    ],
+)
+def test_scripts_without_spaces_are_searched(
+    make_index: Any, texts: list[str], query: str, expected: list[int]
+) -> None:
+    index = make_index(texts)
+    [hits] = Bm25Retriever(index).retrieve([query], 5)
+    assert [index.pool.position(hit.id) for hit in hits] == expected
+    assert all(hit.score > 0 for hit in hits)
+
+
+@pytest.mark.parametrize("name", ["bm25", "hybrid"])
+def test_questions_without_a_hit_are_counted_once(make_index: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    index = make_index(["sort a list", "the sea", "write a poem"])
+    found = make_retriever(name, index).retrieve(["zebra", "poem", "giraffe"], 2)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("ragalign")]
+    if name == "hybrid":
+        assert [len(hits) for hits in found] == [2, 2, 2]
+        assert messages == []
+    else:
+        assert [len(hits) for hits in found] == [0, 1, 0]
+        assert messages == [
+            "bm25: 2 of 3 questions have no hit: no demonstration that may be retrieved shares a word with them"
+        ]
+
+
+@pytest.mark.parametrize("name", ["mmr", "dpp"])
+def test_later_stages_take_what_there_is(make_index: Any, name: str) -> None:
+    index = make_index(["sort a list", "the sea", "write a poem"])
+    found = make_retriever(name, index, first="bm25").retrieve(["zebra", "poem", "write a list"], 3)
+    assert [len(hits) for hits in found] == [0, 1, 2]
 
 
 def test_case_width_and_spaces_do_not_matter(make_index: Any) -> None:
@@ -113,6 +200,6 @@ def test_options_are_checked(make_index: Any) -> None:
 def test_stopwords_may_be_a_list_or_another_language(make_index: Any) -> None:
     index = make_index(["sort the list", "der Hund", "die Katze"])
     [hits] = make_retriever("bm25", index, stopwords=["sort"]).retrieve(["sort"], 1)
-    assert hits[0].score == 0
+    assert hits == []
     [hits] = make_retriever("bm25", index, stopwords="german").retrieve(["der die"], 1)
-    assert hits[0].score == 0
+    assert hits == []

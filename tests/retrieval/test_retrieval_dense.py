@@ -74,7 +74,8 @@ def test_a_prompt_is_never_its_own_demonstration(lima: Index, change: Any) -> No
 def test_nor_is_it_with_any_other_strategy(lima: Index, name: str) -> None:
     queries = [f"{text.swapcase()}\n" for text in lima.pool.instructions[::20]]
     for query, hits in zip(queries, make_retriever(name, lima).retrieve(queries, 20, exclude=Exclusion()), strict=True):
-        assert len(hits) == 20
+        # Few words are shared with few demonstrations, which are then all that bm25 finds.
+        assert len(hits) == 20 or (name == "bm25" and 0 < len(hits) < 20)
         assert normalise(query) not in {normalise(lima.pool.get(hit.id).instruction) for hit in hits}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.pool import Pool
+from ragalign.pool.queries import read_queries
 from ragalign.retrieval import DenseRetriever, Exclusion, FixedRetriever, Retriever, make_retriever
+from ragalign.retrieval.words import words
 from ragalign.text import normalise
 
 # One fixed order per query, cut at k: a filtered result is the filtered full ranking.
@@ -87,6 +91,9 @@ def test_k_come_back_and_none_is_excluded(make_index: Any, name: str, case: Any)
     assert len(results) == len(queries)
     for query, hits, everything in zip(queries, results, full, strict=True):
         good = permitted(index, query, exclude, where)
+        if name == "bm25":
+            shared = set(words(query))
+            good = {id_ for id_ in good if shared & set(words(index.pool.get(id_).instruction))}
         found = [hit.id for hit in hits]
         assert len(found) == len(set(found)) == min(k, len(good))
         assert set(found) <= good
@@ -115,10 +122,12 @@ def test_excluding_is_like_not_having_them(make_index: Any, name: str, rows: set
 
 def test_many_copies_of_one_query(make_index: Any) -> None:
     """One query with hundreds of copies in the pool, among others with none: all get their k."""
-    instructions = ["the same"] * 300 + [f"instruction {row}" for row in range(40)]
+    instructions = ["the same"] * 300 + [f"same instruction {row}" for row in range(40)]
     index = make_index(instructions)
     for name in ("dense", "bm25", "random"):
-        results = make_retriever(name, index).retrieve(["The same ", "a", "b"], 20, exclude=Exclusion())
+        results = make_retriever(name, index).retrieve(
+            ["The same ", "instruction a", "b, same"], 20, exclude=Exclusion()
+        )
         assert [len(hits) for hits in results] == [20, 20, 20]
         assert {index.pool.position(hit.id) for hit in results[0]} <= set(range(300, 340))
 
@@ -128,9 +137,9 @@ def test_many_near_copies(make_index: Any, monkeypatch: pytest.MonkeyPatch, chun
     """Their number is not known beforehand: the ranking is followed until k others have come, in parts if need be."""
     if chunk is not None:
         monkeypatch.setattr("ragalign.retrieval.batch.CHUNK_BYTES", chunk)
-    instructions = [f"copy {row}" for row in range(300)] + [f"instruction {row}" for row in range(100)]
-    vectors: dict[str, list[float]] = {f"copy {row}": [1, 0, row / 10_000] for row in range(300)}
-    vectors |= {f"instruction {row}": [1, 0.5 + row / 100, 0] for row in range(100)}
+    instructions = [f"close, far {row}" for row in range(400)]
+    vectors: dict[str, list[float]] = {f"close, far {row}": [1, 0, row / 10_000] for row in range(300)}
+    vectors |= {f"close, far {row}": [1, 0.5 + (row - 300) / 100, 0] for row in range(300, 400)}
     vectors |= {"close": [1, 0, 0], "far": [0, 0.1, 1]}
     index = make_index(instructions, dimension=3, vectors=vectors)
     for name in ("dense", "bm25", "random", "mmr"):
@@ -235,3 +244,68 @@ def test_near_without_an_encoder_says_so() -> None:
     fixed = FixedRetriever(demonstrations=Pool.from_demonstrations([]))
     with pytest.raises(ConfigError, match="near needs an encoder"):
         fixed.retrieve(["q"], 1, exclude=Exclusion(near=0.9))
+
+
+WRAPPED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:"
+)
+
+QUESTIONS = ["instruction", "question", "query", "prompt"]
+PASSAGES = ["input", "context", "passage"]
+ANSWERS = ["output", "response", "completion", "answer"]
+TEXT = st.text(st.sampled_from("abc déЖ中\n"), min_size=1, max_size=12).filter(lambda text: not text.isspace())
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(PASSAGES), st.sampled_from(ANSWERS)),
+    texts=st.tuples(TEXT, st.one_of(st.none(), st.just(""), TEXT), TEXT),
+    history=st.sampled_from([None, [], [["earlier", "reply"]], [{"question": "earlier", "answer": "reply"}]]),
+    system=st.sampled_from([None, "", "be kind"]),
+    nulls=st.booleans(),
+    kind=st.sampled_from(["flat", "wrapped", "sharegpt", "messages", "lima"]),
+)
+def test_every_form_of_a_row_is_known_to_the_guard(
+    make_index: Any,
+    tmp_path: Path,
+    names: tuple[str, str, str],
+    texts: tuple[str, str | None, str],
+    history: Any,
+    system: str | None,
+    nulls: bool,
+    kind: str,
+) -> None:
+    """What a row asks is the same read as a demonstration, as a query, and as a judged answer."""
+    question, passage, answer = texts
+    whole = question if not passage or not passage.strip() else f"{question}\n{passage}"
+    as_query: dict[str, Any]
+    if kind in ("flat", "wrapped"):
+        empty: dict[str, Any] = dict.fromkeys([*QUESTIONS, *PASSAGES, *ANSWERS, "messages"]) if nulls else {}
+        row = empty | dict(zip(names, texts, strict=True)) | {"history": history, "system": system}
+        if kind == "wrapped":
+            wrapped = WRAPPED.format(question.strip(), (passage or "").strip())
+            row = {names[0]: wrapped, names[2]: answer, "history": history}
+        as_query = row
+    elif kind == "sharegpt":
+        row = {"conversations": [{"from": "human", "value": whole}, {"from": "gpt", "value": answer}], "system": system}
+        as_query = row
+    elif kind == "messages":
+        row = {"messages": [{"role": "user", "content": whole}, {"role": "assistant", "content": answer}]}
+        as_query = {"messages": row["messages"][:1]}
+    else:
+        row = as_query = {"conversations": [whole, answer]}
+    path, queries = tmp_path / "pool.jsonl", tmp_path / "queries.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    queries.write_text(json.dumps(as_query) + "\n")
+    [query] = read_queries(queries)
+    for unwrapping in (False, True):
+        [demo] = pool = Pool.load(path, unwrap=unwrapping)
+        assert whole.strip() in demo.instruction or kind == "wrapped"
+        assert (passage or "").strip() in demo.instruction
+        assert (passage or "").strip() in query.text
+        assert pool.report.files[0].unused.keys() <= {"system_turn"}
+        index = make_index([demo.instruction, "something else"])
+        retriever = make_retriever("random", index)
+        [hits] = retriever.retrieve([query], 2, exclude=Exclusion())
+        assert [index.pool.get(hit.id).instruction for hit in hits] == ["something else"]

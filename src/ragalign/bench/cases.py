@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from ragalign._sources import STANDARD_INPUT
 from ragalign.errors import ConfigError
 from ragalign.pool.hub import fetch_file, read_dataset
-from ragalign.pool.queries import as_queries
+from ragalign.pool.queries import FURTHER_TURNS, as_queries
 from ragalign.pool.readers import read_file
 from ragalign.pool.report import Unit
-from ragalign.pool.rows import Problem, Rows
+from ragalign.pool.rows import Rows
 from ragalign.types import Query, Turn
 
 # Where the sets are published. Those with a file would need a script of their own to be loaded as datasets.
@@ -92,15 +92,21 @@ class Cases:
         return self if n is None else replace(self, cases=self.cases[:n])
 
 
-def load_cases(name_or_file: str | Path) -> Cases:
+def load_cases(
+    name_or_file: str | Path, *, fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
+) -> Cases:
     """A published prompt set by name, or a file.
 
-    Rows are those of `ragalign.pool.queries.read_queries` (``instruction`` or ``messages``), of FastChat (``turns``),
-    of MT-Bench on the hub (``prompt``, a list) or of LIMA (``conversations``). ``reference`` is a good answer, or a
-    list of them: alternatives where there is one turn, one per turn where there are several.
+    Rows are those of `ragalign.pool.queries.read_queries`. ``reference`` is a good answer, or a list of them:
+    alternatives where there is one turn, one per turn where there are several.
+
+    Args:
+        name_or_file: a set's name, a file, or ``-`` for standard input.
+        fields: as in `ragalign.pool.queries.read_queries`.
+        metadata: as there.
 
     Raises:
-        ConfigError: it is neither a file nor the name of a set.
+        ConfigError: it is neither a file nor the name of a set, or an unknown key in `fields`.
         DataError: it cannot be read, or a row is no query.
     """
     name = str(name_or_file)
@@ -109,36 +115,17 @@ def load_cases(name_or_file: str | Path) -> Cases:
     if name in _PUBLISHED:
         source, file = _PUBLISHED[name]
         unit, rows = ("row", read_dataset(source)) if file is None else read_file(fetch_file(source, file))
-    elif Path(name).suffix:
-        unit, rows = read_file(Path(name))
+    elif Path(name).suffix or name == STANDARD_INPUT:
+        unit, rows = read_file(name)
     else:
         raise ConfigError(f"no prompt set {name!r}: use one of {', '.join(PROMPT_SETS)}, or a file of prompts")
-    return Cases(Path(name).name, tuple(map(_case, as_queries(_adapted(rows), name, unit))))
-
-
-def _adapted(rows: Rows) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Rows of the published forms as queries, with later user turns under ``turns``."""
-    for number, row in rows:
-        if isinstance(row, Problem):
-            yield number, row
-            continue
-        given = dict(row)
-        for key in ("question_id", "prompt_id", "uid"):
-            if "id" not in given and given.get(key) is not None:
-                given["id"] = given.pop(key)
-        if "instruction" not in given and "messages" not in given:
-            turns = next((given.pop(key) for key in ("turns", "prompt", "conversations") if key in given), None)
-            # LIMA's conversations alternate; all others list the user's turns only.
-            if isinstance(turns, list) and turns and all(isinstance(one, str) for one in turns):
-                given["instruction"], given["turns"] = turns[0], turns[2::2] if "conversations" in row else turns[1:]
-            elif isinstance(turns, str):
-                given["instruction"] = turns
-        yield number, given
+    label = "standard input" if name == STANDARD_INPUT else name
+    return Cases(Path(label).name, tuple(map(_case, as_queries(rows, label, unit, fields=fields, metadata=metadata))))
 
 
 def _case(query: Query) -> Case:
     metadata = dict(query.metadata)
-    further = tuple(metadata.pop("turns", ()))
+    further = tuple(metadata.pop(FURTHER_TURNS, ()))
     given = metadata.get("reference")
     category = metadata.get("category", metadata.get("dataset"))
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []

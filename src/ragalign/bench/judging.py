@@ -10,9 +10,10 @@ from typing import Any
 from ragalign.bench.cases import Case, Cases
 from ragalign.bench.running import Answered
 from ragalign.comparisons.completions import Completions
-from ragalign.errors import ConfigError
+from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answers import load_items
 from ragalign.judging.base import Answer, Item
+from ragalign.judging.pairing import Prompted, pair
 
 
 def items(
@@ -93,13 +94,21 @@ def _strings(case: Case) -> Iterator[tuple[str, str]]:
 
 
 def _opponents(cases: Cases, path: str | Path) -> dict[str, Answer]:
-    known = load_items(path)
-    by_text = {item.instruction: item.answer for item in reversed(known)}
+    known = [item for item in load_items(path) if item.sample == 0]
     by_id = {item.id: item for item in known}
-    found = {}
-    for case in cases.cases:
-        same = by_id.get(case.id)
-        answer = same.answer if same and same.instruction == case.turns[0] else by_text.get(case.turns[0])
-        if answer is not None:
-            found[case.id] = answer
-    return found
+    same = [by_id.get(case.id) for case in cases.cases]
+    # A file without ids numbers its prompts in its own way: those ids say nothing.
+    has_ids = all(
+        item is None or item.instruction == case.turns[0] for item, case in zip(same, cases.cases, strict=True)
+    )
+    try:
+        places = pair(
+            [
+                Prompted(case.id if has_ids else None, case.turns[0], next(iter(case.query.other_texts), None))
+                for case in cases.cases
+            ],
+            [Prompted(item.id if has_ids else None, item.instruction) for item in known],
+        )
+    except DataError as error:
+        raise DataError(f"{cases.name} and {path}: {error}") from None
+    return {case.id: known[place].answer for case, place in zip(cases.cases, places, strict=True) if place is not None}

@@ -14,8 +14,7 @@ from ragalign.bench.conditions import MAIN, Condition
 from ragalign.bench.judging import items
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
-from ragalign.encoders import Encoder
-from ragalign.encoders.base import DEFAULT_ENCODER
+from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation import BaseGenerator, make_generator
 from ragalign.indexes import Index

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ragalign.judging.answers import read_asked
 from ragalign.judging.base import Json
 from ragalign.judging.files import read_rows
 
@@ -63,15 +64,9 @@ def read_turns(questions: str | Path) -> dict[str, tuple[str, ...]]:
     """What FastChat's or Arena-Hard's questions ask, one text per turn, by the question's id.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or a row is no question.
     """
-    found = {}
-    for row in read_rows(questions):
-        value = row.value or {}
-        turns = value.get("turns", [value.get("prompt")])
-        texts = [one.get("content") if isinstance(one, dict) else one for one in turns if one is not None]
-        found[str(value.get("question_id", value.get("uid")))] = tuple(one for one in texts if isinstance(one, str))
-    return found
+    return {question.id: question.turns for question in read_asked(questions)}
 
 
 def _alpaca_eval(row: Json, position: int) -> tuple[Place, Texts]:

@@ -1,4 +1,4 @@
-"""What an encoder is: the interface that indexes and retrievers build on."""
+"""Encoders: the interface that indexes and retrievers build on, and the one that loads a model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-TextKind = Literal["document", "query"]
-Precision = Literal["float32", "bfloat16"]
+from ragalign._progress import progress
+from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
+from ragalign.encoders.locate import DEFAULT_ENCODER
+from ragalign.encoders.sentence_transformer import BATCH_SIZE, Precision, SentenceTransformerModel, load_model
+from ragalign.errors import ConfigError
 
-DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+TextKind = Literal["document", "query"]
+
+# What an interrupted encoding loses at most: a few seconds on a CPU. A multiple of the batch size.
+_CHUNK_SIZE = 16 * BATCH_SIZE
+# No tokenizer makes more tokens of a text than it has bytes, but for the special ones around it.
+_MAX_SPECIAL_TOKENS = 8
 
 
 class Encoder(ABC):
@@ -55,17 +64,13 @@ class Encoder(ABC):
         Raises:
             ConfigError: there is no such model, or it cannot be loaded.
         """
-        from ragalign.encoders.sentence_transformer import load_sentence_transformer
-
-        return load_sentence_transformer(
-            id_or_folder,
-            revision=revision,
+        model = load_model(id_or_folder, revision=revision, device=device, precision=precision)
+        return _LoadedEncoder(
+            model,
             normalize=normalize,
             query_prompt=query_prompt,
             document_prompt=document_prompt,
-            device=device,
-            precision=precision,
-            cache=cache,
+            cache=default_cache_folder() if cache == "default" else None if cache is None else Path(cache),
         )
 
     @property
@@ -109,6 +114,11 @@ class Encoder(ABC):
         return "float32"
 
     @property
+    def max_tokens(self) -> int | None:
+        """Tokens after which a text is cut, special ones and its prompt included; None where that is not known."""
+        return None
+
+    @property
     def packaged(self) -> bool:
         """Whether the weights come from the package of the ``offline`` extra."""
         return False
@@ -143,10 +153,144 @@ class Encoder(ABC):
         """Encode texts.
 
         Args:
-            texts: n texts; those longer than the model's limit are cut there by its tokenizer.
+            texts: n texts; those longer than `max_tokens` are cut there, see `truncated`.
             kind: which of the two prompts is put before each text.
             show_progress: a bar on stderr, if that is a terminal.
 
         Returns:
             float32, C-contiguous, ``[n, dimension]``, in input order.
         """
+
+    def truncated(self, texts: Sequence[str], *, kind: TextKind = "document") -> NDArray[np.bool_]:
+        """Which texts are longer than `max_tokens`, so that their ends have no part in their vectors: ``[n]``.
+
+        Args:
+            texts: n texts.
+            kind: which of the two prompts is put before each text.
+        """
+        return np.zeros(len(texts), dtype=np.bool_)
+
+
+class _LoadedEncoder(Encoder):
+    """An encoder over a sentence-transformers model."""
+
+    def __init__(
+        self,
+        model: SentenceTransformerModel,
+        *,
+        normalize: bool,
+        query_prompt: str | None,
+        document_prompt: str | None,
+        cache: Path | None,
+    ) -> None:
+        self._model = model
+        self._normalize = normalize
+        self._prompts: dict[TextKind, str] = {
+            "query": model.prompts.get("query", "") if query_prompt is None else query_prompt,
+            "document": model.prompts.get("document", "") if document_prompt is None else document_prompt,
+        }
+        self._cache_folder = cache
+
+    @property
+    def id(self) -> str:
+        return self._model.located.id
+
+    @property
+    def revision(self) -> str:
+        return self._model.located.commit or self.content_digest
+
+    @property
+    def dimension(self) -> int:
+        return self._model.dimension
+
+    @property
+    def normalize(self) -> bool:
+        return self._normalize
+
+    @property
+    def query_prompt(self) -> str:
+        return self._prompts["query"]
+
+    @property
+    def document_prompt(self) -> str:
+        return self._prompts["document"]
+
+    @property
+    def pooling(self) -> str:
+        return self._model.pooling
+
+    @property
+    def precision(self) -> Precision:
+        return self._model.precision
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self._model.max_tokens
+
+    @property
+    def packaged(self) -> bool:
+        return self._model.located.packaged
+
+    @property
+    def content_digest(self) -> str:
+        return self._model.content_digest
+
+    def encode(
+        self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
+
+        Documents go through the embedding cache; queries do not, they would only fill it.
+
+        Raises:
+            ConfigError: `kind` is neither ``document`` nor ``query``.
+            DataError: a text cannot be tokenized, such as one with a lone surrogate.
+        """
+        if kind not in self._prompts:
+            raise ConfigError(f"kind is 'document' or 'query', not {kind!r}")
+        if isinstance(texts, str):
+            raise ConfigError("encode takes a sequence of texts, not one text")
+        slots: dict[str, int] = {}
+        rows = np.fromiter((slots.setdefault(text, len(slots)) for text in texts), dtype=np.int64, count=len(texts))
+        unique = list(slots)
+        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
+        prompt = self._prompts[kind]
+        cache = None
+        if self._cache_folder is not None and kind == "document":
+            cache = EmbeddingCache(self._cache_folder / f"{self.fingerprint}.sqlite", self.dimension)
+        missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
+        # Longest first across chunks too, so that chunking pads no more than one call would.
+        missing.sort(key=lambda position: -len(unique[position]))
+        size = _CHUNK_SIZE if cache is not None or show_progress else max(1, len(missing))
+        bar = progress("encoding", len(missing), "texts") if show_progress else nullcontext(_ignore)
+        with bar as advance:
+            for start in range(0, len(missing), size):
+                chunk = missing[start : start + size]
+                vectors[chunk] = self._model.encode(
+                    [unique[position] for position in chunk], prompt, normalize=self._normalize
+                )
+                if cache is not None:
+                    cache.write(prompt, [unique[position] for position in chunk], vectors[chunk])
+                advance(len(chunk))
+        return vectors if len(unique) == len(texts) else vectors[rows]
+
+    def truncated(self, texts: Sequence[str], *, kind: TextKind = "document") -> NDArray[np.bool_]:
+        found = np.zeros(len(texts), dtype=np.bool_)
+        limit = self.max_tokens
+        if limit is None:
+            return found
+        prompted = [self._prompts[kind] + text for text in texts]
+        long = [
+            position
+            for position, text in enumerate(prompted)
+            if len(text.encode("utf-8", "replace")) + _MAX_SPECIAL_TOKENS > limit
+        ]
+        for start in range(0, len(long), _CHUNK_SIZE):
+            chunk = long[start : start + _CHUNK_SIZE]
+            counts = self._model.count_tokens([prompted[position] for position in chunk])
+            found[chunk] = np.array(counts) > limit
+        return found
+
+
+def _ignore(_done: int) -> None:
+    """Progress that nobody watches."""

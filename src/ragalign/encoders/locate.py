@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ragalign._optional import is_installed, require
-from ragalign.encoders.base import DEFAULT_ENCODER
 from ragalign.encoders.digest import content_digest, file_sha256, has_model
 from ragalign.errors import ConfigError
 
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # Long enough for a slow hub to answer one small request, short enough that nobody waits where there is none.

@@ -1,9 +1,8 @@
-"""The encoder that everybody uses: a sentence-transformers model. The only module that imports it."""
+"""A sentence-transformers model: texts in, vectors out. The only module that imports the package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,55 +10,31 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign._progress import progress
-from ragalign.encoders.base import Encoder, Precision, TextKind
-from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
 from ragalign.encoders.digest import content_digest
 from ragalign.encoders.locate import Located, locate, locate_downloaded
 from ragalign.encoders.quiet import quiet
 from ragalign.errors import ConfigError, DataError
 
-_BATCH_SIZE = 32
-# What an interrupted encoding loses at most: a few seconds on a CPU. A multiple of the batch size.
-_CHUNK_SIZE = 16 * _BATCH_SIZE
+Precision = Literal["float32", "bfloat16"]
+
+BATCH_SIZE = 32
 
 
-class SentenceTransformerEncoder(Encoder):
-    """A loaded sentence-transformers model; made by `Encoder.load`."""
+class SentenceTransformerModel:
+    """A loaded model; made by `load_model`.
 
-    def __init__(
-        self,
-        model: Any,
-        located: Located,
-        folder: Path,
-        *,
-        normalize: bool,
-        query_prompt: str | None,
-        document_prompt: str | None,
-        precision: Precision,
-        cache: Path | None,
-    ) -> None:
+    Attributes:
+        located: where its files are.
+        precision: of its weights.
+        prompts: the texts that the model itself wants before others, by name; often none.
+    """
+
+    def __init__(self, model: Any, located: Located, folder: Path, precision: Precision) -> None:
         self._model = model
-        self._precision: Precision = precision
-        self._located = located
         self._folder = folder
-        self._normalize = normalize
-        own: dict[str, str] = {name: prompt for name, prompt in model.prompts.items() if prompt}
-        self._prompts: dict[TextKind, str] = {
-            "query": own.get("query", "") if query_prompt is None else query_prompt,
-            "document": own.get("document", "") if document_prompt is None else document_prompt,
-        }
-        self._cache_folder = cache
-
-    @property
-    def id(self) -> str:
-        """Hub id, or absolute folder."""
-        return self._located.id
-
-    @property
-    def revision(self) -> str:
-        """The hub commit where it is known, otherwise `content_digest`."""
-        return self._located.commit or self.content_digest
+        self.located = located
+        self.precision = precision
+        self.prompts: Mapping[str, str] = {name: prompt for name, prompt in model.prompts.items() if prompt}
 
     @cached_property
     def dimension(self) -> int:
@@ -69,108 +44,77 @@ class SentenceTransformerEncoder(Encoder):
         known = named()
         return int(known) if known else len(self._model.encode(""))
 
-    @property
-    def normalize(self) -> bool:
-        """Whether vectors are scaled to length 1."""
-        return self._normalize
-
-    @property
-    def query_prompt(self) -> str:
-        """Text that is put before every query."""
-        return self._prompts["query"]
-
-    @property
-    def document_prompt(self) -> str:
-        """Text that is put before every text that is indexed."""
-        return self._prompts["document"]
-
     @cached_property
     def pooling(self) -> str:
         """How token vectors become one vector, such as ``mean``; empty where the model does it otherwise."""
         return "+".join(mode for module in self._model if (mode := _pooling_mode(module)))
 
-    @property
-    def precision(self) -> Precision:
-        """Of the weights."""
-        return self._precision
-
-    @property
-    def packaged(self) -> bool:
-        """Whether the weights come from the package of the ``offline`` extra."""
-        return self._located.packaged
-
     @cached_property
     def content_digest(self) -> str:
         """SHA-256 over weights, configuration and tokenizer."""
-        return self._located.digest or content_digest(self._folder)
+        return self.located.digest or content_digest(self._folder)
 
-    def encode(
-        self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
-    ) -> NDArray[np.float32]:
-        """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """Tokens, special ones included, after which the model cuts a text; None where it does not say."""
+        limit = getattr(self._model, "max_seq_length", None)
+        return int(limit) if isinstance(limit, int | float) and limit > 0 and self._tokenizer is not None else None
 
-        Documents go through the embedding cache; queries do not, they would only fill it.
+    def encode(self, texts: list[str], prompt: str, *, normalize: bool) -> NDArray[np.float32]:
+        """Vectors of texts that `prompt` is put before, float32 ``[n, d]``.
 
         Raises:
-            ConfigError: `kind` is neither ``document`` nor ``query``.
             DataError: a text cannot be tokenized, such as one with a lone surrogate.
         """
-        if kind not in self._prompts:
-            raise ConfigError(f"kind is 'document' or 'query', not {kind!r}")
-        if isinstance(texts, str):
-            raise ConfigError("encode takes a sequence of texts, not one text")
-        slots: dict[str, int] = {}
-        rows = np.fromiter((slots.setdefault(text, len(slots)) for text in texts), dtype=np.int64, count=len(texts))
-        unique = list(slots)
-        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
-        prompt = self._prompts[kind]
-        cache = None
-        if self._cache_folder is not None and kind == "document":
-            cache = EmbeddingCache(self._cache_folder / f"{self.fingerprint}.sqlite", self.dimension)
-        missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
-        # Longest first across chunks too, so that chunking pads no more than one call would.
-        missing.sort(key=lambda position: -len(unique[position]))
-        size = _CHUNK_SIZE if cache is not None or show_progress else max(1, len(missing))
-        bar = progress("encoding", len(missing), "texts") if show_progress else nullcontext(_ignore)
-        with bar as advance:
-            for start in range(0, len(missing), size):
-                chunk = missing[start : start + size]
-                vectors[chunk] = self._encode_chunk([unique[position] for position in chunk], prompt)
-                if cache is not None:
-                    cache.write(prompt, [unique[position] for position in chunk], vectors[chunk])
-                advance(len(chunk))
-        return vectors if len(unique) == len(texts) else vectors[rows]
-
-    def _encode_chunk(self, texts: list[str], prompt: str) -> NDArray[np.float32]:
         try:
             encoded = self._model.encode(
                 texts,
                 prompt=prompt,
-                batch_size=_BATCH_SIZE,
+                batch_size=BATCH_SIZE,
                 # A length of 1 to the last bit takes float32, so coarser vectors are scaled afterwards.
-                normalize_embeddings=self._normalize and self._precision == "float32",
+                normalize_embeddings=normalize and self.precision == "float32",
                 show_progress_bar=False,
             )
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError(f"a text cannot be encoded: {error}") from None
         vectors: NDArray[np.float32] = np.asarray(encoded, dtype=np.float32)
-        if self._normalize and self._precision != "float32":
+        if normalize and self.precision != "float32":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, without the model's limit.
 
-def load_sentence_transformer(
+        Raises:
+            ConfigError: the model has no tokenizer.
+            DataError: a text cannot be tokenized, such as one with a lone surrogate.
+        """
+        if self._tokenizer is None:
+            raise ConfigError(f"the encoder {self.located.id!r} has no tokenizer")
+        options = {"truncation": False, "padding": False, "return_attention_mask": False, "verbose": False}
+        try:
+            encoded = self._tokenizer([text.strip() for text in texts], **options)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise DataError(f"a text cannot be tokenized: {error}") from None
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The transformers tokenizer; None for models that turn texts into something else than its tokens."""
+        from transformers import PreTrainedTokenizerBase
+
+        tokenizer = getattr(self._model, "tokenizer", None)
+        return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+
+
+def load_model(
     id_or_folder: str | Path,
     *,
     revision: str | None,
-    normalize: bool,
-    query_prompt: str | None,
-    document_prompt: str | None,
     device: str | None,
     precision: Precision | Literal["auto"],
-    cache: Path | Literal["default"] | None,
-) -> SentenceTransformerEncoder:
-    """See `Encoder.load`."""
+) -> SentenceTransformerModel:
+    """See `ragalign.encoders.Encoder.load`."""
     if precision not in ("auto", *get_args(Precision)):
         raise ConfigError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
     located = locate(id_or_folder, revision)
@@ -191,16 +135,7 @@ def load_sentence_transformer(
     chosen = _precision_of(model.device.type) if precision == "auto" else precision
     if chosen == "bfloat16":
         model = model.bfloat16()
-    return SentenceTransformerEncoder(
-        model,
-        located,
-        folder,
-        normalize=normalize,
-        query_prompt=query_prompt,
-        document_prompt=document_prompt,
-        precision=chosen,
-        cache=default_cache_folder() if cache == "default" else None if cache is None else Path(cache),
-    )
+    return SentenceTransformerModel(model, located, folder, chosen)
 
 
 def _precision_of(device: str) -> Precision:
@@ -222,7 +157,3 @@ def _pooling_mode(module: Any) -> str:
         return ""
     mode = module.pooling_mode if hasattr(module, "pooling_mode") else module.get_pooling_mode_str()
     return mode if isinstance(mode, str) else "+".join(mode)
-
-
-def _ignore(_done: int) -> None:
-    """Progress that nobody watches."""

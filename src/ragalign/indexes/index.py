@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from ragalign.indexes.kinds import choose
 from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
 from ragalign.pool import Pool
 from ragalign.runs.machine import version
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = 32_768
 # Squared lengths of vectors stay below, so that no score overflows float32 (3.4e38).
@@ -74,9 +77,10 @@ class Index:
             raise ConfigError(f"the metric is one of {', '.join(get_args(Metric))}, not {metric!r}")
         if text not in get_args(TextForm):
             raise ConfigError(f"the text is one of {', '.join(get_args(TextForm))}, not {text!r}")
-        vectors = _encode(pool, encoder, text, show_progress)
+        vectors, n_truncated = _encode(pool, encoder, text, show_progress)
+        record = EncoderRecord.of(encoder)
         return cls._assemble(
-            pool, vectors, EncoderRecord.of(encoder), encoder, kind, metric, text, show_progress=show_progress
+            pool, vectors, record, encoder, kind, metric, text, n_truncated=n_truncated, show_progress=show_progress
         )
 
     @classmethod
@@ -90,6 +94,7 @@ class Index:
         metric: Metric,
         text: TextForm,
         *,
+        n_truncated: int | None,
         origin: tuple[Path, str] | None = None,
         show_progress: bool = False,
     ) -> Index:
@@ -111,6 +116,7 @@ class Index:
             search=chosen.search,
             encoder=record,
             made_with={"ragalign": version("ragalign"), "faiss": faiss_backend.version()},
+            n_truncated=n_truncated,
         )
         return cls(pool, vectors, faiss, manifest, encoder, origin)
 
@@ -329,8 +335,10 @@ class Index:
         joined = self.pool.union(pool)
         if len(joined) == len(self):
             return self
-        new = _encode(joined[len(self) :], self.encoder, self.manifest.text, show_progress)
-        return self._derive(joined, np.concatenate([self.vectors, new]), show_progress)
+        new, n_new = _encode(joined[len(self) :], self.encoder, self.manifest.text, show_progress)
+        n_before = self.manifest.n_truncated
+        n_truncated = None if n_before is None else n_before + n_new
+        return self._derive(joined, np.concatenate([self.vectors, new]), n_truncated, show_progress)
 
     def remove(self, ids: Iterable[str]) -> Index:
         """The index without these demonstrations.
@@ -343,9 +351,18 @@ class Index:
         if len(left) == len(self):
             return self
         keep = np.fromiter((each not in gone for each in self.pool.ids), dtype=bool, count=len(self))
-        return self._derive(left, self.vectors[keep], show_progress=False)
+        return self._derive(left, self.vectors[keep], self._n_truncated_of(left), show_progress=False)
 
-    def _derive(self, pool: Pool, vectors: NDArray[np.float32], show_progress: bool) -> Index:
+    def _n_truncated_of(self, part: Pool) -> int | None:
+        """How many texts of a part of the pool are truncated; None where the encoder that could tell is not here."""
+        if not self.manifest.n_truncated:
+            return self.manifest.n_truncated
+        try:
+            return int(self.encoder.truncated(_texts(part, self.manifest.text)).sum())
+        except RagalignError:
+            return None
+
+    def _derive(self, pool: Pool, vectors: NDArray[np.float32], n_truncated: int | None, show_progress: bool) -> Index:
         about = self.manifest
         return self._assemble(
             pool,
@@ -355,15 +372,22 @@ class Index:
             about.kind,
             about.metric,
             about.text,
+            n_truncated=n_truncated,
             origin=self._origin,
             show_progress=show_progress,
         )
 
 
-def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -> NDArray[np.float32]:
-    texts = pool.instructions
-    if text == "both":
-        texts = [f"{first}\n\n{second}" for first, second in zip(texts, pool.responses, strict=True)]
+def _texts(pool: Pool, text: TextForm) -> list[str]:
+    """What is encoded of each demonstration."""
+    if text == "instruction":
+        return pool.instructions
+    return [f"{first}\n\n{second}" for first, second in zip(pool.instructions, pool.responses, strict=True)]
+
+
+def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -> tuple[NDArray[np.float32], int]:
+    """The vectors ``[n, d]``, and how many texts are truncated."""
+    texts = _texts(pool, text)
     vectors = encoder.encode(texts, kind="document", show_progress=show_progress)
     if vectors.shape != (len(pool), encoder.dimension):
         raise IndexMismatchError(
@@ -376,7 +400,16 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
         raise DataError(
             f"the encoder {encoder.id!r} makes NaN, infinity or huge values of the demonstration {bad}; leave it out"
         )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    n_truncated = int(encoder.truncated(texts).sum())
+    if n_truncated:
+        _log.warning(
+            "%d of %d texts are longer than the %s tokens of the encoder %s: what comes after is not searched",
+            n_truncated,
+            len(texts),
+            encoder.max_tokens,
+            encoder.id,
+        )
+    return np.ascontiguousarray(vectors, dtype=np.float32), n_truncated
 
 
 def _measurable(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ _NO_CHECKSUM = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class EncoderRecord:
-    """The encoder that made the vectors; fields as in `ragalign.encoders.Encoder`."""
+    """The encoder that made the vectors; fields as in `ragalign.encoders.Encoder`. Older indexes lack `max_tokens`."""
 
     id: str
     revision: str
@@ -37,6 +37,7 @@ class EncoderRecord:
     document_prompt: str
     packaged: bool
     precision: Precision = "float32"
+    max_tokens: int | None = None
 
     @classmethod
     def of(cls, encoder: Encoder) -> EncoderRecord:
@@ -67,6 +68,8 @@ class Manifest:
         search: FAISS search parameters, such as ``nprobe`` or ``efSearch``.
         encoder: the encoder that made the vectors.
         made_with: versions of the packages that wrote the folder.
+        n_truncated: how many of the encoded texts are longer than the encoder's `max_tokens`, so that their ends have
+            no part in the vectors; None where that was not counted, as in older indexes.
         files: ``pool``, ``vectors`` and ``faiss``; empty while the index is in memory only.
         checksum: over the manifest's own bytes; empty while the index is in memory only.
     """
@@ -80,6 +83,7 @@ class Manifest:
     search: Mapping[str, int]
     encoder: EncoderRecord
     made_with: Mapping[str, str]
+    n_truncated: int | None = None
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     checksum: str = ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragalign._optional import require
-from ragalign.errors import ConfigError
+from ragalign.errors import ConfigError, DataError
 from ragalign.indexes import Index
 from ragalign.retrieval import Exclusion, make_retriever
 
@@ -85,4 +85,7 @@ def _query(variables: Mapping[str, str], key: str | None) -> str:
         [key] = variables
     if key not in variables:
         raise ConfigError(f"no input variable {key!r}; there are {', '.join(variables)}")
-    return variables[key]
+    value: object = variables[key]
+    if not isinstance(value, str):
+        raise DataError(f"the input variable {key!r} must be text, not {type(value).__name__}")
+    return value

@@ -10,18 +10,30 @@ from pathlib import Path
 from ragalign.errors import DataError
 from ragalign.judging.base import Answer, Item, Json
 from ragalign.judging.files import read_rows
+from ragalign.judging.pairing import Prompted, pair
+from ragalign.questions import BadRowError, read_question
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of an answer file; `samples` are several answers to the same prompt."""
+    """One row of an answer file; `samples` are several answers to the same prompt, `bare` is it without passages."""
 
     id: str | None
     instruction: str | None
     model: str
     samples: tuple[tuple[str, ...], ...]
+    bare: str | None = None
     category: str | None = None
     metadata: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuestion:
+    """What was asked: the prompt's id, what the user says, one text per turn, and the kind of prompt."""
+
+    id: str
+    turns: tuple[str, ...]
+    category: str | None
 
 
 def load_items(
@@ -33,7 +45,8 @@ def load_items(
 ) -> list[Item]:
     """Join answer files into items, in the order of `answers`.
 
-    Rows are joined by id where both files have ids, otherwise by instruction; a baseline's first sample counts.
+    `ragalign.questions` says what the prompt of a row is, so an `input` is part of it. `ragalign.judging.pairing` says
+    which answers of the two files belong together; a baseline's first sample counts.
 
     Args:
         answers: what the judged model said, in the form of any upstream tool.
@@ -42,21 +55,19 @@ def load_items(
         references: reference answers in FastChat's form.
 
     Raises:
-        DataError: a file cannot be read, an answer has no question, or one has no baseline answer.
+        DataError: a file cannot be read, an answer has no question, one has no baseline answer, or equal prompts
+            cannot be told apart.
     """
     rows = _read(answers)
-    asked = {one.id: one for one in _read_questions(questions)} if questions is not None else {}
+    asked = {each.id: each for each in read_asked(questions)} if questions is not None else {}
     known = {row.id: row for row in _read(references)} if references is not None else {}
-    opponents = _Opponents(_read(baseline), baseline) if baseline is not None else None
+    ids = [row.id if row.id is not None else str(position) for position, row in enumerate(rows)]
+    prompts = [_turns(answers, row, item_id, asked, questions) for row, item_id in zip(rows, ids, strict=True)]
+    opponents = _opponents(rows, [turns[0] for turns in prompts], answers, baseline)
     items = []
-    for position, row in enumerate(rows):
-        item_id = row.id if row.id is not None else str(position)
+    for position, (row, item_id, turns) in enumerate(zip(rows, ids, prompts, strict=True)):
         question = asked.get(item_id)
-        turns = question.turns if question else ((row.instruction,) if row.instruction is not None else None)
-        if turns is None:
-            hint = "" if questions is not None else "; give the questions' file as well"
-            raise DataError(f"{answers}: the question {item_id!r} is not known{hint}")
-        opponent = opponents.find(row, item_id, turns[0]) if opponents else None
+        opponent = opponents[position] if opponents else None
         reference = known.get(item_id)
         for sample, texts in enumerate(row.samples):
             items.append(
@@ -80,32 +91,66 @@ def read_categories(questions: str | Path) -> dict[str, str]:
     Raises:
         DataError: the file cannot be read, or a row is no question.
     """
-    return {question.id: question.category for question in _read_questions(questions) if question.category}
+    return {question.id: question.category for question in read_asked(questions) if question.category}
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    id: str
-    turns: tuple[str, ...]
-    category: str | None
+def read_asked(path: str | Path) -> list[AskedQuestion]:
+    """The questions of a file: FastChat's, Arena-Hard's or any other that `ragalign.questions` reads, with ids.
+
+    Raises:
+        DataError: the file cannot be read, or a row is no question.
+    """
+    questions = []
+    for row in read_rows(path):
+        if row.value is None:
+            raise DataError(f"{row.where}: {row.problem}")
+        value = row.value
+        item_id = _id(value, "question_id", "uid", "id")
+        try:
+            question = read_question(value)
+        except BadRowError as error:
+            raise DataError(f"{row.where}: {error.reason}") from None
+        if item_id is None:
+            raise DataError(f"{row.where}: a question needs an id: 'question_id', 'uid' or 'id'")
+        category = value.get("category")
+        turns = (question.as_one_text, *question.further)
+        questions.append(AskedQuestion(item_id, turns, category if isinstance(category, str) else None))
+    return questions
 
 
-class _Opponents:
-    """The baseline's answers by id and by instruction."""
+def _turns(
+    path: str | Path, row: _Row, item_id: str, asked: Mapping[str, AskedQuestion], questions: str | Path | None
+) -> tuple[str, ...]:
+    """What the user says in the conversation that a row answers."""
+    if item_id in asked:
+        return asked[item_id].turns
+    if row.instruction is not None:
+        return (row.instruction,)
+    hint = "" if questions is not None else "; give the questions' file as well"
+    raise DataError(f"{path}: the question {item_id!r} is not known{hint}")
 
-    def __init__(self, rows: Sequence[_Row], path: str | Path | None) -> None:
-        self._path = path
-        self._by_id = {row.id: row for row in rows if row.id is not None}
-        self._by_text = {row.instruction: row for row in reversed(rows) if row.instruction is not None}
 
-    def find(self, row: _Row, item_id: str, instruction: str) -> _Row:
-        """The answer to the same prompt."""
-        found = self._by_id.get(row.id) if row.id is not None else None
-        if found is None or (found.instruction is not None and found.instruction != instruction):
-            found = self._by_text.get(instruction)
-        if found is None:
-            raise DataError(f"{self._path} has no answer to the prompt {item_id!r}: {instruction[:60]!r}")
-        return found
+def _opponents(
+    rows: Sequence[_Row], prompts: Sequence[str], answers: str | Path, baseline: str | Path | None
+) -> list[_Row] | None:
+    """The baseline's answer to the prompt of each row."""
+    if baseline is None:
+        return None
+    others = _read(baseline)
+    try:
+        places = pair(
+            [Prompted(row.id, prompt, row.bare) for row, prompt in zip(rows, prompts, strict=True)],
+            [Prompted(row.id, row.instruction, row.bare) for row in others],
+        )
+    except DataError as error:
+        raise DataError(f"{answers} and {baseline}: {error}") from None
+    found = []
+    for number, place in enumerate(places):
+        if place is None:
+            item_id = rows[number].id or str(number)
+            raise DataError(f"{baseline} has no answer to the prompt {item_id!r}: {prompts[number][:60]!r}")
+        found.append(others[place])
+    return found
 
 
 def _read(path: str | Path) -> list[_Row]:
@@ -123,24 +168,8 @@ def _read(path: str | Path) -> list[_Row]:
             raise DataError(f"{row.where}: {error}") from None
     ids = Counter(row.id for row in rows if row.id is not None)
     if repeated := [name for name, count in ids.items() if count > 1]:
-        raise DataError(f"{path}: the id {repeated[0]!r} stands {ids[repeated[0]]} times; ids must be unique")
+        raise DataError(f"{path}: the id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique")
     return rows
-
-
-def _read_questions(path: str | Path) -> list[_Question]:
-    questions = []
-    for row in read_rows(path):
-        if row.value is None:
-            raise DataError(f"{row.where}: {row.problem}")
-        value = row.value
-        turns = value.get("turns", [value["prompt"]] if "prompt" in value else None)
-        item_id = _id(value, "question_id", "uid", "id")
-        if not isinstance(turns, list) or not turns or item_id is None:
-            raise DataError(f"{row.where}: a question needs 'question_id' and 'turns', or 'uid' and 'prompt'")
-        category = value.get("category")
-        texts = tuple(_content(turn) for turn in turns)
-        questions.append(_Question(item_id, texts, category if isinstance(category, str) else None))
-    return questions
 
 
 def _fastchat(row: Json, path: Path) -> _Row:
@@ -160,24 +189,33 @@ def _arena(row: Json, path: Path) -> _Row:
 
 
 def _plain(row: Json, path: Path) -> _Row:
-    instruction = row.get("instruction", row.get("prompt"))
-    output = next(row[key] for key in ("output", "response_list", "responses", "response") if key in row)
-    outputs = output if isinstance(output, list) else [output]
-    if not isinstance(instruction, str) or not outputs or not all(isinstance(one, str) for one in outputs):
+    field = next((key for key in _OUTPUT_FIELDS if row.get(key) is not None), None)
+    output = row[field] if field is not None else None
+    outputs = [text for text in (output if isinstance(output, list) else [output]) if isinstance(text, str)]
+    if not outputs or (isinstance(output, list) and len(outputs) < len(output)):
         raise DataError("the instruction and every output must be texts")
+    try:
+        question = read_question(row, metadata=_OUTPUT_FIELDS)
+    except BadRowError as error:
+        raise DataError(f"the instruction cannot be read: {error.reason}") from None
     model = next((row[key] for key in ("generator", "model") if isinstance(row.get(key), str)), path.stem)
     category = row.get("category")
     metadata = {key: row[key] for key in ("dataset", "source_id", "datasplit") if isinstance(row.get(key), str)}
-    samples = tuple((one,) for one in outputs)
-    return _Row(_id(row, "id"), instruction, model, samples, category if isinstance(category, str) else None, metadata)
+    return _Row(
+        _id(row, "id"),
+        question.as_one_text,
+        model,
+        tuple((text,) for text in outputs),
+        question.bare,
+        category if isinstance(category, str) else None,
+        metadata,
+    )
 
 
+_OUTPUT_FIELDS = ("output", "response_list", "responses", "response", "completion", "answer")
 _READERS: tuple[tuple[str, Callable[[Json, Path], _Row]], ...] = (
     ("choices", _fastchat),
-    ("output", _plain),
-    ("response_list", _plain),
-    ("responses", _plain),
-    ("response", _plain),
+    *((key, _plain) for key in _OUTPUT_FIELDS),
     ("messages", _arena),
 )
 

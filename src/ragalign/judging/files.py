@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ragalign._sources import Source
 from ragalign.errors import DataError
 from ragalign.runs.writing import write_lines, write_text
 
@@ -28,7 +29,7 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a JSON array or of a JSON Lines file; which of the two it is, its first character says.
+    """All rows of a JSON array or of a JSON Lines file, plain or compressed with gzip; its first character says which.
 
     A line or entry that is no JSON object is a row with a problem, so that nothing is lost.
 
@@ -36,10 +37,9 @@ def read_rows(path: str | Path) -> list[Row]:
         DataError: the file cannot be read, has no rows, or is a JSON array that breaks off.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"cannot read {path}: {reason}") from None
+        text = Source.of(path).read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; convert the file") from None
     if not text.strip():
         raise DataError(f"{path} is empty")
     if text.lstrip().startswith("["):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from ragalign._progress import progress
+from ragalign._sources import STANDARD_INPUT
 from ragalign.errors import ConfigError, DataError
 from ragalign.pool import storage
 from ragalign.pool.hub import looks_like_dataset, read_dataset
@@ -18,8 +20,9 @@ from ragalign.pool.readers import EXTENSIONS, exists, read_file
 from ragalign.pool.report import FileReport, LoadReport, SkippedRow, Unit, location
 from ragalign.pool.rows import Problem, Rows
 from ragalign.pool.shapes import FURTHER_TURNS, ParsedRow, RowParser
-from ragalign.pool.table import BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
+from ragalign.pool.table import TableBuilder, check_surrogates, check_text, metadata_json
 from ragalign.pool.wrappers import unwrap
+from ragalign.questions import BadRowError, is_empty
 from ragalign.types import content_id
 
 OnError = Literal["strict", "skip"]
@@ -34,6 +37,7 @@ def load(
     *,
     shape: str = "auto",
     fields: Mapping[str, str] | None = None,
+    metadata: Collection[str] = (),
     on_error: OnError = "strict",
     unwrap: bool = False,
 ) -> tuple[pa.Table, LoadReport]:
@@ -47,7 +51,7 @@ def load(
         raise ConfigError(f"unknown on_error {on_error!r}: use strict or skip")
     if not sources:
         raise ConfigError("no source was given: name at least one file or dataset")
-    parser = RowParser(shape, fields)
+    parser = RowParser(shape, fields, metadata)
     if len(sources) == 1 and shape == "auto" and not fields and not unwrap:
         path = Path(sources[0])
         saved = storage.read_saved_parquet(path) if exists(path) else None
@@ -55,7 +59,7 @@ def load(
             n_rows = saved.num_rows
             report = FileReport(str(sources[0]), n_rows, n_loaded=n_rows, n_duplicates=0, shapes={"ragalign": n_rows})
             return saved, LoadReport((report,))
-    loader = _Loader(parser, strict=on_error == "strict", unwrap_instructions=unwrap)
+    loader = _Loader(parser, strict=on_error == "strict", unwrap_instructions=unwrap, metadata=frozenset(metadata))
     with ExitStack() as stack:
         loader.on_rows = _late_progress(stack)
         files = tuple(loader.read(source) for source in sources)
@@ -69,12 +73,13 @@ def load(
 class _Loader:
     """Reads sources one after the other; remembers what was seen, so that the same content is added once."""
 
-    def __init__(self, parser: RowParser, *, strict: bool, unwrap_instructions: bool) -> None:
+    def __init__(self, parser: RowParser, *, strict: bool, unwrap_instructions: bool, metadata: frozenset[str]) -> None:
         self.builder = TableBuilder()
         self.on_rows: Callable[[int], None] = lambda _: None
         self._parser = parser
         self._strict = strict
         self._unwrap = unwrap_instructions
+        self._metadata = metadata
         self._seen: set[int] = set()
 
     def read(self, source: str | Path) -> FileReport:
@@ -83,8 +88,9 @@ class _Loader:
         file = str(source)
         skipped: list[SkippedRow] = []
         shapes: Counter[str] = Counter()
+        unused: Counter[str] = Counter()
         first_with_id: dict[str, tuple[int, int]] = {}
-        n_rows = n_loaded = n_multi_turn = n_unwrapped = 0
+        n_rows = n_loaded = n_multi_turn = n_unwrapped = n_wrapped = 0
         for number, row in rows:
             n_rows += 1
             self.on_rows(1)
@@ -106,8 +112,10 @@ class _Loader:
                 skipped.append(SkippedRow(file, number, error.reason, unit))
                 continue
             shapes[parsed.shape] += 1
-            n_multi_turn += FURTHER_TURNS in parsed.metadata
-            n_unwrapped += was_wrapped
+            n_multi_turn += parsed.n_turns > 2
+            n_unwrapped += was_wrapped and self._unwrap
+            n_wrapped += was_wrapped and not self._unwrap
+            unused.update(self._unused(parsed))
             if content in self._seen:
                 continue
             self._seen.add(content)
@@ -117,30 +125,45 @@ class _Loader:
         if not n_rows:
             raise DataError(f"{file}: there are no rows in it; give a file with at least one")
         n_duplicates = n_rows - n_loaded - len(skipped)
-        return FileReport(file, n_rows, n_loaded, n_duplicates, n_multi_turn, n_unwrapped, dict(shapes), tuple(skipped))
+        return FileReport(
+            file,
+            n_rows,
+            n_loaded,
+            n_duplicates,
+            n_multi_turn,
+            n_unwrapped,
+            n_wrapped,
+            dict(shapes),
+            tuple(skipped),
+            dict(unused),
+        )
+
+    def _unused(self, parsed: ParsedRow) -> list[str]:
+        if parsed.shape == "ragalign":
+            return []
+        known = {FURTHER_TURNS, *self._metadata}
+        return [name for name, value in parsed.metadata.items() if name not in known and not is_empty(value)]
 
     def _parse(self, row: dict[str, Any] | Problem) -> tuple[ParsedRow, str, bool]:
         if isinstance(row, Problem):
             raise BadRowError(row.reason)
         parsed = self._parser.parse(row)
-        was_wrapped = False
-        if self._unwrap:
-            unwrapped = unwrap(parsed.instruction)
-            if unwrapped is not None:
-                was_wrapped = True
-                parsed = ParsedRow(
-                    parsed.shape, unwrapped, parsed.response, parsed.source_id, parsed.metadata, parsed.source
-                )
+        unwrapped = unwrap(parsed.instruction)
+        if unwrapped is not None and self._unwrap:
+            parsed = replace(parsed, instruction=unwrapped)
         check_text("instruction", parsed.instruction)
         check_text("response", parsed.response)
         for text in (parsed.source_id, parsed.source):
             if text is not None:
                 check_surrogates("the id or source", text)
-        return parsed, metadata_json(parsed.metadata), was_wrapped
+        return parsed, metadata_json(parsed.metadata), unwrapped is not None
 
 
 def _open(source: str | Path) -> tuple[str, Unit, Rows]:
     """The name that demonstrations get as their source, what rows are counted in, and the rows."""
+    if str(source) == STANDARD_INPUT:
+        unit, rows = read_file(source)
+        return "standard input", unit, rows
     path = Path(source)
     if isinstance(source, str) and not exists(path) and looks_like_dataset(source, EXTENSIONS):
         return source, "row", read_dataset(source)

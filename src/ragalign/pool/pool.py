@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ragalign.errors import ConfigError, DataError
 from ragalign.pool import duplicates, loading, storage
 from ragalign.pool.report import LoadReport
-from ragalign.pool.table import ROWS_AT_ONCE, BadRowError, TableBuilder, check_surrogates, check_text, metadata_json
+from ragalign.pool.table import ROWS_AT_ONCE, TableBuilder, check_surrogates, check_text, metadata_json
+from ragalign.questions import BadRowError
 from ragalign.types import Demonstration
 
 
@@ -39,16 +40,20 @@ class Pool(Sequence[Demonstration]):
         *,
         shape: str = "auto",
         fields: Mapping[str, str] | None = None,
+        metadata: Collection[str] = (),
         on_error: loading.OnError = "strict",
         unwrap: bool = False,
     ) -> Pool:
         """Read files and Hugging Face datasets into one pool.
 
         Args:
-            source: paths by extension (.jsonl, .ndjson, .json, .csv, .tsv, .parquet) or dataset names (``name``,
-                ``name:split``, ``name:config:split``); an existing path is always a path.
+            source: paths by extension (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also with .gz), ``-`` for
+                standard input, or dataset names (``name``, ``name:split``, ``name:config:split``); an existing path is
+                always a path.
             shape: ``auto`` recognises each row's shape; see `ragalign.pool.shapes` for the names and what they mean.
             fields: the rows' own field names, such as ``{"instruction": "q", "response": "a"}``.
+            metadata: fields that are no part of a demonstration, whatever their names. Other unused fields go into the
+                metadata, too, but are counted in `report`.
             on_error: ``strict`` raises at the first bad row; ``skip`` leaves bad rows out and lists them in `report`.
             unwrap: take instructions out of a known prompt template (Stanford Alpaca's).
 
@@ -61,7 +66,9 @@ class Pool(Sequence[Demonstration]):
             ConfigError: an unknown shape, field or option.
         """
         sources = [source] if isinstance(source, str | Path) else list(source)
-        table, report = loading.load(sources, shape=shape, fields=fields, on_error=on_error, unwrap=unwrap)
+        table, report = loading.load(
+            sources, shape=shape, fields=fields, metadata=metadata, on_error=on_error, unwrap=unwrap
+        )
         return cls(table, report)
 
     @classmethod

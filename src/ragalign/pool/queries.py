@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
-from ragalign.errors import DataError
+from ragalign.errors import ConfigError, DataError
 from ragalign.pool.readers import read_file
 from ragalign.pool.report import Unit, location
 from ragalign.pool.rows import Problem, Rows
-from ragalign.pool.table import BadRowError, check_surrogates, check_text
-from ragalign.types import Query, Role, Turn
+from ragalign.pool.table import check_surrogates, check_text
+from ragalign.questions import BadRowError, is_empty, kind, read_question
+from ragalign.types import Query
+
+QUERY_FIELDS = ("instruction", "input", "system", "history", "conversations", "id")
+FURTHER_TURNS = "turns"
+"""The metadata field of a query that holds what the user says after the first answer, a list of texts."""
+
+_ID_FIELDS = ("id", "question_id", "prompt_id", "uid")
 
 
-def read_queries(path: str | Path) -> list[Query]:
+def read_queries(
+    path: str | Path, *, fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
+) -> list[Query]:
     """Read JSON Lines (or any other file that a pool can be read from) with one query per row.
 
-    A row has `instruction` (with an optional `input`, joined by a line break as in pools) or `messages`
-    (``{"role", "content"}``, the last of them the user's), and an `id`; without one, its line number is its id.
-    All other fields become the query's metadata.
+    `ragalign.questions` says what a row asks. A row's id is its `id` (`question_id`, `prompt_id` or `uid`); without
+    one, its line number. All other fields become the query's metadata. Where a row has more turns of the user's after
+    an answer, the query is the first of them and the others are in the metadata, under ``turns``.
+
+    Args:
+        path: the file, plain or compressed with gzip; ``-`` is standard input.
+        fields: the rows' own field names, such as ``{"instruction": "title"}``; keys from `QUERY_FIELDS`.
+        metadata: fields that are no part of a question, whatever their names.
 
     Raises:
         DataError: the file cannot be read, a row is no query, or an id comes twice.
+        ConfigError: an unknown key in `fields`.
     """
-    unit, rows = read_file(Path(path))
-    return as_queries(rows, str(path), unit)
+    unit, rows = read_file(path)
+    name = "standard input" if str(path) == "-" else str(path)
+    return as_queries(rows, name, unit, fields=fields, metadata=metadata)
 
 
-def as_queries(rows: Rows, name: str, unit: Unit) -> list[Query]:
+def as_queries(
+    rows: Rows,
+    name: str,
+    unit: Unit,
+    *,
+    fields: Mapping[str, str] | None = None,
+    metadata: Collection[str] = (),
+) -> list[Query]:
     """The queries in rows of any origin, as `read_queries`; `name` and `unit` are for messages.
 
     Raises:
         DataError: a row is no query, an id comes twice, or there is none.
+        ConfigError: an unknown key in `fields`.
     """
+    names = dict(fields or {})
+    if unknown := [each for each in names if each not in QUERY_FIELDS]:
+        raise ConfigError(f"unknown field {unknown[0]!r} of a query: name one of {', '.join(QUERY_FIELDS)}")
     queries: list[Query] = []
     lines: dict[str, int] = {}
     for number, row in rows:
         where = location(name, number, unit)
         try:
-            query = _query(row, number)
+            query = _query(row, number, names, metadata)
         except BadRowError as error:
             raise DataError(f"{where}: {error.reason}; {error.advice or 'correct the row'}") from None
         first = lines.setdefault(query.id, number)
@@ -50,50 +79,46 @@ def as_queries(rows: Rows, name: str, unit: Unit) -> list[Query]:
     return queries
 
 
-def _query(row: dict[str, Any] | Problem, number: int) -> Query:
+def unused_fields(queries: Iterable[Query], asked: Collection[str] = ()) -> dict[str, int]:
+    """Fields that are no part of any question: how many queries have something in each.
+
+    Args:
+        queries: as `read_queries` gives them.
+        asked: fields that are known to be metadata.
+    """
+    counts = Counter(
+        name
+        for query in queries
+        for name, value in query.metadata.items()
+        if name not in asked and name != FURTHER_TURNS and not is_empty(value)
+    )
+    return dict(counts)
+
+
+def _query(row: dict[str, Any] | Problem, number: int, names: Mapping[str, str], metadata: Collection[str]) -> Query:
     if isinstance(row, Problem):
         raise BadRowError(row.reason)
-    metadata = dict(row)
-    id_value = metadata.pop("id", None)
-    if id_value is None:
-        id_value = number
-    if isinstance(id_value, bool) or not isinstance(id_value, str | int):
-        raise BadRowError("the field 'id' is neither text nor a whole number")
-    check_surrogates("the id", str(id_value))
-    if "messages" in metadata:
-        turns = _turns(metadata.pop("messages"))
-    elif "instruction" in metadata:
-        turns = (Turn("user", _instruction(metadata.pop("instruction"), metadata.pop("input", None))),)
-    else:
-        names = ", ".join(map(str, row)) or "none"
-        raise BadRowError(f"there is neither 'instruction' nor 'messages' among its fields ({names})", "name it so")
-    return Query(str(id_value), turns, metadata)
+    ids = (names["id"],) if "id" in names else _ID_FIELDS
+    id_field = next((field for field in ids if not is_empty(row.get(field))), None)
+    id_value = number if id_field is None else _id(id_field, row[id_field])
+    question = read_question(row, names=names, metadata=metadata)
+    is_flat = len(question.turns) == 1 and not question.further
+    for at, turn in enumerate(question.turns, 1):
+        check_text("instruction" if is_flat else f"content of turn {at}", turn.content)
+    for text in question.further:
+        check_text("content of a later turn", text)
+    used = {*question.used, ids[0], id_field}
+    rest = {name: value for name, value in row.items() if name not in used}
+    if question.further:
+        rest[FURTHER_TURNS] = list(question.further)
+    others = () if question.bare == question.text else (question.bare,)
+    return Query(str(id_value), question.turns, rest, others)
 
 
-def _instruction(instruction: object, given: object) -> str:
-    if not isinstance(instruction, str):
-        raise BadRowError("the field 'instruction' is not text")
-    if given is not None and not isinstance(given, str):
-        raise BadRowError("the field 'input' is not text")
-    text = f"{instruction}\n{given}" if given and given.strip() else instruction
-    check_text("instruction", text)
-    return text
-
-
-def _turns(messages: object) -> tuple[Turn, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise BadRowError("the field 'messages' is not a list with at least one message")
-    turns = []
-    for i, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise BadRowError(f"message {i} is not an object with 'role' and 'content'")
-        role, content = message.get("role"), message.get("content")
-        if role not in get_args(Role):
-            raise BadRowError(f"message {i} has the role {role!r}", "use system, user or assistant")
-        if not isinstance(content, str):
-            raise BadRowError(f"message {i} has no text as its 'content'")
-        check_text(f"content of message {i}", content)
-        turns.append(Turn(cast("Role", role), content))
-    if turns[-1].role != "user":
-        raise BadRowError(f"the last message is the {turns[-1].role}'s, not the user's")
-    return tuple(turns)
+def _id(name: str, value: object) -> str | int:
+    if isinstance(value, float) and value.is_integer():  # pandas turns whole numbers with gaps into floats
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadRowError(f"the field {name!r} is {kind(value)}, neither text nor a whole number")
+    check_surrogates("the id", str(value))
+    return value

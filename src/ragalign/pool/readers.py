@@ -8,6 +8,7 @@ A file that cannot be read on raises `DataError`.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ragalign._sources import Source
 from ragalign.errors import DataError
 from ragalign.pool.json_array import JsonArray
 from ragalign.pool.report import Unit, location
@@ -52,42 +54,43 @@ def exists(path: Path) -> bool:
         raise DataError(f"{path}: cannot be looked up ({error.strerror}); check the path") from None
 
 
-def read_file(path: Path) -> tuple[Unit, Rows]:
+def read_file(path: str | Path) -> tuple[Unit, Rows]:
     """The rows of a file, by its extension, and what their numbers count.
+
+    A file may be compressed with gzip (``.jsonl.gz``). ``-`` is standard input: JSON Lines or a JSON array.
 
     Raises:
         DataError: there is no such file, it is empty or a directory, or its extension is none of `EXTENSIONS`.
             While iterating: the file cannot be read on.
     """
-    if not exists(path):
-        raise DataError(f"{path}: there is no such file; check the path")
-    if path.is_dir():
-        raise DataError(f"{path}: this is a directory; name the files in it ({', '.join(EXTENSIONS)})")
-    extension = path.suffix.lower()
+    source = Source.of(path)
+    if source.path is not None:
+        if not exists(source.path):
+            raise DataError(f"{path}: there is no such file; check the path")
+        if source.path.is_dir():
+            raise DataError(f"{path}: this is a directory; name the files in it ({', '.join(EXTENSIONS)})")
+    extension = source.extension
     if extension not in _UNITS:
-        raise DataError(f"{path}: unknown extension {path.suffix!r}; use one of {', '.join(EXTENSIONS)}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        raise DataError(f"{path}: unknown extension {Path(path).suffix!r}; use one of {', '.join(EXTENSIONS)}, or .gz")
+    with source.open() as file:
+        start = file.read(4)
     if not start:
-        raise DataError(f"{path}: the file is empty; give a file with at least one row")
+        raise DataError(f"{source.name}: the file is empty; give a file with at least one row")
     if extension != ".parquet" and start.startswith(_UTF16):
-        raise DataError(f"{path}: the file is UTF-16; convert it to UTF-8")
+        raise DataError(f"{source.name}: the file is UTF-16; convert it to UTF-8")
     if extension == ".parquet":
-        return "row", read_parquet(path)
+        return "row", read_parquet(source)
     if extension == ".json":
-        unit = _json_unit(path)
-        return unit, read_json(path, unit)
+        unit = _json_unit(source)
+        return unit, read_json(source, unit)
     if extension in (".csv", ".tsv"):
-        return "line", read_csv(path, "," if extension == ".csv" else "\t")
-    return "line", read_jsonl(path)
+        return "line", read_csv(source, "," if extension == ".csv" else "\t")
+    return "line", read_jsonl(source)
 
 
-def read_jsonl(path: Path) -> Rows:
+def read_jsonl(source: Source) -> Rows:
     """One JSON object per line; blank lines are passed over."""
-    with path.open("rb") as file:
+    with source.open() as file:
         for number, line in enumerate(file, 1):
             content = (line.removeprefix(_BOM) if number == 1 else line).rstrip()
             if not content:
@@ -103,31 +106,34 @@ def read_jsonl(path: Path) -> Rows:
             yield number, _parse_object(text)
 
 
-def read_json(path: Path, unit: Unit = "line") -> Rows:
+def read_json(source: Source, unit: Unit = "line") -> Rows:
     """A JSON array of objects, or an object that holds one under "data"; JSON Lines under a wrong name, too.
 
     The text is held in memory, the parsed rows are not.
     """
-    if _is_json_lines(path):
-        yield from read_jsonl(path)
+    if _is_json_lines(source):
+        yield from read_jsonl(source)
         return
-    content = path.read_bytes().removeprefix(_BOM)
+    content = source.read().removeprefix(_BOM)
     try:
         text = content.decode()
     except UnicodeDecodeError:
         # Keeps undecodable bytes as surrogates, so that only the rows that hold them are refused.
         text = content.decode(errors="surrogateescape")
     del content
-    yield from JsonArray(str(path), text, unit).rows()
+    yield from JsonArray(source.name, text, unit).rows()
 
 
-def read_csv(path: Path, delimiter: str) -> Rows:
+def read_csv(source: Source, delimiter: str) -> Rows:
     """Rows under a header, with RFC 4180 quoting; cells are text."""
     limit = csv.field_size_limit(_CSV_FIELD_LIMIT)  # the default of 128 KiB is less than a long answer
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with (
+            source.open() as binary,
+            io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = _csv_header(path, reader)
+            header = _csv_header(source.name, reader)
             while True:
                 number = reader.line_num + 1
                 try:
@@ -149,18 +155,19 @@ def read_csv(path: Path, delimiter: str) -> Rows:
         csv.field_size_limit(limit)
 
 
-def read_parquet(path: Path) -> Rows:
+def read_parquet(source: Source) -> Rows:
     """The rows of a Parquet file."""
-    try:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{location(str(path), number + 1, 'row')}: not readable as Parquet ({reason})") from None
+    number = 0
+    with source.open() as binary:
+        try:
+            with pq.ParquetFile(binary) as file:
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{location(source.name, number + 1, 'row')}: not readable as Parquet ({reason})") from None
 
 
 def _parse_object(text: str) -> dict[str, Any] | Problem:
@@ -173,17 +180,17 @@ def _parse_object(text: str) -> dict[str, Any] | Problem:
     return value if isinstance(value, dict) else Problem("a JSON value that is not an object")
 
 
-def _json_unit(path: Path) -> Unit:
+def _json_unit(source: Source) -> Unit:
     """Rows, where the whole document is one line and its number would tell nobody where to look."""
-    with path.open("rb") as file:
+    with source.open() as file:
         lines = (line for line in file if line.strip())
         next(lines, None)
         return "row" if next(lines, None) is None else "line"
 
 
-def _is_json_lines(path: Path) -> bool:
+def _is_json_lines(source: Source) -> bool:
     """Whether the first line is an object by itself that holds no list of rows."""
-    with path.open("rb") as file:
+    with source.open() as file:
         start = file.read(1024).removeprefix(_BOM).lstrip()
         # A document may be one line of gigabytes: only look on where its start leaves it open what it is.
         if not start.startswith(b"{") or _DOCUMENT.match(start):
@@ -197,18 +204,18 @@ def _is_json_lines(path: Path) -> bool:
     return isinstance(value, dict) and not isinstance(value.get("data"), list)
 
 
-def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+def _csv_header(name: str, reader: Iterator[list[str]]) -> list[str]:
     try:
-        header = [name.strip() for name in next(reader)]
+        header = [cell.strip() for cell in next(reader)]
     except StopIteration:
-        raise DataError(f"{path}: the file is empty; give a file with a header and at least one row") from None
+        raise DataError(f"{name}: the file is empty; give a file with a header and at least one row") from None
     except csv.Error as error:
-        raise DataError(f"{path}:1: {_csv_reason(error)}; mend the header") from None
+        raise DataError(f"{name}:1: {_csv_reason(error)}; mend the header") from None
     if (bad := escaped_byte("".join(header))) is not None:
-        raise DataError(f"{path}:1: not UTF-8: byte 0x{bad:02x}; convert the file to UTF-8")
+        raise DataError(f"{name}:1: not UTF-8: byte 0x{bad:02x}; convert the file to UTF-8")
     if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(f"{path}:1: the header names the column {twice!r} twice; give each column its own name")
+        twice = next(cell for cell in header if header.count(cell) > 1)
+        raise DataError(f"{name}:1: the header names the column {twice!r} twice; give each column its own name")
     return header
 
 

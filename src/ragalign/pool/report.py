@@ -33,8 +33,11 @@ class FileReport:
         n_duplicates: rows with the instruction and response of an earlier row, of this file or of one before it.
         n_multi_turn: loaded or duplicate rows whose conversation went on; see `ragalign.pool.shapes`.
         n_unwrapped: loaded or duplicate rows whose instruction was taken out of a prompt template.
+        n_wrapped: loaded or duplicate rows whose instruction still is in one.
         shapes: how many rows were read in which shape.
         skipped: rows left out, in file order.
+        unused: fields that are no part of a demonstration and were not asked for as metadata, where they are kept: how
+            many loaded or duplicate rows have something in each.
     """
 
     file: str
@@ -43,8 +46,10 @@ class FileReport:
     n_duplicates: int
     n_multi_turn: int = 0
     n_unwrapped: int = 0
+    n_wrapped: int = 0
     shapes: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[SkippedRow, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,64 +3,75 @@ r"""Recognises the shape of a row and reads its demonstration.
     shape      fields                                               instruction, response
     alpaca     instruction [input] output                           instruction + "\n" + input, output
     dolly      instruction context response                         instruction + "\n" + context, response
-    plain      instruction [input] response, prompt completion,     as named
-               question answer
+    plain      any other pair of a question (instruction, question, query, prompt, or input by itself) and an answer
+               (output, response, completion, answer)               question + "\n" + passages, answer
     sharegpt   conversations: [{from, value}, ...]                  first human turn, first gpt turn
     messages   messages: [{role, content}, ...]                     first user turn, first assistant turn
     lima       conversations: [question, answer, ...]               first and second text
     ragalign   what `Pool.save` writes                              as written
 
-A conversation's system turn is kept in the metadata as ``system_turn``, the turns after the first pair as
-``further_turns`` (a list of ``{"role", "content"}``). The row's own ``id`` becomes `source_id`; every other field
-goes into the metadata under its own name, ``source`` included: a demonstration's `source` is its file or dataset.
+`ragalign.questions` decides what belongs to a flat row's question: every passage (input, context, passage), and a
+`history` of earlier pairs, which comes before it. A system prompt is kept in the metadata as ``system_turn``, the turns
+after a conversation's first pair as ``further_turns`` (a list of ``{"role", "content"}``). The row's own ``id`` becomes
+`source_id`; every other field goes into the metadata under its own name, ``source`` included: a demonstration's
+`source` is its file or dataset.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, cast, get_args
 
 from ragalign.errors import ConfigError
-from ragalign.pool.table import BadRowError
+from ragalign.questions import (
+    ANSWER_FIELDS,
+    CONVERSATION_FIELDS,
+    QUESTION_FIELDS,
+    BadRowError,
+    field_names,
+    flat_question,
+    is_filled,
+    kind,
+    missing,
+    read_conversation,
+    system_field,
+    text_of,
+)
 
 Shape = Literal["alpaca", "dolly", "plain", "sharegpt", "messages", "lima", "ragalign"]
 SHAPES: tuple[str, ...] = get_args(Shape)
-FIELDS = ("instruction", "input", "response", "id", "conversations")
+FIELDS = ("instruction", "input", "response", "id", "conversations", "system", "history")
 SYSTEM_TURN = "system_turn"
 FURTHER_TURNS = "further_turns"
 
-# shape, instruction, input (joined when there is one), response; the first whose two ends are in the row.
-_FLAT: tuple[tuple[Shape, str, str | None, str], ...] = (
-    ("alpaca", "instruction", "input", "output"),
-    ("plain", "instruction", "input", "response"),
-    ("plain", "prompt", None, "completion"),
-    ("plain", "question", None, "answer"),
+_FLAT_FIELDS = ("instruction", "input", "response", "system", "history")
+# The usual pairs of question and answer come first, then all others.
+_PAIRS = tuple(
+    dict.fromkeys(
+        (
+            ("instruction", "output"),
+            ("instruction", "response"),
+            ("prompt", "completion"),
+            ("question", "answer"),
+            *product(QUESTION_FIELDS, ANSWER_FIELDS),
+        )
+    )
 )
-_CONVERSATION_FIELDS = ("messages", "conversation", "conversations")
-# In lower case: some exports write "User" and "Assistant".
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
-_KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+_PAIRS_OF = {"alpaca": _PAIRS[:1], "dolly": _PAIRS[1:2], "plain": _PAIRS[1:]}
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
-    """What a row says. `source` is None unless the row is one that a pool saved."""
+    """What a row says.
+
+    Attributes:
+        metadata: the fields that are no part of the demonstration.
+        source: None unless the row is one that a pool saved.
+        n_turns: turns of the row, the system's left out.
+    """
 
     shape: Shape
     instruction: str
@@ -68,28 +79,38 @@ class ParsedRow:
     source_id: str | None
     metadata: dict[str, Any]
     source: str | None = None
+    n_turns: int = 2
 
 
 class RowParser:
     """Reads rows in one shape, or in whichever each row has."""
 
-    def __init__(self, shape: str = "auto", fields: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, shape: str = "auto", fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
+    ) -> None:
         """Check the options.
 
         Args:
             shape: one of `SHAPES`, or ``auto``.
             fields: names that the rows use instead of the usual ones; keys from `FIELDS`.
+            metadata: fields that are no part of a demonstration, whatever their names.
 
         Raises:
-            ConfigError: an unknown shape or key, or fields that do not belong to the shape.
+            ConfigError: an unknown shape or key, or fields that do not belong to the shape or are metadata as well.
         """
         self._fields = dict(fields or {})
+        self._metadata = frozenset(metadata)
+        if isinstance(metadata, str):
+            raise ConfigError(f"metadata must be a list of field names, not the single text {metadata!r}")
+        both = next((own for own in self._fields.values() if own in self._metadata), None)
+        if both is not None:
+            raise ConfigError(f"the field {both!r} cannot be part of a demonstration and metadata; choose one of them")
         unknown = [name for name in self._fields if name not in FIELDS]
         if unknown:
             raise ConfigError(f"unknown field {unknown[0]!r}: name one of {', '.join(FIELDS)}")
         if shape not in ("auto", *SHAPES):
             raise ConfigError(f"unknown shape {shape!r}: use auto, {', '.join(SHAPES)}")
-        flat = [name for name in ("instruction", "input", "response") if name in self._fields]
+        flat = [name for name in _FLAT_FIELDS if name in self._fields]
         if flat and ("conversations" in self._fields or shape in ("sharegpt", "messages", "lima", "ragalign")):
             raise ConfigError(
                 f"the field {flat[0]!r} has no place in a conversation: name either texts or conversations"
@@ -97,7 +118,7 @@ class RowParser:
         if "conversations" in self._fields and shape in ("alpaca", "dolly", "plain", "ragalign"):
             raise ConfigError(f"the shape {shape!r} has no conversations: leave out the shape or the field")
         self._shape = shape
-        self._named_flat = bool(flat)
+        self._is_flat = bool(flat)
 
     def parse(self, row: Mapping[str, Any]) -> ParsedRow:
         """Read one row.
@@ -109,7 +130,7 @@ class RowParser:
             return _parse_saved(row)
         if self._shape in ("sharegpt", "messages", "lima"):
             return self._parse_conversation(row, self._conversation_field(row))
-        if self._shape == "auto" and not self._named_flat:
+        if self._shape == "auto" and not self._is_flat:
             name = self._find_conversation(row)
             if name is not None:
                 return self._parse_conversation(row, name)
@@ -118,26 +139,33 @@ class RowParser:
     def _find_conversation(self, row: Mapping[str, Any]) -> str | None:
         if "conversations" in self._fields:
             return self._conversation_field(row)
-        return next((name for name in _CONVERSATION_FIELDS if isinstance(row.get(name), list)), None)
+        lists = [name for name in CONVERSATION_FIELDS if self._is_list(row, name)]
+        filled = next((name for name in lists if row[name]), None)
+        # In a table of mixed rows an empty list is as good as null.
+        return filled or (None if any(name in row for name in QUESTION_FIELDS) else next(iter(lists), None))
+
+    def _is_list(self, row: Mapping[str, Any], name: str) -> bool:
+        return isinstance(row.get(name), list) and name not in self._metadata
 
     def _conversation_field(self, row: Mapping[str, Any]) -> str:
         if "conversations" in self._fields:
             name = self._fields["conversations"]
         else:
-            usual = _CONVERSATION_FIELDS if self._shape == "messages" else _CONVERSATION_FIELDS[::-1]
-            name = next((name for name in usual if isinstance(row.get(name), list)), usual[0])
+            usual = CONVERSATION_FIELDS if self._shape == "messages" else CONVERSATION_FIELDS[::-1]
+            name = next((name for name in usual if self._is_list(row, name)), usual[0])
         if name not in row:
-            raise _missing(name, row)
-        if not isinstance(row[name], list):
-            raise BadRowError(f"the field {name!r} is {_kind(row[name])}, not a list of turns")
+            raise missing(name, row)
         return name
 
     def _parse_conversation(self, row: Mapping[str, Any], name: str) -> ParsedRow:
-        shape, turns = _read_turns(name, row[name])
+        shape, turns = read_conversation(name, row[name])
         if self._shape not in ("auto", shape):
             raise BadRowError(f"the field {name!r} is in the shape {shape}, not {self._shape}")
-        source_id, metadata = self._rest(row, {name})
-        if turns and turns[0][0] == "system":
+        system = None if turns and turns[0][0] == "system" else system_field(row, metadata=self._metadata)
+        source_id, metadata = self._rest(row, {name, system})
+        if system is not None:
+            _put(metadata, SYSTEM_TURN, row[system])
+        elif turns and turns[0][0] == "system":
             _put(metadata, SYSTEM_TURN, turns[0][1])
             turns = turns[1:]
         if not turns:
@@ -153,58 +181,50 @@ class RowParser:
             )
         if len(turns) > 2:
             _put(metadata, FURTHER_TURNS, [{"role": role, "content": text} for role, text in turns[2:]])
-        return ParsedRow(shape, turns[0][1], turns[1][1], source_id, metadata)
+        return ParsedRow(shape, turns[0][1], turns[1][1], source_id, metadata, n_turns=len(turns))
 
     def _parse_flat(self, row: Mapping[str, Any]) -> ParsedRow:
-        shape, instruction_field, input_field, response_field = self._flat_fields(row)
-        instruction = _text(row, instruction_field)
-        used = {instruction_field, response_field}
-        if input_field is not None and input_field in row:
-            used.add(input_field)
-            given = row[input_field]
-            if given is not None:
-                text = _text(row, input_field)
-                if text.strip():
-                    instruction = f"{instruction}\n{text}"
-        source_id, metadata = self._rest(row, used)
-        return ParsedRow(shape, instruction, _text(row, response_field), source_id, metadata)
+        instruction, response = self._ends(row)
+        question = flat_question(row, instruction, answer=response, names=self._fields, metadata=self._metadata)
+        source_id, metadata = self._rest(row, {*question.used, response})
+        if question.system is not None:
+            _put(metadata, SYSTEM_TURN, question.system)
+        shape = self._shape
+        if shape == "auto":
+            shape = "plain" if self._is_flat else _name_of(row, instruction, response)
+        n_turns = sum(turn.role != "system" for turn in question.turns) + 1
+        answer = text_of(row, response)
+        return ParsedRow(cast("Shape", shape), question.as_one_text, answer, source_id, metadata, n_turns=n_turns)
 
-    def _flat_fields(self, row: Mapping[str, Any]) -> tuple[Shape, str, str | None, str]:
+    def _ends(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The names of the question and the answer: of the usual pairs the first that the row has something in."""
         named = self._fields
-        if self._shape == "dolly":
-            known: tuple[Shape, str, str | None, str] = ("dolly", "instruction", "context", "response")
-        elif self._shape == "alpaca":
-            known = _FLAT[0]
-        else:
-            candidates = _FLAT if self._shape == "auto" else _FLAT[1:]
-            found = next(
-                (
-                    flat
-                    for flat in candidates
-                    if named.get("instruction", flat[1]) in row and named.get("response", flat[3]) in row
-                ),
-                None,
-            )
-            if found is None and "instruction" in named and "response" in named:
-                raise _missing(next(name for name in (named["instruction"], named["response"]) if name not in row), row)
-            if found is None:
-                raise BadRowError(
-                    f"no known shape has its fields ({_names(row)})",
-                    'name them: fields={"instruction": ..., "response": ...}, '
-                    "--field instruction=NAME --field response=NAME",
-                )
-            known = found
-            if self._shape == "auto" and not named and known[3] == "response" and "context" in row:
-                known = ("dolly", "instruction", "context", "response")
-        shape, instruction, given, response = known
-        if self._named_flat:
-            shape = cast("Shape", "plain" if self._shape == "auto" else self._shape)
-        return shape, named.get("instruction", instruction), named.get("input", given), named.get("response", response)
+        pairs = [
+            (named.get("instruction", question), named.get("response", answer))
+            for question, answer in _PAIRS_OF.get(self._shape, _PAIRS)
+        ]
+        pairs = [pair for pair in dict.fromkeys(pairs) if self._metadata.isdisjoint(pair)]
+        there = [pair for pair in pairs if pair[0] in row and pair[1] in row and pair[0] != pair[1]]
+        filled = [pair for pair in there if is_filled(row, pair[0]) and is_filled(row, pair[1])]
+        if there:
+            return (filled or there)[0]
+        if len(pairs) == 1:
+            raise missing(next(name for name in pairs[0] if name not in row), row)
+        raise BadRowError(
+            f"no known shape has its fields ({field_names(row)})",
+            'name them: fields={"instruction": ..., "response": ...}, --field instruction=NAME --field response=NAME',
+        )
 
-    def _rest(self, row: Mapping[str, Any], used: set[str]) -> tuple[str | None, dict[str, Any]]:
+    def _rest(self, row: Mapping[str, Any], used: Collection[str | None]) -> tuple[str | None, dict[str, Any]]:
         id_field = self._fields.get("id", "id")
         source_id = _source_id(id_field, row.get(id_field))
         return source_id, {name: value for name, value in row.items() if name not in used and name != id_field}
+
+
+def _name_of(row: Mapping[str, Any], instruction: str, response: str) -> Shape:
+    if (instruction, response) == _PAIRS[0]:
+        return "alpaca"
+    return "dolly" if (instruction, response) == _PAIRS[1] and "context" in row else "plain"
 
 
 def _is_saved(row: Mapping[str, Any]) -> bool:
@@ -219,56 +239,16 @@ def _parse_saved(row: Mapping[str, Any]) -> ParsedRow:
         except ValueError:
             raise BadRowError("the field 'metadata' is not valid JSON") from None
     if not isinstance(metadata, dict):
-        raise BadRowError(f"the field 'metadata' is {_kind(metadata)}, not an object")
+        raise BadRowError(f"the field 'metadata' is {kind(metadata)}, not an object")
     source_id = _source_id("source_id", row.get("source_id"), empty_is_none=False)
     return ParsedRow(
-        "ragalign", _text(row, "instruction"), _text(row, "response"), source_id, metadata, source=_text(row, "source")
+        "ragalign",
+        text_of(row, "instruction"),
+        text_of(row, "response"),
+        source_id,
+        metadata,
+        source=text_of(row, "source"),
     )
-
-
-def _read_turns(name: str, turns: list[Any]) -> tuple[Shape, list[tuple[str, str]]]:
-    """The shape of a list of turns, and its (role, text) pairs."""
-    shape: Shape
-    if all(isinstance(turn, str) for turn in turns):
-        return "lima", [("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(turns)]
-    if not all(isinstance(turn, dict) for turn in turns):
-        raise BadRowError(f"the field {name!r} mixes turns of different types")
-    if all("from" in turn for turn in turns):
-        shape, role_key, text_key = "sharegpt", "from", "value"
-    elif all("role" in turn for turn in turns):
-        shape, role_key, text_key = "messages", "role", "content"
-    else:
-        raise BadRowError(f"the turns in {name!r} have neither 'from' and 'value' nor 'role' and 'content'")
-    pairs = []
-    for number, turn in enumerate(turns, 1):
-        role, text = turn[role_key], turn.get(text_key)
-        if isinstance(text, list):
-            text = _join_parts(number, text)
-        if not isinstance(role, str) or not isinstance(text, str):
-            wrong, value = (role_key, role) if not isinstance(role, str) else (text_key, text)
-            raise BadRowError(f"turn {number}: {wrong!r} is {_kind(value)}, not text")
-        # Roles such as "tool" can only stand after the first pair; there they keep their name.
-        pairs.append((_ROLES.get(role.lower(), role), text))
-    return shape, pairs
-
-
-def _join_parts(number: int, parts: list[Any]) -> str:
-    """The text of an OpenAI message whose content is a list of parts."""
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise BadRowError(f"turn {number}: its content has a part that is not text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if isinstance(value, str):
-        return value
-    if name not in row:
-        raise _missing(name, row)
-    raise BadRowError(f"the field {name!r} is {_kind(value)}, not text")
 
 
 def _source_id(name: str, value: object, *, empty_is_none: bool = True) -> str | None:
@@ -280,23 +260,10 @@ def _source_id(name: str, value: object, *, empty_is_none: bool = True) -> str |
         return str(int(value))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise BadRowError(f"the field {name!r} is {_kind(value)}, not text or a number")
+    raise BadRowError(f"the field {name!r} is {kind(value)}, not text or a number")
 
 
 def _put(metadata: dict[str, Any], name: str, value: object) -> None:
     if name in metadata:
         raise BadRowError(f"the row has a field {name!r}, a name that is kept for the conversation's own turns")
     metadata[name] = value
-
-
-def _missing(name: str, row: Mapping[str, Any]) -> BadRowError:
-    return BadRowError(f"there is no field {name!r} among its fields ({_names(row)})")
-
-
-def _names(row: Mapping[str, Any]) -> str:
-    names = [str(name) for name in row]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
-
-
-def _kind(value: object) -> str:
-    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)

@@ -12,6 +12,8 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from ragalign.questions import BadRowError
+
 # large_string: a pool may hold more than 2 GB of text in one column.
 SCHEMA = pa.schema(
     [
@@ -26,15 +28,6 @@ SCHEMA = pa.schema(
 ROWS_AT_ONCE = 64  # how many rows become Python objects together; a row may hold megabytes
 _CHUNK_ROWS = 16_384
 _CHUNK_CHARACTERS = 16_000_000
-
-
-class BadRowError(Exception):
-    """A row that cannot become a demonstration: what is wrong, and what to do if more is known than "correct it"."""
-
-    def __init__(self, reason: str, advice: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.advice = advice
 
 
 class TableBuilder:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ragalign.text import normalise
+
 # The prompt that Stanford Alpaca trained with, with and without an input. Pools that went through training
 # scripts hold it with its line breaks collapsed to spaces, and with or without the closing response header.
 _ALPACA = re.compile(
@@ -29,3 +31,8 @@ def unwrap(text: str) -> str | None:
     body: str = match["body"]
     parts = _ALPACA_INPUT.split(body, maxsplit=1) if match["paired"] else [body]
     return "\n".join(stripped for part in parts if (stripped := part.strip()))
+
+
+def question_key(text: str) -> str:
+    """What has to agree for two questions to count as the same: normalised, out of a known prompt template."""
+    return normalise(unwrap(text) or text)

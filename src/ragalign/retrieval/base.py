@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
 from ragalign.pool import Pool
+from ragalign.pool.wrappers import question_key
 from ragalign.retrieval.batch import Batch, Near, Space
 from ragalign.retrieval.filters import Filters
 from ragalign.retrieval.options import number, whole
 from ragalign.retrieval.ranking import Ranking
-from ragalign.text import normalise
-from ragalign.types import Hit
+from ragalign.types import Hit, Query
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class Exclusion:
 
     Attributes:
         ids: demonstrations that no query gets; ids that are not in the pool do no harm.
-        same_text: exclude demonstrations whose normalised instruction (`ragalign.text.normalise`) equals the
-            normalised query.
+        same_text: exclude demonstrations whose instruction is the query's text, or for a `Query` any of its
+            `own_texts`, both normalised (`ragalign.text.normalise`) and taken out of a known prompt template.
         near: exclude demonstrations whose vector has at least this cosine similarity to the query's, both encoded as
             documents by the index's encoder; None for no such bound.
 
@@ -58,11 +61,11 @@ class Retriever(ABC):
     Attributes:
         pool: the demonstrations that hits come from.
         name: what recipes call the strategy.
-        no_match: the score that says "nothing in common with the query", where the strategy has one.
+        reason_for_no_hit: what to tell whoever gets none.
     """
 
     name: ClassVar[str] = "retriever"
-    no_match: ClassVar[float | None] = None
+    reason_for_no_hit: ClassVar[str] = "nothing in the pool passes the filter and the exclusion"
 
     def __init__(self, pool: Pool, space: Space | None = None) -> None:
         """Set up what is shared.
@@ -89,7 +92,7 @@ class Retriever(ABC):
 
     def retrieve(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         k: int,
         *,
         exclude: Exclusion | None = None,
@@ -97,10 +100,11 @@ class Retriever(ABC):
     ) -> list[list[Hit]]:
         """Hits for each query, best first, at most k.
 
-        Fewer than k come back only where the pool has no more that pass filter and exclusion.
+        Fewer than k come back only where the pool has no more that pass filter and exclusion and, for `bm25`, share a
+        word with the query. Queries without any hit are counted in one logged warning.
 
         Args:
-            queries: texts; equal ones are worked out once.
+            queries: texts or queries; equal ones are worked out once.
             k: most hits per query, at least 1.
             exclude: what must not be retrieved; None excludes nothing.
             where: metadata conditions, all of which must hold, such as ``{"category": "maths"}`` or
@@ -114,11 +118,15 @@ class Retriever(ABC):
         whole("retrieve", "k", k)
         if not len(queries):
             return []
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(queries))}
+        asked = [_own_texts(query) for query in queries]
+        row_of = {texts: row for row, texts in enumerate(dict.fromkeys(asked))}
         hits = self.rank(self._resolve(list(row_of), exclude, where), k).hits(self._ids)
-        if len(row_of) == len(queries):
-            return hits
-        return [list(hits[row_of[text]]) for text in queries]
+        found = hits if len(row_of) == len(queries) else [list(hits[row_of[texts]]) for texts in asked]
+        if n_without := sum(not each for each in found):
+            _log.warning(
+                "%s: %d of %d questions have no hit: %s", self.name, n_without, len(found), self.reason_for_no_hit
+            )
+        return found
 
     def _check_stage(self, stage: Retriever) -> None:
         """Refuse another retriever that this one cannot build on."""
@@ -127,7 +135,10 @@ class Retriever(ABC):
         if stage.pool is not self.pool and stage.pool.fingerprint != self.pool.fingerprint:
             raise ConfigError(f"{self.name}: the retriever {stage.name!r} under it is over another pool")
 
-    def _resolve(self, texts: list[str], exclude: Exclusion | None, where: Mapping[str, Any] | None) -> Batch:
+    def _resolve(
+        self, asked: list[tuple[str, ...]], exclude: Exclusion | None, where: Mapping[str, Any] | None
+    ) -> Batch:
+        texts = [own[0] for own in asked]
         allowed = self._filters.mask(where) if where else None
         if exclude is None:
             return Batch(texts, len(self.pool), allowed=allowed)
@@ -136,8 +147,8 @@ class Retriever(ABC):
             allowed = inside if allowed is None else allowed & inside
         forbidden: dict[int, NDArray[np.int64]] = {}
         if exclude.same_text:
-            normalised = ((row, self._positions_by_text.get(normalise(text))) for row, text in enumerate(texts))
-            forbidden = {row: positions for row, positions in normalised if positions is not None}
+            same = ((row, self._positions_of(own)) for row, own in enumerate(asked))
+            forbidden = {row: positions for row, positions in same if len(positions)}
         near = None
         if exclude.near is not None:
             if self._space is None:
@@ -149,9 +160,23 @@ class Retriever(ABC):
     def _ids(self) -> NDArray[np.object_]:
         return np.array(self.pool.ids, dtype=object)
 
+    def _positions_of(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The demonstrations whose instruction is one of these texts."""
+        keys = dict.fromkeys(map(question_key, texts))
+        found = [self._positions_by_text[key] for key in keys if key in self._positions_by_text]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
     @cached_property
     def _positions_by_text(self) -> dict[str, NDArray[np.int64]]:
         positions: dict[str, list[int]] = {}
         for position, instruction in enumerate(self.pool.instructions):
-            positions.setdefault(normalise(instruction), []).append(position)
+            positions.setdefault(question_key(instruction), []).append(position)
         return {text: np.array(found, dtype=np.int64) for text, found in positions.items()}
+
+
+def _own_texts(query: object) -> tuple[str, ...]:
+    if isinstance(query, Query):
+        return query.own_texts
+    if isinstance(query, str):
+        return (query,)
+    raise ConfigError(f"retrieve: a query must be text or a Query, not {type(query).__name__}")

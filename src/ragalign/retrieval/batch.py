@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
 from ragalign.retrieval.ranking import Ranking
+
+_log = logging.getLogger(__name__)
 
 # A ranking of the given rows of the batch down to a depth, with `Batch.allowed` already applied.
 Rank = Callable[[NDArray[np.int64], int], Ranking]
@@ -98,6 +101,16 @@ class Batch:
         key = (id(encoder), kind)
         if key not in self._encoded:
             self._encoded[key] = encoder.encode(self.texts, kind=kind)
+            # The same texts are as long whichever prompt is before them: one warning is enough.
+            if len(self._encoded) == 1 and (n_truncated := int(encoder.truncated(self.texts, kind=kind).sum())):
+                _log.warning(
+                    "%d of %d questions are longer than the %s tokens of the encoder %s: what comes after has no part "
+                    "in the search",
+                    n_truncated,
+                    len(self.texts),
+                    encoder.max_tokens,
+                    encoder.id,
+                )
         return self._encoded[key]
 
     def survivors(self, k: int, rank: Rank) -> Ranking:

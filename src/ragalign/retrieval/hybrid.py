@@ -21,8 +21,7 @@ class HybridRetriever(Retriever):
     """Reciprocal rank fusion: sums 1 / (constant + rank) over the rankings that a demonstration is in.
 
     Each retriever ranks ``n_candidates`` deep, with filters and exclusion applied; the fused list is then cut to k.
-    A candidate with its retriever's `no_match` score, such as one without any word of the query under BM25, earns
-    nothing there. Equal sums are ordered by position in the pool.
+    Equal sums are ordered by position in the pool.
 
     `Hit.score` is that sum: at most ``len(retrievers) / (constant + 1)``.
 
@@ -67,8 +66,6 @@ class HybridRetriever(Retriever):
             share = np.broadcast_to(
                 1 / (self._constant + np.arange(1, found.positions.shape[1] + 1)), found.scores.shape
             )
-            if retriever.no_match is not None:
-                share = np.where(found.scores == retriever.no_match, 0.0, share)
             here = found.positions >= 0
             # (row, position) pairs as single numbers: all queries are fused in one pass.
             codes.append((np.arange(len(batch))[:, None] * n + found.positions)[here])

@@ -19,7 +19,7 @@ from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
 from ragalign.packing import More
 from ragalign.serving.conversations import Kept, is_short
-from ragalign.types import Hit, Prompt, Turn
+from ragalign.types import Hit, Prompt, Query, Turn
 
 # Requests that are retrieved for together; more would keep the first ones waiting.
 _MOST_TOGETHER = 64
@@ -61,9 +61,11 @@ class Job:
         return sum(len(turn.content) for turn in self.turns)
 
     @property
-    def query(self) -> str:
-        """The text to retrieve for: the beginning of the last turn, which is more than encoders read."""
-        return self.turns[-1].content[:_LONG_CHARACTERS]
+    def query(self) -> Query:
+        """What to retrieve for: the beginning of the last turn, which is more than encoders read."""
+        *before, last = self.turns
+        beginning = Turn("user", last.content[:_LONG_CHARACTERS])
+        return Query("", (*before, beginning), other_texts=(last.content,))
 
 
 class _Lane:
@@ -236,7 +238,7 @@ class Preparer:
         ]
         if asked and encoder is not None:
             before = [kept.text for number in asked if (kept := jobs[number].kept)]
-            vectors = encoder.encode([*before, *(jobs[number].query for number in asked)], kind="query")
+            vectors = encoder.encode([*before, *(jobs[number].query.text for number in asked)], kind="query")
             lengths = np.linalg.norm(vectors, axis=1)
             first, second = np.split(vectors / np.maximum(lengths, 1e-12)[:, None], 2)
             for number, cosine in zip(asked, np.einsum("nd,nd->n", first, second), strict=True):

@@ -22,6 +22,7 @@ from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
 from ragalign.packing import Packing
 from ragalign.pool import Pool
+from ragalign.pool.wrappers import question_key
 from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.statistics import Estimate, mean, paired_difference
@@ -172,11 +173,11 @@ class Search:
         begun = tuple(constant.demonstration for constant in recipe.make_template()[1])
         self._demonstrations = {one.id: one for one in begun}
         self._begun: Ids = tuple(one.id for one in begun)
-        asked = {case.query.text.strip() for case in cases.cases}
+        asked = {question_key(text) for case in cases.cases for text in (*case.query.own_texts, *case.further)}
         free = [
             place
             for place, (name, text) in enumerate(zip(pool.ids, pool.instructions, strict=True))
-            if name not in self._demonstrations and text.strip() not in asked
+            if name not in self._demonstrations and question_key(text) not in asked
         ]
         if not free:
             raise ConfigError("the pool has no demonstration to add beside the prompts themselves")

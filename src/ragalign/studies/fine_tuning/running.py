@@ -23,12 +23,12 @@ from ragalign.generation import make_generator
 from ragalign.indexes import Index
 from ragalign.packing import Packer
 from ragalign.pool import Pool
+from ragalign.pool.wrappers import question_key
 from ragalign.recipes import Recipe
 from ragalign.retrieval import DenseRetriever, Exclusion, Retriever, make_retriever
 from ragalign.runs import RunFolder, fingerprint, write_json, write_lines
 from ragalign.studies.fine_tuning.cells import TUNED, Cell, drawn, plan
 from ragalign.studies.fine_tuning.training import Training, fine_tune
-from ragalign.text import normalise
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Completion, Generator, Query
 
@@ -112,8 +112,8 @@ def run(settings: Settings, index: Index, queries: Sequence[Query], folder: str 
 class _Run:
     def __init__(self, settings: Settings, index: Index, queries: Sequence[Query], folder: Path) -> None:
         # What is asked must be neither shown nor trained on.
-        asked = {normalise(query.text) for query in queries}
-        known = [one.id for one in index.pool if normalise(one.instruction) in asked]
+        asked = {question_key(text) for query in queries for text in query.own_texts}
+        known = [one.id for one in index.pool if question_key(one.instruction) in asked]
         index = index.remove(known) if known else index
         self.settings = settings
         self.index = index

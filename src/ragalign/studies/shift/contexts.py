@@ -71,12 +71,11 @@ class Contexts:
         if not recipe:
             return [self._behind_same(answer) for answer in answers]
         aligner = self.aligner(recipe)
-        texts = [query.text for query in queries]
         prompts = aligner.packer.pack_many(
             [query.turns for query in queries],
-            aligner.retrieve(texts),
+            aligner.retrieve(queries),
             n_plain=aligner.candidates,
-            more=aligner.more(texts),
+            more=aligner.more(queries),
             max_new_tokens=self._room,
         )
         return [

@@ -211,12 +211,11 @@ def _prompts(
         tokenizer=tokens.packing,
         context_length=generator.context_length,
     )
-    texts = [query.text for query in queries]
     packed = aligner.packer.pack_many(
         [query.turns for query in queries],
-        aligner.retrieve(texts),
+        aligner.retrieve(queries),
         n_plain=aligner.candidates,
-        more=aligner.more(texts),
+        more=aligner.more(queries),
         max_new_tokens=settings.max_tokens,
     )
     for prompt in packed:

@@ -1,0 +1,76 @@
+"""Files of rows as bytes: plain, compressed with gzip, or standard input."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ragalign.errors import DataError
+
+STANDARD_INPUT = "-"
+
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something to read rows from, as often as needed.
+
+    Attributes:
+        name: what messages call it.
+        extension: of its name, in lower case, such as ``.jsonl``; that of the compressed file for ``.jsonl.gz``.
+        path: the file; None for standard input.
+        content: what came from standard input.
+    """
+
+    name: str
+    extension: str
+    path: Path | None = None
+    content: bytes = b""
+
+    @classmethod
+    def of(cls, path: str | Path) -> Source:
+        """A file, or standard input for ``-``, which is read to its end."""
+        if str(path) == STANDARD_INPUT:
+            return cls("standard input", ".json", content=sys.stdin.buffer.read())
+        file = Path(path)
+        inner = Path(file.stem) if file.suffix.lower() == ".gz" else file
+        return cls(str(path), inner.suffix.lower(), file)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Its bytes, decompressed where they are compressed.
+
+        Raises:
+            DataError: it cannot be read, or is damaged.
+        """
+        try:
+            with io.BytesIO(self.content) if self.path is None else self.path.open("rb") as raw:
+                start = raw.read(len(_GZIP))
+                raw.seek(0)
+                if start != _GZIP:
+                    yield cast("BinaryIO", raw)
+                    return
+                with gzip.open(raw) as file:
+                    yield cast("BinaryIO", file)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{self.name}: damaged gzip file ({error}); get the file again") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(f"{self.name}: cannot be read ({reason}); check the file and its permissions") from None
+
+    def read(self) -> bytes:
+        """All its bytes, decompressed.
+
+        Raises:
+            DataError: as `open`.
+        """
+        with self.open() as file:
+            return file.read()

@@ -1,0 +1,89 @@
+"""Which answers of two models are to the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ragalign.errors import DataError
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """What is known about the prompt of an answer.
+
+    Attributes:
+        id: the prompt's own id, where its file gives one.
+        text: the prompt; None where the file has ids only.
+        bare: the prompt without its passages.
+    """
+
+    id: str | None
+    text: str | None
+    bare: str | None = None
+
+
+def pair(asked: Sequence[Prompted], answered: Sequence[Prompted]) -> list[int | None]:
+    """For each of `asked` the position in `answered` of the answer to the same prompt; None where there is none.
+
+    Prompts pair by id, unless their texts differ; then by text; then by text without passages, since some files leave
+    these out. Equal texts pair in their order.
+
+    Raises:
+        DataError: a text occurs a different number of times on the two sides, so the order cannot tell which is which.
+    """
+    by_id = {prompt.id: position for position, prompt in enumerate(answered) if prompt.id is not None}
+    found: list[int | None] = []
+    for prompt in asked:
+        position = by_id.get(prompt.id) if prompt.id is not None else None
+        if position is not None and not _agree(prompt, answered[position]):
+            position = None
+        found.append(position)
+    for key in (_text, _bare):
+        _pair_in_order(asked, answered, found, key)
+    return found
+
+
+def _agree(one: Prompted, other: Prompted) -> bool:
+    return one.text is None or other.text is None or bool({one.text, one.bare} & {other.text, other.bare} - {None})
+
+
+def _pair_in_order(
+    asked: Sequence[Prompted],
+    answered: Sequence[Prompted],
+    found: list[int | None],
+    key: Callable[[Prompted], str | None],
+) -> None:
+    """Fill in what is still None in `found`."""
+    taken = {position for position in found if position is not None}
+    places: dict[str, list[int]] = {}
+    for position, prompt in enumerate(answered):
+        text = key(prompt)
+        if text is not None and position not in taken:
+            places.setdefault(text, []).append(position)
+    waiting: dict[str, list[int]] = {}
+    for number, prompt in enumerate(asked):
+        text = key(prompt)
+        if found[number] is None and text is not None:
+            waiting.setdefault(text, []).append(number)
+    for text, numbers in waiting.items():
+        here = places.get(text, [])
+        if not here:
+            continue
+        if len(here) != len(numbers):
+            raise DataError(
+                f"the prompt {text[:_SHOWN]!r} is there {len(numbers)} and {len(here)} times, so answers to it cannot "
+                "be paired in order; give the rows of both files ids"
+            )
+        for number, position in zip(numbers, here, strict=True):
+            found[number] = position
+
+
+def _text(prompt: Prompted) -> str | None:
+    return prompt.text
+
+
+def _bare(prompt: Prompted) -> str | None:
+    return prompt.bare if prompt.bare is not None else prompt.text

@@ -1,0 +1,36 @@
+"""Splits texts of any script into words, for lexical retrieval."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import regex
+
+from ragalign.text import normalise
+
+# Letters of scripts that write no spaces between words, with the marks on them. Script extensions, so that marks that
+# several scripts share are in, such as the Japanese long-vowel mark; \w, so that their punctuation is not.
+_SCRIPTS = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+_UNSPACED = r"(?:[[\w--\p{M}]&&[" + "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS) + r"]]\p{M}*)"
+_LETTER = regex.compile(rf"(?V1){_UNSPACED}")
+# The flag `w` gives \b the default word boundaries of Unicode (UAX 29).
+_TOKEN = regex.compile(rf"(?V1w)(?P<unspaced>{_UNSPACED}+)|[\w--\p{{M}}].*?\b")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, normalised (`ragalign.text.normalise`), repeated ones as often as they occur.
+
+    Words end at the default word boundaries of UAX 29, which keep marks with their letters. Scripts without spaces
+    between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) give overlapping pairs of letters, or the letter
+    itself where it has no neighbour. Single characters count: "C" and "R" are what a question may be about. A
+    possessive 's is left out, as in Lucene's English analyser.
+    """
+    found: list[str] = []
+    for match in _TOKEN.finditer(normalise(text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
+        token = match[0]
+        if match["unspaced"] is None:
+            found.append(token.removesuffix("'s"))
+            continue
+        letters = _LETTER.findall(token)
+        found += [first + second for first, second in pairwise(letters)] if len(letters) > 1 else letters
+    return found
