@@ -39,7 +39,7 @@ def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None], e
             scores = scores.float().clone()
             if input_ids.shape[1] - prompt_mask.shape[1] < decoding.min_tokens:
                 scores[:, list(end_ids)] = -torch.inf
-            for token, bias in decoding.logit_bias:
+            for token, bias in dict(decoding.logit_bias).items():
                 scores[:, token] += bias
             scores = _penalised(decoding, prompt_mask, input_ids, scores)
             if decoding.temperature == 0:
