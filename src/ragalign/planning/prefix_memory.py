@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from threading import RLock
 
+from ragalign.planning.conversations import Conversations
 from ragalign.types import Hit, Turn
 
 # Conversations whose demonstrations are remembered.
@@ -54,7 +54,7 @@ class PrefixMemory:
         self._holders: Counter[str] = Counter()
         self._clock = 0
         self._n_tokens = 0
-        self._conversations: OrderedDict[bytes, list[Hit]] = OrderedDict()
+        self._conversations = Conversations[list[Hit]](_CONVERSATIONS)
 
     @property
     def n_tokens(self) -> int:
@@ -108,17 +108,11 @@ class PrefixMemory:
 
     def remember(self, pool: str, turns: Sequence[Turn], hits: Sequence[Hit]) -> None:
         """Keep the demonstrations of a conversation for its later turns; `pool` is the fingerprint of theirs."""
-        self._conversations[_key(pool, turns)] = list(hits)
-        if len(self._conversations) > _CONVERSATIONS:
-            self._conversations.popitem(last=False)
+        self._conversations.keep(pool, turns, list(hits))
 
     def recall(self, pool: str, turns: Sequence[Turn]) -> list[Hit] | None:
         """The demonstrations of the turn before, in prompt order, or None."""
-        key = _key(pool, turns[:-2])
-        if len(turns) < 3 or key not in self._conversations:
-            return None
-        self._conversations.move_to_end(key)
-        return self._conversations[key]
+        return self._conversations.find(pool, turns)
 
     def _forget_oldest(self) -> None:
         node, _ = self._nodes.popitem(last=False)
@@ -128,11 +122,3 @@ class PrefixMemory:
         self._holders[node.part.id] -= 1
         if not self._holders[node.part.id]:
             del self._holders[node.part.id]
-
-
-def _key(pool: str, turns: Sequence[Turn]) -> bytes:
-    digest = blake2b(pool.encode(), digest_size=16)
-    for turn in turns:
-        content = turn.content.encode("utf-8", "surrogatepass")
-        digest.update(f"{turn.role} {len(content)} ".encode() + content)
-    return digest.digest()

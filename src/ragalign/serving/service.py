@@ -16,10 +16,11 @@ import numpy as np
 from ragalign.aligner import Aligner
 from ragalign.errors import RagalignError
 from ragalign.generation.asynchronous import AsyncEngine
+from ragalign.planning.conversations import Conversations
 from ragalign.serving.admission import Admission
 from ragalign.serving.answering import Part, answer
 from ragalign.serving.catalog import Catalog, Load
-from ragalign.serving.conversations import Conversations
+from ragalign.serving.conversations import Kept
 from ragalign.serving.errors import ApiError, from_library
 from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
@@ -93,7 +94,7 @@ class Service:
         limits = settings.limits
         self.admission = Admission(limits.max_running, limits.max_waiting)
         self.metrics = Metrics(self.admission)
-        self.conversations = Conversations(limits.max_conversations)
+        self.conversations = Conversations[Kept](limits.max_conversations)
         self._preparer = Preparer(settings.topic_threshold)
         self._known_unknown: set[str] = set()
         self._load = load
