@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from fixtures.command import Command
 
+from ragalign.runs import OutputFile
+
 DECODING = ("--backend", "transformers", "--max-new-tokens", "8", "--temperature", "0")
 
 
@@ -40,6 +42,34 @@ def test_a_file_in_a_file_out_and_nothing_twice(
         "n_written": 0, "n_present": 6, "n_failed": 0, "seconds": 0, "out": str(output)
     }  # fmt: skip
     assert len(output.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("content", [b'{"my":"notes"}', b'{"my":"notes"}\n', b"\n", b"\x00", b'{"id": "q1", "in'])
+def test_a_foreign_file_is_refused_before_a_model_is_loaded(
+    ragalign: Command, starter_index: Path, queries: Path, tmp_path: Path, content: bytes
+) -> None:
+    output = tmp_path / "p.json"
+    output.write_bytes(content)
+    run = ragalign("generate", starter_index, "--model", "no/such-model", "--queries", queries, "--out", output)
+    assert run.returncode == 1
+    assert "p.json: line 1" in run.stderr
+    assert "was not written by this command" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert output.read_bytes() == content
+
+
+def test_a_second_process_on_one_output_is_refused(
+    ragalign: Command, starter_index: Path, tiny_model: Path, queries: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "a.jsonl"
+    with OutputFile(output, {}, ("id",)) as held:
+        held.append({"id": "1"})
+        before = output.read_bytes()
+        run = ragalign("generate", starter_index, "--model", tiny_model, "--queries", queries, "--out", output)
+    assert run.returncode == 1
+    assert "another process is writing" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert output.read_bytes() == before
 
 
 def test_interrupted_it_loses_nothing_and_goes_on(

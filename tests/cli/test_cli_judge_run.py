@@ -234,3 +234,37 @@ def test_a_server_that_wants_another_parameter_is_understood(tmp_path: Path, ans
     assert (done.returncode, given.returncode) == (0, 0), done.stderr
     assert "judge takes max_completion_tokens instead of max_tokens" in done.stderr
     assert f"{N} of {N} verdicts scored" in done.stderr
+
+
+def test_a_second_run_of_the_folder_asks_nothing(tmp_path: Path, answers: list[str]) -> None:
+    out = tmp_path / "judged"
+    with JudgeServer(latency_s=0.3) as server:
+        command = [COMMAND, "judge", "run", "--protocol", "ica", *answers, "--judge", f"judge@{server.base_url}"]
+        first = subprocess.Popen(
+            [*command, "--out", str(out), "--concurrency", "2"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(),
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not server.log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second = judge_run(answers, server, out)
+        assert first.poll() is None, "the first run ended too early to show anything"
+        assert second.returncode == 1
+        assert len(second.stderr.splitlines()) == 1
+        assert f"another process is working in {out}" in second.stderr
+        _, errors = first.communicate(timeout=240)
+        assert first.returncode == 0, errors
+        assert len(server.log) == N, "every question was paid for once"
+
+
+def test_another_protocol_needs_another_folder(tmp_path: Path, answers: list[str]) -> None:
+    out = tmp_path / "judged"
+    with JudgeServer() as server:
+        assert judge_run(answers, server, out).returncode == 0
+        before = (out / "verdicts.jsonl").read_bytes()
+        other = ["judge", "run", "--protocol", "alpaca-eval-1", *answers, "--judge", f"judge@{server.base_url}"]
+        refused = ragalign(*other, "--out", str(out))
+    assert refused.returncode == 2
+    assert 'protocol was "ica" and is "alpaca-eval-1"' in refused.stderr
+    assert (out / "verdicts.jsonl").read_bytes() == before
+    assert len(server.log) == N

@@ -91,9 +91,17 @@ class FaissIndex:
         faiss = _import_faiss()
         try:
             index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+            if isinstance(index, faiss.IndexIDMap):
+                raise IndexFormatError(f"{path} gives its vectors numbers of its own; build the index again")
+            stored = {name: value for name in search if (value := _stored(faiss, index, name)) is not None}
+            for name, value in stored.items():
+                if value != search[name]:
+                    raise IndexFormatError(
+                        f"{path} was written with {name} {value}, not {search[name]}; build the index again"
+                    )
             return cls(index, search)
-        except RuntimeError as error:
-            raise IndexFormatError(f"FAISS cannot read {path}: {_reason(error)}") from None
+        except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
+            raise IndexFormatError(f"FAISS cannot read {path}: {_reason(error)}; build the index again") from None
 
     def write(self, path: Path) -> None:
         """Write the FAISS file.
@@ -147,7 +155,65 @@ class FaissIndex:
         # `bits` and `selector` stay alive in this frame: the parameters only point to them.
         return self._found(*index.search(queries, k, params=parameters))
 
+    def disagreement(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> str | None:
+        """How the FAISS structure differs from the vectors that it was built from; None if it agrees.
+
+        Kinds that keep vectors as they are have to give them back; others, their own approximation of them.
+
+        Args:
+            vectors: ``[m, d]``, as FAISS shall compare them.
+            rows: their positions ``[m]``, ascending.
+        """
+        try:
+            stored = self._reconstructed(rows)
+            expected = vectors
+            if not self._is_lossless:
+                expected = self._index.sa_decode(self._index.sa_encode(np.ascontiguousarray(vectors)))
+        except RuntimeError as error:
+            if "not implemented" in str(error) or "not supported" in str(error):
+                return None  # a kind that gives no vector back
+            return f"it does not give its vectors back ({_reason(error)})"
+        wrong = ~np.isclose(stored, expected, rtol=1e-4, atol=1e-5).all(axis=1)
+        if wrong.any():
+            first = int(rows[int(np.argmax(wrong))])
+            return f"{int(wrong.sum()):,} of its vectors are others, such as number {first:,}"
+        return None
+
+    def finds(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> float:
+        """The share of ``vectors`` ``[m, d]`` that a search finds at their own positions `rows`, or as well scored."""
+        scores, positions = self.search(vectors, min(10, self.shape[0]))
+        own = (positions == rows[:, None]).any(axis=1)
+        exact = np.einsum("ij,ij->i", vectors, vectors) if self.inner_product else np.zeros(len(vectors))
+        return float((own | (scores[:, 0] >= exact - 1e-4 * np.abs(exact))).mean())
+
+    @property
+    def gives_rows(self) -> bool:
+        """Whether single vectors can be asked for without going through all."""
+        inner: Any = self._faiss.downcast_index(self._index)
+        return isinstance(inner, self._faiss.IndexFlat) or (
+            isinstance(inner, self._faiss.IndexHNSW) and self._is_lossless
+        )
+
+    @property
+    def _is_lossless(self) -> bool:
+        faiss, inner = self._faiss, self._faiss.downcast_index(self._index)
+        if isinstance(inner, faiss.IndexHNSW):
+            inner = faiss.downcast_index(inner.storage)
+        return isinstance(inner, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexRefineFlat)
+
+    def _reconstructed(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.full((len(rows), self.shape[1]), np.nan, dtype=np.float32)
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            # Inverted lists are gone through once; what they number otherwise stays NaN.
+            self._index.reconstruct_n(int(rows[0]), len(rows), found)
+            return found
+        for place, row in enumerate(rows.tolist()):
+            found[place] = self._index.reconstruct(row)
+        return found
+
     def _found(self, distances: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
+        if positions.size and int(positions.max()) >= self.shape[0]:
+            raise IndexFormatError("the FAISS file of the index numbers its vectors wrongly; build the index again")
         scores = distances if self.inner_product else -distances
         scores[positions < 0] = -np.inf
         return scores, positions
@@ -212,7 +278,16 @@ def _prepare(faiss: Any, index: Any) -> list[Any]:
     return quantisers
 
 
-def _reason(error: RuntimeError) -> str:
+def _stored(faiss: Any, index: Any, name: str) -> int | None:
+    """A search parameter as the file has it; None where it has not got it."""
+    if name == "nprobe":
+        lists = faiss.try_extract_index_ivf(index)
+        return None if lists is None else int(lists.nprobe)
+    inner = faiss.downcast_index(index)
+    return int(inner.hnsw.efSearch) if name == "efSearch" and isinstance(inner, faiss.IndexHNSW) else None
+
+
+def _reason(error: BaseException) -> str:
     """What FAISS said, without its source location."""
     text = " ".join(str(error).split())
     # "Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: MESSAGE", with or without a message

@@ -12,19 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
-from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError, RagalignError
-from ragalign.indexes import faiss_backend, store
+from ragalign.errors import (
+    ConfigError,
+    DataError,
+    IndexFormatError,
+    IndexMismatchError,
+    MissingDependencyError,
+    RagalignError,
+)
+from ragalign.indexes import checking, faiss_backend, store
 from ragalign.indexes.faiss_backend import FaissIndex, Found
 from ragalign.indexes.kinds import choose
 from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
+from ragalign.indexes.vectors import for_metric, measurable, read_vectors
 from ragalign.pool import Pool
 from ragalign.runs.machine import version
 
 _log = logging.getLogger(__name__)
 
 _BLOCK = 32_768
-# Squared lengths of vectors stay below, so that no score overflows float32 (3.4e38).
-_MAX_SQUARED_LENGTH = 1e37
 
 
 class Index:
@@ -100,7 +106,7 @@ class Index:
     ) -> Index:
         chosen = choose(kind, len(pool))
         faiss = FaissIndex.build(
-            _for_metric(vectors, metric),
+            for_metric(vectors, metric),
             chosen.factory,
             chosen.search,
             inner_product=metric != "l2",
@@ -130,7 +136,7 @@ class Index:
             IndexMismatchError: this index was derived from the one in the folder, which has changed since.
             IndexFormatError: another process is writing there, or it cannot be written.
         """
-        path = Path(folder)
+        path = store.as_folder(folder)
         expected = None
         if self._origin is not None and self._origin[0] == path.resolve():
             expected = self._origin[1]
@@ -161,7 +167,7 @@ class Index:
             IndexFormatError: it is no index, damaged, or of another format version.
             IndexMismatchError: the index was made with another encoder than the one given.
         """
-        path = Path(folder)
+        path = store.as_folder(folder)
 
         def load(manifest: Manifest, paths: Mapping[str, Path]) -> Index:
             if encoder is not None:
@@ -173,22 +179,31 @@ class Index:
     @classmethod
     def _load(cls, folder: Path, manifest: Manifest, paths: Mapping[str, Path], encoder: Encoder | None) -> Index:
         try:
-            vectors = _read_vectors(paths["vectors"])
+            vectors = read_vectors(paths["vectors"])
             pool = Pool.load(paths["pool"])
             faiss = FaissIndex.open(paths["faiss"], manifest.search)
-        except (ValueError, DataError) as error:
+        except (FileNotFoundError, IndexFormatError, MissingDependencyError):
+            raise
+        except Exception as error:  # readers of damaged files raise anything
             # Of a file that has gone missing the folder's reader has to hear as such.
             for path in paths.values():
                 path.stat()
-            raise IndexFormatError(f"{folder} is damaged: {error}") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise IndexFormatError(f"{folder} is damaged: {reason}; build the index again") from None
         shape = (manifest.n_demonstrations, manifest.encoder.dimension)
         if not shape == vectors.shape == faiss.shape or len(pool) != shape[0]:
             raise IndexFormatError(f"the files of {folder} do not belong together; build the index again")
-        return cls(pool, vectors, faiss, manifest, encoder, (folder.resolve(), manifest.checksum))
+        index = cls(pool, vectors, faiss, manifest, encoder, (folder.resolve(), manifest.checksum))
+        if problem := checking.first_problem(vectors, faiss, manifest):
+            raise IndexFormatError(f"{folder} is damaged: {problem}; build the index again")
+        return index
 
     @classmethod
     def verify(cls, folder: str | Path) -> Manifest:
-        """Check everything that can be checked: checksums, sizes, hashes, counts and the pool's fingerprint.
+        """Check everything that can be checked.
+
+        That is: checksums, sizes, hashes, counts, the pool's fingerprint, that every vector has a length, and that the
+        FAISS file holds these vectors and finds them.
 
         Returns:
             The manifest.
@@ -199,6 +214,8 @@ class Index:
         index = cls.open(folder)
         if index.pool.fingerprint != index.manifest.pool_fingerprint:
             raise IndexFormatError(f"the pool in {folder} is not the one that its manifest names")
+        if problem := checking.any_problem(index.vectors, index._faiss, index.manifest, index.pool.ids):
+            raise IndexFormatError(f"{folder} is damaged: {problem}; build the index again")
         return index.manifest
 
     def __len__(self) -> int:
@@ -267,7 +284,7 @@ class Index:
         if k < 1:
             raise ConfigError(f"k is at least 1, not {k}")
         mask = self._check_mask(allowed)
-        queries = _for_metric(queries, self.metric)
+        queries = for_metric(queries, self.metric)
         available = len(self) if mask is None else int(np.count_nonzero(mask))
         n_results = min(k, available)
         if n_results == 0 or len(queries) == 0:
@@ -294,7 +311,7 @@ class Index:
             block = rows[start : start + _BLOCK]
             some = faiss_backend.search_rows(
                 queries,
-                _for_metric(self.vectors[block], self.metric),
+                for_metric(self.vectors[block], self.metric),
                 k,
                 inner_product=self.metric != "l2",
             )
@@ -313,7 +330,7 @@ class Index:
                 f"queries have the shape {list(np.shape(vectors))}, this index needs [m, {dimension}]; "
                 f"encode them with {self.manifest.encoder.id!r}"
             )
-        if not _measurable(queries).all():
+        if not measurable(queries).all():
             raise DataError("a query vector holds NaN, infinity or huge values; its text cannot have been encoded well")
         return queries
 
@@ -394,9 +411,9 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
             f"the encoder {encoder.id!r} made vectors of shape {list(vectors.shape)} "
             f"instead of {[len(pool), encoder.dimension]}"
         )
-    measurable = _measurable(vectors)
-    if not measurable.all():
-        bad = pool.ids[int(np.argmin(measurable))]
+    is_measurable = measurable(vectors)
+    if not is_measurable.all():
+        bad = pool.ids[int(np.argmin(is_measurable))]
         raise DataError(
             f"the encoder {encoder.id!r} makes NaN, infinity or huge values of the demonstration {bad}; leave it out"
         )
@@ -410,19 +427,6 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
             encoder.id,
         )
     return np.ascontiguousarray(vectors, dtype=np.float32), n_truncated
-
-
-def _measurable(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows have scores: no NaN, no infinity, and no length that overflows."""
-    return np.asarray(np.einsum("ij,ij->i", vectors, vectors) < _MAX_SQUARED_LENGTH)
-
-
-def _for_metric(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
-    """As FAISS shall compare them: for the cosine scaled to length 1, zero vectors as they are."""
-    if metric != "cosine":
-        return np.ascontiguousarray(vectors)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 def _ordered(scores: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
@@ -443,13 +447,6 @@ def _padded(found: Found, k: int) -> Found:
         np.pad(found[0], ((0, 0), (0, missing)), constant_values=-np.inf),
         np.pad(found[1], ((0, 0), (0, missing)), constant_values=-1),
     )
-
-
-def _read_vectors(path: Path) -> NDArray[np.float32]:
-    vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    if vectors.dtype != np.dtype("<f4") or vectors.ndim != 2:
-        raise ValueError(f"{path.name} holds {vectors.dtype} of shape {list(vectors.shape)}")
-    return vectors
 
 
 def _require_same_encoder(folder: Path | None, record: EncoderRecord, encoder: Encoder) -> None:

@@ -1,4 +1,4 @@
-"""The manifest of an index: what is in the folder, and how its vectors came about."""
+"""The manifest of an index: which files are in the folder, and how its vectors were made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 from ragalign.encoders import Encoder, Precision
 from ragalign.errors import IndexFormatError
@@ -19,13 +20,21 @@ FORMAT = "ragalign-index"
 FORMAT_VERSION = 1
 FILE_ROLES = ("pool", "vectors", "faiss")
 
+# pydantic's settings for the classes below: no conversions, no unknown keys.
+_STRICT = {"strict": True, "extra": "forbid"}
+
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _NO_CHECKSUM = "0" * 64
+# Numbers become parameters of C++ code.
+_MOST = {"size": 2**62, "n_demonstrations": 2**40}
+_MOST_OF_OTHERS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderRecord:
     """The encoder that made the vectors; fields as in `ragalign.encoders.Encoder`. Older indexes lack `max_tokens`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     id: str
     revision: str
@@ -49,6 +58,8 @@ class EncoderRecord:
 class FileRecord:
     """One data file: its name in the folder, its size in bytes, and its SHA-256 (hex)."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
     name: str
     size: int
     sha256: str
@@ -56,7 +67,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an index is.
+    """The description of an index.
 
     Attributes:
         n_demonstrations: demonstrations in the pool, which is also the number of vectors.
@@ -73,6 +84,8 @@ class Manifest:
         files: ``pool``, ``vectors`` and ``faiss``; empty while the index is in memory only.
         checksum: over the manifest's own bytes; empty while the index is in memory only.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     n_demonstrations: int
     pool_fingerprint: str
@@ -111,31 +124,74 @@ class Manifest:
         """
         match = _CHECKSUM.search(content)
         if match is None:
-            raise IndexFormatError(f"{where} is damaged, or no manifest of an index")
+            raise IndexFormatError(f"{where} is damaged, or not a manifest of an index")
         blank = content[: match.start(1)] + _NO_CHECKSUM.encode() + content[match.end(1) :]
         if hashlib.sha256(blank).hexdigest().encode() != match[1]:
             raise IndexFormatError(f"{where} is damaged: its checksum does not agree; build the index again")
         try:
-            return cls._from_dict(json.loads(content), where)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IndexFormatError(f"{where} lacks something, or holds something unknown: {error!r}") from None
+            values = json.loads(content)
+            found, version = values.pop("format"), values.pop("format_version")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            raise IndexFormatError(f"{where} is damaged, or not a manifest of an index") from None
+        if found != FORMAT:
+            raise IndexFormatError(f"{where} is not a manifest of an index")
+        if version != FORMAT_VERSION or isinstance(version, bool | float):
+            raise IndexFormatError(
+                f"{where} has format version {_brief(version)}, this ragalign reads {FORMAT_VERSION}; "
+                "build the index again"
+            )
+        return cls._validated(values, where)
 
     @classmethod
-    def _from_dict(cls, values: dict[str, Any], where: str) -> Manifest:
-        if values.pop("format") != FORMAT:
-            raise IndexFormatError(f"{where} is no manifest of an index")
-        version = values.pop("format_version")
-        if version != FORMAT_VERSION:
+    def _validated(cls, values: dict[str, Any], where: str) -> Manifest:
+        from pydantic import ValidationError
+
+        try:
+            manifest: Manifest = _validator().validate_json(json.dumps(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"])) or "it"
             raise IndexFormatError(
-                f"{where} has format version {version}, this ragalign reads {FORMAT_VERSION}; build the index again"
-            )
-        if values["metric"] not in get_args(Metric) or values["text"] not in get_args(TextForm):
-            raise ValueError(f"metric {values['metric']!r}, text {values['text']!r}")
-        values["encoder"] = EncoderRecord(**values["encoder"])
-        files = {role: FileRecord(**record) for role, record in values["files"].items()}
+                f"{where} is damaged: {place}: {first['msg'].lower()}, not {_brief(first['input'])}; "
+                "build the index again"
+            ) from None
+        except (ValueError, RecursionError) as error:  # half a surrogate pair, or nesting without an end
+            raise IndexFormatError(f"{where} is damaged: {_brief(str(error))}; build the index again") from None
+        if problem := _problem(asdict(manifest)):
+            raise IndexFormatError(f"{where} is damaged: {problem}; build the index again")
         for role in FILE_ROLES:
             # Names come from the folder and become paths: no other place may be reached by them.
-            if not re.fullmatch(rf"{role}-[0-9a-f]{{64}}\.[a-z]+", files[role].name):
-                raise ValueError(f"a {role} file named {files[role].name!r}")
-        values["files"] = files
-        return cls(**values)
+            record = manifest.files.get(role)
+            digest = re.fullmatch(rf"{role}-([0-9a-f]{{64}})\.[a-z]+", record.name) if record else None
+            if record is None or digest is None or digest[1] != record.sha256:
+                raise IndexFormatError(f"{where} is damaged: it names no {role} file; build the index again")
+        return manifest
+
+
+@lru_cache(maxsize=1)
+def _validator() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def _problem(values: Mapping[str, Any], where: str = "") -> str:
+    """The first value that no index can have, though its type is right."""
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if isinstance(value, Mapping):
+            if problem := _problem(value, f"{name}."):
+                return problem
+        elif isinstance(value, str):
+            if "\0" in value or "\0" in key:
+                return f"{name} holds a NUL character"
+            if not value and key in ("id", "fingerprint", "kind", "factory"):
+                return f"{name} is empty"
+        elif not 0 <= value <= _MOST.get(key, _MOST_OF_OTHERS):
+            return f"{name} is {_brief(value)}, which is out of range"
+    return ""
+
+
+def _brief(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

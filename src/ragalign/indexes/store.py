@@ -6,17 +6,17 @@ replacing the manifest is the one step that counts.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from ragalign._locks import LockedError, locked
 from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
 from ragalign.indexes.manifest import FileRecord, Manifest
 
@@ -33,6 +33,20 @@ _DATA_FILE = re.compile(r"(pool|vectors|faiss)-[0-9a-f]{64}\.(parquet|npy|faiss)
 _MAX_READS = 100
 
 
+def as_folder(folder: str | Path) -> Path:
+    """A path that the operating system takes.
+
+    Raises:
+        IndexFormatError: it holds a NUL, or what the file system's encoding lacks.
+    """
+    try:
+        if b"\0" not in os.fsencode(folder):
+            return Path(folder)
+    except UnicodeEncodeError:
+        pass
+    raise IndexFormatError(f"{str(folder)!r} cannot be a folder: its name holds a NUL or a lone surrogate")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the index in ``folder``.
 
@@ -44,7 +58,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
     """The manifest and which file it was: an index may be replaced by another and then by the same again."""
-    path = folder / MANIFEST
+    path = as_folder(folder) / MANIFEST
     try:
         with path.open("rb") as file:
             content = file.read()
@@ -109,7 +123,7 @@ def write_folder(
     try:
         _refuse_other_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder / _LOCK):
             if expected is not None and expected != (now := _current(folder)) and now is not None:
                 raise IndexMismatchError(
                     f"{folder} has been changed by another process since it was opened; open it again and repeat"
@@ -120,6 +134,8 @@ def write_folder(
                 # What cannot be removed now does no harm, and the next writer tries again.
                 with suppress(OSError):
                     _sweep(folder)
+    except LockedError:
+        raise IndexFormatError(f"another process is writing the index {folder}; wait until it is done") from None
     except (OSError, DataError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise IndexFormatError(f"cannot write the index {folder}: {reason}; what was there is unchanged") from None
@@ -180,31 +196,6 @@ def _refuse_other_folders(folder: Path) -> None:
             raise ConfigError(
                 f"{folder} is neither empty nor an index (it holds {path.name!r}); give another folder for the index"
             )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the writers' lock. The lock file goes away with it, hence the check that it is still the same file."""
-    path = folder / _LOCK
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.fstat(handle).st_ino == path.stat().st_ino:
-                    break
-        except BlockingIOError:
-            os.close(handle)
-            raise IndexFormatError(f"another process is writing the index {folder}; wait until it is done") from None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def _check_file(path: Path, record: FileRecord, verify: Verification) -> None:
