@@ -1,0 +1,130 @@
+"""The folder that keeps converted models, so that each GGUF file is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ragalign.errors import ConfigError
+
+CACHE_VARIABLE = "RAGALIGN_CACHE_DIR"
+
+# Part of a cached folder's name: raised when the conversion changes, so that older results are not used.
+_FORMAT = 1
+_MANIFEST = "converted.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """A GGUF file, wherever its bytes are."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+
+    def digest(self) -> str:
+        """The SHA-256 of the file."""
+
+    def opened(self, scratch: Path) -> AbstractContextManager[Path]:
+        """The file's path for the time of the block; `scratch` is a folder for parts."""
+
+
+def model_cache() -> Path:
+    """Where converted models are kept: RAGALIGN_CACHE_DIR, or else the user's cache folder for ragalign."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser() / "models"
+    import platformdirs
+
+    return platformdirs.user_cache_path("ragalign") / "models"
+
+
+class ModelCache:
+    """Converted models by the SHA-256 of their files.
+
+    A folder is written beside its place and renamed when it is complete, under a lock, so that two processes that
+    need the same model convert it once. Sizes and hashes of its files are checked at each use; a damaged folder is
+    written again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder if folder is not None else model_cache()
+
+    def folder_of(self, source: Source) -> Path:
+        """The folder with the converted model, which is written if it is not there or damaged.
+
+        Raises:
+            ConfigError: the cache cannot be written.
+            GenerationError: the file is damaged, or of a kind that transformers does not read.
+            MissingDependencyError: the package `gguf` is not installed.
+        """
+        digest = source.digest()
+        folder = self._folder / f"{digest[:24]}-{_FORMAT}"
+        if _is_intact(folder, digest):
+            return folder
+        from filelock import FileLock
+
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                # Another process may have written it while this one waited.
+                if not _is_intact(folder, digest):
+                    self._write(source, digest, folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"cannot write the converted model to {self._folder}: {reason}; {CACHE_VARIABLE} names another folder"
+            ) from None
+        return folder
+
+    def _write(self, source: Source, digest: str, folder: Path) -> None:
+        from ragalign.models.conversion import convert
+
+        if folder.exists():
+            logger.info("the converted copy of %s in %s is damaged and is written again", source.label, folder)
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        part.mkdir()
+        try:
+            with source.opened(part) as path:
+                convert(path, part, label=source.label, announce=lambda size: _announce(source.label, folder, size))
+            mode = (part / "config.json").stat().st_mode
+            for path in part.iterdir():
+                path.chmod(mode)  # safetensors lets nobody else read what it writes, but caches are shared
+            files = {path.name: _facts(path) for path in sorted(part.iterdir())}
+            manifest = {"source": {"name": source.label, "sha256": digest}, "files": files}
+            (part / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _announce(label: str, folder: Path, n_bytes: int) -> None:
+    logger.info("reading %s once, into %s (%.2f GB in bfloat16) ...", label, folder, n_bytes / 1e9)
+
+
+def _is_intact(folder: Path, digest: str) -> bool:
+    """Whether the folder holds what was written, to the byte."""
+    try:
+        manifest: Any = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files: Mapping[str, Any] = manifest["files"]
+        if manifest["source"]["sha256"] != digest or not files:
+            return False
+        if any((folder / name).stat().st_size != facts["n_bytes"] for name, facts in files.items()):
+            return False
+        return all(_facts(folder / name) == facts for name, facts in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"n_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

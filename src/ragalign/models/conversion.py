@@ -1,0 +1,104 @@
+"""A GGUF file becomes a folder in transformers' own format: bfloat16 safetensors, configuration and tokenizer."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ragalign._optional import require
+from ragalign.errors import GenerationError, RagalignError
+from ragalign.models.gguf import Header, damaged
+from ragalign.models.gguf_tokenizer import write_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def convert(path: Path, folder: Path, *, label: str, announce: Callable[[int], None]) -> None:
+    """Write the model of a GGUF file into `folder`.
+
+    Args:
+        path: the file.
+        folder: an existing folder.
+        label: what messages call the file.
+        announce: is told the size of the weights in bytes before the work begins.
+
+    Raises:
+        GenerationError: the file is damaged, or of a kind that transformers does not read.
+        MissingDependencyError: the package `gguf` is not installed.
+    """
+    header = Header.read(path, label)
+    require("accelerate", "reading a GGUF file")
+    announce(2 * header.n_weights)
+    if "rope_freqs.weight" in header.tensors:
+        logger.warning(
+            "%s scales its rotary frequencies for long contexts, which transformers' reader leaves out: prompts beyond "
+            "the original context length will be read badly",
+            label,
+        )
+    # In a folder of its own, since transformers would take a configuration or adapter that lies beside the file.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, _quiet():
+        link = Path(scratch, "model.gguf")
+        link.symlink_to(path)
+        try:
+            write_tokenizer(link, header, folder, label)
+            _write_weights(link, folder, label)
+        except (RagalignError, OSError, KeyboardInterrupt):
+            raise
+        # Whatever the many readers and model classes raise, the file is not one that they take.
+        except Exception as error:
+            raise damaged(label, error) from error
+
+
+def _write_weights(path: Path, folder: Path, label: str) -> None:
+    """Read the weights and save them as a model that was never quantised.
+
+    A model from transformers' GGUF reader cannot be saved, since its configuration names the quantisation. So the
+    weights go, strictly, into a fresh model of the configuration as it was before.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # transformers parses the whole header each time it needs the configuration, so it gets it only once.
+    config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        path.parent, config=deepcopy(config), gguf_file=path.name, dtype=torch.bfloat16, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise GenerationError(f"{label} lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+    config.architectures = [type(loaded).__name__]
+    with torch.device("meta"):
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = loaded.state_dict()
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise GenerationError(f"{label} is damaged: {name} holds numbers that are not finite")
+    fresh.load_state_dict(weights, strict=True, assign=True)
+    fresh.tie_weights()
+    fresh.generation_config = loaded.generation_config
+    fresh.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide transformers' remarks and bars about the reading."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # One bar heeds neither setting.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

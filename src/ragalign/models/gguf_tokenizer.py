@@ -1,0 +1,114 @@
+"""The tokenizer of a GGUF file: read by transformers, then put right where it would give other ids than the file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import GenerationError
+from ragalign.models.gguf import Header
+
+logger = logging.getLogger(__name__)
+
+_CONTROL, _USER_DEFINED = 3, 4
+
+# Rules that take every digit by itself and split the rest as GPT-2 does (llama.cpp, src/llama-vocab.cpp).
+# transformers' reader (5.19) knows none of them and splits as GPT-2 does only.
+_SINGLE_DIGITS = frozenset("starcoder refact command-r smollm codeshell exaone minerva-7b".split())
+# Rules that split as GPT-2 does.
+_LIKE_GPT2 = frozenset(["", "default", "gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "mpt", "gigachat"])
+# Rules under which a piece that is in the vocabulary is never put together from merges.
+_IGNORE_MERGES = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split())
+
+_PROBES = (
+    "The capital of France is",
+    "  two  spaces,\n\n\ta tab and\r\nlines ",
+    "In 1871, 3.14159 times 2,000 is 6283.18.",
+    "def f(x):\n        return {'a': [x, -1]}  # ünïcödé, 你好世界, 🙂",
+)
+
+
+def write_tokenizer(path: Path, header: Header, folder: Path, label: str) -> None:
+    """Write the tokenizer of a GGUF file into `folder`, and check it against the file.
+
+    Raises:
+        GenerationError: ids and tokens are not those of the file.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # The plain class: AutoTokenizer would parse the header once more, for a class that is not needed.
+    loaded = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    backend = _mended(loaded.backend_tokenizer.to_str(), header, label)
+    names = {"bos_token": header.bos_id, "eos_token": header.eos_id}
+    tokens = {name: header.tokens[id_] for name, id_ in names.items() if id_ is not None}
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=loaded.unk_token,
+        pad_token=loaded.pad_token,
+        chat_template=loaded.chat_template,
+        clean_up_tokenization_spaces=False,
+        **tokens,
+    ).save_pretrained(folder)
+    _check(AutoTokenizer.from_pretrained(folder), header, label)
+
+
+def _mended(serialised: str, header: Header, label: str) -> Any:
+    """The backend with the file's BOS and EOS, its way of splitting text, and all tokens that are matched whole."""
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers.integrations import gguf as known
+
+    backend = Tokenizer.from_str(serialised)
+    if header.tokenizer == "gpt2":
+        if header.splits_like in _SINGLE_DIGITS:
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+        elif header.splits_like not in _LIKE_GPT2 | frozenset(getattr(known, "GGUF_PRE_TOKENIZER_SPLITS", ())):
+            logger.warning(
+                "%s splits text by the rule %r, which transformers' reader does not know: ids can differ from those "
+                "that the model was trained on; give the original tokenizer with --tokenizer",
+                label,
+                header.splits_like,
+            )
+        if header.splits_like in _IGNORE_MERGES:
+            backend.model.ignore_merges = True
+    # SentencePiece matches user-defined pieces whole, longest first. Those of spaces are spelled with U+2581 by now.
+    there = backend.get_vocab()
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    spelled = [
+        token.replace(" ", "\u2581") if header.tokenizer == "llama" else token
+        for token, kind in zip(header.tokens, header.token_types, strict=False)
+        if kind == _USER_DEFINED
+    ]
+    backend.add_tokens(
+        [AddedToken(token, normalized=True) for token in spelled if token in there and token not in added]
+    )
+    begin = [(header.tokens[header.bos_id], header.bos_id)] if header.adds_bos and header.bos_id is not None else []
+    end = [(header.tokens[header.eos_id], header.eos_id)] if header.adds_eos and header.eos_id is not None else []
+    first, second = ([f"{token}:{type_}" for token, _ in begin] for type_ in (0, 1))
+    last, final = ([f"{token}:{type_}" for token, _ in end] for type_ in (0, 1))
+    backend.post_processor = TemplateProcessing(
+        single=[*first, "$A:0", *last],
+        pair=[*first, "$A:0", *last, *second, "$B:1", *final],
+        special_tokens=begin + end,
+    )
+    return backend
+
+
+def _check(tokenizer: Any, header: Header, label: str) -> None:
+    """Compare a loaded tokenizer with the file: its ids, what it puts around a text, and what comes back from ids."""
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if last >= len(header.tokens):
+        raise GenerationError(f"{label}: the tokenizer has the id {last}, but the file {len(header.tokens):,} tokens")
+    for id_ in (header.bos_id, header.eos_id):
+        if id_ is not None and tokenizer.convert_tokens_to_ids(header.tokens[id_]) != id_:
+            raise GenerationError(f"{label}: the tokenizer gives {header.tokens[id_]!r} another id than the file")
+    for text in _PROBES:
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        around = [header.bos_id] * header.adds_bos, [header.eos_id] * header.adds_eos
+        if tokenizer.encode(text) != [*around[0], *plain, *around[1]]:
+            raise GenerationError(f"{label}: the tokenizer does not put BOS and EOS around a text as the file says")
+        if tokenizer.decode(plain).strip(" ") != text.strip(" "):
+            logger.warning("%s: the tokenizer does not give back %r as it was; check it before you trust it", label, text)
