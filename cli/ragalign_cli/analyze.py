@@ -26,8 +26,8 @@ def analyze() -> None:
 
 @app.command(cls=Command)
 def shift(
-    base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
-    aligned: Annotated[str, typer.Option(help="Folder or hub id of the aligned model.", show_default=False)],
+    base: Annotated[str, typer.Option(help="Folder, GGUF file or hub id of the base model.", show_default=False)],
+    aligned: Annotated[str, typer.Option(help="Folder, GGUF file or hub id of the aligned model.", show_default=False)],
     queries: Annotated[
         str,
         typer.Option(help="A file of questions, - for standard input, or a published set's name.", show_default=False),

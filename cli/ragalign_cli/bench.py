@@ -35,7 +35,9 @@ def bench(
         Optional[Path], typer.Option(metavar="TOML", help="A grid of factors, in place of --recipe.")
     ] = None,
     testbed: Annotated[bool, typer.Option("--testbed", help="The packaged model, pool and queries.")] = False,
-    model: Annotated[Optional[str], typer.Option(help="Folder or hub id of a base model.", show_default=False)] = None,
+    model: Annotated[
+        Optional[str], typer.Option(help="Folder, GGUF file or hub id of a base model.", show_default=False)
+    ] = None,
     queries: Annotated[
         Optional[str],
         typer.Option(

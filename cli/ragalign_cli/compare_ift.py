@@ -17,7 +17,7 @@ _SIZES = (3, 10, 30, 100, 300, 1000)
 
 
 def compare_ift(
-    base: Annotated[str, typer.Option(help="Folder or hub id of the base model.", show_default=False)],
+    base: Annotated[str, typer.Option(help="Folder, GGUF file or hub id of the base model.", show_default=False)],
     queries: Annotated[
         str,
         typer.Option(

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from ragalign.types import Decoding
 
 # Typer reads Optional[...] at run time.
-Model = Annotated[str, typer.Option(help="Folder or hub id of a base model.", show_default=False)]
+Model = Annotated[
+    str, typer.Option(help="Folder, GGUF file or hub id of a base model, or packaged:gemma-3-270m.", show_default=False)
+]
 Backend = Annotated[
     str, typer.Option(help="What runs the model: auto, vllm, transformers, or the URL of an OpenAI-compatible server.")
 ]

@@ -26,7 +26,9 @@ _COMPARED = ("zero-shot", "fixed", "random", "retrieved")
 def demo(
     model: Annotated[
         Optional[str],
-        typer.Option(help="Folder or hub id of a base model; by default the packaged testbed.", show_default=False),
+        typer.Option(
+            help="Folder, GGUF file or hub id of a base model; by default the packaged testbed.", show_default=False
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="With --model: a recipe's name, or a TOML file.")] = "ica",
     first: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,

@@ -7,9 +7,11 @@ stays quick.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
@@ -65,9 +67,17 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True, epilog="New here? `ragalign demo` needs no GPU and no model of yours.")
 def top(
     context: typer.Context,
+    cache_dir: Annotated[
+        Optional[Path],
+        typer.Option(
+            envvar="RAGALIGN_CACHE_DIR", help="Where models converted from GGUF are kept.", show_default=False
+        ),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make base language models answer like assistants, without fine-tuning."""
+    if cache_dir is not None:
+        os.environ["RAGALIGN_CACHE_DIR"] = str(cache_dir)
     if version:
         from importlib.metadata import version as version_of
 
@@ -84,6 +94,7 @@ def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
     logging.getLogger("ragalign").addHandler(_LOG_WARNINGS)
+    console.show_log("ragalign.models")
     arguments = sys.argv[1:]
     try:
         code = app(arguments, prog_name="ragalign", standalone_mode=False)

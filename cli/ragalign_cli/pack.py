@@ -18,7 +18,7 @@ def pack(
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
     tokenizer: Annotated[
         Optional[str],
-        typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False),
+        typer.Option(help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False),
     ] = None,
     queries: Annotated[
         Optional[Path],

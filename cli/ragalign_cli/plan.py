@@ -28,7 +28,9 @@ _COLUMNS = [
 def plan(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
     queries: Annotated[Path, typer.Option(help=query_options.QUERIES_HELP, show_default=False)],
-    tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the model's tokenizer.", show_default=False)],
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False)
+    ],
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,

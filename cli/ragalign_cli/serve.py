@@ -23,7 +23,9 @@ def serve(
     ] = None,
     model: Annotated[
         Optional[str],
-        typer.Option(help="Folder or hub id of a base model; with --upstream, its name there.", show_default=False),
+        typer.Option(
+            help="Folder, GGUF file or hub id of a base model; with --upstream, its name there.", show_default=False
+        ),
     ] = None,
     upstream: Annotated[
         Optional[list[str]],

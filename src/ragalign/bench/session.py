@@ -23,6 +23,7 @@ from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
 from ragalign.judging.output import VERDICTS, write_run
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
+from ragalign.models import display_name, locate_model
 from ragalign.pool import Pool
 from ragalign.runs import machine_facts, write_lines
 from ragalign.tokenization import Tokenizer
@@ -69,7 +70,8 @@ class Engine:
         Raises:
             ConfigError: there is none.
         """
-        return Tokenizer.load(self.tokenizer or self.model)
+        # Located as a model, so that a GGUF file's weights and tokenizer are read in one go.
+        return Tokenizer.load(self.tokenizer or locate_model(self.model))
 
 
 def open_indexes(
@@ -223,7 +225,7 @@ def score(run: Run, scorer: Scorer) -> list[Verdict]:
 
 def facts(run: Run, engine: Engine) -> dict[str, str]:
     """What was run and on what, for the head of a report; a model in a folder goes by the folder's name."""
-    model = engine.name or (Path(engine.model).name if Path(engine.model).is_dir() else engine.model)
+    model = engine.name or display_name(engine.model)
     prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
     timings = timing.read_timings(run.folder)
     pools = {f"{len(index):,} demonstrations" for name, index in run.indexes.items() if name != "planted"}

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -280,18 +279,3 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a foreign error on one line, shortened; its class name where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def model_name(model: str | Path) -> str:
-    """The hub name or folder as engines take it.
-
-    Raises:
-        ConfigError: it can only be a folder, and there is none.
-    """
-    name = str(model)
-    if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise ConfigError(f"there is no model folder {name}")
-        return str(folder)
-    return name

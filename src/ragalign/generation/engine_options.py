@@ -9,7 +9,7 @@ from typing import Any
 
 from ragalign.errors import ConfigError
 from ragalign.generation._quiet import is_verbose
-from ragalign.generation.base import model_name
+from ragalign.models import locate_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class EngineOptions:
         """
         arguments: dict[str, Any] = {
             "model": model,
-            "tokenizer": None if tokenizer is None else model_name(tokenizer),
+            "tokenizer": None if tokenizer is None else locate_tokenizer(tokenizer),
             "enable_prefix_caching": True,
             "use_tqdm_on_load": is_verbose(),
             **{name: getattr(self, name) for name in _NAMES},

@@ -14,8 +14,9 @@ from typing import Any
 
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.ahead import Ahead
-from ragalign.generation.base import BaseGenerator, Sample, as_requests, model_name, one_line
+from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
+from ragalign.models import locate_model, locate_tokenizer
 from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
@@ -54,12 +55,14 @@ class TransformersGenerator(BaseGenerator):
 
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        self._name = model_name(model)
+        self._name = str(model)
+        located = locate_model(model)
+        at = located if tokenizer is None else locate_tokenizer(tokenizer)
         self._batch_size = batch_size
         try:
-            loaded_tokenizer = AutoTokenizer.from_pretrained(self._name if tokenizer is None else model_name(tokenizer))
+            loaded_tokenizer = AutoTokenizer.from_pretrained(at)
             with _progress_on_terminals_only():
-                loaded = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype)
+                loaded = AutoModelForCausalLM.from_pretrained(located, dtype=dtype)
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise GenerationError(f"transformers could not load {self._name}: {one_line(error)}") from error

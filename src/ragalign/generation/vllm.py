@@ -18,9 +18,10 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
-from ragalign.generation.base import BaseGenerator, Sample, model_name, one_line
+from ragalign.generation.base import BaseGenerator, Sample, one_line
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
+from ragalign.models import locate_model
 from ragalign.stopping import merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
@@ -72,8 +73,8 @@ class VllmGenerator(BaseGenerator):
         options: EngineOptions | None = None,
         **changes: Any,
     ) -> None:
-        self._model = model_name(model)
-        arguments = (options or EngineOptions()).with_changes(**changes).arguments(self._model, tokenizer)
+        self._model = str(model)
+        arguments = (options or EngineOptions()).with_changes(**changes).arguments(locate_model(model), tokenizer)
         engine = _start(arguments)
         self._llm: Any = engine
         self._penalises_output = _OUTPUT_PENALTY in (arguments.get("logits_processors") or ())

@@ -16,9 +16,10 @@ from typing import Any
 from ragalign._optional import require
 from ragalign.generation._quiet import environment, is_verbose
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
-from ragalign.generation.base import model_name, one_line
+from ragalign.generation.base import one_line
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.generation.vllm import check_options, engine_prompt, fill_in, sampling_params, start_error, token_counts
+from ragalign.models import locate_model
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
 
@@ -45,9 +46,9 @@ class AsyncVllmGenerator:
         options: EngineOptions | None = None,
         **changes: Any,
     ) -> None:
-        self._model = model_name(model)
+        self._model = str(model)
         options = (options or EngineOptions()).with_changes(**changes)
-        self._engine: Any = _start(options.arguments(self._model, tokenizer))
+        self._engine: Any = _start(options.arguments(locate_model(model), tokenizer))
         self._n_threads = _leave_processor()
         self._context_length = int(self._engine.model_config.max_model_len)
         self._vocabulary_size = int(self._engine.model_config.get_vocab_size())

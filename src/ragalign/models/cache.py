@@ -52,10 +52,15 @@ class ModelCache:
     A folder is written beside its place and renamed when it is complete, under a lock, so that two processes that
     need the same model convert it once. Sizes and hashes of its files are checked at each use; a damaged folder is
     written again.
+
+    Args:
+        folder: where they are kept; by default `model_cache`.
+        weights: whether the weights are needed; without, only the tokenizer is read and kept, unless all is there.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, weights: bool = True) -> None:
         self._folder = folder if folder is not None else model_cache()
+        self._weights = weights
 
     def folder_of(self, source: Source) -> Path:
         """The folder with the converted model, which is written if it is not there or damaged.
@@ -66,8 +71,11 @@ class ModelCache:
             MissingDependencyError: the package `gguf` is not installed.
         """
         digest = source.digest()
-        folder = self._folder / f"{digest[:24]}-{_FORMAT}"
-        if _is_intact(folder, digest):
+        whole = self._folder / f"{digest[:24]}-{_FORMAT}"
+        if _is_intact(whole, digest):
+            return whole
+        folder = whole if self._weights else whole.with_name(f"{whole.name}-tokenizer")
+        if not self._weights and _is_intact(folder, digest):
             return folder
         from filelock import FileLock
 
@@ -86,6 +94,7 @@ class ModelCache:
 
     def _write(self, source: Source, digest: str, folder: Path) -> None:
         from ragalign.models.conversion import convert
+        from ragalign.models.gguf import read_header
 
         if folder.exists():
             logger.info("the converted copy of %s in %s is damaged and is written again", source.label, folder)
@@ -94,8 +103,11 @@ class ModelCache:
         part.mkdir()
         try:
             with source.opened(part) as path:
-                convert(path, part, label=source.label, announce=lambda size: _announce(source.label, folder, size))
-            mode = (part / "config.json").stat().st_mode
+                header = read_header(path, source.label)
+                size = f"{2 * header.n_weights / 1e9:.2f} GB in bfloat16" if self._weights else "the tokenizer only"
+                logger.info("reading %s once, into %s (%s) ...", source.label, folder, size)
+                convert(path, header, part, label=source.label, weights=self._weights)
+            mode = (part / "tokenizer.json").stat().st_mode
             for path in part.iterdir():
                 path.chmod(mode)  # safetensors lets nobody else read what it writes, but caches are shared
             files = {path.name: _facts(path) for path in sorted(part.iterdir())}
@@ -105,10 +117,6 @@ class ModelCache:
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _announce(label: str, folder: Path, n_bytes: int) -> None:
-    logger.info("reading %s once, into %s (%.2f GB in bfloat16) ...", label, folder, n_bytes / 1e9)
 
 
 def _is_intact(folder: Path, digest: str) -> bool:

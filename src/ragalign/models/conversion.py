@@ -6,7 +6,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from pathlib import Path
@@ -20,23 +20,22 @@ from ragalign.models.gguf_tokenizer import write_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def convert(path: Path, folder: Path, *, label: str, announce: Callable[[int], None]) -> None:
+def convert(path: Path, header: Header, folder: Path, *, label: str, weights: bool = True) -> None:
     """Write the model of a GGUF file into `folder`.
 
     Args:
         path: the file.
+        header: what `read_header` says of it.
         folder: an existing folder.
         label: what messages call the file.
-        announce: is told the size of the weights in bytes before the work begins.
+        weights: whether to write the model, or its tokenizer only.
 
     Raises:
-        GenerationError: the file is damaged, or of a kind that transformers does not read.
-        MissingDependencyError: the package `gguf` is not installed.
+        GenerationError: the weights are damaged, or of a kind that transformers does not read.
+        MissingDependencyError: the package `accelerate` is not installed.
     """
-    header = Header.read(path, label)
     require("accelerate", "reading a GGUF file")
-    announce(2 * header.n_weights)
-    if "rope_freqs.weight" in header.tensors:
+    if weights and "rope_freqs.weight" in header.tensors:
         logger.warning(
             "%s scales its rotary frequencies for long contexts, which transformers' reader leaves out: prompts beyond "
             "the original context length will be read badly",
@@ -48,7 +47,8 @@ def convert(path: Path, folder: Path, *, label: str, announce: Callable[[int], N
         link.symlink_to(path)
         try:
             write_tokenizer(link, header, folder, label)
-            _write_weights(link, folder, label)
+            if weights:
+                _write_weights(link, folder, label)
         except (RagalignError, OSError, KeyboardInterrupt):
             raise
         # Whatever the many readers and model classes raise, the file is not one that they take.

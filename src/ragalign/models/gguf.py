@@ -14,8 +14,8 @@ from ragalign.errors import GenerationError
 
 # What llama.cpp takes where a file does not say whether its tokenizer adds BOS (src/llama-vocab.cpp): SentencePiece
 # models do; byte-level ones do not, unless they split text as Llama 3 or Mistral's tekken does.
-_BYTE_LEVEL_WITH_BOS = frozenset(
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split()
+LIKE_LLAMA_3 = frozenset(
+    ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"]
 )
 # The ids that llama.cpp takes where a SentencePiece file names none.
 _SENTENCEPIECE_BOS, _SENTENCEPIECE_EOS = 1, 2
@@ -56,6 +56,7 @@ class Header:
         tokenizer: the tokenizer's kind: "llama" is SentencePiece, "gpt2" byte-level.
         splits_like: the name of the rule by which a byte-level tokenizer splits text before merging.
         adds_bos, adds_eos: whether the tokenizer puts these around a text.
+        adds_space: whether a SentencePiece tokenizer puts a space before a text.
         bos_id, eos_id: their ids; None where there are none.
     """
 
@@ -68,78 +69,86 @@ class Header:
     splits_like: str
     adds_bos: bool
     adds_eos: bool
+    adds_space: bool
     bos_id: int | None
     eos_id: int | None
 
-    @classmethod
-    def read(cls, path: Path, label: str) -> Header:
-        """Read a file's header.
 
-        Raises:
-            GenerationError: it is damaged, or not one whole language model.
-            MissingDependencyError: the package `gguf` is not installed.
-        """
-        gguf = require("gguf", "reading a GGUF file")
-        try:
-            reader = gguf.GGUFReader(path)
-            fields = {name: field for name, field in reader.fields.items() if name.startswith(_READ)}
-            values = {name: field.contents() for name, field in fields.items()}
-            sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-        # A damaged header leads the reader anywhere: past the end, into endless arrays, to text that is none.
-        except Exception as error:
-            raise damaged(label, error) from None
-        return cls._of(values, sizes, label)
-
-    @classmethod
-    def _of(cls, values: dict[str, Any], sizes: dict[str, int], label: str) -> Header:
-        if int(values.get("split.count") or 0) > 1:
-            raise GenerationError(
-                f"{label} is one of {values['split.count']} parts of a split GGUF file; join them with llama.cpp's "
-                "`llama-gguf-split --merge FIRST-PART OUT.gguf`"
-            )
-        kind = values.get("general.type", "model")
-        architecture = str(values.get("general.architecture", ""))
-        if kind != "model" or architecture in ("", "clip"):
-            raise GenerationError(f"{label} holds no language model, but {kind!r} of architecture {architecture!r}")
-        tokens = values.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list) or not tokens or not sizes:
-            raise GenerationError(f"{label} holds no {'weights' if tokens else 'tokenizer'}: it is no whole model")
-        tokenizer, rule = str(values.get("tokenizer.ggml.model", "")), str(values.get("tokenizer.ggml.pre", ""))
-        sentencepiece = tokenizer == "llama"
-        by_default = sentencepiece or (tokenizer == "gpt2" and rule in _BYTE_LEVEL_WITH_BOS)
-        bos = values.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if sentencepiece else None)
-        eos = values.get("tokenizer.ggml.eos_token_id", _SENTENCEPIECE_EOS if sentencepiece else None)
-        for name, id_ in (("BOS", bos), ("EOS", eos)):
-            if id_ is not None and not 0 <= id_ < len(tokens):
-                raise GenerationError(f"{label} is damaged: its {name} is token {id_} of {len(tokens)}")
-        return cls(
-            architecture=architecture,
-            n_weights=sum(sizes.values()),
-            tensors=frozenset(sizes),
-            tokens=tuple(tokens),
-            token_types=tuple(values.get("tokenizer.ggml.token_type") or ()),
-            tokenizer=tokenizer,
-            splits_like=rule,
-            adds_bos=bool(values.get("tokenizer.ggml.add_bos_token", by_default)) and bos is not None,
-            adds_eos=bool(values.get("tokenizer.ggml.add_eos_token", tokenizer == "t5")) and eos is not None,
-            bos_id=bos,
-            eos_id=eos,
-        )
-
-
-_READ = (
-    "split.count",
-    "general.type",
-    "general.architecture",
-    "tokenizer.ggml.model",
-    "tokenizer.ggml.pre",
-    "tokenizer.ggml.tokens",
-    "tokenizer.ggml.token_type",
-    "tokenizer.ggml.add_bos_token",
-    "tokenizer.ggml.add_eos_token",
-    "tokenizer.ggml.bos_token_id",
-    "tokenizer.ggml.eos_token_id",
+_READ = frozenset(
+    {
+        "split.count",
+        "general.type",
+        "general.architecture",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.pre",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.token_type",
+        "tokenizer.ggml.add_bos_token",
+        "tokenizer.ggml.add_eos_token",
+        "tokenizer.ggml.add_space_prefix",
+        "tokenizer.ggml.bos_token_id",
+        "tokenizer.ggml.eos_token_id",
+    }
 )
+
+
+def read_header(path: Path, label: str) -> Header:
+    """Read a file's header.
+
+    Args:
+        path: the file.
+        label: what messages call it.
+
+    Raises:
+        GenerationError: it is damaged, or not one whole language model.
+        MissingDependencyError: the package `gguf` is not installed.
+    """
+    gguf = require("gguf", "reading a GGUF file")
+    try:
+        reader = gguf.GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items() if name in _READ}
+        sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+    # A damaged header leads the reader anywhere: past the end, into endless arrays, to text that is none.
+    except Exception as error:
+        raise damaged(label, error) from None
+    return _header(values, sizes, label)
+
+
+def _header(values: dict[str, Any], sizes: dict[str, int], label: str) -> Header:
+    if int(values.get("split.count") or 0) > 1:
+        raise GenerationError(
+            f"{label} is one of {values['split.count']} parts of a split GGUF file; join them with llama.cpp's "
+            "`llama-gguf-split --merge FIRST-PART OUT.gguf`"
+        )
+    kind = values.get("general.type", "model")
+    architecture = str(values.get("general.architecture", ""))
+    if kind != "model" or architecture in ("", "clip"):
+        raise GenerationError(f"{label} holds no language model, but {kind!r} of architecture {architecture!r}")
+    tokens = values.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens or not sizes:
+        raise GenerationError(f"{label} holds no {'weights' if tokens else 'tokenizer'}: it is no whole model")
+    tokenizer, rule = str(values.get("tokenizer.ggml.model", "")), str(values.get("tokenizer.ggml.pre", ""))
+    sentencepiece = tokenizer == "llama"
+    by_default = sentencepiece or (tokenizer == "gpt2" and rule in LIKE_LLAMA_3)
+    bos = values.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if sentencepiece else None)
+    eos = values.get("tokenizer.ggml.eos_token_id", _SENTENCEPIECE_EOS if sentencepiece else None)
+    for name, id_ in (("BOS", bos), ("EOS", eos)):
+        if id_ is not None and not 0 <= id_ < len(tokens):
+            raise GenerationError(f"{label} is damaged: its {name} is token {id_} of {len(tokens)}")
+    return Header(
+        architecture=architecture,
+        n_weights=sum(sizes.values()),
+        tensors=frozenset(sizes),
+        tokens=tuple(tokens),
+        token_types=tuple(values.get("tokenizer.ggml.token_type") or ()),
+        tokenizer=tokenizer,
+        splits_like=rule,
+        adds_bos=bool(values.get("tokenizer.ggml.add_bos_token", by_default)) and bos is not None,
+        adds_eos=bool(values.get("tokenizer.ggml.add_eos_token", tokenizer == "t5")) and eos is not None,
+        adds_space=bool(values.get("tokenizer.ggml.add_space_prefix", True)),
+        bos_id=bos,
+        eos_id=eos,
+    )
 
 
 def damaged(label: str, error: Exception) -> GenerationError:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from ragalign.errors import GenerationError
-from ragalign.models.gguf import Header
+from ragalign.models.gguf import LIKE_LLAMA_3, Header
 
 logger = logging.getLogger(__name__)
 
-_CONTROL, _USER_DEFINED = 3, 4
+# llama.cpp's number for pieces that are matched whole.
+_USER_DEFINED = 4
 
 # Rules that take every digit by itself and split the rest as GPT-2 does (llama.cpp, src/llama-vocab.cpp).
 # transformers' reader (5.19) knows none of them and splits as GPT-2 does only.
-_SINGLE_DIGITS = frozenset("starcoder refact command-r smollm codeshell exaone minerva-7b".split())
+_SINGLE_DIGITS = frozenset(["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"])
 # Rules that split as GPT-2 does.
 _LIKE_GPT2 = frozenset(["", "default", "gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "mpt", "gigachat"])
-# Rules under which a piece that is in the vocabulary is never put together from merges.
-_IGNORE_MERGES = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split())
 
 _PROBES = (
     "The capital of France is",
@@ -55,36 +55,29 @@ def write_tokenizer(path: Path, header: Header, folder: Path, label: str) -> Non
 
 def _mended(serialised: str, header: Header, label: str) -> Any:
     """The backend with the file's BOS and EOS, its way of splitting text, and all tokens that are matched whole."""
-    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
-    from transformers.integrations import gguf as known
 
-    backend = Tokenizer.from_str(serialised)
+    # transformers adds special tokens of its own classes, such as <|endoftext|>, beyond the file's vocabulary.
+    parts = json.loads(serialised)
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < len(header.tokens)]
+    backend = Tokenizer.from_str(json.dumps(parts))
     if header.tokenizer == "gpt2":
         if header.splits_like in _SINGLE_DIGITS:
             backend.pre_tokenizer = pre_tokenizers.Sequence(
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
-        elif header.splits_like not in _LIKE_GPT2 | frozenset(getattr(known, "GGUF_PRE_TOKENIZER_SPLITS", ())):
+        elif header.splits_like not in _LIKE_GPT2 | _known_splits():
             logger.warning(
                 "%s splits text by the rule %r, which transformers' reader does not know: ids can differ from those "
                 "that the model was trained on; give the original tokenizer with --tokenizer",
                 label,
                 header.splits_like,
             )
-        if header.splits_like in _IGNORE_MERGES:
+        if header.splits_like in LIKE_LLAMA_3:  # a piece of the vocabulary is never put together from merges
             backend.model.ignore_merges = True
-    # SentencePiece matches user-defined pieces whole, longest first. Those of spaces are spelled with U+2581 by now.
-    there = backend.get_vocab()
-    added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    spelled = [
-        token.replace(" ", "\u2581") if header.tokenizer == "llama" else token
-        for token, kind in zip(header.tokens, header.token_types, strict=False)
-        if kind == _USER_DEFINED
-    ]
-    backend.add_tokens(
-        [AddedToken(token, normalized=True) for token in spelled if token in there and token not in added]
-    )
+    elif header.tokenizer == "llama":
+        _like_sentencepiece(backend, header)
     begin = [(header.tokens[header.bos_id], header.bos_id)] if header.adds_bos and header.bos_id is not None else []
     end = [(header.tokens[header.eos_id], header.eos_id)] if header.adds_eos and header.eos_id is not None else []
     first, second = ([f"{token}:{type_}" for token, _ in begin] for type_ in (0, 1))
@@ -95,6 +88,40 @@ def _mended(serialised: str, header: Header, label: str) -> Any:
         special_tokens=begin + end,
     )
     return backend
+
+
+def _like_sentencepiece(backend: Any, header: Header) -> None:
+    """Treat spaces as SentencePiece does; transformers' reader gives leading and long runs of them other ids."""
+    from tokenizers import AddedToken, decoders, normalizers
+
+    space = normalizers.Replace(" ", "\u2581")
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.pre_tokenizer = None
+    if header.adds_space:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), space])
+        backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+        return
+    backend.normalizer, backend.decoder = space, decoders.Sequence(parts)
+    # User-defined pieces are matched whole, longest first. Those of spaces are spelled with U+2581 by now.
+    there = backend.get_vocab()
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    spelled = [
+        token.replace(" ", "\u2581")
+        for token, kind in zip(header.tokens, header.token_types, strict=False)
+        if kind == _USER_DEFINED
+    ]
+    backend.add_tokens(
+        [AddedToken(token, normalized=True) for token in spelled if token in there and token not in added]
+    )
+
+
+def _known_splits() -> frozenset[str]:
+    """The rules that transformers' reader follows; its older versions know none."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return frozenset()
+    return frozenset(GGUF_PRE_TOKENIZER_SPLITS)
 
 
 def _check(tokenizer: Any, header: Header, label: str) -> None:
@@ -111,4 +138,6 @@ def _check(tokenizer: Any, header: Header, label: str) -> None:
         if tokenizer.encode(text) != [*around[0], *plain, *around[1]]:
             raise GenerationError(f"{label}: the tokenizer does not put BOS and EOS around a text as the file says")
         if tokenizer.decode(plain).strip(" ") != text.strip(" "):
-            logger.warning("%s: the tokenizer does not give back %r as it was; check it before you trust it", label, text)
+            logger.warning(
+                "%s: the tokenizer does not give back %r as it was; check it before you trust it", label, text
+            )

@@ -27,10 +27,22 @@ def locate_model(model: str | Path, *, cache: Path | None = None) -> str:
         GenerationError: the GGUF file is damaged, or of a kind that transformers does not read.
         MissingDependencyError: the packaged model, or the package `gguf`, is not installed.
     """
+    return _locate(model, ModelCache(cache))
+
+
+def locate_tokenizer(tokenizer: str | Path, *, cache: Path | None = None) -> str:
+    """As `locate_model`, where only the tokenizer is needed: of a GGUF file no weights are written.
+
+    Raises:
+        ConfigError, GenerationError, MissingDependencyError: as `locate_model`.
+    """
+    return _locate(tokenizer, ModelCache(cache, weights=False))
+
+
+def _locate(model: str | Path, cache: ModelCache) -> str:
     name = str(model)
     if name.startswith(PREFIX):
-        packaged = packaged_model(name)
-        return str(ModelCache(cache).folder_of(packaged))
+        return str(cache.folder_of(packaged_model(name)))
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not _has_gguf_magic(path):
@@ -56,7 +68,7 @@ def display_name(model: str | Path) -> str:
     return path.resolve().name if path.is_dir() else name
 
 
-def _from_folder(folder: Path, cache: Path | None) -> str:
+def _from_folder(folder: Path, cache: ModelCache) -> str:
     """A model folder as it is; a folder without a model's configuration may hold one GGUF file."""
     if (folder / "config.json").exists():
         return str(folder)
@@ -69,7 +81,7 @@ def _from_folder(folder: Path, cache: Path | None) -> str:
     return _from_file(files[0], cache)
 
 
-def _from_file(path: Path, cache: Path | None) -> str:
+def _from_file(path: Path, cache: ModelCache) -> str:
     if _SPLIT_NAME.search(path.name):
         raise ConfigError(
             f"{path.name} is one part of a split GGUF file; join the parts with llama.cpp's "
@@ -77,7 +89,7 @@ def _from_file(path: Path, cache: Path | None) -> str:
         )
     from ragalign.models.gguf import GgufFile
 
-    return str(ModelCache(cache).folder_of(GgufFile(path)))
+    return str(cache.folder_of(GgufFile(path)))
 
 
 def _has_gguf_magic(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ragalign._optional import require
 from ragalign.aligner import Aligner
 from ragalign.generation.asynchronous import AsyncEngine, ThreadedEngine
+from ragalign.models import display_name
 from ragalign.serving.catalog import Catalog, Load
 from ragalign.serving.settings import ServingSettings
 from ragalign.types import Generator
@@ -64,7 +65,7 @@ def create_app(
     if not isinstance(answering, AsyncEngine):
         answering = ThreadedEngine(answering, most_at_once=settings.limits.max_running)
     default = aligner.name or "default"
-    name = name or Path(answering.model).name
+    name = name or Path(display_name(answering.model)).name
     service = Service(Catalog(name, default, {default: aligner, **(recipes or {})}), answering, settings, load)
 
     @asynccontextmanager

@@ -16,6 +16,7 @@ from ragalign._optional import require
 from ragalign.errors import GenerationError
 from ragalign.generation._quiet import environment
 from ragalign.generation.base import one_line
+from ragalign.models import locate_model
 from ragalign.packing import Packer
 from ragalign.types import Demonstration, Turn
 
@@ -125,11 +126,12 @@ def fine_tune(
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    located = locate_model(model)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _no_bars():
         warnings.simplefilter("ignore")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+            tokenizer = AutoTokenizer.from_pretrained(located)
+            loaded = AutoModelForCausalLM.from_pretrained(located, dtype="float32")
             examples = make_examples(packer, demonstrations, tokenizer.eos_token_id)
             rows = datasets.Dataset.from_dict(
                 {
@@ -137,7 +139,7 @@ def fine_tune(
                     "completion_mask": [[0] * one.n_prompt + [1] * (len(one.ids) - one.n_prompt) for one in examples],
                 }
             )
-            padding = AutoTokenizer.from_pretrained(model)
+            padding = AutoTokenizer.from_pretrained(located)
             if padding.pad_token is None:  # padding is masked, so any token will do
                 padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
             adapters = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError
+from ragalign.models import locate_tokenizer
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Turn
 
@@ -28,7 +29,7 @@ class Tokens:
         from transformers import AutoTokenizer
 
         self.packing = Tokenizer.load(model)  # says in one line what is wrong, if anything
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model))
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(locate_tokenizer(model))
         if not getattr(self._tokenizer, "is_fast", False):
             raise ConfigError(f"{model} has no fast tokenizer (tokenizer.json), which says where its tokens are")
 
