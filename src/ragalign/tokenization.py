@@ -247,12 +247,10 @@ def _auto_tokenizer(name_or_folder: str | Path) -> Any:
 
 
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:
-    """Why there is no tokenizer; transformers takes a folder that is not there for a strange hub id."""
+    """Why there is no tokenizer."""
     folder = Path(name_or_folder)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
         return "the folder holds none (no tokenizer.json, tokenizer.model or tokenizer_config.json)"
-    if not folder.exists() and (folder.is_absolute() or str(name_or_folder).startswith(("./", "../", "~"))):
-        return "there is no such folder"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
