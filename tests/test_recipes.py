@@ -13,7 +13,7 @@ from ragalign.types import Turn
 
 
 def test_the_packaged_recipes_are_the_promised_ones() -> None:
-    assert packaged_recipes() == ["hybrid", "ica", "ica-random", "urial", "zero-shot"]
+    assert packaged_recipes() == ["hybrid", "ica", "ica-random", "reuse", "urial", "zero-shot"]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     tokenizer: decoding.Tokenizer = None,
     context_length: decoding.ContextLength = None,
+    store: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder of kept keys and values; DIR.kv/RECIPE-MODEL by default.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights and activations, such as bfloat16.")] = "auto",
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
     api_keys: Annotated[
@@ -108,7 +112,8 @@ def serve(
     if host not in _LOOPBACK and not settings.api_keys:
         console.warning(f"listening on {host} without API keys: anyone who can connect can use it")
     recipes = _recipes(recipe, also, has_index=index is not None)
-    loader = _Loader(index, recipes)
+    store = _store(store, index, recipes, model, own_engine=not upstream)
+    loader = _Loader(index, recipes, store)
     loader.open_index()
     listener = bind(host, port)
     generator: Any
@@ -127,6 +132,7 @@ def serve(
             dtype=dtype,
             max_model_len=context_length,
             tensor_parallel_size=tensor_parallel,
+            kv_transfer_config=_connector(store, recipes),
         )
         tokenizer = tokenizer or model
     try:
@@ -151,8 +157,9 @@ def serve(
 class _Loader:
     """Makes the aligners of all recipes, over one index, one tokenizer and one encoder; again at each reload."""
 
-    def __init__(self, index: Path | None, recipes: Mapping[str, Recipe]) -> None:
+    def __init__(self, index: Path | None, recipes: Mapping[str, Recipe], store: Path | None) -> None:
         self._folder = index
+        self._store = store
         self._recipes = recipes
         self._index: Any = None
         self._last: Any = None
@@ -182,7 +189,11 @@ class _Loader:
         index, self._last, self._index = self._index, self._index, None
         return {
             name: Aligner.from_recipe(
-                recipe, index=index, tokenizer=self._tokenizer, context_length=self._context_length
+                recipe,
+                index=index,
+                tokenizer=self._tokenizer,
+                context_length=self._context_length,
+                store=self._store,
             )
             for name, recipe in self._recipes.items()
         }
@@ -209,13 +220,50 @@ def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[s
         recipe = Recipe.load(name)
         if recipe.name in found:
             continue
-        if also is None and recipe.retriever.name != "none" and not has_index:
-            continue
+        if also is None and ((recipe.retriever.name != "none" and not has_index) or recipe.reuse.enabled):
+            continue  # what nobody asked for must not need an index or kept keys and values
         found[recipe.name] = recipe
     for recipe in found.values():
         if recipe.retriever.name != "none" and not has_index:
             raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give the folder of an index")
     return found
+
+
+def _store(
+    given: Path | None, index: Path | None, recipes: Mapping[str, Recipe], model: str | None, *, own_engine: bool
+) -> Path | None:
+    """The store that recipes reuse, looked at before the engine starts; None where none reuses anything."""
+    from ragalign.errors import ConfigError
+    from ragalign.reuse.opening import check_model, default_store
+    from ragalign.reuse.store import Store
+
+    reusing = [recipe for recipe in recipes.values() if recipe.reuse.enabled]
+    if not reusing:
+        return None
+    if len(reusing) > 1:
+        names = " and ".join(recipe.name for recipe in reusing)
+        raise ConfigError(f"an engine reuses one folder of keys and values: serve one of {names}")
+    [recipe] = reusing
+    folder = given or (recipe.path(recipe.reuse.store) if recipe.reuse.store else None)
+    if folder is None and index is not None and model is not None:
+        folder = default_store(index, recipe.name, model)
+    if folder is None:
+        raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: give their folder with --store")
+    Store(folder)
+    if own_engine and model is not None:
+        check_model(model)
+    return folder
+
+
+def _connector(store: Path | None, recipes: Mapping[str, Recipe]) -> dict[str, Any] | None:
+    """How the engine is told to reuse; None where no recipe does."""
+    from ragalign.reuse.opening import engine_config
+    from ragalign.reuse.store import Store
+
+    if store is None:
+        return None
+    [settings] = [recipe.reuse for recipe in recipes.values() if recipe.reuse.enabled]
+    return engine_config(Store(store), settings)
 
 
 def _stop(generator: Any) -> None:

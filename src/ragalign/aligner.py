@@ -20,6 +20,9 @@ from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, Pre
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever, make_retriever
+from ragalign.reuse.layout import ReusingPacker
+from ragalign.reuse.opening import check_backend, check_model, default_store, engine_config, open_store, reusing
+from ragalign.reuse.store import Store
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.template import check_turns
 from ragalign.tokenization import Tokenizer
@@ -55,6 +58,7 @@ class Aligner:
         planner: how to let prompts share prefixes; by default nothing is planned.
         memory: what the generator's prefix cache probably holds; share it between aligners of one generator.
         name: what to call this setting in files, such as a recipe's name.
+        reuse: packs prompts whose demonstrations are reused; None for plain prompts.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Aligner:
         planner: PlannerSettings | None = None,
         memory: PrefixMemory | None = None,
         name: str = "",
+        reuse: ReusingPacker | None = None,
     ) -> None:
         self.packer = packer
         self.retriever = retriever
@@ -79,6 +84,7 @@ class Aligner:
         self.where = where or None
         self.planner = planner or PlannerSettings()
         self.name = name
+        self.reuse = reuse
         self._memory = memory or PrefixMemory()
         self._generator = generator
 
@@ -92,6 +98,7 @@ class Aligner:
         backend: str = "auto",
         tokenizer: str | Path | Tokenizer | None = None,
         context_length: int | None = None,
+        store: str | Path | None = None,
         **generator_options: Any,
     ) -> Self:
         """Put together what a recipe names.
@@ -104,6 +111,8 @@ class Aligner:
             backend: what runs the model: see `ragalign.generation.make_generator`.
             tokenizer: the model's tokenizer, where it is not in the model's own place.
             context_length: tokens that prompt and completion share; the model's by default.
+            store: the folder with kept keys and values, for recipes that reuse; the recipe's own by default, or else
+                one beside the index.
             generator_options: arguments of the backend's class, such as ``dtype="bfloat16"``.
 
         Raises:
@@ -113,13 +122,14 @@ class Aligner:
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         # Everything that can be wrong is looked at before the engine starts, which takes long.
         template, constants = recipe.make_template()
-        retriever, pool, cache = None, Pool.from_demonstrations([]), None
+        retriever, pool, cache, folder = None, Pool.from_demonstrations([]), None, None
         if recipe.retriever.name != "none":
             if index is None:
                 raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give it an index")
             if not isinstance(index, Index):
                 index = Index.open(index)
             if index.folder is not None:
+                folder = index.folder
                 cache = index.folder.with_name(f"{index.folder.name}.tokens")
             retriever = make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
             pool = retriever.pool
@@ -130,6 +140,14 @@ class Aligner:
             tokenizer = locate_model(model)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
+        kept = None
+        if recipe.reuse.enabled:
+            plain = Packer(template, tokenizer, pool, packing=recipe.packing, constants=constants, cache=cache)
+            kept = _open_store(recipe, plain, folder, model, store)
+            if kept is not None and isinstance(model, str | Path):
+                check_backend(backend)
+                check_model(model, context_length)
+                generator_options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
         generator = _generator(model, backend, context_length, generator_options)
         decoding = recipe.decoding
         if generator is not None:
@@ -161,6 +179,7 @@ class Aligner:
             where=settings.where,
             planner=recipe.planner,
             name=recipe.name,
+            reuse=None if kept is None else reusing(packer, kept, recipe.reuse),
         )
 
     @property
@@ -175,16 +194,21 @@ class Aligner:
         return self._generator
 
     @property
-    def online(self) -> OnlinePlanner:
-        """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory."""
+    def online(self) -> OnlinePlanner | ReusingPacker:
+        """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory.
+
+        Where demonstrations are reused there is nothing to plan.
+        """
+        if self.reuse is not None:
+            return self.reuse
         return OnlinePlanner(self.packer, self.planner, self._memory)
 
     def with_packing(self, packing: Packing, *, candidates: int | None = None) -> Self:
         """An aligner with other limits on its prompts, and with as many candidates as these need unless given."""
         enough = max(self.candidates, packing.max_demonstrations)
-        return self._with(
-            packer=self.packer.with_packing(packing), candidates=enough if candidates is None else candidates
-        )
+        packer = self.packer.with_packing(packing)
+        reuse = None if self.reuse is None else ReusingPacker(packer, self.reuse.store, self.reuse.real)
+        return self._with(packer=packer, reuse=reuse, candidates=enough if candidates is None else candidates)
 
     def with_retriever(self, retriever: Retriever | None) -> Self:
         """An aligner that retrieves otherwise, over the same pool."""
@@ -206,6 +230,7 @@ class Aligner:
             "planner": self.planner,
             "memory": self._memory,
             "name": self.name,
+            "reuse": self.reuse,
         }
         return type(self)(**(same | changes))
 
@@ -270,6 +295,16 @@ class Aligner:
     def plan(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> Plan:
         """As `pack_many`, with the order in which to ask the prompts and the relevance that each has kept."""
         hits = self.retrieve(queries)
+        if self.reuse is not None:
+            packed = self.reuse.pack_many(
+                [query.turns for query in queries],
+                hits,
+                n_plain=self.candidates,
+                more=self.more(queries),
+                max_new_tokens=self._reserved(decoding or self.decoding),
+            )
+            kept = [1.0 if isinstance(prompt, Prompt) else float("nan") for prompt in packed]
+            return Plan(packed, list(range(len(packed))), kept)
         return Planner(self.packer, self.planner).plan(
             [query.turns for query in queries],
             hits,
@@ -386,6 +421,29 @@ class Aligner:
             for output in completion.outputs
         )
         return replace(completion, outputs=outputs)
+
+
+def _open_store(
+    recipe: Recipe,
+    packer: Packer,
+    index: str | Path | None,
+    model: str | Path | Generator | None,
+    store: str | Path | None,
+) -> Store | None:
+    """The store that a recipe reuses; None where prompts are only packed, or answered elsewhere, and none is named.
+
+    Raises:
+        ConfigError, DataError: there is none though an engine is to be started, or it is for other prompts.
+    """
+    starts = isinstance(model, str | Path)
+    named = store or (recipe.path(recipe.reuse.store) if recipe.reuse.store else None)
+    if named is None and index is not None and isinstance(model, str | Path):
+        named = default_store(index, recipe.name, model)
+    if named is None:
+        if starts:
+            raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: name the folder that holds them")
+        return None
+    return open_store(named, packer)
 
 
 def _generator(

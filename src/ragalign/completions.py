@@ -203,6 +203,7 @@ def _record(query: Query, completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "n_prompt_tokens": completion.n_prompt_tokens,
         "n_cached_tokens": completion.n_cached_tokens,
+        "n_reused_tokens": completion.n_reused_tokens,
         "n_output_tokens": completion.n_output_tokens,
         "latency_s": round(completion.latency_s, 4),
         "first_token_s": None if completion.first_token_s is None else round(completion.first_token_s, 5),

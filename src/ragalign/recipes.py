@@ -15,6 +15,7 @@ from ragalign.generation.presets import decoding_preset
 from ragalign.packing import Packing
 from ragalign.planning import PlannerSettings
 from ragalign.pool import Pool
+from ragalign.reuse.settings import ReuseSettings
 from ragalign.runs import fingerprint
 from ragalign.templates import Constant, PromptFile, Template
 from ragalign.types import Decoding, Demonstration
@@ -114,7 +115,7 @@ class Recipe:
         name: what people call it.
         description: one line on what it does.
         folder: where relative paths start.
-        index, template, constants, retriever, packing, planner, decoding: the parts.
+        index, template, constants, retriever, packing, planner, reuse, decoding: the parts.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Recipe:
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
     packing: Packing = field(default_factory=Packing)
     planner: PlannerSettings = field(default_factory=PlannerSettings)
+    reuse: ReuseSettings = field(default_factory=ReuseSettings)
     decoding: Decoding = field(default_factory=Decoding)
 
     @classmethod
@@ -151,6 +153,11 @@ class Recipe:
             raise ConfigError(f"{where}: a prompt_file brings its own demonstrations; leave [constants] out")
         if recipe.template.prompt_file and recipe.template.system_file:
             raise ConfigError(f"{where}: a prompt_file brings its own preamble; leave system_file out")
+        if recipe.reuse.enabled and recipe.planner.strategy != "none":
+            raise ConfigError(
+                f"{where}: [reuse] and the planner's strategy {recipe.planner.strategy!r} are alternatives; "
+                "leave one of them out"
+            )
         return recipe
 
     def path(self, name: str) -> Path:

@@ -93,7 +93,7 @@ def check_moves(config: Any, max_model_len: int = 4096, step: int = 700) -> None
         moved = keys
         if rotation is not None:
             mover = Mover(rotation, 4096, "cpu")
-            moved = mover.apply(keys, mover.turn(there, there + step))
+            moved = mover.apply_(keys.clone(), mover.turn(there, there + step))
             assert not torch.allclose(keys, moved, atol=1e-2)
         torch.testing.assert_close(moved, other_keys, atol=5e-4, rtol=1e-3)
 

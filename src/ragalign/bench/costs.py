@@ -40,7 +40,10 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
     outputs = [text for row in rows for text in row.get("responses", [row["response"]])]
     owners = [str(row["id"]) for row in rows for _ in row.get("responses", [row["response"]])]
     prefilled = [
-        None if row.get("n_cached_tokens") is None else row["n_prompt_tokens"] - row["n_cached_tokens"] for row in rows
+        None
+        if row.get("n_cached_tokens") is None
+        else row["n_prompt_tokens"] - row["n_cached_tokens"] - row.get("n_reused_tokens", 0)
+        for row in rows
     ]
     used = Counter(used for row in rows for used in row["demonstrations"])
     name = answered.condition.name

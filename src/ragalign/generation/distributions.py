@@ -114,7 +114,8 @@ def from_flat(flat: Any, ids: Sequence[int], start: int, *, full: bool) -> Distr
     """From vLLM's flat prompt log-probabilities: per position the token that stands there, then the top ones."""
     tokens = np.asarray(flat.token_ids, dtype=np.int32)
     values = np.asarray(flat.logprobs, dtype=np.float32)
-    begins, ends = flat.start_indices[start:], flat.end_indices[start:]
+    # From the end: of a prompt whose beginning was cached the engine tells nothing there.
+    begins, ends = flat.start_indices[start - len(ids) :], flat.end_indices[start - len(ids) :]
     # Every position but the first of a prompt has as many entries, and those wanted are its last.
     rows, width = len(begins), ends[0] - begins[0]
     tokens, values = tokens[begins[0] :].reshape(rows, width), values[begins[0] :].reshape(rows, width)

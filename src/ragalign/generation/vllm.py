@@ -198,6 +198,43 @@ class VllmGenerator(BaseGenerator):
                     ids, start = sequences[position], starts[position]
                     yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
 
+    def continuations(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
+    ) -> Iterator[tuple[int, Distributions]]:
+        """What the model expects at each token of given answers to prompts, whose demonstrations can be reused.
+
+        Unlike `distributions` it reads caches, since only the answers' probabilities are asked for.
+
+        Args:
+            prompts: what is answered.
+            answers: for each, token ids of its answer; at least one.
+            top_k: how many of the most probable tokens to give at each position.
+
+        Returns:
+            (position in `prompts`, distributions), in any order.
+        """
+        from vllm import SamplingParams
+
+        inputs = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                prompt_logprobs=top_k,
+                flat_logprobs=True,
+                detokenize=False,
+                skip_reading_prefix_cache=False,
+                extra_args=extra,
+            )
+            inputs.append((engine_prompt(prompt) | {"prompt_token_ids": [*prompt.token_ids, *answer]}, params))
+        self._engine()
+        with closing(self._loop.run(inputs)) as outputs:
+            for position, output, _ in outputs:
+                if output.finished:
+                    ids, start = output.prompt_token_ids, len(prompts[position].ids)
+                    yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
+
     def _engine(self) -> Any:
         if self._llm is None:
             raise GenerationError(f"the generator of {self._model} is closed")

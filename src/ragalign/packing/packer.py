@@ -269,6 +269,19 @@ class Packer:
         at_start = not self.constants and not self.template.render_preamble("")
         return {id_: pieces[id_].most_tokens if at_start else pieces[id_].n_tokens for id_ in ids}
 
+    def token_ids(self, ids: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each of these demonstrations: behind another part of a prompt, and at the start of its text."""
+        pieces = self._parts.pieces.load(ids, self.pool.get)
+        return [(pieces[id_].ids.tolist(), pieces[id_].start_ids.tolist()) for id_ in ids]
+
+    def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """Token ids of an answer behind a prompt: those of the whole text where they continue the prompt's own."""
+        gap = "" if not prompt.text or prompt.text[-1].isspace() else " "
+        n_before = len(self.tokenizer.prefix_ids)
+        whole = self.tokenizer.encode(f"{prompt.text}{gap}{answer}")
+        text_ids = prompt.ids[n_before : len(prompt.ids) - len(self.tokenizer.suffix_ids)].tolist()
+        return whole[len(text_ids) :] if whole[: len(text_ids)] == text_ids else self.tokenizer.encode(answer)
+
     def n_tokens_before(self, choice: Choice) -> int:
         """Tokens before the retrieved demonstrations: special ones, the preamble and constant demonstrations."""
         return self._assembler.n_tokens_before(choice)

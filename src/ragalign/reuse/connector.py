@@ -46,7 +46,7 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """Loads kept keys and values for requests that carry a plan in `kv_transfer_params`, and leaves all others alone.
 
     Of its `kv_connector_extra_config`: ``store``, the folder; ``memory`` and ``gpu_memory``, bytes for the pieces used
-    most recently.
+    most recently; ``volatile``, whether new pieces stay in memory and are never written, for measurements.
     """
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
@@ -66,7 +66,13 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 settings.rotations,
                 memory=int(extra.get("memory", 0)),
                 gpu_memory=int(extra.get("gpu_memory", 0)),
+                volatile=bool(extra.get("volatile", False)),
             )
+
+    def resize(self, *, memory: int, gpu_memory: int) -> None:
+        """Change how many bytes the pieces used most recently can take, in a worker."""
+        assert self._worker is not None
+        self._worker.resize(memory=memory, gpu_memory=gpu_memory)
 
     # In the workers.
 

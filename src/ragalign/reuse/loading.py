@@ -68,6 +68,7 @@ class Worker:
         vllm_config: the engine's.
         rotations: how each layer turns its keys.
         memory, gpu_memory: bytes of host and GPU memory for the pieces used most recently.
+        volatile: keep new pieces in host memory only, where they last as long as the engine.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class Worker:
         *,
         memory: int,
         gpu_memory: int,
+        volatile: bool = False,
     ) -> None:
         self._store = store
         self._config = vllm_config
         self._rotations = tuple(rotations)
         self._budgets = (memory, gpu_memory)
+        self._volatile = volatile
         self._layers: list[Any] = []
         self._groups: list[tuple[Mover | None, list[int]]] = []
         self._tiers: Tiers | None = None
@@ -151,6 +154,11 @@ class Worker:
                     self._write(caught)
         self._steps = []
 
+    def resize(self, *, memory: int, gpu_memory: int) -> None:
+        """Change how many bytes the pieces used most recently can take."""
+        assert self._tiers is not None
+        self._tiers.resize(memory=memory, gpu_memory=gpu_memory)
+
     def take_failed_blocks(self) -> set[int]:
         """Blocks that could not be filled since this was last asked."""
         failed, self._failed = self._failed, set()
@@ -172,9 +180,10 @@ class Worker:
         import torch
 
         assert self._tiers is not None
-        size = self._config.cache_config.block_size
+        size, end = self._config.cache_config.block_size, load.first
+        parts = []
         for segment in load.segments:
-            first, end = max(segment.start, load.first), min(segment.end, load.end)
+            first, after = max(segment.start, load.first), min(segment.end, load.end)
             try:
                 piece = self._tiers.get(segment.name)
                 if piece.n_tokens != segment.end - segment.start:
@@ -184,22 +193,41 @@ class Worker:
                 self._store.set_aside(segment.name)
                 # The engine computes whole blocks, so what is in them already does not matter.
                 self._failed.update(load.blocks[first // size : -(-load.end // size)])
-                return
+                break
             kv = unpacked(piece, self._config.model_config.dtype)
-            kv = kv[:, :, first - segment.start : end - segment.start]
-            keys, values = kv[0], kv[1]
-            slots = self._slots(load.blocks, first, end)
-            new = torch.arange(first, end, device=self._device)
-            old = new - segment.start + len(self._store.manifest.prefix_ids)
-            for mover, numbers in self._groups:
-                turn = None
-                if mover is not None and segment.moved and segment.start != len(self._store.manifest.prefix_ids):
-                    turn = mover.turn(old, new)
+            parts.append(self._in_place(kv[:, :, first - segment.start : after - segment.start], segment, first))
+            self._tiers.done(segment.name, piece)
+            end = after
+        if not parts:
+            return
+        # All layers of a piece are turned at once and all pieces of a layer are written at once: on a GPU the number
+        # of operations is what takes time on the host.
+        kv = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        slots = self._slots(load.blocks, load.first, end)
+        for number, layer in enumerate(self._layers):
+            layer.impl.do_kv_cache_update(layer, kv[0, number], kv[1, number], layer.kv_cache, slots)
+        self._tiers.counts["tokens_loaded"] += end - load.first
+
+    def _in_place(self, kv: Any, segment: Segment, first: int) -> Any:
+        """Keys and values [2, layers, n, heads, features] as they are from position `first` on; a new tensor."""
+        import torch
+
+        kv = kv.clone()
+        n_prefix = len(self._store.manifest.prefix_ids)
+        if not segment.moved or segment.start == n_prefix:
+            return kv
+        new = torch.arange(first, first + kv.shape[2], device=self._device)
+        old = new - segment.start + n_prefix
+        for mover, numbers in self._groups:
+            if mover is None:
+                continue
+            turn = mover.turn(old, new)
+            if len(numbers) == len(self._layers):
+                mover.apply_(kv[0], turn)
+            else:
                 for number in numbers:
-                    key = keys[number] if turn is None or mover is None else mover.apply(keys[number], turn)
-                    layer = self._layers[number]
-                    layer.impl.do_kv_cache_update(layer, key, values[number], layer.kv_cache, slots)
-            self._tiers.counts["tokens_loaded"] += end - first
+                    mover.apply_(kv[0, number], turn)
+        return kv
 
     def _noting(self, number: int, update: Callable[..., Any]) -> Callable[..., Any]:
         """The layer's own update, which also notes what is to be kept."""
@@ -244,7 +272,13 @@ class Worker:
             _log.warning("piece %s: not all of its tokens were computed in one go; it is not kept", capture.name)
             return
         kv = torch.cat(parts, dim=2)
-        self._store.write(capture.name, packed(kv, self._store.manifest.precision))
+        piece = packed(kv, self._store.manifest.precision)
+        if self._volatile:
+            assert self._tiers is not None
+            self._tiers.keep(capture.name, piece)
+            self._store.mark(capture.name)
+        else:
+            self._store.write(capture.name, piece)
 
 
 def _is_plain(layer: Any) -> bool:

@@ -138,8 +138,7 @@ class Matcher:
             raise DataError("it lacks the cache salt that keeps reused blocks apart from computed ones")
         if request.lora_request is not None:
             raise DataError("keys and values are kept for the model without adapters")
-        sampling = request.sampling_params
-        if sampling is not None and sampling.prompt_logprobs is not None:
+        if request.skip_reading_prefix_cache:
             raise DataError("log-probabilities of the prompt need all of it computed")
         if request.prompt_token_ids is None:
             raise DataError("it has no token ids")

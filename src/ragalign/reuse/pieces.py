@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def write_piece(path: Path, piece: Piece) -> None:
     tensors = {"kv": piece.kv.contiguous()}
     if piece.scales is not None:
         tensors["scales"] = piece.scales.contiguous()
-    content = save(tensors, {"xxh3": _digest([tensors[name] for name in sorted(tensors)])})
+    content = save(tensors, {"xxh3": _digest(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
     try:
@@ -82,6 +82,8 @@ def read_piece(path: Path, *, pin: bool = False) -> Piece:
     """
     import torch
 
+    from ragalign.reuse.staging import page_locked
+
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -94,7 +96,8 @@ def read_piece(path: Path, *, pin: bool = False) -> Piece:
             for name in sorted(header):
                 start, end = header[name]["data_offsets"]
                 dtype = getattr(torch, _DTYPES[header[name]["dtype"]])
-                tensor = torch.empty(header[name]["shape"], dtype=dtype, pin_memory=pin)
+                shape = header[name]["shape"]
+                tensor = page_locked(shape, dtype) if pin else torch.empty(shape, dtype=dtype)
                 view = memoryview(tensor.view(torch.uint8).reshape(-1).numpy())
                 if end - start != len(view) or 8 + n_header + end > size:
                     raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
@@ -109,17 +112,17 @@ def read_piece(path: Path, *, pin: bool = False) -> Piece:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         raise DataError(f"{path}: damaged; `ragalign kv build` computes it again") from None
-    if "kv" not in tensors or _digest([tensors[name] for name in sorted(tensors)]) != digest:
+    if "kv" not in tensors or _digest(tensors) != digest:
         raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
     return Piece(tensors["kv"], tensors.get("scales"))
 
 
-def _digest(tensors: Sequence[Any]) -> str:
+def _digest(tensors: Mapping[str, Any]) -> str:
     import torch
     import xxhash
 
     digest = xxhash.xxh3_128()
-    for tensor in tensors:
-        digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(memoryview(tensor.view(torch.uint8).reshape(-1).numpy()))
     return digest.hexdigest()

@@ -262,15 +262,16 @@ class Mover:
         angles = self._angles[new] - self._angles[old]
         return angles.cos(), angles.sin()
 
-    def apply(self, keys: Any, turn: tuple[Any, Any]) -> Any:
-        """``keys`` [..., n, heads, features], turned; a new tensor of the same dtype."""
+    def apply_(self, keys: Any, turn: tuple[Any, Any]) -> Any:
+        """Turn ``keys`` [..., n, heads, features] in place, computing in float32."""
         cos, sin = (part[:, None, :] for part in turn)
-        n, out = self._rotation.n_rotary, keys.clone()
+        n = self._rotation.n_rotary
         if self._rotation.neighbours:
-            first, second = keys[..., 0:n:2].float(), keys[..., 1:n:2].float()
-            out[..., 0:n:2], out[..., 1:n:2] = first * cos - second * sin, second * cos + first * sin
+            first, second = keys[..., 0:n:2], keys[..., 1:n:2]
         else:
-            half = n // 2
-            first, second = keys[..., :half].float(), keys[..., half:n].float()
-            out[..., :half], out[..., half:n] = first * cos - second * sin, second * cos + first * sin
-        return out
+            first, second = keys[..., : n // 2], keys[..., n // 2 : n]
+        one, other = first.float(), second.float()
+        turned = one * cos - other * sin, other * cos + one * sin  # both, before either is written
+        first.copy_(turned[0])
+        second.copy_(turned[1])
+        return keys

@@ -151,6 +151,12 @@ class Store:
         """Write a piece, as a whole or not at all."""
         write_piece(self.path(name), piece)
 
+    def mark(self, name: str) -> None:
+        """Say that a piece is kept elsewhere; whoever reads it here finds it damaged."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
     def remove(self, name: str) -> None:
         """Remove a piece; nothing happens if it is not there."""
         self.path(name).unlink(missing_ok=True)

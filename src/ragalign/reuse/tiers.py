@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from typing import Any
 
 from ragalign.reuse.pieces import Piece
+from ragalign.reuse.staging import Staging, page_locked
 from ragalign.reuse.store import Store
 
 
@@ -13,7 +14,7 @@ class Tier:
     """Pieces within a budget of bytes; the least recently used ones leave first."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._pieces: OrderedDict[str, Piece] = OrderedDict()
         self.n_bytes = 0
         self.n_evicted = 0
@@ -27,19 +28,18 @@ class Tier:
 
     def put(self, name: str, piece: Piece) -> None:
         """Keep a piece, unless it alone is larger than the budget."""
-        if piece.n_bytes > self._budget or name in self._pieces:
+        if piece.n_bytes > self.budget or name in self._pieces:
             return
-        while self.n_bytes + piece.n_bytes > self._budget:
+        while self.n_bytes + piece.n_bytes > self.budget:
             _, old = self._pieces.popitem(last=False)
             self.n_bytes -= old.n_bytes
             self.n_evicted += 1
         self._pieces[name] = piece
         self.n_bytes += piece.n_bytes
 
-    def drop(self, name: str) -> None:
-        """Forget a piece."""
-        if (piece := self._pieces.pop(name, None)) is not None:
-            self.n_bytes -= piece.n_bytes
+    def has_room_for(self, piece: Piece) -> bool:
+        """Whether it could be kept, others giving way."""
+        return piece.n_bytes <= self.budget
 
     def clear(self) -> None:
         """Forget all pieces."""
@@ -61,13 +61,15 @@ class Tiers:
         self._store = store
         self._device = device
         self._on_gpu = device.type != "cpu"
+        self._staging = Staging(device) if self._on_gpu else None
         self._heads = heads
+        self._staged = ""
         self._gpu = Tier(gpu_memory if self._on_gpu else 0)
         self._host = Tier(memory)
         self.counts: Counter[str] = Counter()
 
     def get(self, name: str) -> Piece:
-        """The piece, on the device; from pinned memory it is copied without waiting for the copy.
+        """The piece, on the device; from host memory it is copied without waiting for the copy. Then call `done`.
 
         Raises:
             DataError: it is missing or damaged.
@@ -82,16 +84,37 @@ class Tiers:
             self.counts["from_disk"] += 1
             self.counts["bytes_read"] += piece.n_bytes
             self._host.put(name, piece)
-        if self._on_gpu:
+        if self._staging is not None:
             self.counts["bytes_copied"] += piece.n_bytes
-            scales = piece.scales
-            piece = Piece(
-                piece.kv.to(self._device, non_blocking=True),
-                None if scales is None else scales.to(self._device, non_blocking=True),
-            )
-            self._gpu.put(name, piece)
+            piece = self._staging.copy(piece)
+            self._staged = name
         self.counts["evictions"] = self._gpu.n_evicted + self._host.n_evicted
         return piece
+
+    def done(self, name: str, piece: Piece) -> None:
+        """What `get` gave has been used, as far as this stream is concerned; it can stay on the GPU."""
+        if self._staging is None or self._staged != name:
+            return
+        self._staged = ""
+        if self._gpu.has_room_for(piece):
+            scales = None if piece.scales is None else piece.scales.clone()
+            self._gpu.put(name, Piece(piece.kv.clone(), scales))
+        self._staging.done()
+
+    def keep(self, name: str, piece: Piece) -> None:
+        """Put a new piece, in host memory, among those used most recently."""
+        if self._on_gpu:
+            locked = [
+                page_locked(one.shape, one.dtype).copy_(one) for one in (piece.kv, piece.scales) if one is not None
+            ]
+            piece = Piece(*locked)
+        self._host.put(name, piece)
+
+    def resize(self, *, memory: int, gpu_memory: int) -> None:
+        """Change the budgets; what is in GPU memory is forgotten."""
+        self._gpu.clear()
+        self._gpu.budget = gpu_memory if self._on_gpu else 0
+        self._host.budget = memory
 
     def clear(self) -> None:
         """Forget what is in memory; the disk keeps everything."""
@@ -105,8 +128,8 @@ class Tiers:
         import torch
 
         def cut(tensor: Any, heads: Any) -> Any:
-            out = torch.empty(heads.shape, dtype=tensor.dtype, pin_memory=self._on_gpu)
-            return out.copy_(heads)
+            out = page_locked if self._on_gpu else torch.empty
+            return out(heads.shape, dtype=tensor.dtype).copy_(heads)
 
         scales = None if piece.scales is None else cut(piece.scales, piece.scales[..., self._heads])
         return Piece(cut(piece.kv, piece.kv[..., self._heads, :]), scales)

@@ -1,0 +1,263 @@
+"""`ragalign kv`: keep demonstrations' keys and values, and check what reusing them costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ragalign_cli import console, decoding
+from ragalign_cli.help import group
+
+if TYPE_CHECKING:
+    from ragalign.recipes import Recipe
+    from ragalign.reuse.store import Store
+
+app = group()
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)]
+Place = Annotated[Path, typer.Argument(metavar="DIR", help="The index, or the folder of a store.", show_default=False)]
+RecipeName = Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(help="The folder of keys and values; DIR.kv/RECIPE-MODEL by default.", show_default=False),
+]
+Dtype = Annotated[str, typer.Option(help="Of weights and activations, such as bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+@app.command()
+def build(
+    index: Folder,
+    model: decoding.Model,
+    recipe: RecipeName = "reuse",
+    backend: decoding.Backend = "auto",
+    tokenizer: decoding.Tokenizer = None,
+    context_length: decoding.ContextLength = None,
+    dtype: Dtype = "auto",
+    precision: Annotated[
+        Literal["model", "int8", "fp8"], typer.Option(help="How numbers are kept; int8 and fp8 take half the space.")
+    ] = "model",
+    store: StoreFolder = None,
+    json: Json = False,
+) -> None:
+    """Compute and keep the keys and values of an index's demonstrations. Interrupted, it goes on where it stopped.
+
+    After demonstrations were added to the index or removed from it, only those are computed or removed.
+
+    \b
+    Examples:
+      ragalign kv build indexes/lima --model meta-llama/Llama-3.1-8B
+      ragalign kv build indexes/lima --recipe mine.toml --model ./llama \\
+          --precision int8
+    """
+    from ragalign.aligner import Aligner
+    from ragalign.generation import VllmGenerator
+    from ragalign.reuse.building import build as build_store
+    from ragalign.reuse.keeping import connector_config
+    from ragalign.reuse.layout import manifest_for
+    from ragalign.reuse.opening import check_backend, check_model
+    from ragalign.reuse.store import Store
+
+    check_backend(backend)
+    chosen = _plain(recipe)
+    folder = _store_folder(store, index, chosen, model)
+    check_model(model, context_length)
+    packer = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer or model).packer
+    Store.create(folder, manifest_for(packer, precision))
+    with VllmGenerator(
+        model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        max_model_len=context_length,
+        kv_transfer_config=connector_config(folder),
+    ) as generator:
+        kept = Store(folder)  # the engine has written down which model it is for
+        built = build_store(kept, packer, generator)
+    counts = {"n_computed": built.n_computed, "n_present": built.n_present, "n_removed": built.n_removed}
+    if json:
+        console.print_json(counts | {"store": str(folder), "key": kept.key})
+        return
+    present = f", {built.n_present:,} were there" if built.n_present else ""
+    removed = f", {built.n_removed:,} removed" if built.n_removed else ""
+    console.note(f"{built.n_computed:,} demonstrations computed{present}{removed} -> {folder}")
+
+
+@app.command()
+def info(place: Place, json: Json = False) -> None:
+    """Show what is kept: for which model and prefix, how much, and what the demonstrations take.
+
+    \b
+    Example:
+      ragalign kv info indexes/lima --json
+    """
+    from ragalign.reuse.building import info as describe
+
+    for store in _stores(place):
+        found = describe(store)
+        if json:
+            console.print_json(found)
+            continue
+        about = found["about"].get("model", "no model yet")
+        console.note(
+            f"{store.folder}: {found['n_pieces']:,} pieces, {found['n_bytes'] / 1e6:,.1f} MB, "
+            f"behind {found['n_prefix_tokens']:,} tokens, precision {found['precision']}, for {about}"
+        )
+
+
+@app.command()
+def verify(place: Place, json: Json = False) -> None:
+    """Read every file and compare it with its hash. What is damaged is listed; `kv build` computes it again.
+
+    \b
+    Example:
+      ragalign kv verify indexes/lima
+    """
+    from ragalign.reuse.building import verify as faults_of
+
+    failed = False
+    for store in _stores(place):
+        faults = faults_of(store)
+        failed = failed or bool(faults)
+        for fault in faults:
+            console.error(fault)
+        n_pieces = sum(1 for _ in store.names())
+        if json:
+            console.print_json({"store": str(store.folder), "n_pieces": n_pieces, "faults": faults})
+        elif not faults:
+            console.note(f"{store.folder}: {n_pieces:,} pieces, all as they were written")
+    if failed:
+        raise typer.Exit(console.EXIT_FAILURE)
+
+
+@app.command()
+def check(
+    index: Folder,
+    model: decoding.Model,
+    queries: Annotated[
+        Path, typer.Option(help="JSON Lines with `id`, `instruction` and `reference`.", show_default=False)
+    ],
+    recipe: RecipeName = "reuse",
+    backend: decoding.Backend = "auto",
+    tokenizer: decoding.Tokenizer = None,
+    context_length: decoding.ContextLength = None,
+    dtype: Dtype = "auto",
+    first: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Take the first N queries.", show_default=False)
+    ] = None,
+    real: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most similar demonstrations that are computed; the recipe's.", show_default=False),
+    ] = None,
+    reference_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reference answer.")] = 256,
+    max_difference: Annotated[float, typer.Option(help="Most nats per token that reuse can add.")] = 0.02,
+    min_same_top1: Annotated[float, typer.Option(help="Smallest share of equal most likely tokens.")] = 0.94,
+    store: StoreFolder = None,
+    json: Json = False,
+) -> None:
+    """Compare reused with full attention on your own pool and questions; exit 1 if it is beyond the limits.
+
+    \b
+    Example:
+      ragalign kv check indexes/lima --model meta-llama/Llama-3.1-8B \\
+          --queries dev.jsonl
+    """
+    from dataclasses import asdict, replace
+
+    from ragalign._progress import progress
+    from ragalign.aligner import Aligner
+    from ragalign.errors import DataError
+    from ragalign.generation import VllmGenerator
+    from ragalign.pool.queries import read_queries
+    from ragalign.reuse.checking import Limits
+    from ragalign.reuse.checking import check as compare
+    from ragalign.types import Prompt
+
+    asked = read_queries(queries)[:first]
+    references = [query.metadata.get("reference") for query in asked]
+    for query, reference in zip(asked, references, strict=True):
+        if not isinstance(reference, str) or not reference.strip():
+            raise DataError(f"{queries}: query {query.id} has no `reference`; give each one a reference answer")
+    chosen = _plain(recipe)
+    folder = _store_folder(store, index, chosen, model)
+    settings = replace(chosen.reuse, enabled=True, real=chosen.reuse.real if real is None else real)
+    aligner = Aligner.from_recipe(
+        replace(chosen, reuse=settings, decoding=replace(chosen.decoding, max_tokens=reference_tokens)),
+        index=index,
+        model=model,
+        backend=backend,
+        tokenizer=tokenizer,
+        context_length=context_length,
+        store=folder,
+        dtype=dtype,
+    )
+    with aligner, progress("comparing", len(asked), "prompts") as advance:
+        assert isinstance(aligner.generator, VllmGenerator)
+        packed = aligner.pack_many(asked)
+        prompts = [prompt for prompt in packed if isinstance(prompt, Prompt)]
+        answers = [
+            aligner.packer.answer_ids(prompt, str(reference))[:reference_tokens]
+            for prompt, reference in zip(packed, references, strict=True)
+            if isinstance(prompt, Prompt)
+        ]
+        limits = Limits(max_difference, min_same_top1)
+        found = compare(aligner.generator, prompts, answers, limits=limits, advance=advance)
+    result: dict[str, Any] = {name: _rounded(value) for name, value in asdict(found).items()}
+    if json:
+        console.print_json(result | {"n_asked": len(asked), "real": settings.real})
+    else:
+        console.print_table(
+            [("", "left"), ("", "right")],
+            [
+                ("prompts", f"{found.n:,} of {len(asked):,}"),
+                ("tokens reused per prompt", f"{found.n_reused_tokens:,.0f}"),
+                ("NLL, full attention", f"{found.nll_full:.4f}"),
+                ("NLL, reused", f"{found.nll_reused:.4f}"),
+                ("difference", f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"),
+                ("same most likely token", f"{found.same_top1:.1%}"),
+                ("first token, largest difference", f"{found.first_token_logit:.3f}"),
+                ("where it must be exact", f"{found.exact_difference:.5f}"),
+                ("verdict", found.verdict),
+            ],
+        )
+    if found.verdict == "fail":
+        raise typer.Exit(console.EXIT_FAILURE)
+
+
+def _plain(recipe: str) -> Recipe:
+    """The recipe without reuse and planner, so that an aligner of it only packs."""
+    from dataclasses import replace
+
+    from ragalign.planning import PlannerSettings
+    from ragalign.recipes import Recipe
+
+    chosen = Recipe.load(recipe)
+    return replace(chosen, planner=PlannerSettings(), reuse=replace(chosen.reuse, enabled=False))
+
+
+def _store_folder(given: Path | None, index: Path, recipe: Recipe, model: str) -> Path:
+    from ragalign.reuse.opening import default_store
+
+    if given is not None:
+        return given
+    return recipe.path(recipe.reuse.store) if recipe.reuse.store else default_store(index, recipe.name, model)
+
+
+def _stores(place: Path) -> list[Store]:
+    """The stores beside an index, or the one at this place.
+
+    Raises:
+        DataError: there is none.
+    """
+    import os
+
+    from ragalign.reuse.store import Store
+
+    beside = Path(f"{os.path.normpath(place)}.kv")
+    found = sorted(path.parent for path in beside.glob("*/manifest.json"))
+    return [Store(folder) for folder in found] if found else [Store(place)]
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value

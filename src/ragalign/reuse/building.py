@@ -1,0 +1,84 @@
+"""Filling a store: everything that a pool needs, and nothing that it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ragalign._progress import progress
+from ragalign.errors import DataError
+from ragalign.packing import Packer
+from ragalign.reuse.keeping import keep, missing
+from ragalign.reuse.layout import piece_ids
+from ragalign.reuse.pieces import piece_name
+from ragalign.reuse.store import Store
+from ragalign.types import Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What `build` did: pieces computed, found there already, and removed since the pool has them no more."""
+
+    n_computed: int
+    n_present: int
+    n_removed: int
+
+
+def build(store: Store, packer: Packer, generator: Generator) -> Built:
+    """Compute and keep what a packer's pool needs; interrupted, the next call goes on.
+
+    Raises:
+        GenerationError: the engine failed.
+    """
+    pieces = list(piece_ids(packer))
+    with progress("computing keys and values", len(pieces), "demonstrations") as advance:
+        n_computed = keep(store, generator, pieces, advance)
+    n_removed = prune(store, packer, pieces)
+    return Built(n_computed, len({piece_name(ids) for ids in pieces}) - n_computed, n_removed)
+
+
+def prune(store: Store, packer: Packer, pieces: list[list[int]] | None = None) -> int:
+    """Remove pieces that are not of the packer's pool; returns how many."""
+    wanted = {piece_name(ids) for ids in (piece_ids(packer) if pieces is None else pieces)} | {store.prefix_name}
+    extra = [name for name in store.names() if name not in wanted]
+    for name in extra:
+        store.remove(name)
+    return len(extra)
+
+
+def n_missing(store: Store, packer: Packer) -> int:
+    """How many pieces of the packer's pool are not kept."""
+    return len(missing(store, piece_ids(packer)))
+
+
+def info(store: Store) -> dict[str, Any]:
+    """What is in a store."""
+    names = list(store.names())
+    n_bytes = sum(store.path(name).stat().st_size for name in names)
+    manifest = store.manifest
+    return {
+        "store": str(store.folder),
+        "key": store.key,
+        "n_pieces": len(names),
+        "n_bytes": n_bytes,
+        "n_prefix_tokens": len(manifest.prefix_ids),
+        "precision": manifest.precision,
+        "model": dict(manifest.model or {}),
+        "template": manifest.template,
+        "tokenizer": manifest.tokenizer,
+        "about": {name: value for name, value in (manifest.about or {}).items() if name != "files"},
+    }
+
+
+def verify(store: Store) -> list[str]:
+    """Read every piece and compare it with its hash; returns what is wrong, one line each."""
+    faults = []
+    names = list(store.names())
+    with progress("verifying", len(names), "pieces") as advance:
+        for name in names:
+            try:
+                store.read(name)
+            except DataError as error:
+                faults.append(str(error))
+            advance(1)
+    return faults

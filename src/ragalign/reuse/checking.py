@@ -1,0 +1,167 @@
+"""What reuse costs a model on given questions: reused against full attention, over the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign.errors import DataError
+from ragalign.generation.distributions import Distributions
+from ragalign.reuse_plan import ReusePlan
+from ragalign.statistics import mean
+from ragalign.types import Prompt
+
+# At the first token of an answer, logits are compared among the most probable tokens of either side.
+_TOP = 20
+# Prompts that the engine is given at once.
+_BATCH = 32
+
+
+class Scoring(Protocol):
+    """A generator that says how likely given answers are; `ragalign.generation.VllmGenerator` is one."""
+
+    def continuations(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
+    ) -> Iterator[tuple[int, Distributions]]:
+        """See `VllmGenerator.continuations`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is acceptable.
+
+    Attributes:
+        difference: most nats per token that reuse adds to the negative log-likelihood of reference answers.
+        same_top1: smallest share of tokens at which both ways expect the same token most.
+        exact: most nats per token, either way, where reuse has to equal full attention but for rounding.
+    """
+
+    difference: float = 0.02
+    same_top1: float = 0.94
+    exact: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How reused and full attention compare.
+
+    Attributes:
+        n: prompts.
+        n_tokens: tokens of their reference answers.
+        n_reused_tokens: tokens of demonstrations reused, per prompt.
+        nll_full, nll_reused: negative log-likelihood of the answers, nats per token, mean over prompts.
+        difference, low, high: reused minus full, with its paired 95 % interval over prompts.
+        same_top1: share of tokens at which both expect the same token most.
+        first_token_logit: largest difference of log-probability at an answer's first token, nats.
+        n_exact: prompts with one demonstration directly behind the prefix, where both are the same computation.
+        exact_difference: largest absolute difference of their answers' log-likelihood, nats per token.
+        verdict: "pass" if all limits hold.
+        limits: these limits.
+    """
+
+    n: int
+    n_tokens: int
+    n_reused_tokens: float
+    nll_full: float
+    nll_reused: float
+    difference: float
+    low: float
+    high: float
+    same_top1: float
+    first_token_logit: float
+    n_exact: int
+    exact_difference: float
+    verdict: Literal["pass", "fail"]
+    limits: Limits
+
+
+def check(
+    generator: Scoring,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    *,
+    limits: Limits | None = None,
+    n_exact: int = 8,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Check:
+    """Compare both ways.
+
+    Args:
+        generator: an engine that reuses the store which the prompts' plans name.
+        prompts: those without a plan are left out.
+        answers: token ids of each prompt's reference answer.
+        limits: what is acceptable.
+        n_exact: how many of the prompts to try where reuse has to be exact.
+        advance: told how many prompts are done.
+
+    Raises:
+        DataError: no demonstration of any prompt is kept, or no prompt has an answer.
+    """
+    limits = limits or Limits()
+    pairs = [
+        (prompt, list(answer)) for prompt, answer in zip(prompts, answers, strict=True) if prompt.reuse and len(answer)
+    ]
+    if not pairs:
+        raise DataError("nothing to compare: none of the prompts has a demonstration that is kept and a reference")
+    full_nll, reused_nll, same, first = [], [], [], []
+    for start in range(0, len(pairs), _BATCH):
+        batch = pairs[start : start + _BATCH]
+        full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in batch], [a for _, a in batch])
+        reused = _scored(generator, [prompt for prompt, _ in batch], [a for _, a in batch])
+        for one, other in zip(full, reused, strict=True):
+            full_nll.append(-float(one.logprobs.mean()))
+            reused_nll.append(-float(other.logprobs.mean()))
+            same.append(one.top_ids[:, 0] == other.top_ids[:, 0])
+            first.append(_largest(one, other))
+        advance(len(batch))
+    # One demonstration directly behind the prefix is the same computation, so more than rounding is a fault.
+    single = [(_single(prompt), answer) for prompt, answer in pairs[:n_exact]]
+    exact_full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in single], [a for _, a in single])
+    exact = _scored(generator, [prompt for prompt, _ in single], [a for _, a in single])
+    exact_difference = max(
+        abs(float(one.logprobs.mean() - other.logprobs.mean())) for one, other in zip(exact_full, exact, strict=True)
+    )
+    found = mean(np.array(reused_nll) - np.array(full_nll))
+    same_top1 = float(np.concatenate(same).mean())
+    passes = found.value <= limits.difference and same_top1 >= limits.same_top1 and exact_difference <= limits.exact
+    return Check(
+        n=len(pairs),
+        n_tokens=sum(len(answer) for _, answer in pairs),
+        n_reused_tokens=float(np.mean([prompt.reuse.n_tokens for prompt, _ in pairs if prompt.reuse])),
+        nll_full=float(np.mean(full_nll)),
+        nll_reused=float(np.mean(reused_nll)),
+        difference=found.value,
+        low=found.low,
+        high=found.high,
+        same_top1=same_top1,
+        first_token_logit=max(first),
+        n_exact=len(single),
+        exact_difference=exact_difference,
+        verdict="pass" if passes else "fail",
+        limits=limits,
+    )
+
+
+def _scored(generator: Scoring, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Distributions]:
+    found = dict(generator.continuations(prompts, answers, top_k=_TOP))
+    return [found[position] for position in range(len(prompts))]
+
+
+def _largest(one: Distributions, other: Distributions) -> float:
+    """The largest difference at the first position, among tokens that are in the top of both."""
+    here, there = (dict(zip(d.top_ids[0].tolist(), d.top_logprobs[0].tolist(), strict=True)) for d in (one, other))
+    return max((abs(here[id_] - there[id_]) for id_ in here.keys() & there.keys()), default=float("inf"))
+
+
+def _single(prompt: Prompt) -> Prompt:
+    """The prompt with its first reused demonstration only, directly behind the prefix."""
+    assert prompt.reuse is not None
+    plan = prompt.reuse
+    end = plan.n_prefix_tokens + plan.lengths[0]
+    after = plan.n_prefix_tokens + plan.n_tokens
+    ids: NDArray[np.int32] = np.concatenate([prompt.ids[:end], prompt.ids[after:]])
+    return replace(prompt, ids=ids, reuse=ReusePlan(plan.key, plan.n_prefix_tokens, plan.lengths[:1]))

@@ -1,0 +1,74 @@
+"""From a recipe to the store that it reuses: where it is, and whether it belongs to the prompts and the model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.packing import Packer
+from ragalign.reuse.keeping import connector_config
+from ragalign.reuse.layout import ReusingPacker, manifest_for
+from ragalign.reuse.rotation import rotations
+from ragalign.reuse.settings import ReuseSettings, n_bytes
+from ragalign.reuse.store import Store
+
+
+def default_store(index: str | Path, recipe: str, model: str | Path) -> Path:
+    """The folder beside an index for one recipe and model."""
+    name = re.sub(r"[^\w.-]+", "-", Path(os.path.normpath(str(model))).name).strip("-.") or "model"
+    return Path(f"{os.path.normpath(index)}.kv") / f"{recipe}-{name}"
+
+
+def open_store(folder: str | Path, packer: Packer) -> Store:
+    """A store for this packer's prompts.
+
+    Raises:
+        ConfigError: it was made for other prompts.
+        DataError: there is none, or it is damaged.
+    """
+    store = Store(folder)
+    store.check(manifest_for(packer, store.manifest.precision))
+    return store
+
+
+def reusing(packer: Packer, store: Store, settings: ReuseSettings) -> ReusingPacker:
+    """The packer, with a recipe's settings."""
+    return ReusingPacker(packer, store, settings.real)
+
+
+def engine_config(store: Store, settings: ReuseSettings) -> dict[str, Any]:
+    """The engine's `kv_transfer_config` for a recipe's settings."""
+    return connector_config(
+        store.folder,
+        memory=n_bytes(settings.memory, "[reuse] memory"),
+        gpu_memory=n_bytes(settings.gpu_memory, "[reuse] gpu_memory"),
+    )
+
+
+def check_model(model: str | Path, context_length: int | None = None) -> None:
+    """Refuse a model whose keys cannot be moved, before an engine starts.
+
+    Raises:
+        ConfigError: it is one, with its name and the reason.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(model))
+    except (OSError, ValueError):
+        return  # the engine knows more than Transformers, or says better what is wrong
+    text = config.get_text_config()
+    rotations(config, max_model_len=context_length or getattr(text, "max_position_embeddings", None))
+
+
+def check_backend(backend: str) -> None:
+    """Refuse what cannot load kept keys and values.
+
+    Raises:
+        ConfigError: it is no vLLM in this program.
+    """
+    if backend not in ("auto", "vllm"):
+        raise ConfigError(f"[reuse] needs the backend vllm, not {backend!r}; leave [reuse] out or change the backend")

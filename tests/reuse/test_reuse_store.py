@@ -1,0 +1,138 @@
+"""The folder of kept keys and values: whole files, hashed, of one key; and the tiers in front of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from ragalign.errors import ConfigError, DataError
+from ragalign.reuse.eight_bit import BLOCK, packed, unpacked
+from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
+from ragalign.reuse.store import Manifest, Store
+from ragalign.reuse.tiers import Tiers
+
+MANIFEST = Manifest((1, 2, 3), "template", "tokenizer")
+
+
+def piece(n: int = 5, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Piece:
+    return Piece(torch.randn(2, 3, n, 2, 8, generator=torch.Generator().manual_seed(seed)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_piece_comes_back_as_it_was_and_safetensors_reads_it_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    path, wanted = tmp_path / "ab" / "abc.safetensors", piece(dtype=dtype)
+    write_piece(path, wanted)
+    assert torch.equal(read_piece(path).kv, wanted.kv)
+    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        assert torch.equal(file.get_tensor("kv"), wanted.kv)
+    assert [one.name for one in path.parent.iterdir()] == ["abc.safetensors"]
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_piece(path, packed(piece(2).kv, "int8"))
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        if content[position : position + 1] != b" ":  # only spaces of the header say nothing
+            with pytest.raises(DataError, match="damaged"):
+                read_piece(path)
+    for size in range(0, len(content), 7):
+        path.write_bytes(content[:size])
+        with pytest.raises(DataError):
+            read_piece(path)
+
+
+def test_another_key_is_refused_with_what_differs(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    before = store.key
+    store.bind({"weights": "a", "dtype": "bfloat16"}, {"files": {}})
+    assert store.key != before
+    assert Store(tmp_path / "kv").key == store.key
+    Store(tmp_path / "kv").bind({"weights": "a", "dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match="dtype: bfloat16 there, float32 here"):
+        Store(tmp_path / "kv").bind({"weights": "a", "dtype": "float32"})
+    for other in (
+        Manifest((1, 2), "template", "tokenizer"),
+        Manifest((1, 2, 3), "another", "tokenizer"),
+        Manifest((1, 2, 3), "template", "another"),
+        Manifest((1, 2, 3), "template", "tokenizer", precision="int8"),
+    ):
+        with pytest.raises(ConfigError, match="another") as caught:
+            Store.create(tmp_path / "kv", other)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_store_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="choose another folder"):
+        Store.create(tmp_path, MANIFEST)
+    with pytest.raises(DataError, match="kv build"):
+        Store(tmp_path)
+    for content in ("{", "[]", '{"format": 99}', json.dumps(MANIFEST.record() | {"prefix_ids": "x"})):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DataError):
+            Store(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_take_half_the_space_and_err_by_their_step(precision: str, tmp_path: Path) -> None:
+    wanted = piece(50, seed=1).kv
+    small = packed(wanted, precision)  # type: ignore[arg-type]
+    assert small.n_bytes < 0.6 * wanted.numel() * 2
+    write_piece(tmp_path / "a.safetensors", small)
+    back = unpacked(read_piece(tmp_path / "a.safetensors"), torch.float32)
+    assert back.shape == wanted.shape
+    scales = small.scales.repeat_interleave(BLOCK, dim=2)[:, :, :50, :, None]
+    step = 0.5 * scales if precision == "int8" else 0.07 * wanted.float().abs() + scales
+    assert bool(((back - wanted.float()).abs() <= step + 1e-6).all())
+
+
+def test_one_large_key_does_not_coarsen_other_heads_or_blocks() -> None:
+    wanted = piece(3 * BLOCK, torch.float32).kv
+    spoilt = wanted.clone()
+    spoilt[0, 1, 0, 1, 0] = 1000.0
+    plain, other = (unpacked(packed(kv, "int8"), torch.float32) for kv in (wanted, spoilt))
+    changed = (plain != other).any(dim=-1).nonzero()
+    assert {(*place[:2].tolist(), place[3].item()) for place in changed} <= {(0, 1, 1)}
+    assert int(changed[:, 2].max()) < BLOCK
+
+
+@given(st.lists(st.integers(0, 7), max_size=60), st.integers(0, 4))
+def test_the_tiers_give_what_is_stored_and_stay_within_their_budget(asked: list[int], room: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "kv", MANIFEST)
+        pieces = [piece(4 + number, seed=number) for number in range(8)]
+        for number, one in enumerate(pieces):
+            store.write(piece_name([number]), one)
+        budget = room * pieces[-1].n_bytes
+        tiers = Tiers(store, memory=budget, gpu_memory=10**9, device=torch.device("cpu"))
+        recent: list[int] = []
+        for number in asked:
+            before = tiers.counts["from_disk"]
+            assert torch.equal(tiers.get(piece_name([number])).kv, pieces[number].kv)
+            assert tiers._host.n_bytes <= budget
+            if number in recent[-room:] and room:
+                assert tiers.counts["from_disk"] == before  # among the last used, however large those were
+            recent = [one for one in recent if one != number] + [number]
+
+
+def test_a_damaged_piece_is_set_aside(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    name = piece_name([1, 2])
+    store.write(name, piece())
+    os.truncate(store.path(name), 40)
+    with pytest.raises(DataError, match="kv build"):
+        store.read(name)
+    store.set_aside(name)
+    assert not store.has(name)
+    assert list(store.names()) == []
