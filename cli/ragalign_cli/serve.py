@@ -278,7 +278,8 @@ def _log_to_stderr() -> None:
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("ragalign.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    # uvicorn warns of each request that is not HTTP: a line for every one of them, for whoever sends them.
+    for name, level in (("ragalign.serving", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(level)
     access = logging.getLogger("uvicorn.access")

@@ -169,6 +169,27 @@ def test_lasting_faults_name_the_endpoint_and_the_reason(fault: Fault, message: 
 
 
 @pytest.mark.parametrize(
+    "payload",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": 1.5}}',
+        b'{"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": "7"}}',
+    ],
+    ids=["deep", "fraction", "text"],
+)
+def test_nonsense_is_retried_and_then_named(payload: bytes) -> None:
+    def faults() -> list[Fault]:
+        return [Fault("send", payload=lambda: (payload,))] * 2
+
+    with ScriptedServer(faults=faults()) as server:
+        assert texts(server, [prompt("a")], max_retries=2) == ["a"]
+        server.faults.extend(faults())
+        with pytest.raises(GenerationError, match="sent no readable completion") as raised:
+            texts(server, [prompt("a")], max_retries=1)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("message", "hint"),
     [
         ("json: cannot unmarshal array into field prompt of type string", True),

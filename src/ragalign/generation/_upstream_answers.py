@@ -61,8 +61,8 @@ def parse_answer(body: dict[str, Any]) -> Answer:
         text=_typed(choice.get("text"), str, "choices[0].text") or "",
         finish_reason=_typed(choice.get("finish_reason"), str, "choices[0].finish_reason"),
         logprobs=_logprobs(choice),
-        n_tokens=_count(usage.get("completion_tokens"), "usage.completion_tokens"),
-        n_cached_tokens=_count(details.get("cached_tokens"), "usage.prompt_tokens_details.cached_tokens"),
+        n_tokens=token_count(usage.get("completion_tokens"), "usage.completion_tokens"),
+        n_cached_tokens=token_count(details.get("cached_tokens"), "usage.prompt_tokens_details.cached_tokens"),
     )
 
 
@@ -177,11 +177,16 @@ def _typed(value: Any, kind: type[Any], name: str) -> Any:
     raise BadAnswerError(f"sent a {type(value).__name__} as {name}")
 
 
-def _count(value: Any, name: str) -> int | None:
+def token_count(value: Any, name: str) -> int | None:
+    """A count of tokens as a server reports it; None where it reports none.
+
+    Raises:
+        BadAnswerError: it is not a count.
+    """
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
-        raise BadAnswerError(f"sent {one_line(ValueError(repr(value)), 40)} as {name}, which is no count of tokens")
+        raise BadAnswerError(f"sent {one_line(ValueError(repr(value)), 40)} as {name}, which is not a count of tokens")
     return value
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import decoding_fields, extension_fields
+from ragalign.generation._upstream_answers import token_count
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
@@ -197,7 +198,7 @@ class OpenAIGenerator(BaseGenerator):
                 return _parse(await client.completions.create(**parameters), stops)
             except self._openai.OpenAIError as error:
                 raise self._request_error(error) from error
-            except ValueError as error:  # no JSON, or JSON that is no completion
+            except (ValueError, RecursionError) as error:  # not JSON, or JSON that is not a completion
                 if attempt == self._max_retries:
                     raise self._request_error(error) from error
             await asyncio.sleep(min(_FIRST_DELAY_S * 2**attempt, _LONGEST_DELAY_S) * random.uniform(0.75, 1.0))
@@ -229,12 +230,15 @@ class OpenAIGenerator(BaseGenerator):
             raise GenerationError(str(self._request_error(error))) from error
         if reason is None and not pieces.stopped:
             raise GenerationError(f"{self._endpoint} ended its stream before the answer was finished")
-        details = getattr(usage, "prompt_tokens_details", None)
+        try:
+            n_tokens, n_cached = _counts(usage)
+        except ValueError as error:
+            raise GenerationError(f"{self._endpoint} {error}") from error
         yield Delta(
             pieces.finish(),
-            n_tokens=getattr(usage, "completion_tokens", None) or 0,
+            n_tokens=n_tokens,
             finish_reason="stop" if pieces.stopped else reason,
-            n_cached_tokens=getattr(details, "cached_tokens", None),
+            n_cached_tokens=n_cached,
         )
 
     def _client_options(self) -> dict[str, Any]:
@@ -269,7 +273,7 @@ class OpenAIGenerator(BaseGenerator):
                 reason += "; is OPENAI_API_KEY right?"
             elif about_request and self._send == "token_ids" and _is_about_form(reason):
                 reason += '; if this server takes no token ids, use send="text"'
-        elif isinstance(error, ValueError):
+        elif isinstance(error, ValueError | RecursionError):
             reason = f"sent no readable completion: {one_line(error)}"
         else:
             reason = f"failed: {one_line(error)}"
@@ -296,14 +300,23 @@ def _parse(answer: Any, stops: Sequence[str]) -> tuple[Output, int | None]:
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].text, str):
         raise ValueError(f"expected a completion with one choice, got {one_line(ValueError(str(answer)), 80)}")
-    usage = getattr(answer, "usage", None)
-    details = getattr(usage, "prompt_tokens_details", None)
+    n_tokens, n_cached = _counts(getattr(answer, "usage", None))
     output = Output(
-        text=cut_at_stop(choices[0].text, stops),
-        finish_reason=choices[0].finish_reason or "stop",
-        n_tokens=getattr(usage, "completion_tokens", None) or 0,
+        text=cut_at_stop(choices[0].text, stops), finish_reason=choices[0].finish_reason or "stop", n_tokens=n_tokens
     )
-    return output, getattr(details, "cached_tokens", None)
+    return output, n_cached
+
+
+def _counts(usage: Any) -> tuple[int, int | None]:
+    """Tokens of the answer (0 where a server reports none), and cached tokens of the prompt.
+
+    Raises:
+        ValueError: they are not counts.
+    """
+    details = getattr(usage, "prompt_tokens_details", None)
+    n_tokens = token_count(getattr(usage, "completion_tokens", None), "usage.completion_tokens")
+    n_cached = token_count(getattr(details, "cached_tokens", None), "usage.prompt_tokens_details.cached_tokens")
+    return n_tokens or 0, n_cached
 
 
 def _server_message(error: Any) -> str:
