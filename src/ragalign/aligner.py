@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Self, cast, get_args
 
 from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
@@ -29,7 +29,7 @@ from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Hit, Prompt, Query, Role, Turn
 
 # Queries that are retrieved for and packed together, while earlier ones are answered. Few let the engine start soon and
-# hide the most work behind its own; but prompts share prefixes only with those of the same plan, and an engine on the
+# hide the most work; but prompts share prefixes only with those of the same plan, and an engine on the
 # processor loses more to a neighbour than it gains.
 _FEW, _MANY = 64, 4096
 
@@ -375,28 +375,36 @@ class Aligner:
             GenerationError: the generator failed as a whole.
         """
         size = _FEW if self.planner.strategy == "none" and not self.generator.shares_cpu else _MANY
-        places: list[int] = []
-        failures: deque[tuple[int, Failure]] = deque()
+        # For each query in the order of packing: its position if it has a prompt, else what is wrong with it.
+        packed: SimpleQueue[int | tuple[int, Failure]] = SimpleQueue()
 
-        def packed(start: int) -> Iterator[Prompt]:
+        def prompts_of(start: int) -> Iterator[Prompt]:
             plan = self.plan(queries[start : start + size], decoding=decoding)
             for place in plan.order:
                 prompt = plan.prompts[place]
                 if isinstance(prompt, BudgetError):
-                    failures.append((start + place, Failure(queries[start + place], prompt)))
+                    packed.put((start + place, Failure(queries[start + place], prompt)))
                 else:
-                    places.append(start + place)
+                    packed.put(start + place)
                     yield prompt
 
         # The generator reads on in a thread: while it answers, the next batches are retrieved for and packed.
-        prompts: Iterable[Prompt] = list(packed(0))
+        prompts: Iterable[Prompt] = list(prompts_of(0))
         if len(queries) > size:
-            prompts = chain(prompts, chain.from_iterable(map(packed, range(size, len(queries), size))))
+            prompts = chain(prompts, chain.from_iterable(map(prompts_of, range(size, len(queries), size))))
+        places: list[int] = []  # of the prompts that the generator has read
         for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
-            while failures:
-                yield failures.popleft()
+            while len(places) <= number:
+                found = packed.get()
+                if isinstance(found, int):
+                    places.append(found)
+                else:
+                    yield found
             yield places[number], self._clean(completion)
-        yield from failures
+        while not packed.empty():
+            found = packed.get()
+            if not isinstance(found, int):
+                yield found
 
     def close(self) -> None:
         """Release what the generator holds."""

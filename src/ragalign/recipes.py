@@ -88,7 +88,7 @@ class ConstantSettings:
 
 @dataclass(frozen=True, slots=True)
 class RetrieverSettings:
-    """What is retrieved for each query.
+    """How demonstrations are retrieved for each query.
 
     Attributes:
         name: a retriever's name; "none" retrieves nothing.
@@ -172,7 +172,7 @@ class Recipe:
         return str(path) if path.exists() or name.startswith(_PACKAGED) else name
 
     def make_template(self) -> tuple[Template, tuple[Constant, ...]]:
-        """The template with its preamble, and the constant demonstrations as they stand in the prompt.
+        """The template with its preamble, and the constant demonstrations as they are in the prompt.
 
         Raises:
             ConfigError, DataError: a file that the recipe names is missing or wrong.

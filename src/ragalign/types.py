@@ -153,7 +153,7 @@ class DroppedDemonstration:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model sees, and how it came about.
+    """The text and tokens that the model sees, and how they came about.
 
     Attributes:
         pieces: the text in parts: preamble, one part per demonstration, conversation.
@@ -166,7 +166,7 @@ class Prompt:
         n_preamble_tokens, n_query_tokens: tokens of the preamble and of the conversation.
         max_tokens: the token budget that the demonstrations had.
         reuse: which demonstrations need not be computed, since their keys and values are kept; None for a plain
-            prompt. They are the first of `demonstrations` behind the constant ones.
+            prompt. They are the first of `demonstrations` after the constant ones.
     """
 
     pieces: tuple[str, ...]
@@ -253,14 +253,14 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a generator made of one prompt.
+    """A generator's answers to one prompt.
 
     Attributes:
         prompt: the prompt that was answered.
         outputs: the answers, `Decoding.n` of them.
         n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
         latency_s: seconds from handing the prompt over to its last token.
-        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait behind
+        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait for
             other prompts of a batch; None where the engine does not say.
         n_reused_tokens: tokens of demonstrations whose kept keys and values were put in place; they are neither in
             `n_cached_tokens` nor computed.

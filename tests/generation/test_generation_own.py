@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,8 @@ from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError
 from ragalign.generation import EngineOptions, VllmGenerator
 from ragalign.indexes import Index
+from ragalign.planning import PlannerSettings
+from ragalign.recipes import Recipe
 from ragalign.serving import create_app
 from ragalign.types import ClosableIterator, Delta, Output
 
@@ -59,6 +62,23 @@ def test_the_aligner_takes_any_generator(aligner: Aligner) -> None:
     assert completion.text
     assert "".join(delta.text for delta in aligner.stream("How do I bake bread?")) == completion.text
     assert [one.text for one in aligner.generate(["How do I bake bread?"] * 2)] == [completion.text] * 2
+
+
+def test_streams_teach_the_planner_as_chat_does(starter_index: Path, tiny_model: Path, minilm: Encoder) -> None:
+    index = Index.open(starter_index, encoder=minilm)
+    recipe = replace(Recipe.load("ica"), planner=PlannerSettings("relax"))
+    ways: list[Callable[[Aligner, str], object]] = [
+        lambda aligner, text: aligner.chat(text),
+        lambda aligner, text: list(aligner.stream(text)),
+        lambda aligner, text: aligner.pack(text),  # learns nothing
+    ]
+    held = []
+    for ask in ways:
+        aligner = Aligner.from_recipe(recipe, index=index, model=Counter(), tokenizer=tiny_model)
+        for text in ("How do I bake bread?", "Why is the sky blue?", "How do I bake bread?", "Why is the sky blue?"):
+            ask(aligner, text)
+        held.append(aligner.online.memory.n_tokens)
+    assert held[0] == held[1] < held[2]
 
 
 def test_the_service_takes_any_generator(aligner: Aligner) -> None:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation import StopFilter, TransformersGenerator, VllmGenerator, merge_stops
+from ragalign.generation import TransformersGenerator, VllmGenerator
 from ragalign.generation.vllm import CPU_BLOCK_SIZE
+from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import Decoding, Prompt
 
 PromptMaker = Callable[..., Prompt]

@@ -35,10 +35,10 @@ def log_probabilities(world: World, prompts: list[Any]) -> torch.Tensor:
     from ragalign.generation.vllm import engine_prompt
 
     inputs = []
-    for prompt in prompts:
+    for position, prompt in enumerate(prompts):
         extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
         params = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, detokenize=False, extra_args=extra)
-        inputs.append((engine_prompt(prompt), params))
+        inputs.append((engine_prompt(prompt), params, position))
     found = torch.empty(len(prompts), world.model.config.get_text_config().vocab_size)
     for position, output, _ in world.engine._loop.run(inputs):
         for id_, told in output.outputs[0].logprobs[0].items():

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ragalign.generation.transformers import TransformersGenerator
     from ragalign.generation.vllm import VllmGenerator
     from ragalign.generation.vllm_async import AsyncVllmGenerator
-    from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 
 _HOME = {
     "AsyncEngine": "asynchronous",
@@ -29,16 +28,13 @@ _HOME = {
     "EngineOptions": "engine_options",
     "OpenAIGenerator": "openai",
     "PRESETS": "presets",
-    "StopFilter": "stopping",
     "SupportsDistributions": "distributions",
     "ThreadedEngine": "asynchronous",
     "TransformersGenerator": "transformers",
     "VllmGenerator": "vllm",
     "build_toy_model": "toy",
-    "cut_at_stop": "stopping",
     "decoding_preset": "presets",
     "make_generator": "factory",
-    "merge_stops": "stopping",
     "validate": "presets",
 }
 
@@ -49,16 +45,13 @@ __all__ = [
     "BaseGenerator",
     "EngineOptions",
     "OpenAIGenerator",
-    "StopFilter",
     "SupportsDistributions",
     "ThreadedEngine",
     "TransformersGenerator",
     "VllmGenerator",
     "build_toy_model",
-    "cut_at_stop",
     "decoding_preset",
     "make_generator",
-    "merge_stops",
     "validate",
 ]
 

@@ -6,9 +6,9 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 from ragalign.errors import GenerationError
 from ragalign.generation.ahead import Ahead
@@ -17,6 +17,8 @@ from ragalign.types import ClosableIterator
 
 # Requests of one caller that the engine holds at a time: enough to keep any engine busy.
 _IN_ENGINE = 4096
+
+T = TypeVar("T")
 
 
 class EngineLoop:
@@ -34,21 +36,19 @@ class EngineLoop:
         self._counter = itertools.count()
         self._failure: str | None = None
 
-    def run(self, inputs: Iterable[tuple[dict[str, Any], Any]]) -> ClosableIterator[tuple[int, Any, float]]:
-        """Answer (prompt as vLLM takes it, SamplingParams) pairs, enqueued in the order given.
+    def run(self, inputs: Iterable[tuple[dict[str, Any], Any, T]]) -> ClosableIterator[tuple[T, Any, float]]:
+        """Answer (prompt as vLLM takes it, SamplingParams, anything), enqueued in the order given.
 
         Iterators are read in a thread.
 
-
-        Yields (position, RequestOutput, seconds since the request was added), and aborts what is
+        Yields (what came with the prompt, RequestOutput, seconds since the request was added), and aborts what is
         unfinished when it is closed or an error passes through.
 
         Raises:
             GenerationError: the engine failed, now or earlier.
         """
         box: deque[tuple[Any, float]] = deque()
-        unfinished: dict[str, tuple[int, float]] = {}
-        positions = itertools.count()
+        unfinished: dict[str, tuple[T, float]] = {}
         with closing(Ahead(inputs)) as coming:
             try:
                 while True:
@@ -58,15 +58,15 @@ class EngineLoop:
                         if not fresh:
                             return
                     if fresh:
-                        self._add(fresh, box, unfinished, positions)
+                        self._add(fresh, box, unfinished)
                     if not box:
                         self._step(box)
                         continue
                     output, finished_at = box.popleft()
-                    position, added_at = unfinished[output.request_id]
+                    asked, added_at = unfinished[output.request_id]
                     if output.finished:
                         del unfinished[output.request_id]
-                    yield position, output, finished_at - added_at
+                    yield asked, output, finished_at - added_at
             finally:
                 if unfinished:
                     self._abort(list(unfinished))
@@ -77,20 +77,19 @@ class EngineLoop:
 
     def _add(
         self,
-        inputs: Iterable[tuple[dict[str, Any], Any]],
+        inputs: Iterable[tuple[dict[str, Any], Any, T]],
         box: deque[tuple[Any, float]],
-        unfinished: dict[str, tuple[int, float]],
-        positions: Iterator[int],
+        unfinished: dict[str, tuple[T, float]],
     ) -> None:
         with self._lock:
             self._check()
-            for prompt, params in inputs:
+            for prompt, params, asked in inputs:
                 name = f"ragalign-{next(self._counter)}"
                 try:
                     self._engine.add_request(name, prompt, params)
                 except Exception as error:  # vLLM's type for it differs between versions
                     raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
-                unfinished[name] = next(positions), time.perf_counter()
+                unfinished[name] = asked, time.perf_counter()
                 self._boxes[name] = box
 
     def _step(self, box: deque[tuple[Any, float]]) -> None:

@@ -85,7 +85,7 @@ def _descriptor_of(stream: object) -> int | None:
 def kept_process_state() -> Iterator[None]:
     """Restore what an engine in this process changes when it starts.
 
-    It seeds the random states of Python, NumPy and torch anew, and torch.distributed replaces `sys.excepthook`
+    It seeds the random states of Python, NumPy and torch again, and torch.distributed replaces `sys.excepthook`
     by one that writes a rank before every line.
     """
     import torch

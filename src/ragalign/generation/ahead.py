@@ -27,7 +27,7 @@ class _End:
 class Ahead(Generic[T]):
     """Items of an iterable, made in a thread ahead of time; those of a sequence are there already and need none.
 
-    Whoever makes one closes it, also when an error passes through: until then the thread goes on.
+    Whoever makes one closes it, also when an error passes through: until then the thread keeps running.
     """
 
     def __init__(self, items: Iterable[T]) -> None:

@@ -23,10 +23,11 @@ LONG_PROMPT_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One finished answer: the `sample`-th of the prompt at `index`."""
+    """One finished answer: the `sample`-th to `prompt`, which is at `index` of those asked."""
 
     index: int
     sample: int
+    prompt: Prompt
     output: Output
     n_cached_tokens: int | None
     latency_s: float
@@ -75,7 +76,7 @@ class BaseGenerator(ABC):
     def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         """Answer every prompt `decoding.n` times; yields samples as they finish, in any order.
 
-        What is no sequence takes time to make each prompt, and is to be read in a thread: see `Ahead`.
+        Making each prompt of an iterator takes time: read it in a thread, see `Ahead`.
         """
 
     @abstractmethod
@@ -96,7 +97,7 @@ class BaseGenerator(ABC):
         # A bar for one prompt would only flicker.
         bar = progress("generating", len(prompts), "prompts") if len(prompts) > 1 else nullcontext(lambda _: None)
         with bar as advance:
-            for index, completion in self._gathered(prompts, prompts, decoding):
+            for index, completion in self._gathered(prompts, decoding):
                 completions[index] = completion
                 advance(1)
         return [completion for completion in completions if completion is not None]
@@ -119,15 +120,13 @@ class BaseGenerator(ABC):
         if isinstance(prompts, Sequence):
             prompts = list(prompts)
             self._check(prompts, decoding)
-            return self._gathered(prompts, prompts, decoding)
+            return self._gathered(prompts, decoding)
         self._check([], decoding)
-        seen: list[Prompt] = []
-        return self._gathered(self._noted(prompts, seen, decoding), seen, decoding)
+        return self._gathered(self._checked(prompts, decoding), decoding)
 
-    def _noted(self, prompts: Iterable[Prompt], seen: list[Prompt], decoding: Decoding) -> Iterator[Prompt]:
+    def _checked(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Prompt]:
         for prompt in prompts:
             self._check([prompt], decoding)
-            seen.append(prompt)
             yield prompt
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
@@ -148,7 +147,7 @@ class BaseGenerator(ABC):
     def distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
     ) -> Iterator[tuple[int, Distributions]]:
-        """What the model expects at given positions of given token sequences; nothing is sampled.
+        """The model's expectations at given positions of given token sequences; nothing is sampled.
 
         Args:
             sequences: token ids, special ones included.
@@ -202,10 +201,7 @@ class BaseGenerator(ABC):
     ) -> None:
         self.close()
 
-    def _gathered(
-        self, prompts: Iterable[Prompt], seen: Sequence[Prompt], decoding: Decoding
-    ) -> Iterator[tuple[int, Completion]]:
-        """`seen` holds each prompt at its position, once it has come out of `prompts`."""
+    def _gathered(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
         waiting: dict[int, dict[int, Sample]] = {}
         with closing(self._samples(prompts, decoding)) as samples:
             for sample in samples:
@@ -216,7 +212,7 @@ class BaseGenerator(ABC):
                     yield (
                         sample.index,
                         Completion(
-                            prompt=seen[sample.index],
+                            prompt=sample.prompt,
                             outputs=tuple(group[i].output for i in range(decoding.n)),
                             n_cached_tokens=group[0].n_cached_tokens,
                             latency_s=max(one.latency_s for one in group.values()),

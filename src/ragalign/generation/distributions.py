@@ -1,4 +1,4 @@
-"""What a model expects at given positions: log-probabilities, ranks, and the most probable tokens."""
+"""A model's expectations at given positions: log-probabilities, ranks, and the most probable tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Distributions:
     """A model's expectations at `t` positions of a sequence. Logarithms are natural.
 
     Attributes:
-        ids: int32 [t], the tokens that stand there.
+        ids: int32 [t], the tokens at these positions.
         logprobs: float32 [t], of these tokens.
         ranks: int32 [t], of these tokens: one more than the number of tokens that are more probable.
         top_ids: int32 [t, k], the most probable tokens, best first; [t, 0] where `dense` holds everything.
@@ -66,7 +66,7 @@ class SupportsDistributions(Generator, Protocol):
 
 
 def from_dense(dense: NDArray[np.float32], ids: Sequence[int]) -> Distributions:
-    """From log-probabilities of the whole vocabulary, float32 [t, v], and the tokens that stand there."""
+    """From log-probabilities of the whole vocabulary, float32 [t, v], and the tokens at these positions."""
     tokens = np.asarray(ids, dtype=np.int32)
     logprobs = np.take_along_axis(dense, tokens[:, None].astype(np.int64), axis=1)[:, 0]
     ranks = 1 + (dense > logprobs[:, None]).sum(axis=1, dtype=np.int32)
@@ -81,9 +81,9 @@ def from_top(
     top_ids: NDArray[np.int32],
     top_logprobs: NDArray[np.float32],
 ) -> Distributions:
-    """From the most probable tokens [t, k], best first, and the log-probabilities and ranks of those that stand there.
+    """From the most probable tokens [t, k], best first, and the log-probabilities and ranks of the actual ones.
 
-    Engines count ties in different ways; where a token is among the top, its rank is counted anew.
+    Engines count ties in different ways; where a token is among the top, its rank is counted again.
     """
     inside = logprobs >= top_logprobs[:, -1]
     counted = 1 + (top_logprobs > logprobs[:, None]).sum(axis=1, dtype=np.int32)
@@ -111,7 +111,7 @@ def from_tensor(logprobs: Any, ids: Sequence[int], top_k: int | None) -> Distrib
 
 
 def from_flat(flat: Any, ids: Sequence[int], start: int, *, full: bool) -> Distributions:
-    """From vLLM's flat prompt log-probabilities: per position the token that stands there, then the top ones."""
+    """From vLLM's flat prompt log-probabilities: per position the actual token, then the top ones."""
     tokens = np.asarray(flat.token_ids, dtype=np.int32)
     values = np.asarray(flat.logprobs, dtype=np.float32)
     # From the end: of a prompt whose beginning was cached the engine tells nothing there.

@@ -176,7 +176,7 @@ class OpenAIGenerator(BaseGenerator):
                 except _RequestError as failure:
                     failures.append(failure)
                 else:
-                    put(Sample(index, sample, output, n_cached, time.perf_counter() - started))
+                    put(Sample(index, sample, prompt, output, n_cached, time.perf_counter() - started))
 
         async with self._openai.AsyncOpenAI(**self._client_options()) as client:
             await asyncio.gather(*(worker(client) for _ in range(self._concurrency)))

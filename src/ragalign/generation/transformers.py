@@ -106,10 +106,11 @@ class TransformersGenerator(BaseGenerator):
             while batch := coming.take(self._batch_size, wait=True):
                 requests = [self._request(prompt, decoding, sample) for _, sample, prompt in batch]
                 self._run(requests, decoding)
-                for (index, sample, _), request in zip(batch, requests, strict=True):
+                for (index, sample, prompt), request in zip(batch, requests, strict=True):
                     yield Sample(
                         index=index,
                         sample=sample,
+                        prompt=prompt,
                         output=Output(
                             "".join(request.pieces),
                             request.finish_reason or "abort",
@@ -147,7 +148,7 @@ class TransformersGenerator(BaseGenerator):
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
     ) -> Iterator[tuple[int, Distributions]]:
-        """One forward pass per batch, left-padded, so that the positions to look at stand together."""
+        """One forward pass per batch, left-padded, so that the positions to look at are together."""
         import torch
 
         if self._model is None:

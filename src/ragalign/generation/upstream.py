@@ -146,7 +146,7 @@ class Upstream:
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
     ) -> ClosableAsyncIterator[Delta]:
-        """See `AsyncEngine.stream`. A stream that goes on past `Decoding.max_tokens` is ended there.
+        """See `AsyncEngine.stream`. A stream that continues past `Decoding.max_tokens` is ended there.
 
         Raises:
             UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
@@ -292,7 +292,7 @@ class Upstream:
         return GenerationError(f"{server.name} answered with status {status}: {message}{hint}")
 
     async def _check_forever(self) -> None:
-        # Each check connects anew: a connection that is open already does not say whether there will be another.
+        # Each check opens a connection: a connection that is open already does not say whether there will be another.
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(headers=self._headers, limits=limits, trust_env=False) as client:
             while True:
@@ -313,7 +313,7 @@ class Upstream:
             return
 
     def _describe(self, model: str | None) -> dict[str, Any]:
-        """What a server says of the model."""
+        """The model as a server describes it."""
         for server in self._servers:
             try:
                 cards = _read_cards(f"{server.url}/models", self._headers)

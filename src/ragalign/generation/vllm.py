@@ -18,7 +18,7 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
-from ragalign.generation.base import BaseGenerator, Sample, one_line
+from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.models import locate_model
@@ -138,21 +138,20 @@ class VllmGenerator(BaseGenerator):
 
     def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
         self._engine()
-        inputs: Iterable[tuple[dict[str, Any], Any]] = (
-            (engine_prompt(prompt), sampling_params(prompt, decoding, sample))
-            for prompt in prompts
-            for sample in range(decoding.n)
+        inputs: Iterable[tuple[dict[str, Any], Any, tuple[int, int, Prompt]]] = (
+            (engine_prompt(prompt), sampling_params(prompt, decoding, sample), (index, sample, prompt))
+            for index, sample, prompt in as_requests(prompts, decoding.n)
         )
         if isinstance(prompts, Sequence):
             inputs = list(inputs)
         with closing(self._loop.run(inputs)) as outputs:
-            for position, output, latency_s in outputs:
+            for (index, sample, prompt), output, latency_s in outputs:
                 (answer,) = output.outputs
-                index, sample = divmod(position, decoding.n)
                 n_cached, n_reused = token_counts(output)
                 yield Sample(
                     index=index,
                     sample=sample,
+                    prompt=prompt,
                     output=Output(
                         answer.text, answer.finish_reason or "abort", len(answer.token_ids), tuple(answer.token_ids)
                     ),
@@ -166,7 +165,7 @@ class VllmGenerator(BaseGenerator):
         self._engine()
         params = sampling_params(prompt, decoding, 0, stream=True)
         n_tokens = 0
-        with closing(self._loop.run([(engine_prompt(prompt), params)])) as outputs:
+        with closing(self._loop.run([(engine_prompt(prompt), params, None)])) as outputs:
             for _, output, _ in outputs:
                 (answer,) = output.outputs
                 n_tokens += len(answer.token_ids)
@@ -192,7 +191,8 @@ class VllmGenerator(BaseGenerator):
             flat_logprobs=True,
             detokenize=False,
         )
-        with closing(self._loop.run([(token_prompt(ids), params.clone()) for ids in sequences])) as outputs:
+        inputs = [(token_prompt(ids), params.clone(), position) for position, ids in enumerate(sequences)]
+        with closing(self._loop.run(inputs)) as outputs:
             for position, output, _ in outputs:
                 if output.finished:
                     ids, start = sequences[position], starts[position]
@@ -216,7 +216,7 @@ class VllmGenerator(BaseGenerator):
         from vllm import SamplingParams
 
         inputs = []
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for position, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
             params = SamplingParams(
                 temperature=0.0,
@@ -227,13 +227,14 @@ class VllmGenerator(BaseGenerator):
                 skip_reading_prefix_cache=False,
                 extra_args=extra,
             )
-            inputs.append((engine_prompt(prompt) | {"prompt_token_ids": [*prompt.token_ids, *answer]}, params))
+            ids = {"prompt_token_ids": [*prompt.token_ids, *answer]}
+            inputs.append((engine_prompt(prompt) | ids, params, position))
         self._engine()
         with closing(self._loop.run(inputs)) as outputs:
             for position, output, _ in outputs:
                 if output.finished:
-                    ids, start = output.prompt_token_ids, len(prompts[position].ids)
-                    yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
+                    whole, start = output.prompt_token_ids, len(prompts[position].ids)
+                    yield position, from_flat(output.prompt_logprobs, whole, start, full=False)
 
     def _engine(self) -> Any:
         if self._llm is None:

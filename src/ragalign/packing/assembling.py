@@ -58,7 +58,7 @@ class Assembler:
         return len(self._prefix) + len(self._beginnings.get(choice.system, choice.n_constants).ids)
 
     def ordered(self, choice: Choice) -> list[Hit]:
-        """What was chosen, in the order of `Packing.order`."""
+        """The chosen demonstrations, in the order of `Packing.order`."""
         chosen = choice.chosen
         if self._packing.order == "most_similar_last":
             return chosen[::-1]

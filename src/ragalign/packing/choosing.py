@@ -16,7 +16,7 @@ More = Callable[[Sequence[int], int], Sequence[Sequence[Hit]]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the packer chose for one prompt, before it is assembled.
+    """The demonstrations chosen for one prompt, before it is assembled.
 
     Attributes:
         chosen: the candidates that go in, best first.

@@ -1,8 +1,8 @@
-"""Where the ids of a prompt's parts may simply be put behind one another.
+"""Where the ids of a prompt's parts can simply be concatenated.
 
 Tokenising the parts of a text on their own seldom gives the ids of the whole: SentencePiece puts a dummy space
 before each text, byte-level BPE merges across the join. But at some places nothing ever merges, such as between
-a line break and the heading behind it. A `Join` names such a place by the constant strings on its two sides; a
+a line break and the heading after it. A `Join` names such a place by the constant strings on its two sides; a
 part is then tokenised between the two neighbours that it always has, and the neighbours' ids are cut off.
 """
 
@@ -42,7 +42,7 @@ class Join:
         self.safe = self._proven()
 
     def encode_before(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts at the start of a prompt; each ends with `left`, and `right` comes behind it."""
+        """Ids of texts at the start of a prompt; each ends with `left`, and `right` follows."""
         found = self._tokenizer.encode_batch([text + self._right for text in texts])
         return [ids[: len(ids) - self._n_right] for ids in found]
 
@@ -52,7 +52,7 @@ class Join:
         return [ids[self._n_left : len(ids) - self._n_right] for ids in found]
 
     def encode_after(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts at the end of a prompt; each begins with `right`, and `left` stands before it."""
+        """Ids of texts at the end of a prompt; each begins with `right`, and `left` precedes it."""
         found = self._tokenizer.encode_batch([self._left + text for text in texts])
         return [ids[self._n_left :] for ids in found]
 

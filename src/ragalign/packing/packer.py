@@ -32,7 +32,7 @@ _MOST_WHEN_TIGHT = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What packers with different settings share."""
+    """The parts that packers with different settings share."""
 
     template: Template
     tokenizer: Tokenizer
@@ -213,7 +213,7 @@ class Packer:
         more: More | None = None,
         max_new_tokens: int = 0,
     ) -> list[Choice]:
-        """What `pack_many` would put into each prompt; `assemble` makes a prompt of it, or of another selection.
+        """Choose what `pack_many` would put into each prompt; `assemble` makes a prompt of it, or of another selection.
 
         Args:
             conversations: each ends with a user turn.

@@ -22,7 +22,7 @@ _TOGETHER = 1024
 
 
 class Piece(NamedTuple):
-    """A demonstration's text in the prompt and its ids: behind another part, and at the start of the prompt.
+    """A demonstration's text in the prompt and its ids: after another part, and at the start of the prompt.
 
     The lengths are kept beside the arrays: asking an array for its own takes longer than all else in a choice.
     """
@@ -92,7 +92,7 @@ class TokenStore:
         self._cache = Cache(path, "token cache")
 
     def get(self, texts: Iterable[str]) -> dict[str, tuple[Ids, Ids]]:
-        """What is known of `texts`."""
+        """The known ones among `texts`."""
         keys = {_key(text): text for text in texts}
         found = {}
         for key, value in self._cache.get(list(keys)).items():

@@ -1,4 +1,4 @@
-"""A batch of queries with their candidates as arrays, and what a strategy makes of it."""
+"""A batch of queries with their candidates as arrays, and the result of a strategy."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a strategy chose: for each query the run that it shares with others, and its own demonstrations.
+    """The result of a strategy: for each query the run that it shares with others, and its own demonstrations.
 
     Attributes:
         paths: the shared run of each query, in prompt order, as numbers of demonstrations.

@@ -10,9 +10,10 @@ from ragalign.types import Prompt
 
 
 def reuse_bound(prompts: Sequence[Prompt]) -> float:
-    """Tokens prefilled per request if an engine could reuse a demonstration wherever it stands.
+    """Tokens prefilled per request if an engine could reuse a demonstration at any position.
 
-    Each demonstration and each preamble is computed once, every conversation anew. Unmodified engines cannot do this.
+    Each demonstration and each preamble is computed once, each conversation separately. Unmodified engines cannot do
+    this.
     """
     if not prompts:
         return 0.0

@@ -92,7 +92,7 @@ class PrefixCache:
 
 
 def block_keys(ids: Sequence[int] | NDArray[np.int32], block_size: int) -> list[bytes]:
-    """A key for each full block, which stands for all tokens up to its end."""
+    """A key for each full block, which depends on all tokens up to its end."""
     content = np.ascontiguousarray(ids, dtype=np.int32).tobytes()
     size, key, keys = 4 * block_size, b"", []
     for end in range(size, len(content) + 1, size):

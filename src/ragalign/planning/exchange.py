@@ -33,7 +33,7 @@ _ROWS = 2048
 
 @dataclass(slots=True)
 class _State:
-    """What has been decided, by query."""
+    """The decisions so far, by query."""
 
     used: NDArray[np.bool_]
     shared: NDArray[np.bool_]
@@ -138,7 +138,7 @@ def _grow(
 def _worth(
     batch: Batch, state: _State, queries: NDArray[np.int64], price: float, personal: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """What each candidate is worth to each query as the next of its run, where that is anything.
+    """The worth of each candidate to each query as the next of its run, where that is anything.
 
     Returns rows, columns, tokens that it is worth, and the column that gives its place (-1 where it is in the prompt
     already), all of one length.
@@ -177,7 +177,7 @@ def _displace(
     whole = dcg.sum(axis=1, keepdims=True)
     best = np.where(batch.plain[queries], gains, 0.0) @ weights[:n]
     scale = price / np.where(best > 0, best, np.inf)[:, None]
-    # Without a column, those behind it rise by a rank; the newcomer gets the last one.
+    # Without a column, those after it rise by a rank; the newcomer gets the last one.
     rest = np.cumsum(dcg, axis=1) - dcg + risen.sum(axis=1, keepdims=True) - np.cumsum(risen, axis=1)
     losses = np.where(own, (whole - rest) * scale, np.inf)
     consolation = gains * weights[np.maximum(used.sum(axis=1) - 1, 0)][:, None] * scale

@@ -1,4 +1,4 @@
-"""What strategies cost and keep on a workload: tokens prefilled against relevance."""
+"""The cost and relevance of planning strategies on a workload: prefilled tokens against relevance kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Point:
         n_prompt_tokens: length of the prompts.
         n_prefilled: tokens that are not in the simulated cache, per request.
         prefix_bound: no order of the same demonstrations can prefill fewer, see `ragalign.planning.bounds`.
-        reuse_bound: the same with reuse wherever a demonstration stands.
+        reuse_bound: the same with reuse at any position.
         seconds: to plan and pack the whole batch.
         planned_at: the floor that the plan was made with; higher than `min_relevance` where a tighter floor's plan
             prefills less.

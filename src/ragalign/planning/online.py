@@ -53,7 +53,7 @@ class OnlinePlanner:
             n_plain: how many of them the plain choice is made from; None is the packer's `max_demonstrations`.
             more: retrieves more candidates, for places that would stay empty.
             max_new_tokens: room to leave for the completion inside the context.
-            keeps: False chooses anew for a conversation that was packed here before, as after a change of topic.
+            keeps: False chooses again for a conversation that was packed here before, as after a change of topic.
 
         Raises:
             BudgetError, DataError: as `Packer.pack`.
@@ -97,7 +97,7 @@ class OnlinePlanner:
         search = _Search(choice, personal, others, counts, settings)
         beginning = self._parts(self.packer.assemble(choice, ()))
         run, rest = search.best(self.memory.find(beginning), free)
-        # What is held in many places may be so again: it goes first, so that later prompts can begin with it.
+        # Demonstrations that are held in many places go first, so that later prompts can begin with them.
         rest = sorted(rest, key=lambda hit: (-self.memory.n_holders(hit.id), -hit.rank))
         return [*run, *rest, *reversed(personal)]
 
@@ -150,7 +150,7 @@ class _Search:
         return best
 
     def _exchanged(self, run: tuple[Hit, ...], rest: tuple[Hit, ...], hit: Hit) -> tuple[Hit, ...] | None:
-        """What is left of `rest` when the least similar give way to a newcomer; None below the floor."""
+        """`rest` without the least similar, which give way to a newcomer; None below the floor."""
         left = rest[:-1]
         while left and self._n_tokens((*run, *left, hit)) > self._budget:
             left = left[:-1]

@@ -1,4 +1,4 @@
-"""What an engine's prefix cache probably holds, by demonstration: an estimate from what was sent to it."""
+"""An estimate of what an engine's prefix cache holds, by demonstration, from the prompts that were sent to it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class PlannerSettings:
 
 
 def select(batch: Batch, settings: PlannerSettings) -> Selection:
-    """What the strategy of these settings makes of a batch; where that saves nothing, the plain sets as they are."""
+    """Apply the strategy of these settings to a batch; where that saves nothing, keep the plain sets."""
     found = _STRATEGIES[settings.strategy](batch, settings)
     usual = _reorder(batch, settings) if settings.strategy == "relax" else _none(batch, settings)
     return found if found.n_tokens(batch) <= usual.n_tokens(batch) else usual
@@ -108,7 +108,7 @@ def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
     totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
     constants: list[int] = np.argsort(-totals, kind="stable")[: settings.constants].tolist()
     # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself; and
-    # one that is among its most similar stands last.
+    # one that is among its most similar comes last.
     common = np.where(batch.plain & (np.arange(batch.items.shape[1]) < settings.personal), -1, batch.items)
     has = np.array([(common == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
     # Half of the room is for the query's own, and prompts get no more demonstrations than plain ones.
@@ -183,7 +183,7 @@ def _next_price(points: list[tuple[float, float]], wanted: float, low: float, hi
 
 
 def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: int) -> Selection:
-    """The same demonstrations, ordered anew to be shared."""
+    """The same demonstrations, reordered to be shared."""
     used = chosen.shared | chosen.own
     free = used.copy()
     free[:, : settings.personal] = False
