@@ -74,6 +74,11 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         assert self._worker is not None
         self._worker.resize(memory=memory, gpu_memory=gpu_memory)
 
+    def counts(self) -> dict[str, int]:
+        """What a worker counted since the engine started: pieces by where they came from, bytes moved, evictions."""
+        assert self._worker is not None
+        return self._worker.counts()
+
     # In the workers.
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:

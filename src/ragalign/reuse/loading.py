@@ -6,11 +6,12 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import packed, unpacked
+from ragalign.reuse.pieces import Piece
 from ragalign.reuse.rotation import Mover, Rotation
 from ragalign.reuse.store import Store
 from ragalign.reuse.tiers import Tiers
@@ -54,10 +55,10 @@ class Capture:
 
 @dataclass
 class _Caught:
-    """A piece that is being computed: its parts, by first token and layer."""
+    """A piece that is being computed: [2, layers, tokens, heads, features], whole up to position `done`."""
 
-    capture: Capture
-    parts: dict[int, dict[int, tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(dict))
+    kv: Any
+    done: int
 
 
 class Worker:
@@ -92,6 +93,7 @@ class Worker:
         self._device: Any = None
         self._failed: set[int] = set()
         self._steps: list[Capture] = []
+        self._found: dict[str, Any] = {}
         self._caught: dict[str, _Caught] = {}
         self._n_loaded = 0
 
@@ -135,7 +137,7 @@ class Worker:
 
     def expect(self, captures: Sequence[Capture]) -> None:
         """Say what the coming step computes that is to be kept."""
-        self._steps = list(captures)
+        self._steps, self._found = list(captures), {}
 
     def load(self, loads: Sequence[Load]) -> None:
         """Load what a step needs."""
@@ -151,7 +153,7 @@ class Worker:
             if capture.end == capture.stop:
                 caught = self._caught.pop(capture.request, None)
                 if caught is not None:
-                    self._write(caught)
+                    self._write(capture, caught)
         self._steps = []
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
@@ -166,7 +168,7 @@ class Worker:
 
     def counts(self) -> dict[str, int]:
         """What happened since the engine started."""
-        return {} if self._tiers is None else dict(self._tiers.counts)
+        return {} if self._tiers is None else {**self._tiers.counts, "bytes_in_memory": self._tiers.n_bytes}
 
     def _slots(self, blocks: Sequence[int], first: int, end: int) -> Any:
         """Places in the cache of the tokens [first, end) of a request with these blocks; int64 [n]."""
@@ -240,39 +242,56 @@ class Worker:
         return noting
 
     def _note(self, number: int, key: Any, value: Any, slots: Any) -> None:
-        import torch
-
-        order = torch.argsort(slots)
         for capture in self._steps:
-            if capture.first >= capture.end:
+            rows = self._rows(capture, slots)
+            if rows is None:
                 continue
-            wanted = self._slots(capture.blocks, capture.first, capture.end)
-            rows = order[torch.searchsorted(slots[order], wanted).clamp_max(len(slots) - 1)]
-            if not bool((slots[rows] == wanted).all()):
-                continue
-            if capture.first == capture.start or capture.request not in self._caught:
-                self._caught.setdefault(capture.request, _Caught(capture))
-            parts = self._caught[capture.request].parts
-            parts[capture.first][number] = (key[rows].cpu(), value[rows].cpu())
+            caught = self._caught.get(capture.request)
+            if caught is None or capture.first == capture.start:
+                shape = (2, len(self._layers), capture.stop - capture.start, *key.shape[1:])
+                caught = self._caught.setdefault(capture.request, _Caught(self._room(shape, key.dtype), capture.start))
+            place = slice(capture.first - capture.start, capture.end - capture.start)
+            caught.kv[0, number, place].copy_(key[rows], non_blocking=True)
+            caught.kv[1, number, place].copy_(value[rows], non_blocking=True)
+            if number == len(self._layers) - 1 and capture.first == caught.done:
+                caught.done = capture.end
 
-    def _write(self, caught: _Caught) -> None:
+    def _rows(self, capture: Capture, slots: Any) -> Any:
+        """Which of a step's tokens are of this piece, int64 [n]; None if there are none. Equal for all layers."""
         import torch
 
-        capture, position = caught.capture, caught.capture.start
-        parts = []
-        for first in sorted(caught.parts):
-            layers = caught.parts[first]
-            if first != position or len(layers) != len(self._layers):
-                break
-            keys = torch.stack([layers[number][0] for number in range(len(layers))])
-            values = torch.stack([layers[number][1] for number in range(len(layers))])
-            parts.append(torch.stack([keys, values]))
-            position += keys.shape[1]
-        if position != capture.stop:
+        if capture.request not in self._found:
+            rows = None
+            if capture.first < capture.end:
+                wanted = self._slots(capture.blocks, capture.first, capture.end)
+                order = torch.argsort(slots)
+                rows = order[torch.searchsorted(slots[order], wanted).clamp_max(len(slots) - 1)]
+                if not bool((slots[rows] == wanted).all()):
+                    rows = None
+            self._found[capture.request] = rows
+        return self._found[capture.request]
+
+    def _room(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Host memory for a new piece."""
+        import torch
+
+        from ragalign.reuse.staging import page_locked
+
+        return torch.empty(shape, dtype=dtype) if self._device.type == "cpu" else page_locked(shape, dtype)
+
+    def _write(self, capture: Capture, caught: _Caught) -> None:
+        import torch
+
+        if caught.done != capture.stop:
             _log.warning("piece %s: not all of its tokens were computed in one go; it is not kept", capture.name)
             return
-        kv = torch.cat(parts, dim=2)
-        piece = packed(kv, self._store.manifest.precision)
+        if self._device.type != "cpu":
+            torch.cuda.synchronize(self._device)
+        precision = self._store.manifest.precision
+        piece = Piece(caught.kv)
+        if precision != "model":
+            small = packed(caught.kv.to(self._device), precision)
+            piece = Piece(small.kv.cpu(), small.scales.cpu())
         if self._volatile:
             assert self._tiers is not None
             self._tiers.keep(capture.name, piece)

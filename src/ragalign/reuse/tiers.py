@@ -101,13 +101,14 @@ class Tiers:
             self._gpu.put(name, Piece(piece.kv.clone(), scales))
         self._staging.done()
 
+    def _locked(self, tensor: Any) -> Any:
+        return tensor if tensor.is_pinned() else page_locked(tensor.shape, tensor.dtype).copy_(tensor)
+
     def keep(self, name: str, piece: Piece) -> None:
         """Put a new piece, in host memory, among those used most recently."""
         if self._on_gpu:
-            locked = [
-                page_locked(one.shape, one.dtype).copy_(one) for one in (piece.kv, piece.scales) if one is not None
-            ]
-            piece = Piece(*locked)
+            scales = None if piece.scales is None else self._locked(piece.scales)
+            piece = Piece(self._locked(piece.kv), scales)
         self._host.put(name, piece)
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
@@ -115,6 +116,11 @@ class Tiers:
         self._gpu.clear()
         self._gpu.budget = gpu_memory if self._on_gpu else 0
         self._host.budget = memory
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the pieces in host memory."""
+        return self._host.n_bytes
 
     def clear(self) -> None:
         """Forget what is in memory; the disk keeps everything."""
