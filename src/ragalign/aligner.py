@@ -52,7 +52,8 @@ class Aligner:
         retriever: finds demonstrations; None retrieves nothing.
         generator: answers prompts; None for an aligner that only packs.
         decoding: how to decode, unless a call says otherwise.
-        candidates: hits that the packer chooses from, per query; None is the packer's `max_demonstrations`.
+        candidates: hits per query that the packer chooses from at first, and most demonstrations that it takes; None
+            is the packer's `max_demonstrations`.
         exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
         where: metadata that demonstrations must have.
         planner: how to let prompts share prefixes; by default nothing is planned.

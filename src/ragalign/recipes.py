@@ -92,7 +92,8 @@ class RetrieverSettings:
 
     Attributes:
         name: a retriever's name; "none" retrieves nothing.
-        candidates: how many hits the packer chooses from; None is its `max_demonstrations`.
+        candidates: how many hits the packer chooses from at first, and most demonstrations that it takes; None is its
+            `max_demonstrations`.
         exclude_same_text: leave out demonstrations whose instruction is the query itself.
         exclude_near: leave out demonstrations at least this similar (cosine) to the query.
         where: metadata that demonstrations must have.
