@@ -84,11 +84,12 @@ class CompletionFile:
             generator: what judges call whoever gave these answers; the model by default.
 
         Raises:
-            DataError: the file cannot be written.
+            DataError: the file cannot be written, or its completions are another recipe's or model's.
             GenerationError: the generator failed as a whole; what was answered is in the file.
         """
         made_by = {"recipe": aligner.name, "model": aligner.generator.model}
         made_by |= {"generator": generator} if generator is not None else {}
+        self._require_same(made_by)
         asked, failures = self.missing, []
         answered: set[str] = set()
         with progress("generating", len(asked), "queries") as advance:
@@ -104,6 +105,16 @@ class CompletionFile:
         self.missing = [query for query in asked if query.id not in answered]
         self.n_present += len(answered)
         return report
+
+    def _require_same(self, made_by: Mapping[str, str]) -> None:
+        """Compare who answers with who has answered: settings name a model as the caller does."""
+        for number, row in enumerate(self._file.rows, start=1):
+            for key, value in made_by.items():
+                if row.get(key, value) != value:
+                    raise DataError(
+                        f"{self.path}, line {number}: made with the {key} {row[key]!r}, not {value!r}; "
+                        "choose another output"
+                    )
 
     def close(self) -> None:
         """Let others write."""

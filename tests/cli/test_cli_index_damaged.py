@@ -30,7 +30,7 @@ def test_every_command_says_it_in_one_line(
     more = tmp_path / "more.jsonl"
     more.write_text('{"instruction": "a", "response": "b"}\n')
     for command in (
-        ("search", folder, "Why?"), ("pack", folder, "Why?", "--model", tiny_model), ("index", "verify", folder),
+        ("search", folder, "Why?"), ("pack", folder, "Why?", "--tokenizer", tiny_model), ("index", "verify", folder),
         ("index", "info", folder), ("index", "add", folder, "--pool", more), ("serve", folder, "--model", tiny_model),
     ):  # fmt: skip
         run = ragalign(*command)

@@ -191,7 +191,7 @@ def test_wrong_searches_are_refused(
         search(noise, seed=1)
     evaluations = tmp_path / "found" / "evaluations.jsonl"
     evaluations.write_text("nonsense\n" + evaluations.read_text())
-    with pytest.raises(DataError, match=r"evaluations\.jsonl:1: not an evaluation"):
+    with pytest.raises(DataError, match=r"evaluations\.jsonl: line 1 was not written by this command"):
         search(noise)
     (tmp_path / "found" / "search.json").write_text("{")
     with pytest.raises(DataError, match=r"search\.json is damaged"):

@@ -187,7 +187,7 @@ def _problem(values: Mapping[str, Any], where: str = "") -> str:
                 return f"{name} holds a NUL character"
             if not value and key in ("id", "fingerprint", "kind", "factory"):
                 return f"{name} is empty"
-        elif value is not None and not 0 <= value <= _MOST.get(key, _MOST_OF_OTHERS):
+        elif isinstance(value, int) and not 0 <= value <= _MOST.get(key, _MOST_OF_OTHERS):
             return f"{name} is {_brief(value)}, which is out of range"
     return ""
 
