@@ -68,6 +68,7 @@ def inspect(
     from ragalign.pool import word_lengths
 
     pool = load(files, shape, field, on_error, unwrap, metadata)
+    note_unused(pool.report)
     repeated = len(pool.duplicates())
     words = {name: word_lengths(pool.table[name]) for name in ("instruction", "response")}
     if as_json:

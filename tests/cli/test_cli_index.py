@@ -163,3 +163,26 @@ def test_what_is_missing_is_said(ragalign: Command, rows: Path, minilm_folder: P
         run = ragalign("index", *arguments)
         assert (run.returncode, len(run.stderr.splitlines())) == (code, 1), run.stderr
         assert message in run.stderr
+
+
+def test_long_texts_and_unused_fields_are_said(ragalign: Command, minilm_folder: Path, tmp_path: Path) -> None:
+    preamble = "Answer as well as you can. " * 60
+    texts = [*(preamble + letter for letter in "abc"), "short"]
+    lines = (json.dumps({"instruction": text, "output": "a", "score": 1}) + "\n" for text in texts)
+    (tmp_path / "pool.jsonl").write_text("".join(lines))
+    out = tmp_path / "index"
+    run = ragalign("index", "--pool", tmp_path / "pool.jsonl", "--encoder", minilm_folder, "--out", out, "--no-cache")
+    assert run.stderr.count("3 of 4 texts are longer than the 256 tokens of the encoder") == 1
+    assert "pool.jsonl: not part of any demonstration: score (4 rows); kept as metadata" in run.stderr
+    assert "3 of 4 texts are longer than the encoder's 256 tokens" in ragalign("index", "info", out).stdout
+    record = json.loads(ragalign("index", "info", out, "--json").stdout)
+    assert (record["n_truncated"], record["encoder"]["max_tokens"]) == (3, 256)
+    run = ragalign("search", out, preamble)
+    assert run.stderr.count("1 of 1 questions are longer than the 256 tokens of the encoder") == 1
+
+
+def test_a_wrapped_pool_hints_at_unwrap(ragalign: Command, shared_data: Path) -> None:
+    path = shared_data / "pools" / "lima_1k_sharegpt.json"
+    run = ragalign("pool", "inspect", path)
+    assert "1,000 of 1,000 instructions are in the Alpaca prompt template; --unwrap takes them out" in run.stderr
+    assert "--unwrap" not in ragalign("pool", "inspect", path, "--unwrap").stderr

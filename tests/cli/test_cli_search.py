@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import shutil
 import subprocess
@@ -218,3 +220,40 @@ def test_help_has_examples_and_loads_nothing_heavy(ragalign: Command) -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_questions_from_standard_input_under_any_name(
+    ragalign: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"title": "Explain bread.", "context": "Rye.", "note": "n"},
+        {"title": "Explain tax returns.", "context": None},
+        {"title": "zebra"},
+    ]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(content))))
+    run = ragalign("search", folder, "--queries", "-", "--field", "title", "--retriever", "bm25", "-k", "1", "--json")
+    assert [len(found["hits"]) for found in json_lines(run.stdout)] == [1, 1, 0]
+    assert "not part of any question: note (1 row)" in run.stderr
+    assert run.stderr.count("warning: bm25: 1 of 3 questions have no hit") == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    run = ragalign("search", folder, "--queries", "-", "--field", "instruction=title", "--metadata", "note", "--json")
+    assert "not part of any question" not in run.stderr
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    run = ragalign("search", folder, "--queries", "-")
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: standard input:1: no known field holds a question (title, context, note)")
+
+
+def test_rows_of_a_pool_do_not_find_themselves(ragalign: Command, minilm_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Which year is given in the passage?", "context": passage, "response": year}
+        for passage, year in (("The old mill was rebuilt in 1871.", "1871"), ("The bridge fell in 1902.", "1902"))
+    ]
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "index"
+    ragalign("index", "--pool", path, "--encoder", minilm_folder, "--out", out, "--no-cache")
+    run = ragalign("search", out, "--queries", path, "--exclude-self", "--json")
+    ids = Index.open(out).pool.ids
+    assert [[hit["id"] for hit in found["hits"]] for found in json_lines(run.stdout)] == [[ids[1]], [ids[0]]]

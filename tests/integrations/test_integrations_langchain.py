@@ -14,7 +14,7 @@ from fixtures.scripted_server import ScriptedServer
 from ragalign._optional import is_installed
 from ragalign.aligner import Aligner
 from ragalign.encoders import Encoder
-from ragalign.errors import ConfigError, MissingDependencyError
+from ragalign.errors import ConfigError, DataError, MissingDependencyError
 from ragalign.indexes import Index
 from ragalign.integrations.langchain import example_selector
 from ragalign.retrieval import Exclusion, make_retriever
@@ -109,3 +109,10 @@ def test_chat_openai_notices_nothing(service: LiveApp) -> None:
         return "".join([chunk.content async for chunk in chat.astream(messages)])
 
     assert asyncio.run(stream()) == answer.content
+
+
+@needs_core
+@pytest.mark.parametrize("value", [5, None, ["q"], b"q"])
+def test_a_query_that_is_no_text_is_refused_in_one_line(index: Index, value: Any) -> None:
+    with pytest.raises(DataError, match=r"the input variable 'q' must be text, not \w+$"):
+        example_selector(index).select_examples({"q": value})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -213,3 +214,35 @@ def test_long_responses_load_without_multiplying_in_memory(tmp_path: Path, exten
     assert (n, longest) == (40, 5_000_003)
     # A JSON document is one text, which comes on top, and decoding it holds it twice for a moment.
     assert kilobytes * 1024 < (650e6 if extension == "json" else 420e6)
+
+
+def test_unused_fields_and_wrappers_are_counted(tmp_path: Path) -> None:
+    wrapped = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
+        "### Instruction: Add 2 and 3. ### Response:"
+    )
+    rows = [
+        {"instruction": wrapped, "output": "5", "score": 0.5, "text": "", "tags": []},
+        {"instruction": "q", "output": "a", "score": None, "text": "t", "tags": ["x"]},
+        {"instruction": "q", "input": "c", "output": "a", "score": 0},
+    ]
+    path = write(tmp_path, "pool.jsonl", *rows)
+    [file] = Pool.load(path).report.files
+    assert (file.n_wrapped, file.n_unwrapped, file.unused) == (1, 0, {"score": 2, "text": 1, "tags": 1})
+    [file] = Pool.load(path, unwrap=True, metadata=["score"]).report.files
+    assert (file.n_wrapped, file.n_unwrapped, file.unused) == (0, 1, {"text": 1, "tags": 1})
+
+
+def test_compressed_pools(tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "output": "a"} for n in range(3)]
+    contents = {
+        "a.jsonl.gz": "".join(json.dumps(row) + "\n" for row in rows),
+        "b.json.gz": json.dumps(rows),
+        "c.csv.GZ": "instruction,output\n" + "".join(f"q{n},a\n" for n in range(3)),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        assert Pool.load(tmp_path / name).instructions == ["q0", "q1", "q2"]
+    Pool.load(tmp_path / "a.jsonl.gz").save(tmp_path / "d.parquet")
+    (tmp_path / "d.parquet.gz").write_bytes(gzip.compress((tmp_path / "d.parquet").read_bytes()))
+    assert Pool.load(tmp_path / "d.parquet.gz").instructions == ["q0", "q1", "q2"]

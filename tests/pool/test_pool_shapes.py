@@ -49,6 +49,63 @@ def test_shapes_are_recognised(row: dict[str, Any], expected: tuple[str, str, st
     assert parse(row, shape=expected[0]) == parsed
 
 
+@pytest.mark.parametrize("question", ["instruction", "question", "query", "prompt"])
+@pytest.mark.parametrize("passage", ["input", "context", "passage"])
+@pytest.mark.parametrize("answer", ["output", "response", "completion", "answer"])
+@pytest.mark.parametrize("filling", [None, "", " ", float("nan"), []])
+def test_any_question_passage_and_answer(question: str, passage: str, answer: str, filling: object) -> None:
+    others = (
+        "instruction",
+        "query",
+        "input",
+        "context",
+        "passage",
+        "output",
+        "answer",
+        "messages",
+        "history",
+        "system",
+    )
+    row = dict.fromkeys(others, filling) | {question: "q", passage: "c", answer: "a", "topic": "t"}
+    parsed = parse(row)
+    assert (parsed.instruction, parsed.response) == ("q\nc", "a")
+    assert parsed.metadata["topic"] == "t"
+    assert not {question, passage, answer} & parsed.metadata.keys()
+
+
+def test_history_and_system_are_kept() -> None:
+    row = {"instruction": "And in Spain?", "input": "in 1900", "output": "Madrid", "system": "s"}
+    row |= {"history": [["What is the capital of France?", "Paris."]]}
+    parsed = parse(row)
+    assert parsed.instruction == "What is the capital of France?\nParis.\nAnd in Spain?\nin 1900"
+    assert (parsed.response, parsed.metadata, parsed.n_turns) == ("Madrid", {"system_turn": "s"}, 4)
+    assert parse({"conversations": ["q", "a"], "system": "s"}).metadata == {"system_turn": "s"}
+
+
+def test_fields_set_apart_are_no_part_of_the_question() -> None:
+    row = {"question": "q", "context": {"title": "t"}, "answer": "a", "history": "of Rome"}
+    assert RowParser(metadata=["context"]).parse(row).metadata == {"context": {"title": "t"}, "history": "of Rome"}
+    with pytest.raises(BadRowError) as caught:
+        parse(row)
+    assert str(caught.value) == "the field 'context' is an object, not text"
+    assert "--metadata context" in caught.value.advice
+    with pytest.raises(ConfigError, match="'q' cannot be part of a demonstration and metadata"):
+        RowParser("auto", {"instruction": "q"}, ["q"])
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": None, "value": None, "role": "user", "content": "q"}, {"from": "gpt", "value": "a", "role": None}],
+        [{"from": "human", "value": "q", "role": None, "content": None}, {"role": "assistant", "content": "a"}],
+        [{"role": None, "content": None, "from": "human", "value": "q"}, {"role": "model", "from": None, "value": "a"}],
+    ],
+)
+def test_turns_of_mixed_tables(turns: list[dict[str, Any]]) -> None:
+    parsed = parse({"conversations": turns})
+    assert (parsed.instruction, parsed.response) == ("q", "a")
+
+
 def test_texts_are_taken_as_they_are() -> None:
     parsed = parse({"instruction": " q \n", "input": " x ", "output": "\ta\n"})
     assert (parsed.instruction, parsed.response) == (" q \n\n x ", "\ta\n")
