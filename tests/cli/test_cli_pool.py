@@ -89,6 +89,8 @@ def test_inspect_as_json(pool: Callable[..., Run], files: tuple[Path, Path]) -> 
         "n_duplicates": 1,
         "n_multi_turn": 0,
         "n_unwrapped": 0,
+        "n_wrapped": 0,
+        "unused": {},
         "n_skipped": 0,
         "skipped": [],
     }

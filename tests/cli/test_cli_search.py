@@ -197,7 +197,7 @@ def test_encoder_that_is_gone(ragalign: Command, folder: Path, minilm_folder: Pa
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
     assert "encoder cannot be loaded" in run.stderr
-    run = ragalign("search", str(tmp_path / "index"), "bread", "--retriever", "bm25", "--json")
+    run = ragalign("search", str(tmp_path / "index"), "Explain bread", "--retriever", "bm25", "--json")
     assert run.returncode == 0
     assert len(json_lines(run.stdout)[0]["hits"]) == 3
 

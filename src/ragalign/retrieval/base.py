@@ -65,7 +65,7 @@ class Retriever(ABC):
     """
 
     name: ClassVar[str] = "retriever"
-    reason_for_no_hit: ClassVar[str] = "nothing in the pool passes the filter and the exclusion"
+    reason_for_no_hit: ClassVar[str] = "no demonstration passes the filter and the exclusion"
 
     def __init__(self, pool: Pool, space: Space | None = None) -> None:
         """Set up what is shared.
