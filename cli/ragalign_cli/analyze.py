@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ragalign_cli import console, query_options
+from ragalign_cli import console, options, query_options
 from ragalign_cli.help import Command, group
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def shift(
         str,
         typer.Option(help="A file of questions, - for standard input, or a published set's name.", show_default=False),
     ],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
-    ],
+    out: options.OutFolder,
     recipe: Annotated[
         Optional[list[str]],
         typer.Option(
@@ -54,7 +52,7 @@ def shift(
     ] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
+    first: options.First = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     top_k: Annotated[
         Optional[int],
@@ -72,8 +70,10 @@ def shift(
         Optional[Path],
         typer.Option(help='Kinds of tokens of your own: TOML, name = ["regular expression", ...].', show_default=False),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of weights and activations, such as float32.")] = "auto",
+    backend: options.Backend = "auto",
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
     """Find the tokens that a base model would not have written.
@@ -100,6 +100,9 @@ def shift(
     from ragalign.studies.shift.page import kl_note, write_pages
     from ragalign.studies.shift.running import Settings, run
 
+    engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
+    for model in (base, aligned):
+        options.check_model(model, backend, None, engine_options)
     settings = Settings(
         base=base,
         aligned=aligned,
@@ -110,7 +113,7 @@ def shift(
         top_k=_top_k(top_k, backend),
         align_by_text=align_by_text,
         backend=backend,
-        options={"dtype": dtype},
+        options=engine_options,
         categories=DEFAULT_CATEGORIES if categories is None else load_categories(categories),
     )
     asked = [case.query for case in query_options.read_cases(queries, first, field, metadata).cases]

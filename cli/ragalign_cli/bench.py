@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding, query_options
+from ragalign_cli import console, options, query_options
 from ragalign_cli.bench_tables import show, show_expected
-from ragalign_cli.judge_run import judges_of
-from ragalign_cli.report import write_report
+from ragalign_cli.figures import nothing_scored
+from ragalign_cli.judge_run import TokenLimitName, judges_of
 
 if TYPE_CHECKING:
-    from ragalign.bench.running import Run
-    from ragalign.bench.session import Engine
-    from ragalign.judging.base import Verdict
+    from ragalign.bench.benchmark import Benchmark, Judging
     from ragalign.types import Decoding
 
 _INTERRUPTED = 130
@@ -24,101 +21,216 @@ _RECIPES = ("zero-shot", "urial", "ica-random", "ica", "hybrid")
 
 
 def bench(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Completions, verdicts, report.html and report.json; resumed from.")
-    ],
+    out: options.OutFolder,
     recipe: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="NAME", help="A recipe's name, or a TOML file; all packaged ones by default. Repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="A recipe's name, or a TOML file; all packaged ones by default. Repeatable.",
+            rich_help_panel=options.METHOD,
+        ),
     ] = None,
     sweep: Annotated[
-        Optional[Path], typer.Option(metavar="TOML", help="A grid of factors, in place of --recipe.")
+        Optional[Path],
+        typer.Option(
+            metavar="TOML",
+            help="A grid of factors, in place of --recipe.",
+            show_default=False,
+            rich_help_panel=options.METHOD,
+        ),
     ] = None,
-    testbed: Annotated[bool, typer.Option("--testbed", help="The packaged model, pool and queries.")] = False,
-    model: Annotated[
-        Optional[str], typer.Option(help="Folder, GGUF file or hub id of a base model.", show_default=False)
+    index: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="DIR",
+            help="The index to retrieve from; not needed where nothing is retrieved.",
+            show_default=False,
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    pool: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="FILE",
+            help="Or files to index first, into --out. Repeatable.",
+            show_default=False,
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    encoder: Annotated[
+        Optional[str],
+        typer.Option(
+            help="The encoder for --pool; all-MiniLM-L6-v2 by default.",
+            show_default=False,
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    exclude_near: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar="S",
+            help="Also leave out demonstrations this similar to the question (cosine).",
+            show_default=False,
+            rich_help_panel=options.METHOD,
+        ),
     ] = None,
     queries: Annotated[
         Optional[str],
         typer.Option(
-            metavar="NAME|FILE", help="alpaca-eval, mt-bench, just-eval, lima-test, a file, or -.", show_default=False
+            metavar="NAME|FILE",
+            help="A file of questions, or alpaca-eval, mt-bench, just-eval or lima-test.",
+            show_default=False,
+            rich_help_panel=options.QUESTIONS,
         ),
     ] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    first: Annotated[
-        Optional[int], typer.Option(metavar="N", help="Only the first prompts.", show_default=False)
-    ] = None,
-    index: Annotated[
-        Optional[Path], typer.Option(metavar="DIR", help="Where to retrieve from.", show_default=False)
-    ] = None,
-    pool: Annotated[
-        Optional[list[str]],
-        typer.Option(metavar="FILE", help="Or files to index first, into --out. Repeatable.", show_default=False),
-    ] = None,
-    encoder: Annotated[
-        Optional[str], typer.Option(help="What to index --pool with; all-MiniLM-L6-v2 by default.", show_default=False)
-    ] = None,
-    metric: Annotated[
+    first: options.First = None,
+    testbed: Annotated[
+        bool,
+        typer.Option("--testbed", help="The packaged model, pool and questions.", rich_help_panel=options.QUESTIONS),
+    ] = False,
+    model: Annotated[
         Optional[str],
-        typer.Option(metavar="NAME", help="exact-match, or a function as FILE.py:FUNCTION.", show_default=False),
+        typer.Option(help="Folder, GGUF file or hub id of a base model.", show_default=False, rich_help_panel=options.MODEL),
+    ] = None,
+    backend: options.Backend = "auto",
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    n: options.Samples = None,
+    stop: options.Stop = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Of decoding, the same for all recipes.", rich_help_panel=options.DECODING),
+    ] = 0,
+    metric: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="NAME",
+            help="exact-match, or a function as FILE.py:FUNCTION (see above). Repeatable; the first is the headline.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
     judge: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="MODEL[@URL]", help="Who judges; repeat for more.", show_default=False),
+        typer.Option(
+            metavar="MODEL[@URL]",
+            help="Who judges. Repeatable.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
     protocol: Annotated[
-        Optional[str], typer.Option(help="How to judge: ica, alpaca-eval-2, mt-bench, ...", show_default=False)
+        Optional[str],
+        typer.Option(
+            metavar="NAME",
+            help="How to judge: ica, alpaca-eval-2, mt-bench, ...",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
     baseline: Annotated[
         Optional[str],
-        typer.Option(metavar="RECIPE", help="What others are compared with; by default the fixed ones."),
+        typer.Option(
+            metavar="RECIPE",
+            help="What others are compared with; by default the first with fixed demonstrations.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
     reference: Annotated[
         Optional[Path],
-        typer.Option(metavar="FILE", help="Pairwise protocols: answers to compare with, in place of --baseline."),
+        typer.Option(
+            metavar="FILE",
+            help="Pairwise protocols: answers to compare with, in place of --baseline.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
-    fixed: Annotated[
-        Optional[str], typer.Option(metavar="RECIPE", help="What prices are relative to.", show_default=False)
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Rounds to time recipes in; 0 measures no speed.")
-    ] = 5,
     key_env: Annotated[
-        Optional[list[str]], typer.Option(metavar="NAME", help="Variable with the judge's API key.", show_default=False)
+        Optional[list[str]],
+        typer.Option(
+            metavar="NAME",
+            help="Variable with the judge's API key.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
-    max_cost: Annotated[Optional[float], typer.Option(help="Most US dollars for judges.", show_default=False)] = None,
-    exclude_near: Annotated[
+    token_limit: TokenLimitName = "auto",
+    max_cost: Annotated[
         Optional[float],
-        typer.Option(help="Also keep demonstrations this similar to the prompt out (cosine).", show_default=False),
+        typer.Option(
+            metavar="USD", help="Most US dollars for judges.", show_default=False, rich_help_panel=options.EVALUATION
+        ),
     ] = None,
     published: Annotated[
         Optional[Path],
-        typer.Option(metavar="TOML", help="Published results to show beside, with their sources.", show_default=False),
+        typer.Option(
+            metavar="TOML",
+            help="Published results to show beside, with their sources.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
     ] = None,
-    backend: decoding.Backend = "auto",
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
-    max_new_tokens: decoding.MaxNewTokens = None,
-    temperature: decoding.Temperature = None,
-    top_p: decoding.TopP = None,
-    n: decoding.Samples = None,
-    seed: Annotated[int, typer.Option(help="Of decoding, the same for all recipes.")] = 0,
+    fixed: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="RECIPE",
+            help="What prices are relative to.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Rounds to time recipes in; 0 measures no speed.",
+            rich_help_panel=options.EVALUATION,
+        ),
+    ] = 5,
     browse: Annotated[
         Optional[int],
-        typer.Option(metavar="N", min=1, help="List single answers to N prompts only.", show_default=False),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="List single answers to N questions only.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
-    title: Annotated[Optional[str], typer.Option(help="The report's heading.", show_default=False)] = None,
+    title: Annotated[
+        Optional[str],
+        typer.Option(metavar="TEXT", help="The report's heading.", show_default=False, rich_help_panel=options.OUTPUT),
+    ] = None,
     note: Annotated[
         Optional[str],
-        typer.Option(help="A line for the report's head, such as what else kept the machine busy.", show_default=False),
+        typer.Option(
+            metavar="TEXT",
+            help="A line for the report's head, such as what else kept the machine busy.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Compare recipes on the same prompts, for quality, cost and speed.
+    """Compare recipes on the same questions, for quality, cost and speed.
 
-    Interrupted, the same command goes on where it stopped. Without a judge or metric it reports cost and speed,
-    lengths, how answers ended, and which demonstrations were used. A prompt is never its own demonstration.
+    If it is interrupted, run the same command again to continue. Without a metric or judge it reports cost, speed,
+    lengths, how answers ended, and which demonstrations were used. A question is never its own demonstration.
+
+    A metric is a Python function of one record (a dict with id, instruction, messages, response, references,
+    finish_reason, demonstrations, recipe, turn, category and metadata) that returns a number, or None for no score.
+    Where lower is better, say so below it: score.lower_is_better = True.
 
     \b
     Examples:
@@ -132,122 +244,126 @@ def bench(
       ragalign bench --sweep grid.toml --model ./base --index indexes/lima \\
           --queries q.jsonl --metric score.py:score --out sweep
     """
-    from ragalign.bench import session
-    from ragalign.bench.conditions import checked, conditions_of, decoded, guarded
-    from ragalign.bench.expected import expectations
-    from ragalign.bench.figures import named, report_of
+    from ragalign.bench.benchmark import Benchmark
+    from ragalign.bench.conditions import conditions_of
     from ragalign.bench.grid import Grid
-    from ragalign.bench.running import Run
-    from ragalign.bench.scoring import make_scorer
-    from ragalign.bench.testbed import World, world_engine
+    from ragalign.bench.scoring import make_scorers
+    from ragalign.bench.session import Engine, open_indexes
     from ragalign.errors import ConfigError
-    from ragalign.judging.budget import Budget
-    from ragalign.judging.registry import make_protocol
-    from ragalign.judging.runner import RunOptions
-    from ragalign.reports.published import load_published
-    from ragalign.runs import write_json
 
+    console.be_quiet(quiet)
     if (judge is None) != (protocol is None):
         raise ConfigError("judging needs both --judge and --protocol")
     if judge is not None and metric is not None:
         raise ConfigError("give --metric or --judge, not both: the same --out takes the other afterwards")
-    asked = judges_of(judge, key_env or []) if judge else []
-    how = make_protocol(protocol) if protocol else None
+
+    def change(recipe: Decoding) -> Decoding:
+        return options.decoding(
+            recipe, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, n=n, seed=seed, stop=stop
+        )
+
+    notes = (note,) if note else ()
     if testbed:
-        if (
-            model
-            or queries
-            or index
-            or pool
-            or sweep
-            or metric
-            or judge
-            or any((max_new_tokens, temperature, top_p, n))
-        ):
+        given = (model, queries, index, pool, sweep, recipe, metric, judge, max_new_tokens, temperature, top_p, n, stop)
+        if any(given):
             raise ConfigError("--testbed brings all but --out, --first and --backend: leave the other options out")
-        world = World.load(first=first)
-        conditions, cases, indexes = checked(world.conditions()), world.cases, dict(world.indexes)
-        engine, title = world_engine(backend), title or "The testbed: retrieved against fixed demonstrations"
-        baseline, metric = "random", "exact-match"
+        benchmark = Benchmark.of_testbed(
+            out, backend, first=first, title=title, change=change, rounds=rounds, notes=notes
+        )
     else:
         if model is None or queries is None:
             raise ConfigError("a benchmark needs --model and --queries (or --testbed, which brings both)")
-        conditions = Grid.load(sweep).conditions() if sweep else conditions_of(recipe or _RECIPES)
-        cases = query_options.read_cases(queries, first, field, metadata)
-        indexes = session.open_indexes(conditions, index=index, pool=pool or (), encoder=encoder, folder=out)
-        engine = session.Engine(model, backend, tokenizer, context_length)
-
-    scorer = make_scorer(metric) if metric else None
-
-    def change(settings: Decoding) -> Decoding:
-        return decoding.override(
-            settings, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, n=n, seed=seed
+        engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
+        benchmark = Benchmark(
+            out,
+            Grid.load(sweep).conditions() if sweep else conditions_of(recipe or _RECIPES),
+            query_options.read_cases(queries, first, field, metadata),
+            Engine(model, backend, tokenizer, context_length, engine_options),
+            indexes=lambda conditions: open_indexes(
+                conditions, index=index, pool=pool or (), encoder=encoder, folder=out
+            ),
+            scorers=make_scorers(metric or ()),
+            judging=_judging(judge, protocol, key_env, reference, published, max_cost, token_limit),
+            baseline=baseline,
+            fixed=fixed,
+            exclude_near=exclude_near,
+            change=change,
+            rounds=rounds,
+            title=title,
+            notes=notes,
         )
-
-    conditions = guarded(decoded(conditions, change), exclude_near)
-    if baseline is None:
-        baseline = fixed or next((one.name for one in conditions if one.is_fixed), conditions[0].name)
-    run = Run(out, conditions, cases, indexes, model=engine.model, others=engine.settings)
-    for name in (baseline, fixed):
-        named(run, name)  # before an engine starts
-    try:
-        generate(run, engine, rounds=rounds, fixed=fixed)
-    except KeyboardInterrupt:
-        console.note(f"interrupted; what was answered is kept in {run.folder}, and the same command goes on")
-        raise typer.Exit(_INTERRUPTED) from None
-    verdicts: Sequence[Verdict] = ()
-    if scorer is not None:
-        verdicts = session.score(run, scorer)
-    elif how is not None:
-        options = RunOptions(budget=Budget(max_cost=max_cost))
-        done = session.judge(run, how, asked, baseline=baseline, baseline_file=reference, options=options)
-        verdicts = done.verdicts
-        for name, reason in done.stopped.items():
-            console.warning(f"{name}: {reason}")
-    shown = load_published(protocol, published) if protocol else ()
-    report = report_of(
-        run,
-        verdicts,
-        baseline=baseline,
-        fixed=fixed,
-        title=title,
-        facts=session.facts(run, engine),
-        published=shown,
-        notes=(note,) if note else (),
-    )
-    for line in report.notes:
+    answer(benchmark)
+    outcome = benchmark.evaluate()
+    for line in outcome.report.notes:
         console.note(line)
-    assert report.bench is not None  # a run always has one
-    expected = expectations(report.bench, run.answered()) if testbed else []
-    document = report.to_dict() | ({"expected": [one.to_dict() for one in expected]} if testbed else {})
+    judged = outcome.judged
+    if judged is not None:
+        for name, reason in judged.stopped.items():
+            console.warning(f"{name}: {reason}")
+        for line in judged.notes:
+            console.note(line)
     if json:
-        console.print_json(document)
-    else:
-        show(report.bench)
-        show_expected(expected)
-    write_json(out / "report.json", document)
-    write_report(report, out / "report.html", browse)
-    if broken := [one.name for one in expected if not one.holds]:
-        console.error(f"{len(broken)} of {len(expected)} expectations do not hold: {'; '.join(broken)}")
+        console.print_json(outcome.to_dict())
+    elif outcome.report.bench is not None:
+        show(outcome.report.bench)
+        show_expected(outcome.expected)
+    page = benchmark.write(outcome, browse)
+    console.note(f"-> {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if broken := outcome.broken:
+        names = "; ".join(one.name for one in broken)
+        console.error(f"{len(broken)} of {len(outcome.expected)} expectations do not hold: {names}")
+    is_scored = judged is None or any(verdict.is_scored for verdict in judged.verdicts)
+    if judged is not None and not is_scored:
+        console.error(nothing_scored(judged.reasons))
+    if broken or not is_scored:
         raise typer.Exit(console.EXIT_FAILURE)
 
 
-def generate(run: Run, engine: Engine, *, rounds: int, fixed: str | None = None) -> None:
-    """Answer what a run lacks, saying what is going on; failures get a line each."""
-    from ragalign.bench import session
-
-    n_all = sum(len(case.turns) for case in run.cases.cases) * len(run.conditions)
-    n_missing = run.n_missing
-    if n_missing < n_all:
+def answer(benchmark: Benchmark) -> None:
+    """Answer what a benchmark lacks and say how far it is; failures get a line each."""
+    run = benchmark.run
+    n_all, n_missing = benchmark.n_answers, run.n_missing
+    if benchmark.is_answered:
+        console.note(f"all {n_all:,} answers are there already: no engine is needed")
+    elif n_missing < n_all:
         console.note(f"{n_all - n_missing:,} of {n_all:,} answers are there already")
-    failures = session.generate(
-        run,
-        engine,
-        rounds=rounds,
-        fixed=fixed,
-        on_start=lambda: console.note(f"starting the engine for {engine.model} (half a minute on two CPU cores) ..."),
-        on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
-        on_round=lambda number: console.note(f"timing: round {number} of {rounds}" if number else "timing: warming up"),
-    )
+    model, rounds = benchmark.engine.model, benchmark.rounds
+    try:
+        failures = benchmark.answer(
+            on_start=lambda: console.note(f"starting the engine for {model} (half a minute on two CPU cores) ..."),
+            on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
+            on_round=lambda number: console.note(
+                f"timing: round {number} of {rounds}" if number else "timing: warming up"
+            ),
+        )
+    except KeyboardInterrupt:
+        console.note(f"interrupted; all answers so far are in {run.folder}: run the same command again to continue")
+        raise typer.Exit(_INTERRUPTED) from None
     for condition, failure in failures:
         console.error(f"{condition.name}, prompt {failure.query.id}: {failure.error}")
+
+
+def _judging(
+    judges: list[str] | None,
+    protocol: str | None,
+    key_env: list[str] | None,
+    reference: Path | None,
+    published: Path | None,
+    max_cost: float | None,
+    token_limit: TokenLimitName,
+) -> Judging | None:
+    from ragalign.bench.benchmark import Judging
+    from ragalign.judging.budget import Budget
+    from ragalign.judging.registry import make_protocol
+    from ragalign.judging.runner import RunOptions
+    from ragalign.reports.published import load_published
+
+    if not judges or protocol is None:
+        return None
+    return Judging(
+        make_protocol(protocol),
+        tuple(judges_of(judges, key_env or [])),
+        reference,
+        RunOptions(budget=Budget(max_cost=max_cost), token_limit=token_limit),
+        tuple(load_published(protocol, published)),
+    )

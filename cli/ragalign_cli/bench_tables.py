@@ -9,7 +9,7 @@ from ragalign_cli import console
 
 if TYPE_CHECKING:
     from ragalign.bench.expected import Expectation
-    from ragalign.reports.bench_result import Bench, Factor
+    from ragalign.reports.bench_result import Bench, Factor, MetricName
 
 
 def show(bench: Bench) -> None:
@@ -24,19 +24,26 @@ def show(bench: Bench) -> None:
 
 
 def show_quality(bench: Bench) -> None:
-    """The headline metric of every recipe, and its difference from the baseline on the same prompts."""
+    """Every metric of every recipe, and its difference from the baseline on the same prompts; the best is marked."""
+    for metric in bench.metrics:
+        _show_metric(bench, metric)
+
+
+def _show_metric(bench: Bench, metric: MetricName) -> None:
     from ragalign.reports.formats import interval, number, p_value, signed
     from ragalign.reports.markup import with_unit
 
-    unit = bench.unit
-    console.heading(with_unit(bench.label, unit))
-    columns = [("recipe", "left"), (bench.label.lower(), "right"), ("95 % interval", "right")]
+    unit = metric.unit
+    console.heading(with_unit(metric.label, unit))
+    columns = [("recipe", "left"), (metric.label.partition(" (")[0].lower(), "right"), ("95 % interval", "right")]
     columns += [(f"minus {bench.baseline}", "right"), ("paired 95 % interval", "right"), ("p", "right")]
     rows = []
+    best = bench.best_by(metric)
     for one in bench.conditions:
-        quality = one.quality
+        quality = one.by(metric.name)
         estimate, difference = (quality.estimate, quality.difference) if quality else (None, None)
-        row = [one.name, number(estimate.value if estimate else None, unit)]
+        mark = " *" if one.name == best else ""
+        row = [f"{one.name}{mark}", number(estimate.value if estimate else None, unit)]
         row.append(interval(estimate, unit) if estimate else "")
         row += [signed(difference.value, unit), interval(difference, unit)] if difference else ["", ""]
         rows.append([*row, p_value(quality.test.p_value) if quality and quality.test else ""])

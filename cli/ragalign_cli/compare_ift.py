@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding, query_options
+from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
     from ragalign.studies.fine_tuning.figures import BreakEven, Point
@@ -25,9 +25,7 @@ def compare_ift(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the results; an interrupted run in it goes on.", show_default=False)
-    ],
+    out: options.OutFolder,
     pool: Annotated[
         Optional[list[str]],
         typer.Option(metavar="FILE", help="Demonstrations, as for `ragalign index`. Repeatable.", show_default=False),
@@ -59,8 +57,8 @@ def compare_ift(
     encoder: Annotated[Optional[str], typer.Option(help="For --pool.", show_default=False)] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    first: Annotated[Optional[int], typer.Option(help="Take only the first N prompts.", show_default=False)] = None,
-    max_new_tokens: decoding.MaxNewTokens = None,
+    first: options.First = None,
+    max_new_tokens: options.MaxNewTokens = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.")] = 32,
     per_device: Annotated[int, typer.Option(help="Of these, at a time on one device.")] = 4,
@@ -69,8 +67,10 @@ def compare_ift(
     lora_rank: Annotated[int, typer.Option(help="Of adapters.")] = 16,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Train in mixed precision.")] = False,
     optimizer: Annotated[str, typer.Option(help="Of transformers; adafactor takes little memory.")] = "adamw_torch",
-    backend: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of weights and activations in answering.")] = "auto",
+    backend: options.Backend = "auto",
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the fine-tuned models.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
@@ -102,6 +102,8 @@ def compare_ift(
 
     if (index is None) == (not pool):
         raise ConfigError("give either --pool or --index: where the demonstrations are")
+    engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
+    options.check_model(base, backend, None, engine_options)
     settings = Settings(
         base=base,
         recipe=recipe,
@@ -121,7 +123,7 @@ def compare_ift(
         ),
         max_tokens=max_new_tokens,
         backend=backend,
-        options={"dtype": dtype},
+        options=engine_options,
         keep_models=keep_models,
     )
     asked = [case.query for case in query_options.read_cases(queries, first, field, metadata).cases]

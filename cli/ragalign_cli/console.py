@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+
+_quiet = ContextVar("quiet", default=False)
 
 
 def stdout() -> Console:
@@ -35,9 +38,18 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def be_quiet(quiet: bool) -> None:
+    """Whether notes and progress stay away from here to the end of the command."""
+    from ragalign._progress import silent
+
+    _quiet.set(quiet)
+    silent.set(quiet)
+
+
 def note(message: str) -> None:
     """One line on stderr that is no result, such as a count or a next step."""
-    stderr().print(message, markup=False)
+    if not _quiet.get():
+        stderr().print(message, markup=False)
 
 
 def heading(text: str) -> None:

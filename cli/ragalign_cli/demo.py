@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, decoding, prompts
-from ragalign_cli.bench import generate
+from ragalign_cli import console, options, prompts
+from ragalign_cli.bench import answer
 from ragalign_cli.bench_tables import show_costs, show_quality
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def demo(
     ] = None,
     recipe: Annotated[str, typer.Option(help="With --model: a recipe's name, or a TOML file.")] = "ica",
     first: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,
-    backend: decoding.Backend = "auto",
-    context_length: decoding.ContextLength = None,
+    backend: options.Backend = "auto",
+    context_length: options.ContextLength = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --model: most tokens of an answer.")] = 60,
     json: Annotated[
         bool, typer.Option("--json", help="Without --model the figures; with it, a line per question.")
@@ -62,27 +62,21 @@ def demo(
 def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
     """Answer the testbed's questions in four ways; then one of them in full, and the figures."""
     from ragalign.aligner import Aligner
-    from ragalign.bench import session
+    from ragalign.bench.benchmark import Benchmark
     from ragalign.bench.conditions import MAIN
-    from ragalign.bench.figures import report_of
-    from ragalign.bench.running import Run
-    from ragalign.bench.scoring import make_scorer
-    from ragalign.bench.testbed import World, world_engine
 
     console.note("indexing the testbed's 2,000 demonstrations ...")
-    world = World.load(first=n)
-    engine = world_engine(backend)
-    run = Run(folder, world.chosen(_COMPARED), world.cases, world.indexes, model=engine.model, others=engine.settings)
-    generate(run, engine, rounds=3)
-    verdicts = session.score(run, make_scorer("exact-match"))
-    bench = report_of(run, verdicts, baseline="random", title="demo").bench
-    assert bench is not None  # a run always has one
+    benchmark = Benchmark.of_testbed(folder, backend, first=n, names=_COMPARED, rounds=3, title="demo")
+    answer(benchmark)
+    bench = benchmark.evaluate().report.bench
+    assert bench is not None  # a benchmark always has one
     if json:
         console.print_json(bench.to_dict())
         return
+    run = benchmark.run
     [*_, retrieved] = run.conditions
-    case, tokenizer = world.cases.cases[0], engine.load_tokenizer()
-    aligner = Aligner.from_recipe(retrieved.recipe, index=world.indexes[MAIN], tokenizer=tokenizer)
+    case, tokenizer = run.cases.cases[0], benchmark.engine.load_tokenizer()
+    aligner = Aligner.from_recipe(retrieved.recipe, index=run.indexes[MAIN], tokenizer=tokenizer)
     console.heading(case.query.text)
     prompts.show_demonstrations(aligner.pack(case.query.text))
     answers = {one.condition.name: str(one.rows[0][case.id]["response"]) for one in run.answered()}
@@ -95,7 +89,7 @@ def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
     show_quality(bench)
     show_costs(bench)
     console.note(
-        f"{len(world.cases.cases)} questions. Each topic has a style of its own that the model cannot know: it must be "
+        f"{len(run.cases.cases)} questions. Each topic has a style of its own that the model cannot know: it must be "
         "read from demonstrations of the same topic. This shows the pipeline at work, and nothing about real models."
     )
 
@@ -111,7 +105,7 @@ def _questions(
     from ragalign.recipes import Recipe, data_folder
 
     chosen = Recipe.load(recipe)
-    settings = decoding.override(chosen.decoding, max_tokens=max_new_tokens, seed=0)
+    settings = options.decoding(chosen.decoding, max_tokens=max_new_tokens, seed=0)
     pool = Pool.load(data_folder() / "starter.jsonl")
     encoder = Encoder.load()
     Index.build(pool, encoder, show_progress=True).save(folder / "index")

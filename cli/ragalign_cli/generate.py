@@ -1,40 +1,50 @@
-"""`ragalign generate`: a file of queries in, a file of completions out."""
+"""`ragalign generate`: a file of questions in, a file of completions out."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ragalign_cli import console, decoding, query_options
+from ragalign_cli import console, options, query_options
 
 
 def generate(
-    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
-    model: decoding.Model,
-    queries: Annotated[Path, typer.Option(help=query_options.QUERIES_HELP)],
-    out: Annotated[Path, typer.Option(help="JSON Lines; appended to, and resumed by id.")],
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    model: options.Model,
+    queries: options.Queries,
+    out: options.OutFile,
+    index: options.Index = None,
+    recipe: options.RecipeName = "ica",
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    backend: decoding.Backend = "auto",
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
-    max_new_tokens: decoding.MaxNewTokens = None,
-    temperature: decoding.Temperature = None,
-    top_p: decoding.TopP = None,
-    seed: decoding.Seed = None,
-    n: decoding.Samples = None,
+    first: options.First = None,
+    system: options.System = None,
+    backend: options.Backend = "auto",
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = None,
+    n: options.Samples = None,
+    stop: options.Stop = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Answer a file of queries. Interrupted, it goes on where it stopped.
+    """Answer a file of questions.
+
+    If it is interrupted, run the same command again to continue. DIR is needed only by recipes that retrieve.
 
     \b
     Examples:
       ragalign generate indexes/lima --recipe ica \\
           --model meta-llama/Llama-2-13b-hf --queries q.jsonl --out a.jsonl
+      ragalign generate --recipe urial --model ./llama-2-13b \\
+          --queries - --first 100 --out a.jsonl < q.jsonl
       ragalign generate indexes/lima --model llama-2-13b --tokenizer ./llama-2 \\
           --backend http://localhost:8000/v1 --queries q.jsonl --out a.jsonl
     """
@@ -43,19 +53,31 @@ def generate(
     from ragalign.indexes import Index
     from ragalign.recipes import Recipe
 
-    asked = query_options.read(queries, field, metadata)
+    console.be_quiet(quiet)
     chosen = Recipe.load(recipe)
-    settings = decoding.override(
-        chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n
+    settings = options.decoding(
+        chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n, stop=stop
     )
-    opened = Index.open(index) if chosen.retriever.name != "none" else None
+    options.check_index(index, chosen, "generate")
+    asked = options.with_system(options.first_of(query_options.read(queries, field, metadata), first), system)
+    opened = Index.open(index) if index is not None and chosen.retriever.name != "none" else None
+    engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     others = {"backend": backend, "tokenizer": tokenizer, "context_length": context_length}
+    if dtype is not None:
+        others["dtype"] = dtype
     # The file is claimed and checked before the engine starts.
     with CompletionFile(out, asked, generation_settings(chosen, settings, model, opened, **others)) as file:
         start = time.perf_counter()
         if file.missing:
+            options.check_model(model, backend, context_length, engine_options)
             with Aligner.from_recipe(
-                chosen, index=opened, model=model, backend=backend, tokenizer=tokenizer, context_length=context_length
+                chosen,
+                index=opened,
+                model=model,
+                backend=backend,
+                tokenizer=tokenizer,
+                context_length=context_length,
+                **engine_options,
             ) as aligner:
                 start = time.perf_counter()
                 report = file.generate(aligner, decoding=settings)
@@ -67,6 +89,8 @@ def generate(
     if json:
         counts = {"n_written": report.n_written, "n_present": report.n_present, "n_failed": len(report.failures)}
         console.print_json(counts | {"seconds": round(seconds, 3), "out": str(out)})
+    elif report.n_present == len(asked):
+        console.note(f"nothing left to do: all {report.n_present:,} answers are in {out}")
     else:
         present = f", {report.n_present:,} were there already" if report.n_present else ""
         console.note(f"{report.n_written:,} completions in {seconds:.1f} s -> {out}{present}")

@@ -9,6 +9,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.figures import figures_record, nothing_scored, show_figures
+from ragalign_cli.options import EVALUATION
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 _EXIT_INTERRUPTED = 130
 _CACHE = "replies.sqlite"
+
+TokenLimitName = Annotated[
+    Literal["auto", "max_tokens", "max_completion_tokens"],
+    typer.Option(
+        help="What requests to judges call the limit on new tokens; auto learns it from the server.",
+        rich_help_panel=EVALUATION,
+    ),
+]
 
 
 def run(
@@ -42,10 +51,7 @@ def run(
     tokens_per_minute: Annotated[int | None, typer.Option(help="Most tokens per minute, per judge.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds before a request is given up and repeated.")] = 120.0,
     tries: Annotated[int, typer.Option(help="How often to ask until a reply can be read.")] = 1,
-    token_limit: Annotated[
-        Literal["auto", "max_tokens", "max_completion_tokens"],
-        typer.Option(help="What requests call the limit on new tokens; auto learns it from the server."),
-    ] = "auto",
+    token_limit: TokenLimitName = "auto",
     max_cost: Annotated[float | None, typer.Option(help="Most US dollars to spend.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Most requests to send, repetitions included.")] = None,
     prices: Annotated[Path | None, typer.Option(help="TOML with prices of your own.")] = None,

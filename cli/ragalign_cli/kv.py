@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, options
 from ragalign_cli.help import group
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 @app.command()
 def build(
     index: Folder,
-    model: decoding.Model,
+    model: options.Model,
     recipe: RecipeName = "reuse",
-    backend: decoding.Backend = "auto",
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
+    backend: options.Backend = "auto",
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
     dtype: Dtype = "auto",
     precision: Annotated[
         Literal["model", "int8", "fp8"], typer.Option(help="How numbers are kept; int8 and fp8 take half the space.")
@@ -134,14 +134,14 @@ def verify(place: Place, json: Json = False) -> None:
 @app.command()
 def check(
     index: Folder,
-    model: decoding.Model,
+    model: options.Model,
     queries: Annotated[
         Path, typer.Option(help="JSON Lines with `id`, `instruction` and `reference`.", show_default=False)
     ],
     recipe: RecipeName = "reuse",
-    backend: decoding.Backend = "auto",
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
+    backend: options.Backend = "auto",
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
     dtype: Dtype = "auto",
     first: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Take the first N queries.", show_default=False)

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from contextvars import copy_context
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -98,7 +99,8 @@ def main() -> None:
     console.show_log("ragalign.models")
     arguments = sys.argv[1:]
     try:
-        code = app(arguments, prog_name="ragalign", standalone_mode=False)
+        # In a context of its own, so that what one run sets, such as quietness, ends with it.
+        code = copy_context().run(app, arguments, prog_name="ragalign", standalone_mode=False)
     except UsageError as error:
         if asks_for_help(error):
             typer.echo(error.format_message(), err=True)

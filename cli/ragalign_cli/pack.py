@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, prompts, query_options
+from ragalign_cli import console, options, prompts, query_options
 
 _BATCH = 1024
 
 
 def pack(
-    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.")],
-    question: Annotated[Optional[str], typer.Argument(help="One question, instead of --queries.")] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
-    tokenizer: Annotated[
+    index: options.Index = None,
+    text: Annotated[
         Optional[str],
-        typer.Option(help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False),
+        typer.Argument(metavar="[QUESTION]", help="One question, instead of --queries.", show_default=False),
     ] = None,
-    queries: Annotated[
-        Optional[Path],
-        typer.Option(help=query_options.QUERIES_HELP, show_default=False),
-    ] = None,
+    question: options.Question = None,
+    queries: options.OptionalQueries = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    context_length: Annotated[
-        Optional[int],
-        typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
+    first: options.First = None,
+    system: options.System = None,
+    recipe: options.RecipeName = "ica",
+    tokenizer: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False, rich_help_panel=options.MODEL
+        ),
     ] = None,
+    context_length: options.ContextLength = None,
     show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
 ) -> None:
     """Show packed prompts: what was used, what was dropped and why, and token counts.
+
+    DIR is needed only by recipes that retrieve.
 
     \b
     Examples:
@@ -41,20 +44,27 @@ def pack(
           --tokenizer meta-llama/Llama-2-13b-hf --show
       ragalign pack indexes/lima --recipe ica --tokenizer ./llama-2 \\
           --queries queries.jsonl --json
+      ragalign pack --recipe urial --question "How do brain cells move?" \\
+          --tokenizer ./llama-2
     """
     from ragalign.aligner import Aligner
     from ragalign.errors import BudgetError, ConfigError
+    from ragalign.recipes import Recipe
     from ragalign.types import Query, Turn
 
     if tokenizer is None:
         raise ConfigError("give --tokenizer: the folder or hub id of the model's tokenizer")
-    if (question is None) == (queries is None):
+    chosen = Recipe.load(recipe)
+    options.check_index(index, chosen, "pack")
+    single = options.one_question(text, question)
+    if (single is None) == (queries is None):
         raise ConfigError("give either a question or --queries FILE")
-    if question is not None:
-        asked = [Query("0", (Turn("user", question),))]
+    if single is not None:
+        asked = [Query("0", (Turn("user", single),))]
     else:
-        asked = query_options.read(queries or Path(), field, metadata)
-    aligner = Aligner.from_recipe(recipe, index=index, tokenizer=tokenizer, context_length=context_length)
+        asked = query_options.read(queries or "-", field, metadata)
+    asked = options.with_system(options.first_of(asked, first), system)
+    aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
     failed = False
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]

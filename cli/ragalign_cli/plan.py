@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, query_options
+from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
     from ragalign.planning import Point
@@ -34,6 +34,7 @@ def plan(
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
+    first: options.First = None,
     floor: Annotated[
         Optional[list[float]],
         typer.Option(help="A floor on relevance kept, 0 to 1; may be given again.", show_default=False),
@@ -92,7 +93,7 @@ def plan(
     settings = default_settings(base, tuple(floor or FLOORS))
     # The widest strategy decides how much is retrieved.
     chosen = replace(chosen, planner=settings[-1])
-    asked = query_options.read(queries, field, metadata)
+    asked = options.first_of(query_options.read(queries, field, metadata), first)
     aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
     capacity = None if cache_tokens is None else max(1, cache_tokens // base.block_size)
     points: list[Point] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.options import QUESTIONS
 from ragalign_cli.pool_options import counted, named_fields
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ QuestionFields = Annotated[
         metavar="[FIELD=]NAME",
         help="The rows' own name of the question, or of input, system, history, conversations or id. Repeatable.",
         show_default=False,
+        rich_help_panel=QUESTIONS,
     ),
 ]
 Metadata = Annotated[
     list[str] | None,
     typer.Option(
-        "--metadata", metavar="NAME", help="A field that is no part of a question. Repeatable.", show_default=False
+        "--metadata",
+        metavar="NAME",
+        help="A field that is no part of a question. Repeatable.",
+        show_default=False,
+        rich_help_panel=QUESTIONS,
     ),
 ]
 

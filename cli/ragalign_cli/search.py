@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragalign_cli import console, query_options
+from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
     from ragalign.retrieval import Retriever
@@ -29,6 +29,7 @@ def search(
     queries: Annotated[Path | None, typer.Option(help=query_options.QUERIES_HELP, show_default=False)] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
+    first: options.First = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many demonstrations per query.")] = 10,
     retriever: Annotated[
         str, typer.Option(metavar="NAME", help="dense, bm25, hybrid, mmr, dpp, rerank, random or fixed.")
@@ -96,7 +97,7 @@ def search(
     if text is not None:
         asked = [Query("1", (Turn("user", _checked(text)),))]
     else:
-        asked = query_options.read(queries or Path(), field, metadata)
+        asked = options.first_of(query_options.read(queries or Path(), field, metadata), first)
     found = make_retriever(retriever, Index.open(index), **options)
     results: list[list[Hit]] = []
     with progress("searching", len(asked), "queries") as advance:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ragalign_cli import console, decoding, query_options
+from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
     from ragalign.studies.selection import Selection
@@ -17,10 +16,10 @@ _INTERRUPTED = 130
 
 def select(
     pool: Annotated[list[str], typer.Option(metavar="FILE", help="Where candidates come from. Repeatable.")],
-    queries: Annotated[str, typer.Option(metavar="NAME|FILE", help="Development prompts; some are held out.")],
-    model: decoding.Model,
+    queries: options.PromptSet,
+    model: options.Model,
     metric: Annotated[str, typer.Option(metavar="NAME", help="exact-match, or a function as FILE.py:FUNCTION.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="recipe.toml, constants.jsonl, evaluations; resumed from.")],
+    out: options.OutFolder,
     recipe: Annotated[str, typer.Option(help="What to begin with: a recipe with constant demonstrations.")] = "urial",
     add: Annotated[int, typer.Option(help="Most demonstrations to add.")] = 3,
     candidates: Annotated[int, typer.Option(help="How many of the pool are tried, drawn with the seed.")] = 20,
@@ -28,21 +27,23 @@ def select(
     held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
-    first: Annotated[
-        Optional[int], typer.Option(metavar="N", help="Only the first prompts.", show_default=False)
-    ] = None,
-    backend: decoding.Backend = "auto",
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
-    max_new_tokens: decoding.MaxNewTokens = None,
-    temperature: decoding.Temperature = None,
+    first: options.First = None,
+    backend: options.Backend = "auto",
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
     seed: Annotated[int, typer.Option(help="Of decoding, of the candidates, and of what is held out.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Add the best 4th, 5th and 6th constant demonstration by a metric, and check on prompts held out.
 
     Every round measures each candidate after those chosen so far, and keeps the best. The difference between what the
-    search gained on its own prompts and on those held out is its optimism. Interrupted, the same command goes on.
+    search gained on its own prompts and on those held out is its optimism. If it is interrupted, run
+    the same command again to continue.
 
     \b
     Examples:
@@ -61,11 +62,12 @@ def select(
     from ragalign.tokenization import Tokenizer
     from ragalign.types import Generator
 
-    options = SearchOptions(add, candidates, max_evaluations, held_out, seed)
+    limits = SearchOptions(add, candidates, max_evaluations, held_out, seed)
     scorer = make_scorer(metric)
     begin = Recipe.load(recipe)
-    changed = decoding.override(begin.decoding, max_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    engine = Engine(model, backend, tokenizer, context_length)
+    changed = options.decoding(begin.decoding, max_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    engine = Engine(model, backend, tokenizer, context_length, options.engine(dtype, tensor_parallel, gpu_memory))
+    engine.check()
     search = Search(
         out,
         replace(begin, decoding=changed),
@@ -73,7 +75,7 @@ def select(
         query_options.read_cases(queries, first, field, metadata),
         scorer,
         model=model,
-        options=options,
+        options=limits,
         others=engine.settings,
     )
     generators: list[Generator] = []
@@ -87,7 +89,7 @@ def select(
     try:
         found = search.run(start, on_evaluation=lambda n, most: console.note(f"set {n} of at most {most}"))
     except KeyboardInterrupt:
-        console.note(f"interrupted; what was measured is kept in {out}, and the same command goes on")
+        console.note(f"interrupted; what was measured is kept in {out}, and run the same command again to continue")
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         for generator in generators:

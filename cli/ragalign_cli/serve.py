@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ragalign_cli import console, decoding
+from ragalign_cli import console, options
 
 if TYPE_CHECKING:
     from ragalign.aligner import Aligner
@@ -34,19 +34,20 @@ def serve(
     recipe: Annotated[str, typer.Option(help="The recipe that the bare model name selects.")] = "ica",
     also: Annotated[
         Optional[list[str]],
-        typer.Option(help="Another recipe to serve, as NAME:RECIPE; repeatable. By default all packaged ones."),
+        typer.Option(help="Another recipe to serve. Repeatable; all packaged ones by default."),
     ] = None,
     name: Annotated[Optional[str], typer.Option(help="The model's name for clients.", show_default=False)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    tokenizer: decoding.Tokenizer = None,
-    context_length: decoding.ContextLength = None,
+    tokenizer: options.Tokenizer = None,
+    context_length: options.ContextLength = None,
     store: Annotated[
         Optional[Path],
         typer.Option(help="Folder of kept keys and values; DIR.kv/RECIPE-MODEL by default.", show_default=False),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights and activations, such as bfloat16.")] = "auto",
-    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share the model.")] = 1,
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
     api_keys: Annotated[
         Optional[Path], typer.Option(help="File of API keys, one a line; also RAGALIGN_API_KEYS.", show_default=False)
     ] = None,
@@ -111,6 +112,13 @@ def serve(
     )
     if host not in _LOOPBACK and not settings.api_keys:
         console.warning(f"listening on {host} without API keys: anyone who can connect can use it")
+    engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
+    if upstream and engine_options:
+        raise ConfigError(
+            "--dtype, --tensor-parallel and --gpu-memory are for an engine of this process, not --upstream"
+        )
+    if model is not None and not upstream:
+        options.check_model(model, "vllm", context_length, engine_options)
     recipes = _recipes(recipe, also, has_index=index is not None)
     store = _store(store, index, recipes, model, own_engine=not upstream)
     loader = _Loader(index, recipes, store)
@@ -129,10 +137,9 @@ def serve(
         generator = AsyncVllmGenerator(
             model or "",
             tokenizer=tokenizer,
-            dtype=dtype,
             max_model_len=context_length,
-            tensor_parallel_size=tensor_parallel,
             kv_transfer_config=_connector(store, recipes),
+            **engine_options,
         )
         tokenizer = tokenizer or model
     try:

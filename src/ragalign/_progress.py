@@ -1,18 +1,32 @@
-"""Progress bars: Rich on stderr, silent when stderr is not a terminal."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a plain line a minute."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+# Seconds between two lines where there is no terminal, such as in a log file.
+INTERVAL_S = 60.0
+
+silent: ContextVar[bool] = ContextVar("silent", default=False)
+"""Whether to show nothing at all."""
 
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """A bar for long work; the block calls the yielded function with the number of units just done."""
+    """Show how far long work is; the block calls the yielded function with the number of units just done."""
+    if silent.get():
+        yield lambda done: None
+        return
+    if not sys.stderr.isatty():
+        yield PlainProgress(description, total, unit).advance
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,13 +36,52 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
     )
     # Rich would send what is printed meanwhile to the bar's terminal, results in a redirected stdout included.
     bars = Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not console.is_terminal,
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     )
     with bars as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, advance=done)
+
+
+class PlainProgress:
+    """Lines such as ``generating: 1,200 of 5,000 queries (24 %), about 12 min left``.
+
+    The first comes after a minute: work that takes less says nothing.
+
+    Args:
+        description: what is done.
+        total: units in all; None if that is not known.
+        unit: their name, in the plural.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, description: str, total: int | None, unit: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._description, self._total, self._unit, self._clock = description, total, unit, clock
+        self._started = self._shown = clock()
+        self._n_done = 0
+
+    def advance(self, done: int) -> None:
+        """Take in units that were done, and print a line where one is due."""
+        self._n_done += done
+        now = self._clock()
+        if now - self._shown >= INTERVAL_S:
+            self._shown = now
+            print(self._line(now - self._started), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        unit = f" {self._unit}" if self._unit else ""
+        if not self._total:
+            return f"{self._description}: {self._n_done:,}{unit} after {_duration(seconds)}"
+        line = f"{self._description}: {self._n_done:,} of {self._total:,}{unit} ({self._n_done / self._total:.0%})"
+        if 0 < self._n_done < self._total:
+            line += f", about {_duration(seconds * (self._total / self._n_done - 1))} left"
+        return line
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -102,7 +102,7 @@ def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ..
 
     again = ragalign(*arguments, "--out", out, "--metric", "exact-match")
     assert again.returncode == 0, again.stderr
-    assert "12 of 12 answers are there already" in again.stderr
+    assert "all 12 answers are there already: no engine is needed" in again.stderr
     assert "starting the engine" not in again.stderr
     assert "Exact match" in again.stdout
     assert "paired 95 % interval" in again.stdout
@@ -144,6 +144,17 @@ def picky(record):
 
 def silent(record):
     return None
+
+def errors(record):
+    return len(record["response"])
+
+errors.lower_is_better = True
+
+def two(response, reference):
+    return 1.0
+
+async def later(record):
+    return 1.0
 """
 
 
@@ -165,6 +176,45 @@ def test_a_metric_of_ones_own(ragalign: Command, arguments: tuple[object, ...], 
     assert silent.returncode == 1
     assert "the metric 'silent' scored no answer; the first reason: the metric gave no score" in silent.stderr
     assert len(silent.stderr.splitlines()) == 2
+
+
+def test_several_metrics_with_a_direction_each(
+    ragalign: Command, arguments: tuple[object, ...], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "score.py", tmp_path / "out"
+    file.write_text(METRICS)
+    names = repeated("--metric", [f"{file}:errors", f"{file}:words", f"{file}:picky"])
+    run = ragalign(*arguments, "--rounds", "0", "--out", out, *names, "--json")
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    bench = report["bench"]
+    assert [(one["name"], one["lower_is_better"]) for one in bench["metrics"]] == [
+        ("errors", True), ("words", False), ("picky", False),
+    ]  # fmt: skip
+    values = {
+        name: {one["name"]: one["qualities"][name]["estimate"]["value"] for one in bench["conditions"]}
+        for name in ("errors", "words", "picky")
+    }
+    assert values["errors"][bench["best"]["errors"]] == min(values["errors"].values())
+    assert values["words"][bench["best"]["words"]] == max(values["words"].values())
+    # What one metric cannot score, the others do.
+    assert {one["qualities"]["picky"]["estimate"]["n"] for one in bench["conditions"]} == {1}
+    assert {one["qualities"]["errors"]["estimate"]["n"] for one in bench["conditions"]} == {3}
+    [comparison] = report["comparisons"]
+    ranked = [one["name"] if "name" in one else one["model"] for one in comparison["models"]]
+    assert [values["errors"][name] for name in ranked] == sorted(values["errors"].values())
+    for one in comparison["differences"]:
+        test, pair = one["sign_test"], (one["n_better"], one["n_worse"])
+        signs = (test["n_positive"], test["n_negative"])
+        assert pair == (signs[::-1] if one["metric"] == "errors" else signs)
+    assert {one["metric"] for one in comparison["differences"]} == {"errors", "words", "picky"}
+    # The direction is in the verdicts, so another report of them has it too.
+    again = ragalign("report", out / "judged" / "verdicts.jsonl", "--json")
+    [other] = json.loads(again.stdout)["comparisons"]
+    assert other["metrics"] == comparison["metrics"]
+    shown = ragalign(*arguments, "--rounds", "0", "--out", out, *names).stdout
+    assert "Errors (lower is better)" in shown
+    assert f"{bench['best']['errors']} *" in shown
 
 
 def test_a_sweep_has_a_plot_per_factor(
@@ -239,18 +289,29 @@ def test_a_pool_is_indexed_first(
         (("--queries", "magic.jsonl"), 1, "magic.jsonl"),
         (("--metric", "beauty"), 2, "no metric 'beauty': use exact-match"),
         (("--metric", "nowhere.py:score"), 2, "there is no file nowhere.py with a metric"),
+        (("--metric", "{score}:two"), 2, "score.py:two has the signature (response, reference); a metric takes one"),
+        (("--metric", "{score}:later"), 2, "score.py:later is asynchronous"),
+        (("--metric", "{score}:nosuch"), 2, "has no function 'nosuch'"),
+        (("--metric", "exact-match", "--metric", "exact-match"), 2, "the metric exact-match is given twice"),
+        (("--model", "./nowhere"), 2, "there is no model folder ./nowhere"),
+        (("--backend", "magic"), 2, "no generator 'magic'"),
+        (("--tensor-parallel", "2"), 2, "the transformers generator has no option 'tensor_parallel_size'"),
+        (("--baseline", "magic"), 2, "no recipe of this run is called 'magic'"),
+        (("--judge", "x", "--protocol", "magic"), 2, "magic"),
         (("--judge", "gpt-4.1"), 2, "judging needs both --judge and --protocol"),
         (("--judge", "x", "--protocol", "ica", "--metric", "exact-match"), 2, "give --metric or --judge, not both"),
         (("--pool", "q.jsonl"), 2, "give an index or a pool, not both"),
         (("--sweep", "nowhere.toml"), 2, "nowhere.toml"),
         (("--testbed",), 2, "--testbed brings all but"),
         (("--temperature", "9"), 2, "temperature must be a number"),
-        (("--first", "0"), 2, "at least one prompt is needed"),
+        (("--first", "0"), 2, "'--first'"),
     ],
 )
 def test_wrong_options_get_one_line_and_no_folder(
     ragalign: Command, arguments: tuple[object, ...], more: tuple[str, ...], code: int, message: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "score.py").write_text(METRICS)
+    more = tuple(one.format(score=tmp_path / "score.py") for one in more)
     run = ragalign(*arguments, *more, "--out", tmp_path / "out")
     assert run.returncode == code
     assert message in run.stderr
@@ -299,7 +360,7 @@ def test_ctrl_c_keeps_what_was_answered(ragalign: Command, arguments: tuple[obje
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "the same command goes on" in errors
+    assert "run the same command again to continue" in errors
     run = ragalign(*command, "--json")
     assert run.returncode == 0, run.stderr
     assert "answers are there already" in run.stderr

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.command import Command
 
+from ragalign.aligner import Aligner
 from ragalign.runs import OutputFile
 
 DECODING = ("--backend", "transformers", "--max-new-tokens", "8", "--temperature", "0")
@@ -115,10 +117,107 @@ def test_one_question_as_json(ragalign: Command, starter_index: Path, tiny_model
 def test_a_conversation_goes_on_from_turn_to_turn(
     ragalign: Command, starter_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\nAnd then?\n/new\nBye\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\nAnd then?\n/reset\nBye\n\n"))
     run = ragalign("chat", starter_index, "--model", tiny_model, *DECODING)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) >= 3
+
+
+def test_commands_are_obeyed_and_not_sent_to_the_model(
+    ragalign: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[tuple[str, str]]] = []
+    stream = Aligner.stream
+
+    def noted(self: Aligner, messages: Any, **options: Any) -> Any:
+        asked.append([(turn.role, turn.content) for turn in messages])
+        return stream(self, messages, **options)
+
+    monkeypatch.setattr(Aligner, "stream", noted)
+    typed = ["/help", "/show", "/sytem x", "/system Be brief.", "Hello?", "//etc is what?", " /tmp?", "/show", "/reset"]
+    typed += ["Bye?", "/system", "Really?", "/exit", "never"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed) + "\n"))
+    run = ragalign("chat", "--recipe", "zero-shot", "--model", tiny_model, *DECODING)
+    assert run.returncode == 0, run.stderr
+    assert [[text for role, text in turns if role == "user"] for turns in asked] == [
+        ["Hello?"], ["Hello?", "/etc is what?"], ["Hello?", "/etc is what?", "/tmp?"], ["Bye?"], ["Bye?", "Really?"],
+    ]  # fmt: skip
+    assert [[text for role, text in turns if role == "system"] for turns in asked] == [["Be brief."]] * 4 + [[]]
+    for name in ("/help", "/system", "/reset", "/show", "/exit"):
+        assert name in run.stdout
+    assert "nothing has been asked yet" in run.stderr
+    assert "no command /sytem: there are /help, /system, /reset, /show, /exit" in run.stderr
+    # /show printed the prompt of the third question, with the whole conversation.
+    assert "/tmp?" in run.stdout
+
+
+def test_no_index_where_nothing_is_retrieved(
+    ragalign: Command, tiny_model: Path, queries: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.jsonl"
+    arguments = ("generate", "--recipe", "zero-shot", "--model", tiny_model, "--queries", queries, "--out", out)
+    run = ragalign(*arguments, "--first", "2", "--system", "Be brief.", "--stop", "zzz", *DECODING, "--quiet")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(out.read_text().splitlines()) == 2
+    run = ragalign(
+        "chat", "--recipe", "zero-shot", "--question", "hi", "--model", tiny_model, *DECODING, "--json", "--quiet"
+    )
+    assert json.loads(run.stdout)["prompt"]["demonstrations"] == []
+    packed = ragalign("pack", "--recipe", "zero-shot", "--question", "hi", "--tokenizer", tiny_model, "--json")
+    assert "hi" in json.loads(packed.stdout)["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("chat", "--recipe", "zero-shot", "hi"), "'hi' is not an index: there is no such folder; the recipe"),
+        (("chat", "--recipe", "zero-shot", "hi"), "--question asks a single question: --question 'hi'"),
+        (("chat", "hi"), "'hi' is not an index: there is no such folder; build one with `ragalign index"),
+        (("chat",), "the recipe 'ica' retrieves demonstrations: give the folder of an index"),
+        (("chat", "{index}", "q", "--question", "q"), "give the question once"),
+        (("chat", "{index}", "--model", "./nowhere"), "there is no model folder ./nowhere"),
+        (
+            ("chat", "{index}", "--gpu-memory", "0.5"),
+            "the transformers generator has no option 'gpu_memory_utilization'",
+        ),
+        (("generate", "--queries", "{queries}", "--out", "{folder}/a"), "the recipe 'ica' retrieves demonstrations"),
+        (
+            ("generate", "{index}", "--queries", "{queries}", "--out", "{folder}"),
+            "is a folder; give the name of a file",
+        ),
+        (("generate", "{index}", "--queries", "{queries}", "--out", "{queries}/a"), "is not a folder"),
+        (("generate", "{index}", "--queries", "{queries}", "--out", "{folder}/a", "--first", "0"), "'--first'"),
+        (("bench", "--queries", "{queries}", "--out", "{queries}"), "is a file; give the name of a folder"),
+    ],
+)
+def test_what_can_be_checked_is_checked_at_once(
+    ragalign: Command,
+    starter_index: Path,
+    tiny_model: Path,
+    queries: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    places = {"index": starter_index, "queries": queries, "folder": tmp_path}
+    given = [one.format(**places) for one in arguments]
+    model = () if "--model" in given else ("--model", tiny_model)
+    run = ragalign(*given, *model, "--backend", "transformers")
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_what_is_finished_needs_no_engine(
+    ragalign: Command, starter_index: Path, tiny_model: Path, queries: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.jsonl"
+    arguments = ("generate", starter_index, "--model", tiny_model, "--queries", queries, "--out", out, "--first", "1")
+    assert ragalign(*arguments, *DECODING).returncode == 0
+    started = time.monotonic()
+    again = ragalign(*arguments, *DECODING)
+    assert f"nothing left to do: all 1 answers are in {out}" in again.stderr
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,21 @@ def test_it_takes_the_steps_of_brute_force(search: Callable[..., Search], start:
     assert found.held_out_gain.value == pytest.approx(best - worth([BEGUN.id]))
 
 
+def test_where_lower_is_better_it_takes_the_mirrored_steps(
+    search: Callable[..., Search], start: Any, recipe: Recipe, cases: Cases, tmp_path: Path
+) -> None:
+    higher = search(lambda record: worth(record["demonstrations"])).run(start)
+    scorer = Scorer("score", lambda record: -worth(record["demonstrations"]), lower_is_better=True)
+    options = SearchOptions(candidates=5, add=3)
+    lower = Search(tmp_path / "lower", recipe, POOL, cases, scorer, model="tiny", options=options).run(start)
+    assert [step.added for step in lower.steps] == [step.added for step in higher.steps]
+    assert [step.score for step in lower.steps] == pytest.approx([-step.score for step in higher.steps])
+    # A gain is an improvement, whichever way the metric points.
+    assert lower.held_out_gain.value == pytest.approx(higher.held_out_gain.value)
+    assert lower.held_out_gain.low == pytest.approx(higher.held_out_gain.low)
+    assert lower.search_gain.value > 0
+
+
 def test_the_held_out_check_reports_the_optimism_of_noise(search: Callable[..., Search], start: Any) -> None:
     made = search(noise)
     found = made.run(start)

@@ -12,7 +12,7 @@ from ragalign.bench.timing import read_timings
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Verdict
 from ragalign.pool import Pool
-from ragalign.reports.bench_result import Bench, Factor, Level, Measured, Quality, varying
+from ragalign.reports.bench_result import Bench, Factor, Level, Measured, MetricName, Quality, varying
 from ragalign.reports.costs import Costs
 from ragalign.reports.published import Published
 from ragalign.reports.report import Comparison, Report
@@ -65,15 +65,24 @@ def report_of(
     if timings is not None and fixed is not None:
         timings = replace(timings, base=fixed)
     costs = costs_of(answered, run.cases, known, timings)
-    headline = comparison.metrics[0] if comparison is not None and comparison.metrics else None
+    shown = [one for one in comparison.metrics if one.is_computed] if comparison is not None else []
+    shown = shown or (list(comparison.metrics[:1]) if comparison is not None else [])
     bench = Bench(
         facts=facts or {},
-        label=headline.label if headline else "",
-        unit=headline.unit if headline else "",
+        metrics=tuple(MetricName(one.name, one.label, one.unit, one.lower_is_better) for one in shown),
         baseline=baseline,
         fixed=fixed,
         conditions=tuple(
-            Measured(one.name, costs[one.name], _quality(one.name, comparison), one.levels or None)
+            Measured(
+                one.name,
+                costs[one.name],
+                {
+                    metric.name: quality
+                    for metric in shown
+                    if (quality := _quality(one.name, comparison, metric.name)) is not None
+                },
+                one.levels or None,
+            )
             for one in run.conditions
         ),
         factors=tuple(_factors(answered, costs, comparison)),
@@ -90,7 +99,15 @@ def named(run: Run, name: str | None) -> str | None:
     Raises:
         ConfigError: no condition has it.
     """
-    names = [one.name for one in run.conditions]
+    return check_named([one.name for one in run.conditions], name)
+
+
+def check_named(names: Sequence[str], name: str | None) -> str | None:
+    """The name, if it is one of the conditions' `names`, or None.
+
+    Raises:
+        ConfigError: no condition has it.
+    """
     if name is not None and name not in names:
         raise ConfigError(f"no recipe of this run is called {name!r}; there are {', '.join(names)}")
     return name
@@ -130,10 +147,9 @@ def _used(costs: Mapping[str, Costs], known: Mapping[str, Demonstration]) -> dic
     return {name: known[name] for one in costs.values() for name in one.used if name in known}
 
 
-def _quality(name: str, comparison: Comparison | None) -> Quality | None:
-    if comparison is None or not comparison.metrics:
+def _quality(name: str, comparison: Comparison | None, metric: str) -> Quality | None:
+    if comparison is None:
         return None
-    metric = comparison.metrics[0].name
     model = next((model for model in comparison.models if model.name == name), None)
     if model is None:
         return None

@@ -1,11 +1,12 @@
-"""Scores without a judge: exact match, or a user's Python function."""
+"""Scores without a judge: exact match, or a user's Python functions."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,23 @@ class Scorer:
     Attributes:
         name: of the score in verdicts.
         score: the score of a record (see `records`).
+        lower_is_better: whether a lower score is a better one, as for a count of errors.
     """
 
     name: str
     score: Callable[[Record], float]
+    lower_is_better: bool = False
 
 
 def make_scorer(text: str) -> Scorer:
     """``exact-match``, or ``path/to/file.py:function``.
 
-    The function gets a record (see `records`) and returns a number, or None where there is nothing to score.
+    The function gets one record (see `records`) and returns a number, or None where there is nothing to score. Where
+    lower is better, it says so by an attribute: ``function.lower_is_better = True``.
 
     Raises:
-        ConfigError: there is no such metric, file or function, or the file does not run.
+        ConfigError: there is no such metric, file or function, the file does not run, or the function does not take
+            one record.
     """
     if text == "exact-match":
         return Scorer(EXACT_MATCH, exact_match)
@@ -52,7 +57,34 @@ def make_scorer(text: str) -> Scorer:
     function = getattr(_module(Path(path)), name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {name!r}")
-    return Scorer(name, lambda record: _number(function, record))
+    _check_signature(function, text)
+    lower_is_better = getattr(function, "lower_is_better", False)
+    if not isinstance(lower_is_better, bool):
+        raise ConfigError(f"{text}: lower_is_better must be True or False, not {lower_is_better!r}")
+    return Scorer(name, lambda record: _number(function, record), lower_is_better)
+
+
+def make_scorers(texts: Sequence[str]) -> tuple[Scorer, ...]:
+    """Several metrics, the headline first, each with a name of its own.
+
+    Raises:
+        ConfigError: as `make_scorer`, or a metric is given twice.
+    """
+    if repeated := [text for text in texts if texts.count(text) > 1]:
+        raise ConfigError(f"the metric {repeated[0]} is given twice")
+    found = [make_scorer(text) for text in texts]
+    names = [scorer.name for scorer in found]
+    # Functions of the same name from different files are told apart by the file.
+    found = [
+        replace(scorer, name=f"{Path(text.rpartition(':')[0]).stem}.{scorer.name}")
+        if names.count(scorer.name) > 1 and ":" in text
+        else scorer
+        for text, scorer in zip(texts, found, strict=True)
+    ]
+    names = [scorer.name for scorer in found]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two metrics are called {repeated[0]!r}; rename one of the functions or files")
+    return tuple(found)
 
 
 def exact_match(record: Record) -> float:
@@ -99,27 +131,36 @@ def records(case: Case, answered: Answered) -> list[tuple[int, int, dict[str, An
     return found
 
 
-def score_all(scorer: Scorer, cases: Cases, answered: Sequence[Answered]) -> list[Verdict]:
-    """One verdict per answer; an answer that is missing or has no score is unscored, with the reason."""
-    return [verdict for one in answered for case in cases.cases for verdict in _verdicts(scorer, case, one)]
+def score_all(scorers: Sequence[Scorer], cases: Cases, answered: Sequence[Answered]) -> list[Verdict]:
+    """One verdict per answer, with the scores of all metrics.
+
+    An answer that is missing, or that no metric has a score for, is unscored, with the first reason. Where only some
+    metrics have none, their reasons are in the verdict's ``metadata["unscored"]``.
+    """
+    return [verdict for one in answered for case in cases.cases for verdict in _verdicts(scorers, case, one)]
 
 
-def _verdicts(scorer: Scorer, case: Case, answered: Answered) -> list[Verdict]:
-    found = [_verdict(scorer, case, answered, turn, sample, one) for turn, sample, one in records(case, answered)]
+def _verdicts(scorers: Sequence[Scorer], case: Case, answered: Answered) -> list[Verdict]:
+    found = [_verdict(scorers, case, answered, turn, sample, one) for turn, sample, one in records(case, answered)]
     n_answered = len({verdict.turn for verdict in found})
     missing = range(n_answered + 1, len(case.turns) + 1)
-    return found + [_verdict(scorer, case, answered, turn, 0, None) for turn in missing]
+    return found + [_verdict(scorers, case, answered, turn, 0, None) for turn in missing]
 
 
-def _verdict(scorer: Scorer, case: Case, answered: Answered, turn: int, sample: int, record: Record | None) -> Verdict:
+def _verdict(
+    scorers: Sequence[Scorer], case: Case, answered: Answered, turn: int, sample: int, record: Record | None
+) -> Verdict:
     scores: dict[str, float] = {}
-    reason, shown = "there is no answer", ""
+    reasons: dict[str, str] = {}
+    shown = ""
     if record is not None:
         shown = "\n\nor\n\n".join(record["references"])
-        try:
-            scores, reason = {scorer.name: scorer.score(record)}, ""
-        except UnscoredError as error:
-            reason = str(error)
+        for scorer in scorers:
+            try:
+                scores[scorer.name] = scorer.score(record)
+            except UnscoredError as error:
+                reasons[scorer.name] = str(error)
+    reason = "" if scores else next(iter(reasons.values()), "there is no answer")
     return Verdict(
         id=f"{case.id}/{sample}/turn-{turn}",
         item_id=case.id,
@@ -132,7 +173,30 @@ def _verdict(scorer: Scorer, case: Case, answered: Answered, turn: int, sample: 
         sample=sample,
         category=case.category,
         raw=shown,
+        metadata=_about(scorers) | ({"unscored": reasons} if scores and reasons else {}),
     )
+
+
+def _about(scorers: Sequence[Scorer]) -> dict[str, Any]:
+    """What a report must know of the metrics, as `ragalign.comparisons.metrics` reads it."""
+    lower = [scorer.name for scorer in scorers if scorer.lower_is_better]
+    names = [scorer.name for scorer in scorers] if len(scorers) > 1 else []
+    return ({"metrics": names} if names else {}) | ({"lower_is_better": lower} if lower else {})
+
+
+def _check_signature(function: Callable[..., Any], text: str) -> None:
+    """Refuse a function that cannot be called with one record, before anything is answered."""
+    advice = "a metric takes one record, as in `def score(record): ...`, and returns a number or None"
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{text} is asynchronous; {advice}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, and silent about it
+        return
+    try:
+        signature.bind({})
+    except TypeError:
+        raise ConfigError(f"{text} has the signature {signature}; {advice}") from None
 
 
 def _number(function: Callable[[Record], Any], record: Record) -> float:

@@ -16,7 +16,7 @@ from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator, make_generator
+from ragalign.generation import BaseGenerator, check_generator, make_generator
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.cache import ReplyCache
@@ -54,7 +54,16 @@ class Engine:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the answers beside the model."""
-        return {"backend": self.backend, "tokenizer": self.tokenizer, "context_length": self.context_length}
+        dtype = {"dtype": self.options["dtype"]} if "dtype" in self.options else {}
+        return {"backend": self.backend, "tokenizer": self.tokenizer, "context_length": self.context_length, **dtype}
+
+    def check(self) -> None:
+        """Look at everything that can be wrong before the engine starts, which takes long.
+
+        Raises:
+            ConfigError: there is no such backend or model folder, or an option is unknown or out of range.
+        """
+        check_generator(self.backend, model=self.model, context_length=self.context_length, **self.options)
 
     def start(self) -> BaseGenerator:
         """The generator, which takes long to start.
@@ -149,6 +158,7 @@ def generate(
     """
     if is_finished(run, rounds):
         return []
+    engine.check()
     with run.writing():
         tokenizer = engine.load_tokenizer()
         on_start()
@@ -209,15 +219,19 @@ def judge(
     return done
 
 
-def score(run: Run, scorer: Scorer) -> list[Verdict]:
-    """The verdicts of a metric, also written to ``verdicts.jsonl`` in the run's folder, for `ragalign report`.
+def score(run: Run, *scorers: Scorer) -> list[Verdict]:
+    """The verdicts of metrics, the headline first.
+
+    They are also written to ``verdicts.jsonl`` in the run's folder, for `ragalign report`.
 
     Raises:
-        DataError: no answer has a score.
+        DataError: a metric has no score for any answer.
     """
-    verdicts = score_all(scorer, run.cases, run.answered())
-    if not any(verdict.is_scored for verdict in verdicts):
-        raise DataError(f"the metric {scorer.name!r} scored no answer; the first reason: {verdicts[0].reason}")
+    verdicts = score_all(scorers, run.cases, run.answered())
+    for scorer in scorers:
+        if not any(scorer.name in verdict.scores for verdict in verdicts):
+            reason = verdicts[0].reason or verdicts[0].metadata["unscored"][scorer.name]
+            raise DataError(f"the metric {scorer.name!r} scored no answer; the first reason: {reason}")
     with run.writing():
         write_lines(run.folder / "judged" / VERDICTS, map(asdict, verdicts))
     return verdicts

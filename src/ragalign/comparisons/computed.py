@@ -66,7 +66,10 @@ class Computed(Protocol):
         names = dict.fromkeys(name for verdict in scored for name in verdict.scores)
         samples = {
             name: Sample(
-                tuple(verdict.item_id for verdict in scored), tuple(verdict.scores[name] for verdict in scored)
+                tuple(verdict.item_id for verdict in scored if name in verdict.scores),
+                tuple(verdict.scores[name] for verdict in scored if name in verdict.scores),
+                # Several metrics score the same answers, and one can have no score where others have theirs.
+                n_unscored=len(verdicts) - sum(name in verdict.scores for verdict in verdicts),
             )
             for name in names
         }

@@ -22,6 +22,7 @@ class Difference:
         metric: the metric's name.
         label: the metric for people.
         unit: ``%`` stands for percentage points.
+        lower_is_better: whether a negative difference speaks for the first model.
         estimate: the difference, with an interval from resampled prompts.
         test: the exact sign test over prompts.
         p_adjusted: its p-value after Holm's correction, over all pairs of models for the headline metric and over
@@ -38,6 +39,17 @@ class Difference:
     test: SignTest
     p_adjusted: float
     n_prompts: int
+    lower_is_better: bool = False
+
+    @property
+    def n_better(self) -> int:
+        """Prompts on which the first model is better."""
+        return self.test.n_negative if self.lower_is_better else self.test.n_positive
+
+    @property
+    def n_worse(self) -> int:
+        """Prompts on which the first model is worse."""
+        return self.test.n_positive if self.lower_is_better else self.test.n_negative
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -50,13 +62,16 @@ class Difference:
             "sign_test": self.test.to_dict(),
             "p_adjusted": self.p_adjusted,
             "n_prompts": self.n_prompts,
+            "lower_is_better": self.lower_is_better,
+            "n_better": self.n_better,
+            "n_worse": self.n_worse,
         }
 
 
 def differences(
     lines: Mapping[str, Line], metrics: Sequence[Metric], *, against: str | None = None
 ) -> list[Difference]:
-    """All pairs of models, on the headline metric and on every aspect.
+    """All pairs of models, on the headline metric, on every aspect and on every computed metric.
 
     Args:
         lines: the models by name.
@@ -66,7 +81,7 @@ def differences(
     pairs = list(combinations(lines, 2))
     if against is not None and against in lines:
         pairs = [(name, against) for name in lines if name != against]
-    headline, aspects = metrics[:1], [metric for metric in metrics if metric.is_aspect]
+    headline, aspects = metrics[:1], [metric for metric in metrics if metric.is_aspect or metric.is_computed]
     found = []
     for family in (headline, [metric for metric in aspects if metric not in headline]):
         members = [
@@ -109,4 +124,14 @@ def _difference(
     prompts = [prompt for _, part in parts for prompt in part]
     test = sign_test(values, prompts)
     n_prompts = len(set(prompts))
-    return Difference(*names, metric.name, metric.label, metric.unit, estimate, test, test.p_value, n_prompts)
+    return Difference(
+        *names,
+        metric.name,
+        metric.label,
+        metric.unit,
+        estimate,
+        test,
+        test.p_value,
+        n_prompts,
+        metric.lower_is_better,
+    )

@@ -36,6 +36,8 @@ class Metric:
         applies: whether the metric is about an answer at all, such as its second turn.
         parts: the metrics whose unweighted mean this is; empty for others.
         is_aspect: whether it is one of several aspects of the same answers.
+        is_computed: whether a program computed it, beside which others may have computed theirs.
+        lower_is_better: whether a lower value is a better one.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Metric:
     applies: Callable[[Judged], bool] = lambda judged: True
     parts: tuple[Metric, ...] = ()
     is_aspect: bool = False
+    is_computed: bool = False
+    lower_is_better: bool = False
 
     def observe(self, judged: Sequence[Judged]) -> Observations:
         """The metric's values; unscored answers are None."""
@@ -81,7 +85,11 @@ def metrics(protocol: str, judged: Sequence[Judged]) -> list[Metric]:
             found.append(Metric(ASPECTS, "Mean of aspects", aspects[0].unit, lambda one: None, parts=aspects))
         return [*found, *aspects]
     if protocol == COMPUTED:
-        return [_computed(name) for name in names]
+        about = [one.verdict.metadata for one in judged]
+        named = [name for metadata in about for name in metadata.get("metrics", ())]
+        lower = {name for metadata in about for name in metadata.get("lower_is_better", ())}
+        in_order = list(dict.fromkeys([*(name for name in named if name in names), *names]))
+        return [_computed(name, lower_is_better=name in lower) for name in in_order]
     labels = {"score": "Mean score", "model": "Score", "baseline": "Score of the baseline"}
     found += [Metric(name, labels.get(name, name), "points", _score(name)) for name in names]
     turns = sorted({one.verdict.turn for one in judged})
@@ -169,12 +177,23 @@ def _aspect(protocol: str, name: str, judged: Sequence[Judged]) -> Metric:
     )
 
 
-def _computed(name: str) -> Metric:
+def _computed(name: str, *, lower_is_better: bool) -> Metric:
     """Matches are counted in percent; what a user's function returns is in its own unit."""
     label = name.replace("_", " ").capitalize()
+    if lower_is_better:
+        label += " (lower is better)"
+    value = _score(name)
     if name == EXACT_MATCH:
-        return Metric(name, label, "%", lambda one: 100 * one.verdict.scores[name])
-    return Metric(name, label, "points", _score(name))
+        return Metric(name, label, "%", _percent(value), is_computed=True)
+    return Metric(name, label, "points", value, is_computed=True, lower_is_better=lower_is_better)
+
+
+def _percent(value: Callable[[Judged], float | None]) -> Callable[[Judged], float | None]:
+    def percent(judged: Judged) -> float | None:
+        share = value(judged)
+        return None if share is None else 100 * share
+
+    return percent
 
 
 def _preference(judged: Judged) -> float | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ragalign.generation.base import BaseGenerator
     from ragalign.generation.distributions import SupportsDistributions
     from ragalign.generation.engine_options import EngineOptions
-    from ragalign.generation.factory import make_generator
+    from ragalign.generation.factory import check_generator, make_generator
     from ragalign.generation.openai import OpenAIGenerator
     from ragalign.generation.presets import PRESETS, decoding_preset, validate
     from ragalign.generation.toy import build_toy_model
@@ -33,6 +33,7 @@ _HOME = {
     "TransformersGenerator": "transformers",
     "VllmGenerator": "vllm",
     "build_toy_model": "toy",
+    "check_generator": "factory",
     "decoding_preset": "presets",
     "make_generator": "factory",
     "validate": "presets",
@@ -50,6 +51,7 @@ __all__ = [
     "TransformersGenerator",
     "VllmGenerator",
     "build_toy_model",
+    "check_generator",
     "decoding_preset",
     "make_generator",
     "validate",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ragalign._optional import is_installed
+from ragalign._optional import is_installed, require
 from ragalign.errors import ConfigError
 from ragalign.generation.base import BaseGenerator
+from ragalign.generation.engine_options import EngineOptions
 
 
 def make_generator(
@@ -26,6 +27,43 @@ def make_generator(
         ConfigError: there is no such backend, or it has no such option.
         GenerationError, MissingDependencyError: as the generator's class.
     """
+    kind, options = _resolved(backend, context_length, options)
+    generator: BaseGenerator = kind(model=model, **options)
+    return generator
+
+
+def check_generator(backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any) -> None:
+    """Check what `make_generator` would be given, without starting anything.
+
+    Raises:
+        ConfigError: there is no such backend or model folder, or an option is unknown or out of range.
+        MissingDependencyError: the backend's package is not installed.
+    """
+    kind, options = _resolved(backend, context_length, options)
+    if "base_url" not in options:
+        from ragalign.models import locate_tokenizer
+
+        locate_tokenizer(model)  # of a GGUF file, that converts no weights
+    if kind.__name__ == "VllmGenerator":
+        from ragalign.generation.vllm import check_options
+
+        given = options.pop("options", None) or EngineOptions()
+        changed = given.with_changes(**{name: value for name, value in options.items() if name != "tokenizer"})
+        if not is_installed("vllm"):  # importing it takes seconds
+            require("vllm", "the vllm backend")
+        if changed.extra:
+            check_options(dict(changed.extra))
+    elif kind.__name__ == "TransformersGenerator":
+        if not is_installed("transformers"):
+            require("transformers", "the transformers backend")
+        if options.get("batch_size", 1) < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {options['batch_size']}")
+
+
+def _resolved(
+    backend: str, context_length: int | None, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The generator's class and its arguments."""
     if backend.startswith(("http://", "https://")):
         options = {"base_url": backend, **options}
         backend = "openai"
@@ -41,8 +79,7 @@ def make_generator(
             raise ConfigError(f"the {backend} generator has no option {unknown[0]!r}; it has {', '.join(known)}")
     if "base_url" in parameters and "base_url" not in options:
         raise ConfigError("the openai generator needs base_url, such as http://localhost:8000/v1")
-    generator: BaseGenerator = kind(model=model, **options)
-    return generator
+    return kind, options
 
 
 def _class(backend: str) -> Any:

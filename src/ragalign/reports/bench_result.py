@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ragalign.reports.costs import Costs, Timing
@@ -36,13 +36,39 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricName:
+    """A metric of a benchmark, for people and scripts."""
+
+    name: str
+    label: str
+    unit: str
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """A condition with its figures; `quality` is None where nothing was scored."""
+    """A condition with its figures.
+
+    Attributes:
+        name: the condition's.
+        costs: per request.
+        levels: of a sweep's factors.
+        qualities: by every metric, by its name.
+    """
 
     name: str
     costs: Costs
-    quality: Quality | None = None
+    qualities: Mapping[str, Quality] = field(default_factory=dict)
     levels: Mapping[str, str] | None = None
+
+    @property
+    def quality(self) -> Quality | None:
+        """By the headline metric; None where it scored nothing."""
+        return next(iter(self.qualities.values()), None)
+
+    def by(self, metric: str) -> Quality | None:
+        """By one metric; None where it scored nothing."""
+        return self.qualities.get(metric)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -50,6 +76,7 @@ class Measured:
             "name": self.name,
             "levels": dict(self.levels or {}),
             "quality": self.quality.to_dict() if self.quality else None,
+            "qualities": {name: one.to_dict() for name, one in self.qualities.items()},
             "costs": self.costs.to_dict(),
         }
 
@@ -98,7 +125,7 @@ class Bench:
 
     Attributes:
         facts: what was run, for people: model, prompts, machine.
-        label, unit: of the headline metric; empty where nothing was scored.
+        metrics: the headline first; none where nothing was scored.
         baseline: the condition that others are compared with.
         fixed: the condition that prices are relative to.
         conditions: in the order of the run.
@@ -108,8 +135,7 @@ class Bench:
     """
 
     facts: Mapping[str, str]
-    label: str
-    unit: str
+    metrics: tuple[MetricName, ...]
     baseline: str | None
     fixed: str | None
     conditions: tuple[Measured, ...]
@@ -121,7 +147,9 @@ class Bench:
         """JSON values."""
         return {
             "facts": dict(self.facts),
-            "metric": {"label": self.label, "unit": self.unit} if self.label else None,
+            "metric": asdict(self.metrics[0]) if self.metrics else None,
+            "metrics": [asdict(one) for one in self.metrics],
+            "best": {one.name: self.best_by(one) for one in self.metrics},
             "baseline": self.baseline,
             "fixed": self.fixed,
             "conditions": [one.to_dict() for one in self.conditions],
@@ -129,6 +157,24 @@ class Bench:
             "published": [one.to_dict() for one in self.published],
             "timing": self.timing.to_dict() if self.timing else None,
         }
+
+    @property
+    def label(self) -> str:
+        """The headline metric's; empty where nothing was scored."""
+        return self.metrics[0].label if self.metrics else ""
+
+    @property
+    def unit(self) -> str:
+        """The headline metric's; empty where nothing was scored."""
+        return self.metrics[0].unit if self.metrics else ""
+
+    def best_by(self, metric: MetricName) -> str | None:
+        """The condition with the best figure, the first of several; None where nothing was scored."""
+        qualities = {one.name: one.by(metric.name) for one in self.conditions}
+        found = {name: one.estimate.value for name, one in qualities.items() if one is not None}
+        found = {name: value for name, value in found.items() if not math.isnan(value)}
+        sign = -1 if metric.lower_is_better else 1
+        return max(found, key=lambda name: sign * found[name], default=None)
 
     def named(self, name: str) -> Measured:
         """The condition of a name."""

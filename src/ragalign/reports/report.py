@@ -58,7 +58,10 @@ class Comparison:
             "protocol": self.protocol,
             "baseline": self.baseline,
             "judge": self.judge,
-            "metrics": [{"name": one.name, "label": one.label, "unit": one.unit} for one in self.metrics],
+            "metrics": [
+                {"name": one.name, "label": one.label, "unit": one.unit, "lower_is_better": one.lower_is_better}
+                for one in self.metrics
+            ],
             "models": [model.to_dict() for model in self.models],
             "differences": [difference.to_dict() for difference in self.differences],
             "strengths": self.strengths.to_dict() if self.strengths else None,
@@ -210,7 +213,7 @@ def _compare(members: Sequence[Line], against: str | None) -> Comparison:
     named = dict(zip(_names(members), members, strict=True))
     models = [summarise(name, line, measured, how) for name, line in named.items()]
     if measured:
-        models.sort(key=lambda model: _rank(model.means[measured[0].name].value))
+        models.sort(key=lambda model: _rank(model.means[measured[0].name].value, measured[0]))
     ordered = {model.name: named[model.name] for model in models}
     return Comparison(
         protocol=protocol,
@@ -225,8 +228,9 @@ def _compare(members: Sequence[Line], against: str | None) -> Comparison:
     )
 
 
-def _rank(value: float) -> float:
-    return math.inf if math.isnan(value) else -value
+def _rank(value: float, metric: Metric) -> float:
+    """Lower for better models; those without a figure come last."""
+    return math.inf if math.isnan(value) else value if metric.lower_is_better else -value
 
 
 def _names(members: Sequence[Line]) -> list[str]:

@@ -139,7 +139,7 @@ class Search:
         recipe: its constant demonstrations are the beginning; it must retrieve nothing.
         pool: where candidates come from.
         cases: the development prompts.
-        scorer: what to make as high as possible.
+        scorer: what to make as high as possible, or as low where lower is better.
         model: the model, as it is asked for.
         options: see `SearchOptions`.
         others: further settings that decide the answers.
@@ -198,6 +198,7 @@ class Search:
             **(others or {}),
             "prompts": cases.fingerprint,
             "metric": scorer.name,
+            **({"lower_is_better": True} if scorer.lower_is_better else {}),
             "begin": as_condition(recipe).settings(),
             "seed": self.options.seed,
             "held_out": self.options.held_out,
@@ -244,8 +245,8 @@ class Search:
             tried = left[: max(0, self.options.max_evaluations - n)]
             scores = {one: seen((*chosen, one)) for one in tried}
             # Of equally good ones the first drawn; one that is no better is not worth its tokens.
-            winner = max(scores, key=lambda one: scores[one], default=None)
-            is_better = winner is not None and scores[winner] > best
+            winner = max(scores, key=lambda one: self._sign * scores[one], default=None)
+            is_better = winner is not None and self._sign * scores[winner] > self._sign * best
             added = winner if is_better else None
             best = scores[winner] if winner is not None and is_better else best
             steps.append(Step(added, best, len(tried), len(tried) == len(left)))
@@ -279,9 +280,16 @@ class Search:
         packing = self.recipe.packing
         return replace(packing, max_demonstrations=max(packing.max_demonstrations, n))
 
+    @property
+    def _sign(self) -> int:
+        """-1 where lower is better."""
+        return -1 if self.scorer.lower_is_better else 1
+
     def _gain(self, measure: _Measure, chosen: Ids, *, held_out: bool) -> Estimate:
+        """How much better the chosen demonstrations are; positive is better, whichever way the metric points."""
         after, before = measure(chosen, held_out=held_out), measure(self._begun, held_out=held_out)
-        return paired_difference(list(after.values()), list(before.values()), list(after))
+        gained = paired_difference(list(after.values()), list(before.values()), list(after))
+        return gained.scaled(self._sign)
 
     def _write(self, selection: Selection) -> None:
         """The constants and a recipe that names them; its texts and limits stay as they were."""
@@ -327,7 +335,7 @@ class _Measure:
                     "finish_reason": result.finish_reason,
                     "demonstrations": list(ids),
                 }
-        verdicts = score_all(search.scorer, cases, [Answered(as_condition(recipe), (rows,))])
+        verdicts = score_all((search.scorer,), cases, [Answered(as_condition(recipe), (rows,))])
         if not any(verdict.is_scored for verdict in verdicts):
             raise DataError(f"the metric {search.scorer.name!r} scored no answer: {verdicts[0].reason}")
         scores: dict[str, list[float]] = {}

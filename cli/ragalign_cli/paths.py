@@ -1,0 +1,60 @@
+"""Checks of what is to be written, made while options are read: nothing slow has begun, and nothing can get lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def out_file(path: Path | None) -> Path | None:
+    """The file, if it can be written.
+
+    Raises:
+        ConfigError: it is a folder, may not be written, or its folder cannot be made.
+    """
+    if path is None:
+        return None
+    _check_name(path)
+    if path.is_dir():
+        _refuse(path, "is a folder; give the name of a file")
+    if path.exists() and not os.access(path, os.W_OK):
+        _refuse(path, "may not be written")
+    _check_parent(path)
+    return path
+
+
+def out_folder(path: Path | None) -> Path | None:
+    """The folder, if files can be written into it.
+
+    Raises:
+        ConfigError: it is a file, may not be written, or cannot be made.
+    """
+    if path is None:
+        return None
+    _check_name(path)
+    if path.exists() and not path.is_dir():
+        _refuse(path, "is a file; give the name of a folder")
+    if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+        _refuse(path, "may not be written")
+    _check_parent(path)
+    return path
+
+
+def _check_name(path: Path) -> None:
+    if "\0" in str(path) or not str(path).strip():
+        _refuse(path, "is no name of a file")
+
+
+def _check_parent(path: Path) -> None:
+    """Refuse a path below a file, or in a folder where nothing can be made."""
+    above = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    if not above.is_dir():
+        _refuse(path, f"cannot be made: {above} is not a folder")
+    if not path.exists() and not os.access(above, os.W_OK | os.X_OK):
+        _refuse(path, f"cannot be made: {above} may not be written")
+
+
+def _refuse(path: Path, why: str) -> None:
+    from ragalign.errors import ConfigError
+
+    raise ConfigError(f"--out {str(path)!r} {why}")

@@ -1,0 +1,242 @@
+"""A benchmark from beginning to end: check everything, answer, score or judge, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from ragalign.aligner import Failure
+from ragalign.bench import session
+from ragalign.bench.cases import Cases
+from ragalign.bench.conditions import Condition, checked, decoded, guarded
+from ragalign.bench.expected import Expectation, expectations
+from ragalign.bench.figures import check_named, report_of
+from ragalign.bench.running import Run
+from ragalign.bench.scoring import Scorer, make_scorer
+from ragalign.bench.session import Engine
+from ragalign.bench.testbed import World, world_engine
+from ragalign.bench.timing import ROUNDS
+from ragalign.errors import ConfigError
+from ragalign.indexes import Index
+from ragalign.judging.base import Protocol, Verdict
+from ragalign.judging.judges import Judge, check_names
+from ragalign.judging.runner import JudgeRun, RunOptions
+from ragalign.reports.page import write_page
+from ragalign.reports.published import Published
+from ragalign.reports.report import Report
+from ragalign.runs import write_json
+from ragalign.types import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How answers are judged.
+
+    Attributes:
+        protocol: the protocol.
+        judges: who judges.
+        baseline_file: answers to compare with, in place of the baseline's; for pairwise protocols.
+        options: see `RunOptions`.
+        published: published results of the protocol, to show beside.
+    """
+
+    protocol: Protocol
+    judges: tuple[Judge, ...]
+    baseline_file: Path | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+    published: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The figures of a benchmark.
+
+    Attributes:
+        report: the report; its `bench` is never None.
+        expected: for the testbed, what is known beforehand.
+        judged: what judging took; None without judges.
+    """
+
+    report: Report
+    expected: tuple[Expectation, ...] = ()
+    judged: JudgeRun | None = None
+
+    @property
+    def broken(self) -> list[Expectation]:
+        """The expectations that do not hold."""
+        return [one for one in self.expected if not one.holds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        expected = {"expected": [one.to_dict() for one in self.expected]} if self.expected else {}
+        return self.report.to_dict() | expected
+
+
+class Benchmark:
+    """Recipes side by side on the same prompts, in a folder; an interrupted one is resumed from there.
+
+    Whatever can be wrong is checked here, before an engine starts.
+
+    Args:
+        folder: made if missing.
+        conditions: the recipes; each gets the leakage guard.
+        cases: the prompts.
+        engine: what answers.
+        indexes: makes the indexes that conditions retrieve from; called once all else has been checked.
+        scorers: metrics, the headline first.
+        judging: how to judge, in place of metrics.
+        baseline: the condition that others are compared with; by default `fixed`, or the first with fixed
+            demonstrations, or the first.
+        fixed: the condition that prices are relative to.
+        exclude_near: also keep demonstrations this similar (cosine) to the prompt out.
+        change: changes every condition's decoding.
+        rounds: rounds to time the conditions in; 0 measures no speed.
+        title: the report's heading.
+        notes: lines for the report's head.
+
+    Raises:
+        ConfigError: a name, a key, a number or a combination is wrong, or the folder was made with other settings.
+        DataError, IndexFormatError: prompts, pool or index cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        conditions: Sequence[Condition],
+        cases: Cases,
+        engine: Engine,
+        *,
+        indexes: Callable[[Sequence[Condition]], Mapping[str, Index]],
+        scorers: Sequence[Scorer] = (),
+        judging: Judging | None = None,
+        baseline: str | None = None,
+        fixed: str | None = None,
+        exclude_near: float | None = None,
+        change: Callable[[Decoding], Decoding] | None = None,
+        rounds: int = ROUNDS,
+        title: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        if scorers and judging is not None:
+            raise ConfigError("give metrics or judges, not both: the same folder takes the other afterwards")
+        if judging is not None:
+            check_names(judging.judges)
+            for judge in judging.judges:
+                judge.key()
+        for name in (baseline, fixed):
+            check_named([one.name for one in conditions], name)
+        if not folder.exists():  # in a folder that does, nothing may be left to answer
+            engine.check()
+        conditions = guarded(decoded(conditions, change) if change else conditions, exclude_near)
+        self.engine, self.scorers, self.judging = engine, tuple(scorers), judging
+        self.fixed, self.rounds, self.title, self.notes = fixed, rounds, title, tuple(notes)
+        self.baseline = baseline or fixed or next((one.name for one in conditions if one.is_fixed), conditions[0].name)
+        self.is_testbed = False
+        self.run = Run(folder, conditions, cases, indexes(conditions), model=engine.model, others=engine.settings)
+
+    @classmethod
+    def of_testbed(
+        cls,
+        folder: Path,
+        backend: str = "auto",
+        *,
+        first: int | None = None,
+        names: Sequence[str] | None = None,
+        title: str | None = None,
+        **others: Any,
+    ) -> Self:
+        """The packaged testbed, scored by exact match against random demonstrations.
+
+        Args:
+            folder: made if missing.
+            backend: what runs the model.
+            first: only so many queries.
+            names: only these conditions.
+            title: the report's heading.
+            others: `change`, `rounds` and `notes` of the benchmark.
+        """
+        world = World.load(first=first)
+        made = cls(
+            folder,
+            checked(world.conditions() if names is None else world.chosen(names)),
+            world.cases,
+            world_engine(backend),
+            indexes=lambda _: dict(world.indexes),
+            scorers=[make_scorer("exact-match")],
+            baseline="random",
+            title=title or "The testbed: retrieved against fixed demonstrations",
+            **others,
+        )
+        made.is_testbed = True
+        return made
+
+    @property
+    def n_answers(self) -> int:
+        """Answers that all conditions give together."""
+        return sum(len(case.turns) for case in self.run.cases.cases) * len(self.run.conditions)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers are there and speed was measured, so that no engine needs to start."""
+        return session.is_finished(self.run, self.rounds)
+
+    def answer(self, **on: Any) -> list[tuple[Condition, Failure]]:
+        """Answer what is missing; `on_start`, `on_condition` and `on_round` are those of `session.generate`.
+
+        Raises:
+            ConfigError, GenerationError: the engine did not start, or failed as a whole; what was answered is kept.
+        """
+        return session.generate(self.run, self.engine, rounds=self.rounds, fixed=self.fixed, **on)
+
+    def evaluate(self) -> Outcome:
+        """Score or judge the answers and compute all figures.
+
+        Raises:
+            DataError: a metric scored no answer, or a file of the folder is damaged.
+            ConfigError, JudgeError: as `session.judge`.
+        """
+        verdicts: Sequence[Verdict] = ()
+        judged: JudgeRun | None = None
+        if self.scorers:
+            verdicts = session.score(self.run, *self.scorers)
+        elif self.judging is not None:
+            judged = session.judge(
+                self.run,
+                self.judging.protocol,
+                self.judging.judges,
+                baseline=self.baseline,
+                baseline_file=self.judging.baseline_file,
+                options=self.judging.options,
+            )
+            verdicts = judged.verdicts
+        report = report_of(
+            self.run,
+            verdicts,
+            baseline=self.baseline,
+            fixed=self.fixed,
+            title=self.title,
+            facts=session.facts(self.run, self.engine),
+            published=self.judging.published if self.judging is not None else (),
+            notes=self.notes,
+        )
+        assert report.bench is not None  # a run always has one
+        expected = expectations(report.bench, self.run.answered()) if self.is_testbed else []
+        return Outcome(report, tuple(expected), judged)
+
+    def write(self, outcome: Outcome, browse: int | None = None) -> Path:
+        """Write ``report.json`` and ``report.html``.
+
+        Args:
+            outcome: what to write.
+            browse: list single answers to so many prompts only.
+
+        Returns:
+            The page.
+        """
+        write_json(self.run.folder / "report.json", outcome.to_dict())
+        page = self.run.folder / "report.html"
+        write_page(outcome.report, page, created=datetime.now(UTC), browse=browse)
+        return page
