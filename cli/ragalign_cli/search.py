@@ -91,14 +91,14 @@ def search(
 
     if (text is None) == (queries is None):
         raise ConfigError("give either a text or --queries FILE")
-    options = {key: _json_or_text(value) for key, value in _pairs("--option", option or [], repeatable=False)}
+    given = {key: _json_or_text(value) for key, value in _pairs("--option", option or [], repeatable=False)}
     conditions = _conditions(_pairs("--where", where or []))
     exclude = Exclusion(same_text=exclude_self, near=near) if exclude_self or near is not None else None
     if text is not None:
         asked = [Query("1", (Turn("user", _checked(text)),))]
     else:
         asked = options.first_of(query_options.read(queries or Path(), field, metadata), first)
-    found = make_retriever(retriever, Index.open(index), **options)
+    found = make_retriever(retriever, Index.open(index), **given)
     results: list[list[Hit]] = []
     with progress("searching", len(asked), "queries") as advance:
         for start in range(0, len(asked), _BATCH):
