@@ -92,7 +92,9 @@ def bench(
     ] = False,
     model: Annotated[
         Optional[str],
-        typer.Option(help="Folder, GGUF file or hub id of a base model.", show_default=False, rich_help_panel=options.MODEL),
+        typer.Option(
+            help="Folder, GGUF file or hub id of a base model.", show_default=False, rich_help_panel=options.MODEL
+        ),
     ] = None,
     backend: options.Backend = "auto",
     tokenizer: options.Tokenizer = None,

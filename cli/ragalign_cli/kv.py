@@ -42,7 +42,9 @@ def build(
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compute and keep the keys and values of an index's demonstrations. Interrupted, it goes on where it stopped.
+    """Compute and keep the keys and values of demonstrations.
+
+    If it is interrupted, run the same command again to continue.
 
     After demonstrations were added to the index or removed from it, only those are computed or removed.
 
@@ -86,7 +88,9 @@ def build(
 
 @app.command()
 def info(place: Place, json: Json = False) -> None:
-    """Show what is kept: for which model and prefix, how much, and what the demonstrations take.
+    """Show what is kept, for which model, and how large it is.
+
+    Also which prefix it is for, and what the demonstrations take.
 
     \b
     Example:
@@ -156,7 +160,9 @@ def check(
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compare reused with full attention on your own pool and questions; exit 1 if it is beyond the limits.
+    """Compare reused with full attention on your own pool.
+
+    It answers your own questions; the exit status is 1 if the difference is beyond the limits.
 
     \b
     Example:

@@ -25,7 +25,7 @@ PANELS = {
     "Build": (
         Entry("pool", "ragalign_cli.pool:app", "Inspect, convert and deduplicate files of demonstrations."),
         Entry("index", "ragalign_cli.index:app", "Build, extend, shrink and check an index."),
-        Entry("kv", "ragalign_cli.kv:app", "Keep demonstrations' keys and values, and check what that costs."),
+        Entry("kv", "ragalign_cli.kv:app", "Keep demonstrations' keys and values for reuse."),
     ),
     "Inspect": (
         Entry("search", "ragalign_cli.search:search", "Show the demonstrations found for a question."),

@@ -27,7 +27,9 @@ def pack(
     tokenizer: Annotated[
         Optional[str],
         typer.Option(
-            help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False, rich_help_panel=options.MODEL
+            help="Folder, GGUF file or hub id of the model's tokenizer.",
+            show_default=False,
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     context_length: options.ContextLength = None,

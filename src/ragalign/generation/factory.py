@@ -60,9 +60,7 @@ def check_generator(backend: str = "auto", *, model: str, context_length: int | 
             raise ConfigError(f"batch_size must be at least 1, not {options['batch_size']}")
 
 
-def _resolved(
-    backend: str, context_length: int | None, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def _resolved(backend: str, context_length: int | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The generator's class and its arguments."""
     if backend.startswith(("http://", "https://")):
         options = {"base_url": backend, **options}
