@@ -1,6 +1,6 @@
-"""10,000 bodies that nobody should send, odd Host headers, broken heads and broken servers: what the service answers.
+"""Thousands of bad bodies, odd Host headers, broken heads and broken servers: what the service answers.
 
-    PYTHONPATH=tests python benchmarks/serving_fuzz.py --out benchmarks/results/serving_fuzz.json
+    PYTHONPATH=tests python benchmarks/serving_fuzz.py --bodies 2000 --out benchmarks/results/serving_fuzz.json
 
 One in ten comes from schemathesis and the service's own OpenAPI schema, the others are good bodies with strange values
 (huge numbers, deep nesting, lone surrogates ...) or damaged bytes. The service runs over HTTP in front of a scripted
@@ -124,7 +124,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {
-        "command": "PYTHONPATH=tests python benchmarks/serving_fuzz.py --out benchmarks/results/serving_fuzz.json",
+        "command": f"PYTHONPATH=tests python benchmarks/serving_fuzz.py --bodies {options.bodies} "
+        "--out benchmarks/results/serving_fuzz.json",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("fastapi", "hypothesis", "pydantic", "schemathesis")},
         "seed": SEED,

@@ -1,4 +1,4 @@
-"""Whatever a body holds, the answer is an answer or a clear 400; ``benchmarks/serving_fuzz.py`` sends 10,000."""
+"""Whatever a body holds, the answer is an answer or a clear 400; ``benchmarks/serving_fuzz.py`` sends thousands."""
 
 from __future__ import annotations
 
