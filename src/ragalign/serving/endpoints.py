@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from ragalign.serving.answering import Part
 from ragalign.serving.bodies import read_object
+from ragalign.serving.body_models import parse
 from ragalign.serving.disconnects import attend
 from ragalign.serving.errors import ApiError
 from ragalign.serving.explaining import demonstrations_of, explain_prompt, explain_timings
 from ragalign.serving.preparing import Prepared
-from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions, parse
+from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions
 from ragalign.serving.service import ResolvedChat, Service, Timings, log
 from ragalign.serving.shapes import DONE, Envelope, Usage, chat_logprobs, encode, text_logprobs
 from ragalign.serving.streaming import EventStream, Write

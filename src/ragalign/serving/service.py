@@ -25,7 +25,8 @@ from ragalign.serving.errors import ApiError, from_library
 from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
 from ragalign.serving.reloading import SharedRuns
-from ragalign.serving.requests import Capabilities, ChatRequest, CompletionRequest, RagalignOptions
+from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions
+from ragalign.serving.sampling import Capabilities
 from ragalign.serving.settings import ServingSettings
 from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn

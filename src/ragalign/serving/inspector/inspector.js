@@ -223,7 +223,7 @@ async function* eventsOf(answer) {
   }
 }
 
-function wish(model, messages) {
+function requestBody(model, messages) {
   const value = (id) => ($(id).value === "" ? undefined : Number($(id).value));
   return {
     model, messages, stream: true, stream_options: { include_usage: true },
@@ -244,7 +244,7 @@ async function ask(choice, question, column, signal) {
   column.append(make("div", { className: "head" }, make("h3", {}, choice.dataset.recipe), status), text, seen, timings);
   let said = "", prompt = 0, reason = null;
   try {
-    const answer = await fetch("v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(wish(model, messages)), signal });
+    const answer = await fetch("v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(requestBody(model, messages)), signal });
     if (!answer.ok) throw await failure(answer);
     for await (const event of eventsOf(answer)) {
       if (event.error) throw new Error(event.error.message);

@@ -1,0 +1,203 @@
+"""The sampling fields of a request, and what they make of a recipe's decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Annotated
+
+from pydantic import Field
+
+from ragalign.generation.presets import without_unsupported
+from ragalign.serving.body_models import Body, at_most
+from ragalign.serving.errors import ApiError
+from ragalign.serving.settings import Limits
+from ragalign.types import Decoding
+
+_INT64 = 2**63
+# Seeds of any sign are folded into this range, with room for the n that are counted up from them.
+_SEEDS = 2**62
+_SMALLEST_TOP_P = 1e-6
+_MOST_STOPS = 16
+_MOST_STOP_CHARACTERS = 1_024
+_MOST_TOKENS_NAMED = 1_024
+_MOST_WARNINGS = 20
+# Fields of OpenAI's protocol that make no difference to an answer here, so that ignoring them needs no warning.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("functions", "function_call", "tools", "tool_choice", "parallel_tool_calls", "response_format", "modalities"),
+        *("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("audio", "prediction", "echo", "suffix", "best_of"),
+    }
+)
+_NEUTRAL = Decoding()
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+
+
+class StreamOptions(Body):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can honour.
+
+    Attributes:
+        vocabulary_size: token ids are below this; None where it is not known.
+        unsupported: fields of `Decoding` that it cannot honour.
+    """
+
+    vocabulary_size: int | None = None
+    unsupported: frozenset[str] = frozenset()
+
+    def check_token(self, token: int, field: str) -> None:
+        """Check that the model has a token.
+
+        Raises:
+            ApiError: 400, naming it.
+        """
+        size = self.vocabulary_size
+        if size is not None and not 0 <= token < size:
+            raise ApiError(400, f"{field}: token id {token} is not in the vocabulary (0 to {size - 1:,})", param=field)
+
+    def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
+        """A recipe's decoding without what the engine cannot honour, and the names of those fields."""
+        return without_unsupported(default, self.unsupported)
+
+
+class SamplingRequest(Body):
+    """The fields of both endpoints: OpenAI's, and those that vLLM adds under its own names."""
+
+    model: str
+    n: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    output_repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(fail_fast=True), at_most(_MOST_TOKENS_NAMED)] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], at_most(_MOST_TOKENS_NAMED)] | None = (
+        None
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def unknown_fields(self) -> list[str]:
+        """The names of fields that were ignored, since nothing here is called so."""
+        unknown = [name for name in self.model_extra or {} if name not in _WITHOUT_EFFECT]
+        options = self.stream_options.model_extra or {} if self.stream_options else {}
+        return unknown + [f"stream_options.{name}" for name in options if name != "include_obfuscation"]
+
+    def warnings(self, lost: Sequence[str]) -> list[str]:
+        """The answer's ``warnings``: ignored fields, and fields of the recipe's decoding that are not applied."""
+        known = type(self).model_fields
+        unknown = self.unknown_fields()
+        found = [f"the recipe's {name} is not applied: this engine cannot honour it" for name in lost]
+        for name in unknown[:_MOST_WARNINGS]:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            found.append(f"unknown field {name[:64]!r} was ignored{hint}")
+        if len(unknown) > _MOST_WARNINGS:
+            found.append(f"{len(unknown) - _MOST_WARNINGS} more unknown fields were ignored")
+        return found
+
+    def decoding(self, default: Decoding, limits: Limits, engine: Capabilities) -> Decoding:
+        """The recipe's decoding with what the request sets.
+
+        Raises:
+            ApiError: 400, beyond a limit of the service or what the engine can do; it names the field.
+        """
+        names = ("temperature", "presence_penalty", "frequency_penalty", "n", "min_p", "min_tokens", "ignore_eos")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.top_p is not None:
+            given["top_p"] = max(self.top_p, _SMALLEST_TOP_P)
+        if self.top_k is not None:
+            given["top_k"] = max(self.top_k, 0)
+        if self.seed is not None:
+            given["seed"] = self.seed % _SEEDS
+        given["max_tokens"] = self._max_tokens(default, limits)
+        if self.min_tokens is None:
+            given["min_tokens"] = min(default.min_tokens, given["max_tokens"])
+        elif self.min_tokens > given["max_tokens"]:
+            message = f"min_tokens is {self.min_tokens:,}, above the {given['max_tokens']:,} that the answer may have"
+            raise ApiError(400, message, param="min_tokens")
+        if self.n is not None and self.n > limits.max_n:
+            raise ApiError(400, f"n is {self.n}; at most {limits.max_n} here", param="n")
+        given |= self._penalties()
+        if self.stop_token_ids is not None:
+            for token in self.stop_token_ids:
+                engine.check_token(token, "stop_token_ids")
+            given["stop_token_ids"] = tuple(dict.fromkeys(self.stop_token_ids))
+        if self.logit_bias is not None:
+            given["logit_bias"] = tuple((_token_id(key, engine), bias) for key, bias in self.logit_bias.items())
+        for name in engine.unsupported:
+            if given.get(name, getattr(_NEUTRAL, name)) != getattr(_NEUTRAL, name):
+                raise ApiError(400, f"{name}: this engine cannot honour it", param=name, code="unsupported")
+        return replace(default, **given, stop=(*default.stop, *self._stops()))
+
+    def _max_tokens(self, default: Decoding, limits: Limits) -> int:
+        most = self._most_new_tokens()
+        if most is None:
+            return min(default.max_tokens, limits.max_new_tokens)
+        if most[1] > limits.max_new_tokens:
+            raise ApiError(400, f"{most[0]} is {most[1]:,}; at most {limits.max_new_tokens:,} here", param=most[0])
+        return most[1]
+
+    def _penalties(self) -> dict[str, float]:
+        """Repetition penalties: one that the request sets takes the place of the recipe's, whichever that is."""
+        whole, output = self.repetition_penalty, self.output_repetition_penalty
+        if whole is None and output is None:
+            return {}
+        if (whole or 1) != 1 and (output or 1) != 1:
+            raise ApiError(
+                400,
+                "repetition_penalty and output_repetition_penalty would punish the output twice; set one of them",
+                param="output_repetition_penalty",
+            )
+        return {"repetition_penalty": whole or 1.0, "output_repetition_penalty": output or 1.0}
+
+    def _stops(self) -> list[str]:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > _MOST_STOPS:
+            raise ApiError(400, f"stop holds {len(stops)} strings; at most {_MOST_STOPS} here", param="stop")
+        longest = max(map(len, stops), default=0)
+        if longest > _MOST_STOP_CHARACTERS:
+            limit = f"at most {_MOST_STOP_CHARACTERS:,} here"
+            raise ApiError(400, f"a stop string has {longest:,} characters; {limit}", param="stop")
+        if "" in stops:
+            raise ApiError(400, "a stop string is empty", param="stop")
+        return stops
+
+    def _most_new_tokens(self) -> tuple[str, int] | None:
+        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+
+def _token_id(key: str, engine: Capabilities) -> int:
+    """The token id in a key of ``logit_bias``.
+
+    Raises:
+        ApiError: 400, it is not a token id.
+    """
+    if not _TOKEN_ID.fullmatch(key):
+        raise ApiError(400, f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
+    engine.check_token(int(key), "logit_bias")
+    return int(key)
