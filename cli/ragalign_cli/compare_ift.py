@@ -89,6 +89,7 @@ def compare_ift(
     """
     from datetime import UTC, datetime
 
+    from ragalign.bench.scoring import make_scorer
     from ragalign.encoders import Encoder
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
@@ -135,12 +136,14 @@ def compare_ift(
     results = run(settings, opened, asked, out)
     if verdicts is not None:
         results = with_verdicts(results, verdicts)
+    lower_is_better = verdicts is None and make_scorer(metric).lower_is_better
     found = points(results)
     pairs = break_even(found)
     document = {
         "base": base,
         "recipe": recipe,
         "metric": metric if verdicts is None else str(verdicts),
+        "lower_is_better": lower_is_better,
         "n_prompts": len(asked),
         "seeds": seeds,
         "points": [one.to_dict() for one in found],
@@ -151,15 +154,15 @@ def compare_ift(
     if json:
         console.print_json(document)
     else:
-        _show(found, pairs)
+        _show(found, pairs, lower_is_better=lower_is_better)
         console.note(f"-> {out}/compare-ift.html, compare-ift.json, quality.svg; answers in {out}/answers")
 
 
-def _show(found: list[Point], pairs: list[BreakEven]) -> None:
+def _show(found: list[Point], pairs: list[BreakEven], *, lower_is_better: bool) -> None:
     from ragalign.reports.formats import interval, number
     from ragalign.studies.fine_tuning.page import queries
 
-    console.heading("Quality and cost")
+    console.heading("Quality (lower is better) and cost" if lower_is_better else "Quality and cost")
     columns = [("method", "left"), ("N", "right"), ("score", "right"), ("95 % interval", "right")]
     columns += [("shown", "right"), ("prompt tokens", "right"), ("ms/answer", "right"), ("training s", "right")]
     console.print_table(
