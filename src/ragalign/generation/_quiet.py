@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,35 @@ def quiet() -> Iterator[None]:
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             stack.enter_context(_redirected(descriptor, name, scratch.fileno()))
         yield
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Hold back what this process and its new children print while an engine starts; forward what comes later.
+
+    An engine in processes of its own inherits the file descriptors that it starts with. What its libraries print
+    meanwhile is chatter; what it prints afterwards, such as the traceback of a crash, goes to stderr.
+    """
+    reading, writing = os.pipe()
+    started = threading.Event()
+    threading.Thread(target=_forward, args=(reading, started), daemon=True).start()
+    try:
+        with ExitStack() as stack:
+            for descriptor, name in ((1, "stdout"), (2, "stderr")):
+                stack.enter_context(_redirected(descriptor, name, writing))
+            yield
+    finally:
+        os.close(writing)
+        started.set()
+
+
+def _forward(reading: int, started: threading.Event) -> None:
+    """Read lines to the end of a pipe; those that come once the engine has started go to stderr."""
+    with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if started.is_set() and line.strip() and sys.stderr is not None:
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 @contextmanager

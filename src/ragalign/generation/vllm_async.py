@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._optional import require
-from ragalign.generation._quiet import environment, is_verbose
+from ragalign.generation._quiet import environment, is_verbose, quiet_start
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.engine_options import EngineOptions
@@ -135,9 +135,10 @@ class AsyncVllmGenerator:
 
 
 def _start(options: dict[str, Any]) -> Any:
+    verbose = is_verbose()  # the variable that says so is set below
     with ExitStack() as stack:
         stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
-        if not is_verbose():
+        if not verbose:
             stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR", PYTHONWARNINGS="ignore"))
             if (logger := logging.getLogger("vllm")).level == logging.NOTSET:
                 logger.setLevel(logging.ERROR)
@@ -149,6 +150,9 @@ def _start(options: dict[str, Any]) -> Any:
 
         try:
             arguments = vllm.AsyncEngineArgs(**options, generation_config="vllm", disable_log_stats=True)
+            if not verbose:
+                # Only now: vLLM's logging in this process is bound to the stderr that it finds when it is imported.
+                stack.enter_context(quiet_start())
             return AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             raise start_error(options["model"], error) from error
