@@ -80,17 +80,13 @@ def error(message: str) -> None:
     stderr().print(f"[bold red]error:[/bold red] {_escape(line)}")
 
 
-def show_log(name: str) -> None:
-    """Show what the library's logger `name` says as notes and warnings on stderr."""
-    logger = logging.getLogger(name)
-    logger.addHandler(_LogHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+class LogNotes(logging.Handler):
+    """Shows what the library tells at the level INFO as notes; `LogWarnings` shows what is more."""
 
-
-class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        (warning if record.levelno >= logging.WARNING else note)(record.getMessage())
+        """Show one record."""
+        if record.levelno == logging.INFO:
+            note(record.getMessage())
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], title: str | None = None) -> None:

@@ -31,6 +31,7 @@ PANELS = {
         Entry("search", "ragalign_cli.search:search", "Show the demonstrations found for a question."),
         Entry("pack", "ragalign_cli.pack:pack", "Show the prompt packed for a question."),
         Entry("render", "ragalign_cli.render:render", "Show what a prompt file and a conversation become."),
+        Entry("doctor", "ragalign_cli.doctor:doctor", "Check whether a model, a recipe and an index fit."),
         Entry("plan", "ragalign_cli.plan:plan", "Show what shared prefixes would save."),
     ),
     "Answer": (
@@ -71,15 +72,13 @@ def top(
     context: typer.Context,
     cache_dir: Annotated[
         Optional[Path],
-        typer.Option(
-            envvar="RAGALIGN_CACHE_DIR", help="Where models converted from GGUF are kept.", show_default=False
-        ),
+        typer.Option(envvar="RAGALIGN_CACHE", help="Where models converted from GGUF are kept.", show_default=False),
     ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make base language models answer like assistants, without fine-tuning."""
     if cache_dir is not None:
-        os.environ["RAGALIGN_CACHE_DIR"] = str(cache_dir)
+        os.environ["RAGALIGN_CACHE"] = str(cache_dir)
     if version:
         from importlib.metadata import version as version_of
 
@@ -90,13 +89,15 @@ def top(
 
 
 _LOG_WARNINGS = console.LogWarnings()
+_MODEL_NOTES = console.LogNotes()
 
 
 def main() -> None:
     """Entry point of the console script; every expected error becomes one line and an exit code."""
     warnings.showwarning = lambda message, *_: console.warning(str(message))
     logging.getLogger("ragalign").addHandler(_LOG_WARNINGS)
-    console.show_log("ragalign.models")
+    logging.getLogger("ragalign.models").addHandler(_MODEL_NOTES)
+    logging.getLogger("ragalign.models").setLevel(logging.INFO)
     arguments = sys.argv[1:]
     try:
         # In a context of its own, so that what one run sets, such as quietness, ends with it.

@@ -278,10 +278,10 @@ def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(file: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ConfigError, match="RAGALIGN_CACHE_DIR names another folder"):
+    with pytest.raises(ConfigError, match="RAGALIGN_CACHE names another folder"):
         locate_model(file, cache=tmp_path / "cache")
 
 
 def test_the_variable_names_the_cache(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAGALIGN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("RAGALIGN_CACHE", str(tmp_path))
     assert Path(locate_tokenizer(file)).parent == tmp_path / "models"

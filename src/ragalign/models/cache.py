@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ragalign.errors import ConfigError
 
-CACHE_VARIABLE = "RAGALIGN_CACHE_DIR"
+CACHE_VARIABLE = "RAGALIGN_CACHE"
 
 # Part of a cached folder's name: raised when the conversion changes, so that older results are not used.
 _FORMAT = 1
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 def model_cache() -> Path:
-    """Where converted models are kept: RAGALIGN_CACHE_DIR, or else the user's cache folder for ragalign."""
+    """Where converted models are kept: RAGALIGN_CACHE, or else the user's cache folder for ragalign."""
     if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder).expanduser() / "models"
     import platformdirs

