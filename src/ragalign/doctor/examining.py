@@ -43,7 +43,7 @@ def examine(
     index: str | Path | None = None,
     weights: bool = True,
     n_answers: int = 3,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = 160,
 ) -> Examination:
     """Tell whether a model is fit for in-context alignment.
 
