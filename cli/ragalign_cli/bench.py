@@ -77,8 +77,10 @@ def bench(
     queries: Annotated[
         Optional[str],
         typer.Option(
+            "--queries",
+            "--prompts",
             metavar="NAME|FILE",
-            help="A file of questions, or alpaca-eval, mt-bench, just-eval or lima-test.",
+            help="A file of questions, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
             show_default=False,
             rich_help_panel=options.QUESTIONS,
         ),
@@ -115,7 +117,8 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="NAME",
-            help="exact-match, or a function as FILE.py:FUNCTION (see above). Repeatable; the first is the headline.",
+            help="exact-match, reference-likelihood, answer-similarity, ifeval, ifbench, or a function as "
+            "FILE.py:FUNCTION (see above). Repeatable; the first is the headline.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -124,7 +127,7 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="MODEL[@URL]",
-            help="Who judges. Repeatable.",
+            help="Who judges, or reward:MODEL for a reward model. Repeatable.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -254,6 +257,8 @@ def bench(
     from ragalign.errors import ConfigError
 
     console.be_quiet(quiet)
+    if judge and protocol is None and all(one.startswith("reward:") for one in judge):
+        protocol = "reward"
     if (judge is None) != (protocol is None):
         raise ConfigError("judging needs both --judge and --protocol")
     if judge is not None and metric is not None:
@@ -334,6 +339,7 @@ def answer(benchmark: Benchmark) -> None:
         failures = benchmark.answer(
             on_start=lambda: console.note(f"starting the engine for {model} (half a minute on two CPU cores) ..."),
             on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
+            on_likelihoods=lambda condition, n: console.note(f"{condition.name}: likelihood of {n:,} references"),
             on_round=lambda number: console.note(
                 f"timing: round {number} of {rounds}" if number else "timing: warming up"
             ),

@@ -17,6 +17,7 @@ def show(bench: Bench) -> None:
     if bench.label:
         show_quality(bench)
     show_costs(bench)
+    show_shape(bench)
     for factor in bench.factors:
         _show_factor(factor, bench)
     if bench.published:
@@ -76,6 +77,34 @@ def show_costs(bench: Bench) -> None:
     note = "Shown: demonstrations in a prompt; prompt, prefilled, output: tokens"
     note += "; first: median time to the first token of single requests to an idle engine." if bench.timing else "."
     console.note(f"{note} {about_prices(bench)}".rstrip())
+
+
+def show_shape(bench: Bench) -> None:
+    """How answers look: whether they end, how much they repeat themselves, how long they are."""
+    from ragalign.reports.formats import interval, number
+
+    has_ratio = any(one.costs.length_ratio for one in bench.conditions)
+    console.heading("Shape of the answers")
+    columns = [
+        ("recipe", "left"),
+        ("stopped, %", "right"),
+        ("", "right"),
+        ("repeated 4-grams, %", "right"),
+        ("", "right"),
+    ]
+    columns += [("words", "right"), *[("length over reference", "right"), ("", "right")] * has_ratio]
+    rows = []
+    for one in bench.conditions:
+        costs = one.costs
+        row = [one.name]
+        for estimate, unit in ((costs.stopped, "%"), (costs.repeated, "%")):
+            row += [number(estimate.value, unit), interval(estimate, unit)]
+        row.append(number(costs.words.value, "words"))
+        if has_ratio:
+            ratio = costs.length_ratio
+            row += [number(ratio.value if ratio else None, ""), interval(ratio, "") if ratio else ""]
+        rows.append(row)
+    console.print_table(columns, rows)
 
 
 def _show_factor(factor: Factor, bench: Bench) -> None:

@@ -46,7 +46,9 @@ def compare_ift(
         str,
         typer.Option(help="A recipe's name or TOML file: the form of prompts and training data, packing, retriever."),
     ] = "ica",
-    metric: Annotated[str, typer.Option(help="exact-match, or a Python function: file.py:function.")] = "exact-match",
+    metric: Annotated[
+        str, typer.Option(help="exact-match, reference-likelihood, ..., or a function: file.py:function.")
+    ] = "exact-match",
     verdicts: Annotated[
         Optional[Path],
         typer.Option(

@@ -13,7 +13,7 @@ from ragalign_cli.options import EVALUATION
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
-    from ragalign.judging.judges import Judge
+    from ragalign.judging.judges import AnyJudge
     from ragalign.judging.runner import JudgePlan, JudgeRun
 
 _EXIT_INTERRUPTED = 130
@@ -29,12 +29,13 @@ TokenLimitName = Annotated[
 
 
 def run(
-    protocol: Annotated[str, typer.Option(help="How to judge: ica, alpaca-eval-2, mt-bench, just-eval, ...")],
+    protocol: Annotated[str, typer.Option(help="How to judge: ica, alpaca-eval-2, mt-bench, reward, ...")],
     answers: Annotated[
         list[Path], typer.Option(help="Answers to judge, in any upstream form; repeat for more models.")
     ],
     judge: Annotated[
-        list[str], typer.Option(metavar="MODEL[@URL]", help="Who judges, and where; repeat for more judges.")
+        list[str],
+        typer.Option(metavar="MODEL[@URL]", help="Who judges, and where, or reward:MODEL; repeat for more judges."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Replies, verdicts and upstream's files; resumed from.")],
     baseline: Annotated[
@@ -130,17 +131,17 @@ def run(
         raise typer.Exit(console.EXIT_FAILURE)
 
 
-def judges_of(names: list[str], variables: list[str]) -> list[Judge]:
+def judges_of(names: list[str], variables: list[str]) -> list[AnyJudge]:
     """The judges that ``--judge`` and ``--key-env`` name."""
     from ragalign.errors import ConfigError
-    from ragalign.judging.judges import Judge
+    from ragalign.judging.judges import parse_judge
 
     if len(variables) > 1 and len(variables) != len(names):
         raise ConfigError(f"--key-env is given {len(variables)} times for {len(names)} judges: once, or once per judge")
     if not variables:
-        return [Judge.parse(name) for name in names]
+        return [parse_judge(name) for name in names]
     named = variables * len(names) if len(variables) == 1 else variables
-    return [Judge.parse(name, key_variable=variable) for name, variable in zip(names, named, strict=True)]
+    return [parse_judge(name, key_variable=variable) for name, variable in zip(names, named, strict=True)]
 
 
 def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:

@@ -46,7 +46,7 @@ PromptSet = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="A file of questions, or alpaca-eval, mt-bench, just-eval or lima-test.",
+        help="A file of questions, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
         show_default=False,
         rich_help_panel=QUESTIONS,
     ),

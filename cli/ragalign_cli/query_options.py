@@ -39,8 +39,8 @@ Metadata = Annotated[
     ),
 ]
 
-# What `ragalign.bench.cases.Case` takes out of a query's metadata.
-_CASE_FIELDS = ("reference", "category", "dataset")
+# What `ragalign.bench.cases.Case` and the built-in metrics take out of a query's metadata.
+_CASE_FIELDS = ("reference", "category", "dataset", "key", "instruction_id_list", "kwargs")
 
 
 def question_fields(given: Sequence[str] | None) -> Mapping[str, str]:

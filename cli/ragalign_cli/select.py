@@ -18,7 +18,9 @@ def select(
     pool: Annotated[list[str], typer.Option(metavar="FILE", help="Where candidates come from. Repeatable.")],
     queries: options.PromptSet,
     model: options.Model,
-    metric: Annotated[str, typer.Option(metavar="NAME", help="exact-match, or a function as FILE.py:FUNCTION.")],
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="reference-likelihood, exact-match, or a function as FILE.py:FUNCTION.")
+    ],
     out: options.OutFolder,
     recipe: Annotated[str, typer.Option(help="What to begin with: a recipe with constant demonstrations.")] = "urial",
     add: Annotated[int, typer.Option(help="Most demonstrations to add.")] = 3,

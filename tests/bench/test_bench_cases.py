@@ -11,6 +11,7 @@ import pytest
 from ragalign.bench import cases as module
 from ragalign.bench.cases import PROMPT_SETS, load_cases
 from ragalign.errors import ConfigError, DataError
+from ragalign.measures.instructions import InstructionPrompt
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -37,6 +38,10 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[tuple[str, ...], .
         ("Explain.",), (), "lima",
     ),
     "LIMA test": ({"conversations": ["Plan a trip."], "source": "authors"}, ("Plan a trip.",), (), None),
+    "IFEval": (
+        {"key": 1000, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"n": 1}]},
+        ("No commas.",), (), None,
+    ),
     "LIMA, several turns": ({"conversations": ["Hi.", "Hello!", "Bye."]}, ("Hi.", "Bye."), (), None),
     "one reference": ({"instruction": "2?", "reference": "two"}, ("2?",), (("two",),), None),
     "alternatives": ({"instruction": "2?", "reference": ["two", "II"]}, ("2?",), (("two", "II"),), None),
@@ -82,6 +87,8 @@ def test_sets_by_name_come_through_datasets(tmp_path: Path, monkeypatch: pytest.
     for repository, split, form in (
         ("HuggingFaceH4/mt_bench_prompts", "train", "MT-Bench on the hub"),
         ("re-align/just-eval-instruct", "test", "JUST-EVAL"),
+        ("google/IFEval", "train", "IFEval"),
+        ("allenai/IFBench_test", "train", "IFEval"),
     ):
         folder = tmp_path / repository
         folder.mkdir(parents=True)
@@ -93,7 +100,13 @@ def test_sets_by_name_come_through_datasets(tmp_path: Path, monkeypatch: pytest.
         "mt-bench": ("Write.", "Again."),
         "just-eval": ("Explain.",),
         "lima-test": ("Plan a trip.",),
+        "ifeval": ("No commas.",),
+        "ifbench": ("No commas.",),
     }
+    [case] = found["ifeval"].cases
+    assert case.id == "1000"
+    assert case.query.metadata["instruction_id_list"] == ["punctuation:no_comma"]
+    assert InstructionPrompt.from_row({"prompt": case.query.text, **case.query.metadata}).arguments == ({"n": 1},)
     assert found["mt-bench"].n_turns == 2
     assert [cases.name for cases in found.values()] == list(PROMPT_SETS)
 
@@ -125,4 +138,4 @@ def test_the_fingerprint_sees_all_that_is_asked(tmp_path: Path) -> None:
 
 
 def test_every_name_has_its_place() -> None:
-    assert set(module._PUBLISHED) == {"alpaca-eval", "mt-bench", "just-eval", "lima-test"}
+    assert set(module._PUBLISHED) == {"alpaca-eval", "mt-bench", "just-eval", "lima-test", "ifeval", "ifbench"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from fixtures.command import Command, repeated
 from fixtures.judge_server import JudgeServer
+from fixtures.reward_model import build_reward_model
 
 from ragalign.encoders import Encoder
 from ragalign.indexes import Index
@@ -215,6 +217,75 @@ def test_several_metrics_with_a_direction_each(
     shown = ragalign(*arguments, "--rounds", "0", "--out", out, *names).stdout
     assert "Errors (lower is better)" in shown
     assert f"{bench['best']['errors']} *" in shown
+
+
+def test_reference_likelihood_and_similarity(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    metrics = repeated("--metric", ["reference-likelihood", "answer-similarity"])
+    command = (*arguments, "--out", out, *metrics, "--rounds", "0", "--json")
+    run = ragalign(*command)
+    assert run.returncode == 0, run.stderr
+    assert "likelihood of 3 references" in run.stderr
+    bench = json.loads(run.stdout)["bench"]
+    assert [one["name"] for one in bench["metrics"]] == ["nll", "nll_first32", "bits_per_token", "answer_similarity"]
+    assert [one["lower_is_better"] for one in bench["metrics"]] == [True, True, True, False]
+    assert bench["timing"] is None
+    for one in bench["conditions"]:
+        found = one["reference_likelihood"]
+        assert (found["n"], found["n_unscored"]) == (3, 0)
+        assert found["bits_per_token"] == pytest.approx(found["nll"] / math.log(2))
+        assert found["nll"] == pytest.approx(found["nll_first32"]), "the references are short"
+        low, high = found["intervals"]["nll"]
+        assert 0 < low <= found["nll"] <= high
+        assert (one["name"] == "fixed") == (not found["differences"])
+        if found["differences"]:
+            difference = found["differences"]["nll"]
+            assert difference["low"] <= difference["value"] <= difference["high"]
+        assert -1 <= one["qualities"]["answer_similarity"]["estimate"]["value"] <= 1
+        shape = one["costs"]["shape"]
+        assert 0 <= shape["stopped"]["value"] <= 100
+        assert shape["length_ratio"]["value"] > 0
+        # As its lines say.
+        [path] = (out / "conditions").glob(f"{one['name']}*/likelihood.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert found["nll"] == pytest.approx(sum(row["nll"] for row in rows) / 3)
+        assert {row["n_references"] for row in rows} == {2}
+    again = ragalign(*command)
+    assert again.returncode == 0, again.stderr
+    assert "no engine is needed" in again.stderr
+    assert json.loads(again.stdout)["bench"] == bench
+    page = (out / "report.html").read_text()
+    assert "NLL per token, nats" in page
+    assert "repeated 4-grams" in page
+
+
+def test_instructions_are_checked_and_a_reward_model_judges(
+    ragalign: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("if_verifiable")
+    rows = [
+        {"key": 7, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {"key": 8, "prompt": "Unknown.", "instruction_id_list": ["x:y"], "kwargs": [{"n": None}]},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    command = ("bench", "--recipe", "zero-shot", "--prompts", prompts, "--model", tiny_model, "--out", out, *DECODING)
+    command = (*command, "--rounds", "0", "--json")
+    run = ragalign(*command, "--metric", "ifeval")
+    assert run.returncode == 0, run.stderr
+    [condition] = json.loads(run.stdout)["bench"]["conditions"]
+    names = ["prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"]
+    assert list(condition["qualities"]) == names
+    estimate = condition["qualities"]["prompt_strict"]["estimate"]
+    assert (estimate["n"], estimate["n_unscored"]) == (1, 1)
+    assert estimate["value"] in (0, 100)
+
+    judged = ragalign(*command, "--judge", f"reward:{build_reward_model(tmp_path / 'reward', tiny_model)}")
+    assert judged.returncode == 0, judged.stderr
+    assert "no engine is needed" in judged.stderr
+    [condition] = json.loads(judged.stdout)["bench"]["conditions"]
+    assert condition["quality"]["estimate"]["n"] == 2
 
 
 def test_a_sweep_has_a_plot_per_factor(

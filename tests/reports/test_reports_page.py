@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from ragalign.reports.browser import browser_data
 from ragalign.reports.formats import interval, number, p_value, signed
-from ragalign.reports.page import embed, render_page, write_page
+from ragalign.reports.page import render_page, write_page
+from ragalign.reports.rendering import embed
 from ragalign.reports.report import Report
 from ragalign.statistics import mean
 

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign._optional import is_installed
+from ragalign.aligner import Aligner
+from ragalign.bench.cases import Case, Cases
+from ragalign.bench.likelihood import measure_likelihoods
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.indexes import Index
@@ -197,6 +201,22 @@ def result(method: Any, n: int | None, scores: list[float], seed: int | None = 0
     common = {"answer_s": 1.0, "prompt_tokens": 100.0, "output_tokens": 10.0, "demonstrations": 0.0, "training": None}
     cell = Cell(method, n, None if n is None else seed)
     return Result(cell, dict(zip("abcdef", scores, strict=False)), **{**common, **values}, failures={})
+
+
+def test_cells_are_compared_by_reference_likelihood(
+    settings: Settings, index: Index, tiny_model: Path, recipe: Path, tmp_path: Path
+) -> None:
+    chosen = replace(settings, methods=("zero-shot", "retrieved-pool"), metric="reference-likelihood")
+    zero, retrieved = run(chosen, index, QUERIES, tmp_path / "run")
+    assert not zero.failures
+    assert not retrieved.failures
+    options = {"dtype": "float32", "device": "cpu"}
+    with Aligner.from_recipe("zero-shot", model=str(tiny_model), backend="transformers", **options) as aligner:
+        aligner.packer = Packer(Template.load("plain"), Tokenizer.load(tiny_model), Pool.from_demonstrations([]))
+        cases = Cases("", tuple(Case(one, references=((str(one.metadata["reference"]),),)) for one in QUERIES))
+        expected = {row["id"]: row["nll"] for row in measure_likelihoods(aligner, cases)}
+    assert zero.scores == pytest.approx(expected, abs=1e-4)
+    assert retrieved.scores != pytest.approx(expected, abs=1e-4)
 
 
 def test_figures_and_break_even() -> None:

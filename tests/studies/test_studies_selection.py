@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ragalign.bench.cases import Cases, load_cases
-from ragalign.bench.scoring import Scorer
+from ragalign.bench.scoring import Scorer, make_scorers
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation import TransformersGenerator
 from ragalign.pool import Pool
@@ -113,6 +113,32 @@ def test_where_lower_is_better_it_takes_the_mirrored_steps(
     assert lower.held_out_gain.value == pytest.approx(higher.held_out_gain.value)
     assert lower.held_out_gain.low == pytest.approx(higher.held_out_gain.low)
     assert lower.search_gain.value > 0
+
+
+def test_reference_likelihood_answers_nothing(
+    recipe: Recipe, cases: Cases, engine: TransformersGenerator, start: Any, tmp_path: Path, tiny_model: Path
+) -> None:
+    known = replace(cases, cases=tuple(replace(one, references=((f"It is {one.id}.",),)) for one in cases.cases))
+    [scorer] = make_scorers(["reference-likelihood"])[:1]
+    made = Search(
+        tmp_path / "found", recipe, POOL, known, scorer, model="tiny", options=SearchOptions(candidates=2, add=1)
+    )
+
+    class Reading:
+        """The engine without a way to answer."""
+
+        model, context_length, shares_cpu = engine.model, engine.context_length, True
+        distributions = staticmethod(engine.distributions)
+
+    tokenizer = Tokenizer.load(tiny_model)
+    found = made.run(lambda: (Reading(), tokenizer))  # type: ignore[arg-type, return-value]
+    [step] = found.steps
+    scores = {key: values for key, values in made.known.items() if not key[1]}
+    means = {ids: np.mean([value for value in values.values() if value]) for (ids, _), values in scores.items()}
+    begun = means[BEGUN.id,]
+    best = min(means.values())
+    assert step.score == pytest.approx(best)
+    assert (step.added is None) == (best == begun), "lower is better"
 
 
 def test_the_held_out_check_reports_the_optimism_of_noise(search: Callable[..., Search], start: Any) -> None:

@@ -22,7 +22,7 @@ from ragalign.bench.timing import ROUNDS
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
-from ragalign.judging.judges import Judge, check_names
+from ragalign.judging.judges import AnyJudge, Judge, check_judges
 from ragalign.judging.runner import JudgeRun, RunOptions
 from ragalign.reports.page import write_page
 from ragalign.reports.published import Published
@@ -44,7 +44,7 @@ class Judging:
     """
 
     protocol: Protocol
-    judges: tuple[Judge, ...]
+    judges: tuple[AnyJudge, ...]
     baseline_file: Path | None = None
     options: RunOptions = field(default_factory=RunOptions)
     published: tuple[Published, ...] = ()
@@ -123,9 +123,10 @@ class Benchmark:
         if scorers and judging is not None:
             raise ConfigError("give metrics or judges, not both: the same folder takes the other afterwards")
         if judging is not None:
-            check_names(judging.judges)
+            check_judges(judging.protocol, judging.judges)
             for judge in judging.judges:
-                judge.key()
+                if isinstance(judge, Judge):
+                    judge.key()
         for name in (baseline, fixed):
             check_named([one.name for one in conditions], name)
         if not folder.exists():  # in a folder that does, nothing may be left to answer
@@ -179,17 +180,29 @@ class Benchmark:
         return sum(len(case.turns) for case in self.run.cases.cases) * len(self.run.conditions)
 
     @property
+    def needs_likelihoods(self) -> bool:
+        """Whether a metric needs the likelihood of the references, which the model is asked for."""
+        return any(scorer.needs_likelihoods for scorer in self.scorers)
+
+    @property
     def is_answered(self) -> bool:
         """Whether all answers are there and speed was measured, so that no engine needs to start."""
-        return session.is_finished(self.run, self.rounds)
+        return session.is_finished(self.run, self.rounds, likelihoods=self.needs_likelihoods)
 
     def answer(self, **on: Any) -> list[tuple[Condition, Failure]]:
-        """Answer what is missing; `on_start`, `on_condition` and `on_round` are those of `session.generate`.
+        """Answer what is missing; the arguments, such as `on_start`, are those of `session.generate`.
 
         Raises:
             ConfigError, GenerationError: the engine did not start, or failed as a whole; what was answered is kept.
         """
-        return session.generate(self.run, self.engine, rounds=self.rounds, fixed=self.fixed, **on)
+        return session.generate(
+            self.run,
+            self.engine,
+            rounds=self.rounds,
+            likelihoods=self.needs_likelihoods,
+            fixed=self.fixed,
+            **on,
+        )
 
     def evaluate(self) -> Outcome:
         """Score or judge the answers and compute all figures.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ragalign._sources import STANDARD_INPUT
 from ragalign.errors import ConfigError
+from ragalign.measures.instructions import BENCHMARKS
 from ragalign.pool.hub import fetch_file, read_dataset
 from ragalign.pool.queries import FURTHER_TURNS, as_queries
 from ragalign.pool.readers import read_file
@@ -23,6 +24,8 @@ _PUBLISHED: Mapping[str, tuple[str, str | None]] = {
     "mt-bench": ("HuggingFaceH4/mt_bench_prompts:train", None),
     "just-eval": ("re-align/just-eval-instruct:test", None),
     "lima-test": ("GAIR/lima", "test.jsonl"),
+    "ifeval": ("google/IFEval:train", None),
+    "ifbench": ("allenai/IFBench_test:train", None),
 }
 PROMPT_SETS = tuple(_PUBLISHED)
 
@@ -115,6 +118,7 @@ def load_cases(
     if name in _PUBLISHED:
         source, file = _PUBLISHED[name]
         unit, rows = ("row", read_dataset(source)) if file is None else read_file(fetch_file(source, file))
+        fields = {"id": "key", **(fields or {})} if name in BENCHMARKS else fields
     elif Path(name).suffix or name == STANDARD_INPUT:
         unit, rows = read_file(name)
     else:

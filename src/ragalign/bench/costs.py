@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ragalign.bench.cases import Cases
 from ragalign.bench.running import Answered
 from ragalign.bench.timing import Timings
+from ragalign.measures.shape import length_ratio, repetition
 from ragalign.reports.costs import Costs, FirstToken
 from ragalign.statistics import mean
 from ragalign.text import normalise
@@ -48,6 +49,7 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
     used = Counter(used for row in rows for used in row["demonstrations"])
     name = answered.condition.name
     n_asked = sum(len(case.turns) for case in cases.cases)
+    ratios = [length_ratio(text, alternatives) for text, alternatives in _with_references(answered, cases)]
     return Costs(
         n=len(rows),
         n_missing=n_asked - len(rows),
@@ -56,6 +58,9 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
         output_tokens=mean([row["n_output_tokens"] for row in rows], prompts),
         demonstrations=mean([len(row["demonstrations"]) for row in rows], prompts),
         words=mean([len(text.split()) for text in outputs], owners),
+        stopped=mean([100.0 * (row["finish_reason"] == "stop") for row in rows], prompts),
+        repeated=mean([None if (share := repetition(text)) is None else 100 * share for text in outputs], owners),
+        length_ratio=mean(ratios, owners) if any(one is not None for one in ratios) else None,
         first_token=_first_token(timings.first_tokens_s(name)) if timings else None,
         requests_per_s=timings.requests_per_s(name) if timings else None,
         preparation_ms=1000 * timings.preparation_s(name) if timings else None,
@@ -64,6 +69,16 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
         used=dict(sorted(used.items(), key=lambda pair: (-pair[1], pair[0]))),
         n_leaked=_leaked(rows, known),
     )
+
+
+def _with_references(answered: Answered, cases: Cases) -> Iterator[tuple[str, Sequence[str]]]:
+    """Every answer, in the order of the requests, with the references of its turn."""
+    known = {case.id: case.references for case in cases.cases}
+    for turn, rows in enumerate(answered.rows):
+        for name, row in rows.items():
+            alternatives = known[name][turn] if len(known[name]) > turn else ()
+            for text in row.get("responses", [row["response"]]):
+                yield text, alternatives
 
 
 def _first_token(seconds: Sequence[float]) -> FirstToken | None:

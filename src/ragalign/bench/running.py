@@ -18,13 +18,14 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
+from ragalign.bench.likelihood import Key, Row, keep_likelihoods, missing_likelihoods, read_likelihoods
 from ragalign.completions import CompletionFile, index_settings
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
@@ -35,6 +36,7 @@ from ragalign.types import Generator, Query
 _RUN = "run.json"
 _PIECES = "pieces.jsonl"
 _CACHED = "cached.jsonl"
+_LIKELIHOOD = "likelihood.jsonl"
 _FORMAT = 2
 # Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
 _WARM_UP = 2
@@ -47,10 +49,12 @@ class Answered:
     Attributes:
         condition: who.
         rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
+        likelihoods: how likely the model finds the references, by turn (from 1) and the case's id, where measured.
     """
 
     condition: Condition
     rows: tuple[Mapping[str, Mapping[str, Any]], ...]
+    likelihoods: Mapping[Key, Row] = field(default_factory=dict)
 
     def requests(self) -> Iterator[Mapping[str, Any]]:
         """The completions of all turns."""
@@ -186,8 +190,38 @@ class Run:
                 turn, name = json.loads(row["id"])
                 if name in rows[turn - 1]:
                     rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
-            found.append(Answered(condition, tuple(rows)))
+            found.append(Answered(condition, tuple(rows), read_likelihoods(self._likelihood(condition), self.cases)))
         return found
+
+    @property
+    def n_missing_likelihoods(self) -> int:
+        """References whose likelihood is not known yet, of all conditions and turns."""
+        return sum(len(missing_likelihoods(self._likelihood(one), self.cases)) for one in self.conditions)
+
+    def measure_likelihoods(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        *,
+        on_condition: Callable[[Condition, int], None] = lambda *_: None,
+    ) -> None:
+        """Measure how likely the model finds the references, as far as that is missing.
+
+        Args:
+            generator: one that says how likely given tokens are.
+            tokenizer: the model's.
+            on_condition: told each condition and the number of its missing references.
+
+        Raises:
+            ConfigError: the generator does not say how likely given tokens are.
+            GenerationError: the generator failed; what was measured is kept.
+        """
+        with self.writing():
+            for condition in self.conditions:
+                path = self._likelihood(condition)
+                if n := len(missing_likelihoods(path, self.cases)):
+                    on_condition(condition, n)
+                    keep_likelihoods(path, self.aligner(condition, generator, tokenizer), self.cases)
 
     def answered_by_all(self) -> list[Query]:
         """The cases, up to their first answers, that every condition has answered."""
@@ -197,6 +231,9 @@ class Run:
     @property
     def _turns(self) -> range:
         return range(1, self.cases.n_turns + 1)
+
+    def _likelihood(self, condition: Condition) -> Path:
+        return self._places[condition.name] / _LIKELIHOOD
 
     def _file(self, condition: Condition, turn: int) -> Path:
         return self._places[condition.name] / f"turn-{turn}.jsonl"

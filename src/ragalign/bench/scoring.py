@@ -1,27 +1,21 @@
-"""Scores without a judge: exact match, or a user's Python functions."""
+"""Scores without a judge: the built-in metrics, or a user's Python functions."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ragalign.bench.cases import Case, Cases
+from ragalign.bench.measuring import BUILT_IN, Record, UnscoredError, measures_of
 from ragalign.bench.running import Answered
 from ragalign.comparisons.computed import COMPUTED
-from ragalign.comparisons.metrics import EXACT_MATCH
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Verdict
-
-Record = Mapping[str, Any]
-
-
-class UnscoredError(Exception):
-    """An answer has no score; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +26,26 @@ class Scorer:
         name: of the score in verdicts.
         score: the score of a record (see `records`).
         lower_is_better: whether a lower score is a better one, as for a count of errors.
+        needs_likelihoods: whether records must hold ``reference_likelihood``.
     """
 
     name: str
     score: Callable[[Record], float]
     lower_is_better: bool = False
+    needs_likelihoods: bool = False
 
 
 def make_scorer(text: str) -> Scorer:
-    """``exact-match``, or ``path/to/file.py:function``.
+    """The headline of a metric (see `make_scorers`).
+
+    Raises:
+        ConfigError: as `make_scorers`.
+    """
+    return _scorers_of(text)[0]
+
+
+def _scorers_of(text: str) -> tuple[Scorer, ...]:
+    """The scores of a built-in metric, or of ``path/to/file.py:function``.
 
     The function gets one record (see `records`) and returns a number, or None where there is nothing to score. Where
     lower is better, it says so by an attribute: ``function.lower_is_better = True``.
@@ -49,11 +54,13 @@ def make_scorer(text: str) -> Scorer:
         ConfigError: there is no such metric, file or function, the file does not run, or the function does not take
             one record.
     """
-    if text == "exact-match":
-        return Scorer(EXACT_MATCH, exact_match)
+    if built_in := measures_of(text):
+        return tuple(Scorer(one.name, one.value, one.lower_is_better, one.needs_likelihoods) for one in built_in)
     path, colon, name = text.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ConfigError(f"no metric {text!r}: use exact-match, or a function of yours as path/to/file.py:function")
+        raise ConfigError(
+            f"no metric {text!r}: use {', '.join(BUILT_IN)}, or a function of yours as path/to/file.py:function"
+        )
     function = getattr(_module(Path(path)), name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {name!r}")
@@ -61,25 +68,31 @@ def make_scorer(text: str) -> Scorer:
     lower_is_better = getattr(function, "lower_is_better", False)
     if not isinstance(lower_is_better, bool):
         raise ConfigError(f"{text}: lower_is_better must be True or False, not {lower_is_better!r}")
-    return Scorer(name, lambda record: _number(function, record), lower_is_better)
+    return (Scorer(name, lambda record: _number(function, record), lower_is_better),)
 
 
 def make_scorers(texts: Sequence[str]) -> tuple[Scorer, ...]:
     """Several metrics, the headline first, each with a name of its own.
 
+    Args:
+        texts: names of built-in metrics (`ragalign.bench.measuring.BUILT_IN`), some of which give several scores, or
+            functions as ``path/to/file.py:function``.
+
     Raises:
-        ConfigError: as `make_scorer`, or a metric is given twice.
+        ConfigError: there is no such metric, file or function, the file does not run, the function does not take one
+            record, or a metric is given twice.
+        MissingDependencyError: a package that a metric needs is not installed.
     """
     if repeated := [text for text in texts if texts.count(text) > 1]:
         raise ConfigError(f"the metric {repeated[0]} is given twice")
-    found = [make_scorer(text) for text in texts]
-    names = [scorer.name for scorer in found]
+    pairs = [(text, scorer) for text in texts for scorer in _scorers_of(text)]
+    names = [scorer.name for _, scorer in pairs]
     # Functions of the same name from different files are told apart by the file.
     found = [
         replace(scorer, name=f"{Path(text.rpartition(':')[0]).stem}.{scorer.name}")
         if names.count(scorer.name) > 1 and ":" in text
         else scorer
-        for text, scorer in zip(texts, found, strict=True)
+        for text, scorer in pairs
     ]
     names = [scorer.name for scorer in found]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -87,24 +100,13 @@ def make_scorers(texts: Sequence[str]) -> tuple[Scorer, ...]:
     return tuple(found)
 
 
-def exact_match(record: Record) -> float:
-    """1 if the response is one of the references, blanks at both ends aside, and 0 if not.
-
-    Raises:
-        UnscoredError: there is no reference.
-    """
-    references = record["references"]
-    if not references:
-        raise UnscoredError("the prompt has no reference")
-    return float(record["response"].strip() in {reference.strip() for reference in references})
-
-
 def records(case: Case, answered: Answered) -> list[tuple[int, int, dict[str, Any]]]:
     """What a metric sees, as (turn from 1, sample, record) for each answer to a case.
 
     A record has ``id``, ``instruction`` (the turn's), ``messages`` (up to the answer), ``response``, ``references``
     (a list, empty where none are known), ``finish_reason``, ``demonstrations`` (ids), ``recipe``, ``turn``,
-    ``category`` and ``metadata``: all other fields of the prompt's row.
+    ``category`` and ``metadata``: all other fields of the prompt's row; and ``reference_likelihood``, where it was
+    measured.
     """
     found = []
     earlier: list[str] = []
@@ -125,6 +127,8 @@ def records(case: Case, answered: Answered) -> list[tuple[int, int, dict[str, An
             "category": case.category,
             "metadata": dict(query.metadata),
         }
+        if (turn, case.id) in answered.likelihoods:
+            common["reference_likelihood"] = answered.likelihoods[turn, case.id]
         for sample, response in enumerate(row.get("responses", [row["response"]])):
             found.append((turn, sample, {**common, "response": response}))
         earlier.append(str(row["response"]))

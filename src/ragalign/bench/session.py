@@ -12,6 +12,7 @@ from ragalign.aligner import Failure
 from ragalign.bench import timing
 from ragalign.bench.conditions import MAIN, Condition
 from ragalign.bench.judging import items
+from ragalign.bench.likelihood import supporting
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
@@ -20,7 +21,7 @@ from ragalign.generation import BaseGenerator, check_generator, make_generator
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.cache import ReplyCache
-from ragalign.judging.judges import Judge
+from ragalign.judging.judges import AnyJudge
 from ragalign.judging.output import VERDICTS, write_run
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
 from ragalign.models import display_name, locate_model
@@ -136,9 +137,11 @@ def generate(
     engine: Engine,
     *,
     rounds: int = timing.ROUNDS,
+    likelihoods: bool = False,
     fixed: str | None = None,
     on_condition: Callable[[Condition, int], None] = lambda *_: None,
     on_start: Callable[[], None] = lambda: None,
+    on_likelihoods: Callable[[Condition, int], None] = lambda *_: None,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[Condition, Failure]]:
     """Answer what a run lacks, then time its conditions; the engine starts only if something is missing.
@@ -147,23 +150,29 @@ def generate(
         run: what is asked.
         engine: what answers.
         rounds: rounds to time the conditions in; 0 leaves timing out.
+        likelihoods: whether to measure how likely the model finds the references.
         fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed, or else
             the first.
         on_condition: see `Run.generate`.
         on_start: called before the engine starts.
+        on_likelihoods: see `Run.measure_likelihoods`.
         on_round: see `ragalign.bench.timing.measure`.
 
     Raises:
         ConfigError, GenerationError: the engine did not start, or failed as a whole.
     """
-    if is_finished(run, rounds):
+    if is_finished(run, rounds, likelihoods=likelihoods):
         return []
     engine.check()
     with run.writing():
         tokenizer = engine.load_tokenizer()
         on_start()
         with engine.start() as generator:
+            if likelihoods:
+                supporting(generator)
             failures = run.generate(generator, tokenizer, on_condition=on_condition)
+            if likelihoods:
+                run.measure_likelihoods(generator, tokenizer, on_condition=on_likelihoods)
             queries = run.answered_by_all()
             if queries and not _is_timed(run, rounds):
                 timing.measure(
@@ -179,9 +188,9 @@ def generate(
     return failures
 
 
-def is_finished(run: Run, rounds: int = timing.ROUNDS) -> bool:
-    """Whether all answers are there, and speed has been measured in so many rounds."""
-    return run.is_finished and _is_timed(run, rounds)
+def is_finished(run: Run, rounds: int = timing.ROUNDS, *, likelihoods: bool = False) -> bool:
+    """Whether all answers are there, speed has been measured in so many rounds, and likelihoods where asked for."""
+    return run.is_finished and _is_timed(run, rounds) and not (likelihoods and run.n_missing_likelihoods)
 
 
 def _is_timed(run: Run, rounds: int) -> bool:
@@ -192,7 +201,7 @@ def _is_timed(run: Run, rounds: int) -> bool:
 def judge(
     run: Run,
     protocol: Protocol,
-    judges: Sequence[Judge],
+    judges: Sequence[AnyJudge],
     *,
     baseline: str | None = None,
     baseline_file: str | Path | None = None,

@@ -18,7 +18,17 @@ from ragalign.statistics.bootstrap import DEFAULT_RESAMPLES, method_name
 
 PREFERENCE = "preference"
 ASPECTS = "aspects"
-EXACT_MATCH = "exact_match"
+# Scores from 0 to 1 that are shown in percent.
+_SHARES = ("exact_match", "prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
+_LABELS = {
+    "nll": "NLL per token, nats",
+    "nll_first32": "NLL of the first 32 tokens, nats",
+    "bits_per_token": "Bits per token",
+    "prompt_strict": "Prompts followed, strict",
+    "prompt_loose": "Prompts followed, loose",
+    "instruction_strict": "Instructions followed, strict",
+    "instruction_loose": "Instructions followed, loose",
+}
 
 Observations: TypeAlias = tuple[list[float | None], list[str]]
 """One value per observation (None is unscored), and the prompt of each."""
@@ -178,12 +188,12 @@ def _aspect(protocol: str, name: str, judged: Sequence[Judged]) -> Metric:
 
 
 def _computed(name: str, *, lower_is_better: bool) -> Metric:
-    """Matches are counted in percent; what a user's function returns is in its own unit."""
-    label = name.replace("_", " ").capitalize()
+    """Shares are shown in percent; what a user's function returns is in its own unit."""
+    label = _LABELS.get(name) or name.replace("_", " ").capitalize()
     if lower_is_better:
         label += " (lower is better)"
     value = _score(name)
-    if name == EXACT_MATCH:
+    if name in _SHARES:
         return Metric(name, label, "%", _percent(value), is_computed=True)
     return Metric(name, label, "points", value, is_computed=True, lower_is_better=lower_is_better)
 

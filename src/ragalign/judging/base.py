@@ -319,13 +319,14 @@ class Protocol(ABC):
 
     Subclasses implement `build`, `read` and `aggregate` for judging, `replay` and `record` for upstream's files.
     `strict` makes `read` refuse what upstream would guess. `needs_text` is False where the decision is not in the
-    reply's text.
+    reply's text. `asks_reward_models` tells protocols for reward models from those that ask in words.
     """
 
     name: ClassVar[str]
     is_pairwise: ClassVar[bool]
     file_format: ClassVar[Literal["json", "jsonl"]]
     needs_text: ClassVar[bool] = True
+    asks_reward_models: ClassVar[bool] = False
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict

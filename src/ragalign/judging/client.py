@@ -80,6 +80,11 @@ class ChatClient:
         for client in self._clients:
             self._idle.put_nowait(client)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where the server took other parameters than the protocol's."""
+        return self.dialect.notes
+
     async def aclose(self) -> None:
         """Close all connections."""
         for client in self._clients:

@@ -6,9 +6,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ragalign.errors import ConfigError
+from ragalign.judging.base import Protocol
 
 OPENAI_URL = "https://api.openai.com/v1"
 # Keys are printable ASCII; anything else could not be sent, and the HTTP library's complaint would quote it.
@@ -86,12 +89,63 @@ class Judge:
         return key
 
 
-def check_names(judges: Sequence[Judge]) -> None:
-    """Refuse judges that verdicts could not tell apart.
+REWARD_PREFIX = "reward:"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardJudge:
+    """A reward model in transformers that judges.
+
+    Attributes:
+        model: its folder or hub id.
+        device: where it runs, such as ``cuda``; by default a GPU if there is one.
 
     Raises:
-        ConfigError: there is none, or two have the same name.
+        ConfigError: there is no such folder, or no name.
     """
+
+    model: str
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ConfigError(f"a reward model needs a folder or hub id: {REWARD_PREFIX}MODEL")
+        is_folder = self.model.startswith(("/", "./", "../", "~"))
+        if is_folder and not Path(self.model).expanduser().is_dir():
+            raise ConfigError(f"there is no model folder {self.model}")
+
+    @property
+    def name(self) -> str:
+        """What verdicts, files and the cache call this judge."""
+        return f"{REWARD_PREFIX}{self.model}"
+
+
+AnyJudge: TypeAlias = Judge | RewardJudge
+
+
+def parse_judge(text: str, *, key_variable: str = "OPENAI_API_KEY") -> AnyJudge:
+    """Read ``MODEL``, ``MODEL@BASE_URL`` or ``reward:MODEL``.
+
+    Raises:
+        ConfigError: there is no model, or the address is unusable.
+    """
+    if text.startswith(REWARD_PREFIX):
+        return RewardJudge(text.removeprefix(REWARD_PREFIX))
+    return Judge.parse(text, key_variable=key_variable)
+
+
+def check_judges(protocol: Protocol, judges: Sequence[AnyJudge]) -> None:
+    """Refuse judges that verdicts could not tell apart, or that a protocol cannot ask.
+
+    Raises:
+        ConfigError: there is none, two have the same name, or reward models and words do not go together.
+    """
+    for judge in judges:
+        if isinstance(judge, RewardJudge) != protocol.asks_reward_models:
+            raise ConfigError(
+                f"{judge.name} and the protocol {protocol.name} do not go together: reward models are asked by the "
+                "protocols reward and reward-pairwise, which ask nobody else"
+            )
     if not judges:
         raise ConfigError("no judge is named")
     names = [judge.name for judge in judges]

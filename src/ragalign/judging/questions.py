@@ -9,7 +9,7 @@ from operator import add
 
 from ragalign.judging.base import Item, Judgement, JudgeReply, JudgeRequest, Protocol, Verdict
 from ragalign.judging.cache import ReplyCache, reply_key
-from ragalign.judging.judges import Judge
+from ragalign.judging.judges import AnyJudge
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Question:
 class Slot:
     """One verdict to be: settled without a judge, or waiting for a question's replies."""
 
-    judge: Judge
+    judge: AnyJudge
     item: Item
     settled: Verdict | None = None
     request: JudgeRequest | None = None
@@ -72,7 +72,7 @@ class Work:
     questions: dict[str, list[Question]] = field(default_factory=dict)
 
     @classmethod
-    def prepare(cls, protocol: Protocol, items: Sequence[Item], judges: Sequence[Judge], cache: ReplyCache) -> Work:
+    def prepare(cls, protocol: Protocol, items: Sequence[Item], judges: Sequence[AnyJudge], cache: ReplyCache) -> Work:
         """Build every item's requests and look up what is already answered.
 
         Raises:

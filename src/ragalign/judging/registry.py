@@ -17,6 +17,7 @@ from ragalign.judging.protocols.instructions import IfBench, IfEval
 from ragalign.judging.protocols.just_eval import JustEval
 from ragalign.judging.protocols.mt_bench import MtBench
 from ragalign.judging.protocols.mt_bench_pairwise import MtBenchPairwise
+from ragalign.judging.protocols.reward import Reward, RewardPairwise
 from ragalign.judging.protocols.urial_pairwise import UrialPairwise
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
@@ -30,6 +31,8 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     "arena-hard": ArenaHard,
     "ifeval": IfEval,
     "ifbench": IfBench,
+    "reward": Reward,
+    "reward-pairwise": RewardPairwise,
 }
 
 

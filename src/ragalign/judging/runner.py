@@ -16,11 +16,12 @@ from ragalign.judging.budget import Budget, BudgetSpentError, Ledger, Spending
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.client import ChatClient
 from ragalign.judging.dialect import LIMITS, TokenLimit
-from ragalign.judging.judges import Judge, check_names
+from ragalign.judging.judges import AnyJudge, RewardJudge, check_judges
 from ragalign.judging.limits import TokenWindow
-from ragalign.judging.pricing import PriceTable, Quote, guess_usage
+from ragalign.judging.pricing import Price, PriceTable, Quote, guess_usage
 from ragalign.judging.questions import Question, Work
 from ragalign.judging.retries import FinalError, RequestError, RetryPolicy
+from ragalign.judging.reward import RewardClient
 
 # So many questions in a row given up, without an answer between them, and the judge is not asked the rest.
 _FAILURES_TO_STOP = 3
@@ -136,7 +137,7 @@ class JudgePlan:
 def plan_judge(
     protocol: Protocol,
     items: Sequence[Item],
-    judges: Sequence[Judge],
+    judges: Sequence[AnyJudge],
     *,
     cache: ReplyCache,
     options: RunOptions | None = None,
@@ -147,14 +148,14 @@ def plan_judge(
         ConfigError, DataError: as `run_judge`.
     """
     options = options or RunOptions()
-    check_names(judges)
+    check_judges(protocol, judges)
     work = Work.prepare(protocol, items, judges, cache)
     plans = []
     for judge in judges:
         questions = work.questions[judge.name]
         missing = [question for question in questions if question.is_open(protocol, options.tries)]
         usage = sum((guess_usage(question.requests[0]) for question in missing), Usage(0, 0))
-        price = options.prices.price(judge.model)
+        price = _price(judge, options)
         slots = [slot for slot in work.slots if slot.judge == judge]
         plans.append(
             JudgePlan(
@@ -174,7 +175,7 @@ def plan_judge(
 def run_judge(
     protocol: Protocol,
     items: Sequence[Item],
-    judges: Sequence[Judge],
+    judges: Sequence[AnyJudge],
     *,
     cache: ReplyCache,
     options: RunOptions | None = None,
@@ -198,7 +199,7 @@ def run_judge(
 async def run_judge_async(
     protocol: Protocol,
     items: Sequence[Item],
-    judges: Sequence[Judge],
+    judges: Sequence[AnyJudge],
     *,
     cache: ReplyCache,
     options: RunOptions | None = None,
@@ -206,7 +207,7 @@ async def run_judge_async(
 ) -> JudgeRun:
     """The same as `run_judge`, for callers that have an event loop."""
     options = options or RunOptions()
-    check_names(judges)
+    check_judges(protocol, judges)
     _check_prices(judges, options)
     work = Work.prepare(protocol, items, judges, cache)
     ledger = Ledger(options.budget)
@@ -235,7 +236,7 @@ class _JudgeQueue:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: AnyJudge,
         questions: Sequence[Question],
         protocol: Protocol,
         cache: ReplyCache,
@@ -248,18 +249,10 @@ class _JudgeQueue:
         self._protocol = protocol
         self._cache = cache
         self._options = options
-        self._price = options.prices.price(judge.model)
+        self._price = _price(judge, options)
         self._n_failures = 0
         self._spending = Spending(n_cached=len(questions) - len(self.open))
-        self._client = ChatClient(
-            judge,
-            ledger=ledger,
-            concurrency=options.concurrency,
-            timeout_s=options.timeout_s,
-            retry=options.retry,
-            window=TokenWindow(options.tokens_per_minute),
-            token_limit=options.token_limit,
-        )
+        self._client = _client(judge, ledger, options)
 
     async def __aenter__(self) -> _JudgeQueue:
         return self
@@ -275,7 +268,7 @@ class _JudgeQueue:
     @property
     def notes(self) -> tuple[str, ...]:
         """Where the server took other parameters than the protocol's."""
-        return self._client.dialect.notes
+        return self._client.notes
 
     def workers(self, advance: Callable[[int], None]) -> list[Coroutine[Any, Any, None]]:
         """Coroutines that share the open questions: twice as many as requests in flight, as some wait to retry."""
@@ -323,8 +316,27 @@ class _JudgeQueue:
             self.stopped = f"not asked: the judge failed {self._n_failures} times in a row, last with {error.reason}"
 
 
-def _check_prices(judges: Sequence[Judge], options: RunOptions) -> None:
-    unknown = [judge.name for judge in judges if options.prices.price(judge.model) is None]
+def _price(judge: AnyJudge, options: RunOptions) -> Price | None:
+    """What tokens cost; a model on this machine takes no money."""
+    return Price(0.0, 0.0) if isinstance(judge, RewardJudge) else options.prices.price(judge.model)
+
+
+def _client(judge: AnyJudge, ledger: Ledger, options: RunOptions) -> ChatClient | RewardClient:
+    if isinstance(judge, RewardJudge):
+        return RewardClient(judge, ledger)
+    return ChatClient(
+        judge,
+        ledger=ledger,
+        concurrency=options.concurrency,
+        timeout_s=options.timeout_s,
+        retry=options.retry,
+        window=TokenWindow(options.tokens_per_minute),
+        token_limit=options.token_limit,
+    )
+
+
+def _check_prices(judges: Sequence[AnyJudge], options: RunOptions) -> None:
+    unknown = [judge.name for judge in judges if _price(judge, options) is None]
     if options.budget.max_cost is not None and unknown:
         raise ConfigError(
             f"the price of {', '.join(unknown)} is not known, so a limit on cost cannot be kept: "

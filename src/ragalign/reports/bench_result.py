@@ -11,6 +11,8 @@ from ragalign.reports.costs import Costs, Timing
 from ragalign.reports.published import Published
 from ragalign.statistics import Estimate, SignTest
 
+_LIKELIHOOD = ("nll", "nll_first32", "bits_per_token")
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
@@ -77,7 +79,19 @@ class Measured:
             "levels": dict(self.levels or {}),
             "quality": self.quality.to_dict() if self.quality else None,
             "qualities": {name: one.to_dict() for name, one in self.qualities.items()},
+            **({"reference_likelihood": self._reference_likelihood()} if "nll" in self.qualities else {}),
             "costs": self.costs.to_dict(),
+        }
+
+    def _reference_likelihood(self) -> dict[str, Any]:
+        """The figures of the metric in one place: means over prompts, intervals, and differences from the baseline."""
+        chosen = {name: self.qualities[name] for name in _LIKELIHOOD if name in self.qualities}
+        return {
+            "n": self.qualities["nll"].estimate.n,
+            "n_unscored": self.qualities["nll"].estimate.n_unscored,
+            **{name: one.estimate.value for name, one in chosen.items()},
+            "intervals": {name: [one.estimate.low, one.estimate.high] for name, one in chosen.items()},
+            "differences": {name: one.difference.to_dict() for name, one in chosen.items() if one.difference},
         }
 
 

@@ -9,7 +9,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 from ragalign.comparisons.distributions import Distribution
 from ragalign.reports.formats import count, interval, number
@@ -50,7 +51,7 @@ class Axis:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return 2 + 96 * share
 
-    def html(self, unit: str) -> str:
+    def html(self, unit: str) -> Markup:
         """The labels, to stand above the charts."""
         digits = 0 if all(tick == round(tick) for tick in self.ticks) else 1
         if digits and any(abs(tick * 10 - round(tick * 10)) > 1e-6 for tick in self.ticks):
@@ -60,10 +61,10 @@ class Axis:
             for tick in self.ticks
         )
         unit_mark = "" if unit == "points" else f" title='{escape(unit)}'"
-        return f'<div class="axis" aria-hidden="true"{unit_mark}>{marks}</div>'
+        return Markup(f'<div class="axis" aria-hidden="true"{unit_mark}>{marks}</div>')
 
 
-def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | None = None) -> str:
+def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | None = None) -> Markup:
     """A dot with its interval on a shared axis; `zero` marks where nothing differs."""
     grid = "".join(
         f'<line class="grid" x1="{axis.percent(tick):.2f}%" x2="{axis.percent(tick):.2f}%" y1="0" y2="100%"/>'
@@ -74,13 +75,13 @@ def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | N
         grid += f'<line class="zero" x1="{place}" x2="{place}" y1="0" y2="100%"/>'
     label = f"{number(estimate.value, unit)}, 95 % interval {interval(estimate, unit)}"
     if math.isnan(estimate.value):
-        return f'<svg class="interval" role="img" aria-label="no figure">{grid}</svg>'
+        return Markup(f'<svg class="interval" role="img" aria-label="no figure">{grid}</svg>')
     ends = ""
     if not math.isnan(estimate.low):
         low, high = axis.percent(estimate.low), axis.percent(estimate.high)
         ends = f'<line class="span" x1="{low:.2f}%" x2="{high:.2f}%" y1="50%" y2="50%"/>'
     dot = f'<circle cx="{axis.percent(estimate.value):.2f}%" cy="50%" r="4.5"/>'
-    return (
+    return Markup(
         f'<svg class="interval" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
         f"{grid}{ends}{dot}</svg>"
     )
@@ -88,7 +89,7 @@ def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | N
 
 def level_chart(
     names: Sequence[str], estimates: Sequence[Estimate | None], unit: str, *, fallback: Sequence[float] = ()
-) -> str:
+) -> Markup:
     """One point with its interval per level, side by side on a vertical axis, joined by a line.
 
     Args:
@@ -130,30 +131,30 @@ def level_chart(
     )
     labels = "".join(f'<span style="width:{100 / len(names):.3f}%">{escape(name)}</span>' for name in names)
     text = escape("; ".join(f"{name}: {number(value, unit)}" for name, value in zip(names, values, strict=True)))
-    return (
+    return Markup(
         f'<div class="levels"><div class="ticks" aria-hidden="true">{ticks}</div>'
         f'<svg role="img" aria-label="{text}">{"".join(parts)}</svg>'
         f'<div class="names" aria-hidden="true">{labels}</div></div>'
     )
 
 
-def outcome_bar(outcome: Shares) -> str:
+def outcome_bar(outcome: Shares) -> Markup:
     """Win, tie and lose shares as one bar."""
     parts, words = [], []
     for name in _OUTCOMES:
         share: Estimate = getattr(outcome, name)
         if math.isnan(share.value):
-            return '<div class="bar empty">nothing scored</div>'
+            return Markup('<div class="bar empty">nothing scored</div>')
         value = 100 * share.value
         words.append(f"{name} {value:.1f} %")
         text = f"{value:.0f}" if value >= 6 else ""
         if value > 0:
             parts.append(f'<span class="{name}" style="flex-grow:{value:.4f}">{text}</span>')
     label = ", ".join(words)
-    return f'<div class="bar" role="img" aria-label="{label}" title="{label}">{"".join(parts)}</div>'
+    return Markup(f'<div class="bar" role="img" aria-label="{label}" title="{label}">{"".join(parts)}</div>')
 
 
-def histogram(shown: Distribution, model: str) -> str:
+def histogram(shown: Distribution, model: str) -> Markup:
     """The share of each bin for one model, on the scale that all models of the distribution have."""
     totals = {name: sum(counts) or 1 for name, counts in shown.counts.items()}
     highest = max(one / totals[name] for name, counts in shown.counts.items() for one in counts) or 1.0
@@ -170,13 +171,13 @@ def histogram(shown: Distribution, model: str) -> str:
             f'height="100%"/><rect class="column" x="{(place + 0.08) * width:.3f}%" y="{100 - height:.2f}%" '
             f'width="{0.84 * width:.3f}%" height="{height:.2f}%"/></g>'
         )
-    return (
+    return Markup(
         f'<svg class="histogram" role="img" aria-label="{escape(shown.label)} of {escape(model)}">{"".join(bars)}</svg>'
         f"{_bin_axis(shown)}"
     )
 
 
-def radar(axes: Sequence[str], series: Mapping[str, Sequence[Estimate]], low: float, high: float, unit: str) -> str:
+def radar(axes: Sequence[str], series: Mapping[str, Sequence[Estimate]], low: float, high: float, unit: str) -> Markup:
     """Several models on several axes that share one scale, from `low` in the middle to `high` outside.
 
     Args:
@@ -212,7 +213,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[Estimate]], low: fl
         )
         shapes.append(f'<g class="m{place % 8}"><polygon class="area" points="{points}"/>{dots}</g>')
     ends = f"{number(low, unit)} in the middle, {number(high, unit)} outside"
-    return (
+    return Markup(
         f'<figure class="radar"><svg viewBox="-190 -122 380 244" role="img" aria-label="radar chart, {escape(ends)}">'
         f"{''.join(rings)}{spokes}{''.join(shapes)}{''.join(labels)}</svg>"
         f"<figcaption>{escape(ends)}{'' if unit == 'points' else f' ({escape(unit)})'}</figcaption></figure>"
@@ -226,7 +227,7 @@ def _bin(shown: Distribution, place: int) -> str:
     return f"{low:,g} or more" if shown.is_open and place == len(shown.edges) - 2 else f"{low:,g} to {high:,g}"
 
 
-def _bin_axis(shown: Distribution) -> str:
+def _bin_axis(shown: Distribution) -> Markup:
     n = len(shown.edges) - 1
     if shown.values:
         whole = [(place, value) for place, value in enumerate(shown.values) if value == int(value)] or [
@@ -240,7 +241,7 @@ def _bin_axis(shown: Distribution) -> str:
         if shown.is_open and marks[-1][0] == 1:
             marks[-1] = (1, f"{marks[-1][1]}+")
     labels = "".join(f'<span style="left:{100 * at:.2f}%">{escape(text)}</span>' for at, text in marks)
-    return f'<div class="axis" aria-hidden="true">{labels}</div>'
+    return Markup(f'<div class="axis" aria-hidden="true">{labels}</div>')
 
 
 def _round_step(rough: float) -> float:

@@ -86,6 +86,9 @@ class Costs:
         output_tokens: tokens of the answers, all samples together.
         demonstrations: demonstrations in the prompts.
         words: of an answer.
+        stopped: answers that ended by themselves, in percent of the requests.
+        repeated: word 4-grams of an answer that stood in it before, in percent.
+        length_ratio: words of an answer over those of the references; None where there are none.
         first_token: see `FirstToken`; None where nothing was timed, as with the next three.
         requests_per_s: answered per second of the engine's work.
         preparation_ms: retrieval and packing, per request.
@@ -102,6 +105,9 @@ class Costs:
     output_tokens: Estimate
     demonstrations: Estimate
     words: Estimate
+    stopped: Estimate
+    repeated: Estimate
+    length_ratio: Estimate | None
     first_token: FirstToken | None
     requests_per_s: float | None
     preparation_ms: float | None
@@ -121,6 +127,11 @@ class Costs:
             "output_tokens": self.output_tokens.to_dict(),
             "demonstrations": self.demonstrations.to_dict(),
             "words": self.words.to_dict(),
+            "shape": {
+                "stopped": self.stopped.to_dict(),
+                "repeated_4grams": self.repeated.to_dict(),
+                "length_ratio": self.length_ratio.to_dict() if self.length_ratio else None,
+            },
             "first_token_ms": {"median": first.median, "p10": first.low, "p90": first.high} if first else None,
             "requests_per_s": self.requests_per_s,
             "preparation_ms": self.preparation_ms,

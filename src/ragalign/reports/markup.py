@@ -1,15 +1,15 @@
-"""The page's building blocks: sections, tables and names. Whatever is called `html` must be escaped already."""
+"""The page's building blocks: sections, tables and names. Plain text is escaped; markup must be `Markup`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 from ragalign.reports.formats import interval, number, signed
+from ragalign.reports.rendering import block
 from ragalign.statistics import Estimate
-
-N_COLOURS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,71 +18,60 @@ class Column:
 
     Attributes:
         label: its heading, which stands beside every cell on narrow screens.
-        html: the heading's markup where it is more than the label, such as an axis.
+        heading: what the heading shows where that is more than the label, such as an axis.
         kind: ``number``, ``text`` or ``chart``.
     """
 
     label: str
-    html: str | None = None
+    heading: Markup | None = None
     kind: str = "number"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: markup of its heading and of every other cell, and the place of the model it is about."""
+    """A row of a table: its heading and every other cell, and the place of the model it is about."""
 
-    html: str
+    heading: str
     cells: Sequence[str]
     place: int | None = None
 
 
-def section(title: str, note: str, html: str) -> str:
+def section(title: str, note: str, body: str) -> Markup:
     """A titled part of a comparison."""
-    lead = f'<p class="lead">{escape(note)}</p>' if note else ""
-    return f'<section class="card"><h3>{escape(title)}</h3>{lead}{html}</section>'
+    return block("section", title, note, body)
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+def table(columns: Sequence[Column], rows: Sequence[Row]) -> Markup:
     """A table whose first column holds row headings; on narrow screens every row becomes a block."""
-    heads = "".join(
-        f'<th scope="col" class="{column.kind}">{escape(column.label) if column.html is None else column.html}</th>'
-        for column in columns
-    )
-    lines = []
-    for row in rows:
-        cells = "".join(
-            f'<td class="{column.kind}" data-label="{escape(column.label)}">{cell}</td>'
-            for column, cell in zip(columns[1:], row.cells, strict=True)
-        )
-        mark = "" if row.place is None else f' class="{colour(row.place)}"'
-        lines.append(f'<tr{mark}><th scope="row">{row.html}</th>{cells}</tr>')
-    body = "".join(lines)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return block("table", columns, rows)
 
 
-def details(summary: str, html: str) -> str:
+def details(summary: str, body: str) -> Markup:
     """A part that opens on demand."""
-    return f"<details><summary>{escape(summary)}</summary>{html}</details>"
+    return block("details", summary, body)
 
 
-def name(place: int | None, text: str) -> str:
+def name(place: int | None, text: str) -> Markup:
     """A model's name with the mark of its colour; others have none."""
-    mark = f'<i class="mark {colour(place)}"></i>' if place is not None else ""
-    return f'<span class="name">{mark}<span>{escape(text)}</span></span>'
+    return block("name", place, text)
 
 
-def colour(place: int) -> str:
-    """The class that gives the model at a place its colour."""
-    return f"m{place % N_COLOURS}"
-
-
-def stacked(estimate: Estimate | None, unit: str, *, sign: bool = False) -> str:
+def stacked(estimate: Estimate | None, unit: str, *, sign: bool = False) -> Markup:
     """A figure, a difference with its sign, and the interval below."""
     if estimate is None:
-        return number(None, unit)
-    ends = interval(estimate, unit)
+        return block("stacked", number(None, unit), "")
     value = signed(estimate.value, unit) if sign else number(estimate.value, unit)
-    return value + (f'<span class="ends">{ends}</span>' if ends else "")
+    return block("stacked", value, interval(estimate, unit))
+
+
+def with_range(value: str, ends: str) -> Markup:
+    """A figure and the range below it, both as text."""
+    return block("stacked", value, ends)
+
+
+def joined(parts: Iterable[str]) -> Markup:
+    """Parts behind one another; plain text is escaped."""
+    return Markup().join(parts)
 
 
 def with_unit(label: str, unit: str) -> str:

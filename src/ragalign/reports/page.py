@@ -1,28 +1,24 @@
 """The report as one self-contained HTML page: no network, no external file, works from disk.
 
-Texts that models, judges or files contributed reach the page in two ways only: escaped by `html.escape`, or inside a
+Texts that models, judges or files contributed reach the page in two ways only: escaped by the templates, or inside a
 JSON block whose `<`, `>` and `&` are escaped and which the script shows as text. The page's content security policy
 admits one script, by its hash, and no connection, should anything slip through.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
 import tempfile
-from collections.abc import Mapping
 from datetime import datetime
-from html import escape
-from importlib import resources
 from pathlib import Path
-from typing import Any
+
+from markupsafe import Markup
 
 from ragalign.comparisons.computed import COMPUTED
 from ragalign.reports import sections, sections_detail
 from ragalign.reports.browser import browser_data
 from ragalign.reports.formats import count
+from ragalign.reports.markup import joined
+from ragalign.reports.rendering import asset, embed, policy, render
 from ragalign.reports.report import Comparison, Report
 from ragalign.reports.sections_bench import bench_sections
 from ragalign.runs.machine import version
@@ -39,9 +35,6 @@ _SECTIONS = (
     sections_detail.unscored,
     sections_detail.own_figures,
 )
-_MARK = re.compile(r"\{\{(\w+)\}\}")
-# What could end a script element or begin a comment, and the line ends that JavaScript once refused in strings.
-_JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def render_page(report: Report, *, created: datetime, browse: int | None = None) -> str:
@@ -53,25 +46,23 @@ def render_page(report: Report, *, created: datetime, browse: int | None = None)
         browse: list the single answers to the first prompts only, for a smaller page; to all of them by default.
     """
     script = asset("page.js")
-    return fill(
-        asset("page.html"),
-        {
-            "policy": policy(script),
-            "title": escape(report.title),
-            "style": asset("page.css"),
-            "facts": _facts(report, created),
-            "navigation": _navigation(report),
-            "notes": _notes(report),
-            "bench": _bench(report),
-            "browsing": "" if report.comparisons else " hidden",
-            "comparisons": "".join(
-                _comparison(number, heading, one)
-                for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
-            ),
-            "browsed": "" if browse is None else f" Listed are those to the first {count(browse)} prompts.",
-            "data": embed(browser_data(report, browse)),
-            "script": script,
-        },
+    return render(
+        "page.html",
+        policy=policy(script),
+        title=report.title,
+        style=asset("page.css"),
+        facts=_facts(report, created),
+        navigation=_navigation(report),
+        notes=_notes(report),
+        bench=_bench(report),
+        comparisons=joined(
+            _comparison(number, heading, one)
+            for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
+        ),
+        is_browsable=bool(report.comparisons),
+        n_browsed=None if browse is None else count(browse),
+        data=embed(browser_data(report, browse)),
+        script=script,
     )
 
 
@@ -99,56 +90,27 @@ def save(page: str, path: str | Path) -> None:
         temporary.replace(path)
 
 
-def embed(value: Any) -> str:
-    """JSON that is safe inside a script element; `JSON.parse` gives the same value."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Lone surrogates have no UTF-8; JSON can spell them out.
-    text = text.translate(_JSON_ESCAPES)
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def policy(script: str) -> str:
-    """The content security policy of a page with one script: no connection, and nothing else runs."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace all marks in one pass, so that no value is searched for marks."""
-    return _MARK.sub(lambda match: values[match[1]], template)
-
-
-def asset(name: str) -> str:
-    """A packaged part of pages."""
-    return resources.files("ragalign.reports").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _facts(report: Report, created: datetime) -> str:
+def _facts(report: Report, created: datetime) -> list[str]:
     if report.bench is not None:
-        facts = [f"{escape(key)}: {escape(value)}" for key, value in report.bench.facts.items()]
+        facts = [f"{key}: {value}" for key, value in report.bench.facts.items()]
         facts.append(f"{count(len(report.bench.conditions))} recipes, {count(report.n)} scored answers")
-        facts.append(f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC")
-        return "".join(f"<li>{fact}</li>" for fact in facts)
+        facts.append(f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC")
+        return facts
     names = {(model.figures.model, model.name) for one in report.comparisons for model in one.models}
-    facts = [
+    return [
         f"{count(len(names))} model{'s' if len(names) != 1 else ''}",
         f"{count(report.n)} judged answers",
         f"{count(report.n_unscored)} unscored",
-        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+        f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC",
     ]
-    return "".join(f"<li>{fact}</li>" for fact in facts)
 
 
-def _navigation(report: Report) -> str:
+def _navigation(report: Report) -> list[tuple[str, str]]:
     headings = _headings(report) if len(report.comparisons) > 1 else ["Figures"]
     links = [("bench", "Recipes")] if report.bench is not None else []
     links += [(f"c{number}", heading) for number, heading in enumerate(headings[: len(report.comparisons)])]
     links += [("browse", "Single answers")] if report.comparisons else []
-    links.append(("method", "About these figures"))
-    return "".join(f'<a href="#{target}">{escape(text)}</a>' for target, text in links)
+    return [*links, ("method", "About these figures")]
 
 
 def _headings(report: Report) -> list[str]:
@@ -164,15 +126,15 @@ def _headings(report: Report) -> list[str]:
     ]
 
 
-def _notes(report: Report) -> str:
-    notes = [escape(note) for note in report.notes]
+def _notes(report: Report) -> list[str]:
+    notes = list(report.notes)
     if report.problems:
         first = report.problems[0]
         notes.append(
             f"{count(len(report.problems))} rows could not be read and count as unscored; the first: "
-            f"{escape(f'{first.where}: {first.reason}')}"
+            f"{first.where}: {first.reason}"
         )
-    return "".join(f'<p class="note">{note}</p>' for note in notes)
+    return notes
 
 
 def _bench(report: Report) -> str:
@@ -181,15 +143,15 @@ def _bench(report: Report) -> str:
     first = report.comparisons[0] if report.comparisons else None
     places = {model.name: place for place, model in enumerate(first.models)} if first else {}
     body = bench_sections(report.bench, places, report.demonstrations)
-    return f'<section class="comparison" id="bench"><h2>Recipes</h2>{body}</section>'
+    return Markup('<section class="comparison" id="bench"><h2>Recipes</h2>{}</section>').format(body)
 
 
 def _comparison(number: int, heading: str, comparison: Comparison) -> str:
-    judge = f"Judged by {escape(comparison.judge)}." if comparison.judge else "The judge is not recorded."
+    judge = f"Judged by {comparison.judge}." if comparison.judge else "The judge is not recorded."
     if comparison.protocol == COMPUTED:
         judge = "Computed from the answers, without a judge."
-    body = "".join(part(comparison) for part in _SECTIONS)
-    return (
-        f'<section class="comparison" id="c{number}"><h2>{escape(heading)}</h2>'
-        f'<p class="lead">{judge} Intervals are at 95\N{NO-BREAK SPACE}%.</p>{body}</section>'
-    )
+    body = joined(part(comparison) for part in _SECTIONS)
+    return Markup(
+        '<section class="comparison" id="c{}"><h2>{}</h2>'
+        '<p class="lead">{} Intervals are at 95\N{NO-BREAK SPACE}%.</p>{}</section>'
+    ).format(number, heading, judge, body)

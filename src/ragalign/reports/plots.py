@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 46
@@ -38,7 +39,7 @@ def line_plot(
     x_label: str,
     y_label: str,
     y_max: float | None = None,
-) -> str:
+) -> Markup:
     """Lines over shared axes; heights start at zero.
 
     Args:
@@ -86,7 +87,7 @@ def line_plot(
 
 def bar_plot(
     groups: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], *, x_label: str, y_label: str
-) -> str:
+) -> Markup:
     """Bars of several series, side by side in groups; heights start at zero."""
     top = _ceiling([value for _, values in series for value in values if math.isfinite(value)])
     width = (_WIDTH - _LEFT - _RIGHT) / max(1, len(groups))
@@ -115,13 +116,13 @@ def bar_plot(
     return _svg(parts, f"{y_label} by {x_label}")
 
 
-def key(names: Sequence[str]) -> str:
+def key(names: Sequence[str]) -> Markup:
     """The names of a plot's series with their colours, as HTML."""
     items = "".join(
         f'<span class="key"><i class="mark m{number % 8}"></i>{escape(name)}</span>'
         for number, name in enumerate(names)
     )
-    return f'<div class="keys-of-plot">{items}</div>'
+    return Markup(f'<div class="keys-of-plot">{items}</div>')
 
 
 def as_file(svg: str, names: Sequence[str]) -> str:
@@ -140,7 +141,7 @@ def as_file(svg: str, names: Sequence[str]) -> str:
             f'<text x="{place + 15:.0f}" y="{_HEIGHT + 13}">{escape(name)}</text>'
         )
         place += 32 + 6.6 * len(name)
-    head = svg.replace(
+    head = str(svg).replace(
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}"',
         f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(_WIDTH, round(place))} {_HEIGHT + 24}"',
     )
@@ -164,8 +165,8 @@ def _frame(top: float, y_label: str, x_label: str, height: Callable[[float], flo
     )
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
-    return (
+def _svg(parts: Sequence[str], label: str) -> Markup:
+    return Markup(
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from html import escape
+from markupsafe import Markup
 
 from ragalign.comparisons.summary import Summary
 from ragalign.reports.charts import Axis, interval_chart, outcome_bar
 from ragalign.reports.formats import count, p_value
-from ragalign.reports.markup import Column, Row, details, name, section, stacked, table, with_unit
+from ragalign.reports.markup import Column, Row, details, joined, name, section, stacked, table, with_unit
 from ragalign.reports.report import Comparison
 from ragalign.statistics import Estimate
 
-_KEY = "".join(f'<span class="key"><i class="{one}"></i>{one}</span>' for one in ("win", "tie", "lose"))
+_KEY = joined(Markup('<span class="key"><i class="{0}"></i>{0}</span>').format(one) for one in ("win", "tie", "lose"))
+
+_PAIR = Markup('<span class="pair">{}<span class="minus">minus</span>{}</span>')
 
 
-def models(comparison: Comparison) -> str:
+def models(comparison: Comparison) -> Markup:
     """The table of models: the headline, win, tie and lose shares, lengths and counts."""
     if not comparison.metrics:
         texts = [f"{model.name}: {count(model.n_unscored)} unscored" for model in comparison.models]
-        return section("Models", "No answer is scored.", "".join(f"<p>{escape(text)}</p>" for text in texts))
+        return section("Models", "No answer is scored.", joined(Markup("<p>{}</p>").format(text) for text in texts))
     headline, unit = comparison.metrics[0], comparison.metrics[0].unit
     axis = Axis.around([model.means[headline.name] for model in comparison.models])
     others = [metric for metric in comparison.metrics[1:] if not metric.is_aspect]
@@ -48,7 +50,7 @@ def models(comparison: Comparison) -> str:
     return section("Models", note, table(columns, rows))
 
 
-def outcomes(comparison: Comparison) -> str:
+def outcomes(comparison: Comparison) -> Markup:
     """Bars of wins, ties and losses, overall or by aspect."""
     names = list(dict.fromkeys(one for model in comparison.models for one in model.outcomes))
     columns = [
@@ -66,17 +68,17 @@ def outcomes(comparison: Comparison) -> str:
         rows = []
         for place, model in enumerate(comparison.models):
             shares = model.outcomes[one]
-            cells = [outcome_bar(shares)]
+            cells: list[str] = [outcome_bar(shares)]
             cells += [stacked(part.scaled(100), "%") for part in (shares.win, shares.tie, shares.lose)]
             cells += [stacked(shares.net.scaled(100), "%"), count(shares.win.n)]
             rows.append(Row(name(place, model.name), cells, place))
-        blocks.append((f"<h4>{escape(labels[one])}</h4>" if len(names) > 1 else "") + table(columns, rows))
+        blocks.append(_headed(labels[one] if len(names) > 1 else "", table(columns, rows)))
     if not blocks:
-        return ""
-    return section("Wins, ties and losses", "In percent of scored answers, seen from the model.", "".join(blocks))
+        return Markup()
+    return section("Wins, ties and losses", "In percent of scored answers, seen from the model.", joined(blocks))
 
 
-def differences(comparison: Comparison) -> str:
+def differences(comparison: Comparison) -> Markup:
     """Every two models on the same prompts."""
     places = {model.name: place for place, model in enumerate(comparison.models)}
     blocks = []
@@ -98,23 +100,23 @@ def differences(comparison: Comparison) -> str:
             first, second = (name(places[model], model) for model in (one.first, one.second))
             cells = [*_with_chart(one.estimate, unit, axis, zero=0.0, sign=True), p_value(one.p_adjusted)]
             cells.append(count(one.n_prompts))
-            rows.append(Row(f'<span class="pair">{first}<span class="minus">minus</span>{second}</span>', cells))
-        blocks.append(f"<h4>{escape(metric.label)}</h4>{table(columns, rows)}")
+            rows.append(Row(_PAIR.format(first, second), cells))
+        blocks.append(_headed(metric.label, table(columns, rows)))
     if not blocks:
-        return ""
+        return Markup()
     note = (
         "On the prompts that both answered. The p-value is an exact sign test over prompts, corrected for the number "
         "of differences tested (Holm)."
     )
-    more = details("By aspect", "".join(blocks[1:])) if len(blocks) > 1 else ""
+    more = details("By aspect", joined(blocks[1:])) if len(blocks) > 1 else ""
     return section("Differences on the same prompts", note, blocks[0] + more)
 
 
-def strengths(comparison: Comparison) -> str:
+def strengths(comparison: Comparison) -> Markup:
     """Bradley-Terry strengths of all systems."""
     found = comparison.strengths
     if found is None:
-        return ""
+        return Markup()
     places = {model.name: place for place, model in enumerate(comparison.models)}
     axis = Axis.around(list(found.strengths.values()), include=(0.0,))
     rows = [
@@ -133,7 +135,7 @@ def strengths(comparison: Comparison) -> str:
     return section("Strengths", note, table([*columns, Column("n"), Column("unscored")], rows))
 
 
-def position(comparison: Comparison) -> str:
+def position(comparison: Comparison) -> Markup:
     """Position bias, or why it cannot be told."""
     known = [(place, model) for place, model in enumerate(comparison.models) if model.position is not None]
     if not known:
@@ -160,13 +162,18 @@ def _position_cells(model: Summary, axis: Axis) -> list[str]:
     return [*cells, stacked(one.shown_first, "%"), stacked(one.shown_second, "%"), count(rate.n), count(one.n_ties)]
 
 
-def _one_order(comparison: Comparison) -> str:
+def _one_order(comparison: Comparison) -> Markup:
     orders = {order.swapped for line in comparison.lines.values() for one in line.judged for order in one.orders}
     if not orders & {True, False}:
-        return ""
+        return Markup()
     place = "second" if orders == {False} else "first" if orders == {True} else "in one place for each model"
     text = f"The baseline always stood {place}: a preference of the judge for a position cannot be told from this."
-    return section("Position bias", "", f"<p>{text}</p>")
+    return section("Position bias", "", Markup("<p>{}</p>").format(text))
+
+
+def _headed(title: str, body: Markup) -> Markup:
+    """A part with a heading, if it has one."""
+    return (Markup("<h4>{}</h4>").format(title) if title else Markup()) + body
 
 
 def _axis(axis: Axis, unit: str) -> Column:
@@ -177,4 +184,4 @@ def _with_chart(estimate: Estimate, unit: str, axis: Axis, zero: float | None = 
     """A figure with its interval, and both as a chart."""
     chart = interval_chart(estimate, axis, unit, zero=zero)
     # The heading with the axis is hidden on narrow screens.
-    return [stacked(estimate, unit, sign=sign), f'{chart}<div class="narrow">{axis.html(unit)}</div>']
+    return [stacked(estimate, unit, sign=sign), Markup('{}<div class="narrow">{}</div>').format(chart, axis.html(unit))]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from html import escape
+
+from markupsafe import Markup
 
 from ragalign.reports.bench_result import Bench, Factor, Measured
 from ragalign.reports.charts import level_chart
 from ragalign.reports.costs import Price
 from ragalign.reports.formats import NONE, count, number
-from ragalign.reports.markup import Column, Row, details, name, section, stacked, table, with_unit
+from ragalign.reports.markup import Column, Row, details, joined, name, section, stacked, table, with_range, with_unit
 from ragalign.types import Demonstration
 
 _MOST_SHOWN = 5
 
 
-def bench_sections(bench: Bench, places: Mapping[str, int], demonstrations: Mapping[str, Demonstration] | None) -> str:
+def bench_sections(
+    bench: Bench, places: Mapping[str, int], demonstrations: Mapping[str, Demonstration] | None
+) -> Markup:
     """All sections.
 
     Args:
@@ -25,7 +28,7 @@ def bench_sections(bench: Bench, places: Mapping[str, int], demonstrations: Mapp
     """
     marked = _namer(bench, places)
     parts = (_cost(bench, marked), _factors(bench), _ends(bench, marked), _used(bench, demonstrations or {}))
-    return "".join(parts) + _published(bench)
+    return joined([*parts, _published(bench)])
 
 
 def _namer(bench: Bench, places: Mapping[str, int]) -> Callable[[Measured], tuple[str, int]]:
@@ -38,7 +41,7 @@ def _namer(bench: Bench, places: Mapping[str, int]) -> Callable[[Measured], tupl
     return marked
 
 
-def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
+def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup:
     has_quality = any(one.quality for one in bench.conditions)
     has_first = any(one.costs.first_token for one in bench.conditions)
     has_rate = any(one.costs.requests_per_s for one in bench.conditions)
@@ -55,7 +58,8 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
     columns += [Column("price")] * has_price
     rows = []
     for one in bench.conditions:
-        costs, cells = one.costs, []
+        costs = one.costs
+        cells: list[str] = []
         if has_quality:
             quality = one.quality
             cells.append(stacked(quality.estimate if quality else None, bench.unit))
@@ -66,13 +70,13 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
         cells.append(stacked(costs.output_tokens, "words"))
         if has_first:
             first = costs.first_token
-            ends = f'<span class="ends">{first.low:,.1f} to {first.high:,.1f}</span>' if first else ""
-            cells.append(f"{first.median:,.1f}{ends}" if first else NONE)
+            cells.append(
+                with_range(f"{first.median:,.1f}", f"{first.low:,.1f} to {first.high:,.1f}") if first else NONE
+            )
         if has_rate:
             cells.append(rate(costs.requests_per_s))
         if has_price:
-            spread = f'<span class="ends">{price_spread(costs.price)}</span>' if costs.price else ""
-            cells.append(f"{price(costs.price)}{spread}")
+            cells.append(with_range(price(costs.price), price_spread(costs.price)))
         heading, place = marked(one)
         rows.append(Row(heading, cells, place))
     note = "Means per request with 95 % intervals. Every recipe began with an empty prefix cache."
@@ -83,11 +87,13 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
     return section("Quality and cost" if has_quality else "Cost and speed", note, table(columns, rows))
 
 
-def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
+def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup:
     reasons = list(dict.fromkeys(reason for one in bench.conditions for reason in one.costs.ends))
     labels = {"stop": "stopped, %", "length": "cut at the limit, %"}
     columns = [Column("recipe", kind="text"), Column("answers"), Column("words")]
     columns += [Column(labels.get(reason, f"{reason}, %")) for reason in reasons]
+    has_ratio = any(one.costs.length_ratio for one in bench.conditions)
+    columns += [Column("repeated 4-grams, %"), *[Column("length over reference")] * has_ratio]
     columns += [Column("demonstrations in a prompt"), Column("different ones used"), Column("own text shown")]
     columns.append(Column("retrieval and packing, ms"))
     rows = []
@@ -95,6 +101,7 @@ def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
         costs = one.costs
         cells = [count(costs.n), stacked(costs.words, "words")]
         cells += [number(100 * costs.ends.get(reason, 0.0), "%") for reason in reasons]
+        cells += [stacked(costs.repeated, "%"), *[stacked(costs.length_ratio, "")] * has_ratio]
         cells += [number(costs.demonstrations.value, "%"), count(len(costs.used)), count(costs.n_leaked)]
         cells.append(NONE if costs.preparation_ms is None else f"{costs.preparation_ms:,.1f}")
         heading, place = marked(one)
@@ -104,35 +111,35 @@ def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> str:
     )
 
 
-def _factors(bench: Bench) -> str:
+def _factors(bench: Bench) -> Markup:
     blocks = [_factor(factor, bench) for factor in bench.factors]
     if not blocks:
-        return ""
+        return Markup()
     what = with_unit(bench.label, bench.unit) if bench.label else "Tokens of a prompt"
     note = f"{what}, by the level of each factor, averaged over all other factors."
-    return section("Factors", note, f'<div class="multiples wide">{"".join(blocks)}</div>')
+    return section("Factors", note, Markup('<div class="multiples wide">{}</div>').format(joined(blocks)))
 
 
-def _factor(factor: Factor, bench: Bench) -> str:
+def _factor(factor: Factor, bench: Bench) -> Markup:
     chart = level_chart(
         [level.name for level in factor.levels],
         [level.estimate for level in factor.levels],
         bench.unit,
         fallback=[level.prompt_tokens for level in factor.levels],
     )
-    return f"<figure><figcaption><b>{escape(factor.name.replace('_', ' '))}</b></figcaption>{chart}</figure>"
+    return Markup("<figure><figcaption><b>{}</b></figcaption>{}</figure>").format(factor.name.replace("_", " "), chart)
 
 
-def _used(bench: Bench, demonstrations: Mapping[str, Demonstration]) -> str:
+def _used(bench: Bench, demonstrations: Mapping[str, Demonstration]) -> Markup:
     rows = []
     for one in bench.conditions:
         for used, n in list(one.costs.used.items())[:_MOST_SHOWN]:
             shown = demonstrations[used].instruction if used in demonstrations else used
             text = " ".join(shown.split())
             text = text if len(text) <= 120 else f"{text[:119]}…"
-            rows.append(Row(escape(one.name), [escape(text), count(n), number(100 * n / one.costs.n, "%")]))
+            rows.append(Row(one.name, [text, count(n), number(100 * n / one.costs.n, "%")]))
     if not rows:
-        return ""
+        return Markup()
     columns = [
         Column("recipe", kind="text"),
         Column("demonstration", kind="text"),
@@ -143,12 +150,12 @@ def _used(bench: Bench, demonstrations: Mapping[str, Demonstration]) -> str:
     return section("Demonstrations used", note, details("Show them", table(columns, rows)))
 
 
-def _published(bench: Bench) -> str:
+def _published(bench: Bench) -> Markup:
     if not bench.published:
-        return ""
+        return Markup()
     rows = [
-        Row(escape(one.name), [escape(one.figure), f"{number(one.value, one.unit)}{' %' if one.unit == '%' else ''}",
-                               escape(one.prompts), escape(one.source)])
+        Row(one.name, [one.figure, f"{number(one.value, one.unit)}{' %' if one.unit == '%' else ''}",
+                               one.prompts, one.source])
         for one in bench.published
     ]  # fmt: skip
     columns = [Column("system", kind="text"), Column("figure", kind="text"), Column("published")]
@@ -176,7 +183,7 @@ def about_prices(bench: Bench) -> str:
     """How prices were measured, and how far the control was off."""
     timing = bench.timing
     if timing is None:
-        return ""
+        return Markup()
     return (
         f"Price: the engine’s seconds relative to {timing.base}; the median of {timing.n_rounds} interleaved rounds of "
         f"{timing.n_prompts} prompts, and the extremes. Control: one recipe timed twice per round costs "

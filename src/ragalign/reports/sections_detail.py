@@ -4,84 +4,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from ragalign.comparisons.metrics import scale_of
 from ragalign.comparisons.summary import Summary
 from ragalign.reports.charts import Axis, histogram, radar
 from ragalign.reports.formats import count
-from ragalign.reports.markup import Column, Row, colour, details, name, section, stacked, table, with_unit
+from ragalign.reports.markup import Column, Row, details, joined, name, section, stacked, table, with_range, with_unit
+from ragalign.reports.rendering import colour
 from ragalign.reports.report import Comparison
 from ragalign.statistics import Estimate
 
 _FEWEST_AXES, _MOST_AXES = 3, 10
 _MOST_IN_RADAR = 6
+_HISTOGRAM = Markup('<figure class="{}"><figcaption>{}<span class="n">n = {}</span></figcaption>{}</figure>')
 _MISSING = Estimate(math.nan, math.nan, math.nan, 0, 0, "")
 
 
-def aspects(comparison: Comparison) -> str:
+def aspects(comparison: Comparison) -> Markup:
     """Every aspect of every model."""
     found = [metric for metric in comparison.metrics if metric.is_aspect]
     if len(found) < 2:
-        return ""
+        return Markup()
     series = {model.name: [model.means[one.name] for one in found] for model in comparison.models}
     return section("By aspect", "", _axes([one.label for one in found], series, comparison, found[0].unit))
 
 
-def categories(comparison: Comparison) -> str:
+def categories(comparison: Comparison) -> Markup:
     """The headline by kind of prompt."""
     kinds = list(dict.fromkeys(kind for model in comparison.models for kind in model.categories))
     if not kinds:
-        return ""
+        return Markup()
     series = {model.name: [model.categories.get(kind, _MISSING) for kind in kinds] for model in comparison.models}
     metric = comparison.metrics[0]
     note = f"{with_unit(metric.label, metric.unit)}, by kind of prompt."
     return section("By category", note, _axes(kinds, series, comparison, metric.unit))
 
 
-def distributions(comparison: Comparison) -> str:
+def distributions(comparison: Comparison) -> Markup:
     """Histograms of scores and lengths, one small chart per model."""
     blocks = []
     for one in comparison.distributions:
-        charts = "".join(
-            f'<figure class="{colour(place)}"><figcaption>{name(place, model.name)}<span class="n">n = '
-            f"{count(sum(one.counts[model.name]))}</span></figcaption>{histogram(one, model.name)}</figure>"
+        charts = joined(
+            _HISTOGRAM.format(
+                colour(place),
+                name(place, model.name),
+                count(sum(one.counts[model.name])),
+                histogram(one, model.name),
+            )
             for place, model in enumerate(comparison.models)
         )
-        label = escape(with_unit(one.label, one.unit))
-        blocks.append((one.name, f'<h4>{label}</h4><div class="multiples">{charts}</div>'))
+        label = with_unit(one.label, one.unit)
+        blocks.append((one.name, Markup('<h4>{}</h4><div class="multiples">{}</div>').format(label, charts)))
     if not blocks:
-        return ""
+        return Markup()
     shown = [html for place, (key, html) in enumerate(blocks) if place == 0 or key.startswith("n_")]
     more = [html for place, (key, html) in enumerate(blocks) if place > 0 and not key.startswith("n_")]
-    body = "".join(shown) + (details("More scores", "".join(more)) if more else "")
+    body = joined([*shown, *([details("More scores", joined(more))] if more else [])])
     return section("Scores and lengths", "Shares of answers, on the same scale for all models.", body)
 
 
-def unscored(comparison: Comparison) -> str:
+def unscored(comparison: Comparison) -> Markup:
     """Why answers have no score."""
     rows = [
-        Row(name(place, model.name), [escape(reason), count(n)])
+        Row(name(place, model.name), [reason, count(n)])
         for place, model in enumerate(comparison.models)
         for reason, n in model.reasons.items()
     ]
     columns = [Column("model", kind="text"), Column("reason", kind="text"), Column("answers")]
-    return section("Unscored answers", "Left out of every figure.", table(columns, rows)) if rows else ""
+    return section("Unscored answers", "Left out of every figure.", table(columns, rows)) if rows else Markup()
 
 
-def own_figures(comparison: Comparison) -> str:
+def own_figures(comparison: Comparison) -> Markup:
     """What the upstream tool reports, under its names."""
     names = list(dict.fromkeys(key for model in comparison.models for key in _flat(model)))
-    rows = [Row(escape(key), [_own_figure(model, key) for model in comparison.models]) for key in names]
+    rows = [Row(key, [_own_figure(model, key) for model in comparison.models]) for key in names]
     notes = dict.fromkeys(note for model in comparison.models for note in model.figures.notes)
-    body = table(_model_columns(comparison), rows) + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f'<section class="card">{details(f"Figures of {comparison.protocol} under its own names", body)}</section>'
+    body = table(_model_columns(comparison), rows) + joined(
+        Markup('<p class="note">{}</p>').format(one) for one in notes
+    )
+    shown = details(f"Figures of {comparison.protocol} under its own names", body)
+    return Markup('<section class="card">{}</section>').format(shown)
 
 
-def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison: Comparison, unit: str) -> str:
+def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison: Comparison, unit: str) -> Markup:
     """A radar chart, where it can be read, beside a table with all figures."""
     rows = [
-        Row(escape(one), [stacked(series[model.name][place], unit) for model in comparison.models])
+        Row(one, [stacked(series[model.name][place], unit) for model in comparison.models])
         for place, one in enumerate(names)
     ]
     figures = table(_model_columns(comparison), rows)
@@ -92,7 +102,7 @@ def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison
     if ends is None:
         axis = Axis.around([one for estimates in series.values() for one in estimates])
         ends = (axis.low, axis.high)
-    return f'<div class="split">{radar(names, series, *ends, unit)}<div>{figures}</div></div>'
+    return Markup('<div class="split">{}<div>{}</div></div>').format(radar(names, series, *ends, unit), figures)
 
 
 def _model_columns(comparison: Comparison) -> list[Column]:
@@ -104,10 +114,10 @@ def _model_columns(comparison: Comparison) -> list[Column]:
 
 def _own_figure(model: Summary, key: str) -> str:
     value, estimate = _flat(model).get(key), model.intervals.get(key)
-    text = f"{value:,.3f}" if isinstance(value, float) else "–" if value is None else escape(str(value))
+    text = f"{value:,.3f}" if isinstance(value, float) else "–" if value is None else str(value)
     if estimate is None or math.isnan(estimate.low):
         return text
-    return f'{text}<span class="ends">{estimate.low:,.2f} to {estimate.high:,.2f}</span>'
+    return with_range(text, f"{estimate.low:,.2f} to {estimate.high:,.2f}")
 
 
 def _flat(model: Summary) -> dict[str, object]:

@@ -7,16 +7,18 @@ what the search gained on its own prompts minus what it gained on those is its o
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import as_condition
+from ragalign.bench.likelihood import measure_likelihoods
 from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
@@ -325,23 +327,37 @@ class _Measure:
         generator, tokenizer = self._started
         recipe = search.with_constants(ids)
         aligner = Aligner.from_recipe(recipe, model=generator, tokenizer=tokenizer)
-        rows: dict[str, Mapping[str, Any]] = {}
-        for place, result in aligner.iter_generate([case.query for case in cases.cases]):
-            if not isinstance(result, Failure):
-                outputs = [output.text for output in result.outputs]
-                rows[cases.cases[place].id] = {
-                    "response": outputs[0],
-                    "responses": outputs,
-                    "finish_reason": result.finish_reason,
-                    "demonstrations": list(ids),
-                }
-        verdicts = score_all((search.scorer,), cases, [Answered(as_condition(recipe), (rows,))])
+        ask = _measured if search.scorer.needs_likelihoods else _answered
+        answered = ask(aligner, recipe, cases, ids)
+        verdicts = score_all((search.scorer,), cases, [answered])
         if not any(verdict.is_scored for verdict in verdicts):
             raise DataError(f"the metric {search.scorer.name!r} scored no answer: {verdicts[0].reason}")
         scores: dict[str, list[float]] = {}
         for verdict in verdicts:
             scores.setdefault(verdict.item_id, []).extend(verdict.scores.values())
         return {name: sum(values) / len(values) if values else None for name, values in scores.items()}
+
+
+def _answered(aligner: Aligner, recipe: Recipe, cases: Cases, ids: Ids) -> Answered:
+    """Answer all cases."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for place, result in aligner.iter_generate([case.query for case in cases.cases]):
+        if not isinstance(result, Failure):
+            outputs = [output.text for output in result.outputs]
+            rows[cases.cases[place].id] = {
+                "response": outputs[0],
+                "responses": outputs,
+                "finish_reason": result.finish_reason,
+                "demonstrations": list(ids),
+            }
+    return Answered(as_condition(recipe), (rows,))
+
+
+def _measured(aligner: Aligner, recipe: Recipe, cases: Cases, ids: Ids) -> Answered:
+    """Measure how likely the references are; nothing is answered."""
+    row = {"response": "", "finish_reason": "stop", "demonstrations": list(ids)}
+    found = {(one["turn"], one["id"]): one for one in measure_likelihoods(aligner, cases)}
+    return Answered(as_condition(recipe), ({case.id: row for case in cases.cases},), found)
 
 
 def _row(one: Demonstration) -> dict[str, Any]:
@@ -362,17 +378,7 @@ def recipe_toml(recipe: Recipe, constants: str) -> str:
         "packing": asdict(recipe.packing),
         "decoding": {key: value for key, value in asdict(recipe.decoding).items() if value is not None},
     }
-    lines = [f"description = {_toml(recipe.description)}"]
-    for table, values in tables.items():
-        lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    # JSON's strings, numbers and truth values are TOML's; its escapes are, too, but for U+007F.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return tomli_w.dumps({"description": recipe.description, **tables})
 
 
 def _read(file: LineFile) -> Iterator[tuple[tuple[Ids, bool], dict[str, float | None]]]:

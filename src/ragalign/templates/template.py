@@ -203,6 +203,17 @@ class Template:
                 parts += [protect(turn.content), self.closing]
         return "".join(parts)
 
+    def render_answer(self, text: str) -> str:
+        """An assistant's text as it follows the cue that ends a prompt.
+
+        Raises:
+            DataError: the text is no valid Unicode.
+        """
+        check_text(text, "the answer")
+        # Some cues leave out the space at the end of `middle`, since models write it.
+        lead = self.middle[len(self.cue) :] if self.middle.startswith(self.cue) else ""
+        return lead + self._protect()(text)
+
     def render_preamble(self, system: str = "") -> str:
         """The preamble, with a conversation's system text as its last paragraph."""
         system = system.strip()

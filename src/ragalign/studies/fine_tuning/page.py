@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from ragalign.reports.formats import NONE, count, number
 from ragalign.reports.markup import Column, Row, name, section, stacked, table
-from ragalign.reports.page import asset, fill, policy
 from ragalign.reports.page import save as save_page
 from ragalign.reports.plots import Series, as_file, key, line_plot
+from ragalign.reports.rendering import asset, policy
+from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
 from ragalign.studies.fine_tuning.cells import METHODS
 from ragalign.studies.fine_tuning.figures import BreakEven, Point
@@ -38,30 +40,31 @@ def render(
 ) -> str:
     """The page as text."""
     facts = [
-        f"base: {escape(settings.base)}",
-        f"recipe: {escape(settings.recipe)}",
-        f"metric: {escape(settings.metric)}",
+        f"base: {settings.base}",
+        f"recipe: {settings.recipe}",
+        f"metric: {settings.metric}",
         f"{count(n_prompts)} prompts, {settings.seeds} seed{'s' if settings.seeds != 1 else ''}",
-        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+        f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC",
     ]
     figures = (
         section(
             "Quality by number of demonstrations",
             "",
-            f'{key(shown_methods(found))}<div class="scroll">{quality(found)}</div>',
+            Markup('{}<div class="scroll">{}</div>').format(key(shown_methods(found)), quality(found)),
         )
         + section("All figures", "", _table(found))
-        + (section("When fine-tuning pays", "", _break_even(pairs)) if pairs else "")
+        + (section("When fine-tuning pays", "", _break_even(pairs)) if pairs else Markup())
     )
-    return fill(
-        asset("ift.html"),
-        {
-            "policy": policy(""),
-            "title": "Demonstrations in context against fine-tuning",
-            "style": asset("page.css") + asset("shift.css"),
-            "facts": "".join(f"<li>{fact}</li>" for fact in facts),
-            "figures": figures,
-        },
+    return render_template(
+        "compare_ift.html",
+        room="ragalign.studies.fine_tuning",
+        policy=policy(""),
+        title="Demonstrations in context against fine-tuning",
+        style=asset("page.css") + asset("plots.css"),
+        facts=facts,
+        navigation=[],
+        notes=[],
+        figures=figures,
     )
 
 
@@ -143,9 +146,9 @@ def _break_even(pairs: Sequence[BreakEven]) -> str:
     ]
     rows = [
         Row(
-            escape(one.tuned.name),
+            one.tuned.name,
             [
-                escape(one.in_context.name),
+                one.in_context.name,
                 number(one.tuned.quality.value - one.in_context.quality.value, "points"),
                 queries(one.by_seconds),
                 queries(one.by_tokens),

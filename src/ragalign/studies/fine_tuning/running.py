@@ -15,7 +15,10 @@ from typing import Any
 from ragalign._optional import is_installed, require
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
-from ragalign.bench.scoring import UnscoredError, make_scorer
+from ragalign.bench.cases import Case, Cases
+from ragalign.bench.likelihood import measure_likelihoods
+from ragalign.bench.measuring import UnscoredError
+from ragalign.bench.scoring import make_scorer
 from ragalign.completions import index_settings, query_fingerprint
 from ragalign.constants import as_constants
 from ragalign.errors import BudgetError, DataError
@@ -184,6 +187,7 @@ class _Run:
         prompts = [prompt for prompt in packed if not isinstance(prompt, BudgetError)]
         completions = iter(generator.generate(prompts, self.decoding))
         seconds = time.perf_counter() - start
+        likelihoods = self._likelihoods(aligner)
         rows, sizes = [], []
         scores: dict[str, float | None] = {}
         failures: dict[str, str] = {}
@@ -194,7 +198,8 @@ class _Run:
             completion = next(completions)
             text = self.template.clean(completion.text, finished=completion.finish_reason != "length")
             try:
-                scores[query.id] = self.scorer.score(_record(query, text, completion, cell))
+                record = _record(query, text, completion, cell) | likelihoods.get(query.id, {})
+                scores[query.id] = self.scorer.score(record)
             except UnscoredError as error:
                 scores[query.id], failures[query.id] = None, str(error)
             rows.append({"id": query.id, "instruction": query.text, "response": text, "generator": cell.name})
@@ -204,6 +209,13 @@ class _Run:
         means = [sum(column) / len(sizes) for column in zip(*sizes, strict=True)] if sizes else [0.0] * 3
         result = Result(cell, scores, seconds / max(1, len(sizes)), means[0], means[1], means[2], training, failures)
         write_json(self._path(cell), result.to_dict())
+
+    def _likelihoods(self, aligner: Aligner) -> dict[str, dict[str, Any]]:
+        """What records hold of the references' likelihood, by query id, where the metric asks for it."""
+        if not self.scorer.needs_likelihoods:
+            return {}
+        cases = Cases("", tuple(Case(one, references=(tuple(references(one)),)) for one in self.queries))
+        return {row["id"]: {"reference_likelihood": row} for row in measure_likelihoods(aligner, cases)}
 
     def _aligner(self, cell: Cell, generator: Generator) -> Aligner:
         retriever: Retriever | None = None

@@ -101,8 +101,7 @@ class Contexts:
     def _behind_prompt(self, aligner: Aligner, prompt: Prompt, answer: Answer) -> Placed | BudgetError:
         template = aligner.packer.template
         # What stands between the cue that ends a prompt and the answers of demonstrations, mostly a space.
-        lead = template.middle.removeprefix(template.cue) if template.middle.startswith(template.cue) else ""
-        return self._by_text(prompt.text, answer, lead, len(prompt.demonstrations))
+        return self._by_text(prompt.text, answer, template.render_answer(""), len(prompt.demonstrations))
 
     def _by_text(self, before: str, answer: Answer, lead: str, n_demonstrations: int) -> Placed | BudgetError:
         """Write the answer's text behind `before` and find its tokens again."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ragalign.reports.formats import NONE, count, number
 from ragalign.reports.markup import Column, Row, name, section, stacked, table
-from ragalign.reports.page import asset, embed, fill, policy
 from ragalign.reports.page import save as save_page
 from ragalign.reports.plots import Series, as_file, bar_plot, key, line_plot
+from ragalign.reports.rendering import asset, embed, policy
+from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
 from ragalign.studies.shift.figures import Figures
 from ragalign.studies.shift.record import Answer, Place
@@ -21,6 +23,8 @@ from ragalign.studies.shift.running import Outcome, Settings
 # Answers that the page holds; more would make it slow to load.
 MAX_ANSWERS = 100
 _TOKENS_SHOWN = 15
+_ROOM = "ragalign.studies.shift"
+_PLOT = Markup('{}<div class="scroll">{}</div>')
 
 FULL_KL = "KL(aligned || base) is in nats, over the whole vocabulary."
 TOP_KL = (
@@ -60,23 +64,23 @@ def render(
     max_answers: int = MAX_ANSWERS,
 ) -> str:
     """The page as text."""
-    script = asset("shift.js")
+    script = asset("shift.js", _ROOM)
     n = min(len(outcome.answers), max_answers)
     few = f"The first {count(n)} of {count(len(outcome.answers))} answers." if n < len(outcome.answers) else ""
-    return fill(
-        asset("shift.html"),
-        {
-            "policy": policy(script),
-            "title": escape(f"Token distribution shift: {_short(settings.aligned)} against {_short(settings.base)}"),
-            "style": asset("page.css") + asset("shift.css"),
-            "facts": _facts(settings, outcome, created),
-            "notes": _notes(outcome, shown),
-            "figures": _figures(shown),
-            "shown": escape(few),
-            "kl": escape(kl_note(settings, outcome)),
-            "data": embed(_data(outcome, n)),
-            "script": script,
-        },
+    return render_template(
+        "shift.html",
+        room=_ROOM,
+        policy=policy(script),
+        title=f"Token distribution shift: {_short(settings.aligned)} against {_short(settings.base)}",
+        style=asset("page.css") + asset("plots.css") + asset("shift.css", _ROOM),
+        facts=_facts(settings, outcome, created),
+        navigation=[("figures", "Figures"), ("answers", "Single answers"), ("method", "About these figures")],
+        notes=_notes(outcome, shown),
+        figures=_figures(shown),
+        shown=few,
+        kl=kl_note(settings, outcome),
+        data=embed(_data(outcome, n)),
+        script=script,
     )
 
 
@@ -118,12 +122,13 @@ def ranks(shown: Sequence[Figures]) -> str:
 
 def _figures(shown: Sequence[Figures]) -> str:
     names = key([one.context for one in shown])
+    plots = (
+        section("Where in the answer", "", _PLOT.format(names, by_position(shown)))
+        + section("How far down the base model’s list", "", _PLOT.format(names, ranks(shown)))
+    )  # fmt: skip
     return (
         section("How far tokens are shifted", "", _shares(shown))
-        + '<div class="plots">'
-        + section("Where in the answer", "", f'{names}<div class="scroll">{by_position(shown)}</div>')
-        + section("How far down the base model’s list", "", f'{names}<div class="scroll">{ranks(shown)}</div>')
-        + "</div>"
+        + Markup('<div class="plots">{}</div>').format(plots)
         + section("What kinds of tokens", "Share of shifted positions among the tokens of a kind.", _categories(shown))
         + _tokens(shown[0])
     )
@@ -164,7 +169,7 @@ def _categories(shown: Sequence[Figures]) -> str:
     for kind in kinds:
         cells = [count(shown[0].by_category[kind].n) if kind in shown[0].by_category else NONE]
         cells += [stacked(one.by_category[kind].scaled(100), "%") if kind in one.by_category else NONE for one in shown]
-        rows.append(Row(escape(kind), cells))
+        rows.append(Row(kind, cells))
     return table(columns, rows)
 
 
@@ -178,9 +183,9 @@ def _tokens(first: Figures) -> str:
     ]
     rows = [
         Row(
-            f'<code class="token">{escape(visible(one.text))}</code>',
+            Markup('<code class="token">{}</code>').format(visible(one.text)),
             [
-                escape(one.category),
+                one.category,
                 count(one.n_shifted),
                 count(one.n),
                 number(100 * one.probability, "%"),
@@ -198,17 +203,16 @@ def visible(text: str) -> str:
     return text.replace("\n", "↵").replace(" ", "·").replace("\t", "⇥") or "(part of a character)"
 
 
-def _facts(settings: Settings, outcome: Outcome, created: datetime) -> str:
-    facts = [
-        f"aligned: {escape(settings.aligned)}",
-        f"base: {escape(settings.base)}",
+def _facts(settings: Settings, outcome: Outcome, created: datetime) -> list[str]:
+    return [
+        f"aligned: {settings.aligned}",
+        f"base: {settings.base}",
         f"{count(len(outcome.answers))} answers, {count(sum(len(one.token_ids) for one in outcome.answers))} tokens",
-        f"made with ragalign {escape(version('ragalign'))} on {created:%d %B %Y, %H:%M} UTC",
+        f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC",
     ]
-    return "".join(f"<li>{fact}</li>" for fact in facts)
 
 
-def _notes(outcome: Outcome, shown: Sequence[Figures]) -> str:
+def _notes(outcome: Outcome, shown: Sequence[Figures]) -> list[str]:
     notes = []
     for context in dict.fromkeys(context for context, _, _ in outcome.failures):
         reasons = [(id_, reason) for name_, id_, reason in outcome.failures if name_ == context]
@@ -227,7 +231,7 @@ def _notes(outcome: Outcome, shown: Sequence[Figures]) -> str:
                 f"{one.context}: {count(one.n_elsewhere)} of {count(total)} tokens are not compared, since the base "
                 "model splits the text otherwise there"
             )
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return notes
 
 
 def _data(outcome: Outcome, n: int) -> dict[str, Any]:

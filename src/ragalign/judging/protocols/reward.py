@@ -1,0 +1,130 @@
+"""What reward models are asked: a number for each answer, or which of two answers has the higher one.
+
+Rewards have no scale of their own, so they say something only between answers to the same prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ragalign.errors import DataError
+from ragalign.judging.base import (
+    Figures,
+    Item,
+    Json,
+    Judgement,
+    JudgeParameters,
+    JudgeReply,
+    JudgeRequest,
+    Protocol,
+    Reading,
+    UnreadableReplyError,
+    Verdict,
+)
+from ragalign.judging.protocols.grouping import figures, group, line, mean, sample
+from ragalign.types import Turn
+
+
+class Reward(Protocol):
+    """The reward of each answer; higher is better.
+
+    Args:
+        strict: has no effect: there are no words to guess at.
+    """
+
+    name = "reward"
+    is_pairwise = False
+    file_format = "jsonl"
+    asks_reward_models = True
+
+    def build(self, item: Item) -> list[JudgeRequest]:
+        """One request: the conversation and its last answer."""
+        return [self._request(item, item.answer.turns)]
+
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+        """The reward."""
+        [reward] = self._rewards(reply, 1)
+        return Reading({"score": reward})
+
+    def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
+        """The mean reward."""
+        return [self._figures(members) for members in group(verdicts, line)]
+
+    def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
+        """Always refused: no upstream tool writes such rows.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("rewards have no upstream form: `ragalign judge run` keeps them in verdicts.jsonl")
+
+    def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+        """No upstream tool reads such rows."""
+        return []
+
+    def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
+        samples = {"avg_reward": sample(verdicts, lambda verdict: verdict.scores["score"])}
+        return figures(self.name, verdicts, {name: mean(one) for name, one in samples.items()}, samples)
+
+    def _request(self, item: Item, *answers: Sequence[str]) -> JudgeRequest:
+        """The conversation up to its last turn as the judged model had it, then the last answers side by side."""
+        if any(len(answer) < len(item.turns) for answer in answers):
+            raise DataError(f"item {item.id!r} has fewer answers than turns")
+        messages: list[Turn] = []
+        for number, text in enumerate(item.turns):
+            messages.append(Turn("user", text))
+            if number < len(item.turns) - 1:
+                messages.append(Turn("assistant", item.answer.turns[number]))
+        messages += [Turn("assistant", answer[len(item.turns) - 1]) for answer in answers]
+        return JudgeRequest(f"{item.id}/{item.sample}", item, tuple(messages), JudgeParameters())
+
+    def _rewards(self, reply: JudgeReply, n: int) -> list[float]:
+        try:
+            found = json.loads(reply.text)
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or len(found) != n or not all(isinstance(one, int | float) for one in found):
+            raise UnreadableReplyError(f"the judge gave no {n} rewards; is it a reward model (reward:MODEL)?")
+        if not all(map(math.isfinite, found)):
+            raise UnreadableReplyError("a reward is no finite number")
+        return [float(one) for one in found]
+
+
+class RewardPairwise(Reward):
+    """The higher reward wins; equal ones are a draw. There is no order of the answers to be biased by.
+
+    Only conversations of one turn: later turns follow different answers.
+    """
+
+    name = "reward-pairwise"
+    is_pairwise = True
+
+    def build(self, item: Item) -> list[JudgeRequest]:
+        """One request with both answers."""
+        if item.baseline is None:
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+        if len(item.turns) > 1:
+            raise DataError(f"item {item.id!r} has several turns; use the protocol reward")
+        return [self._request(item, item.answer.turns, item.baseline.turns)]
+
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+        """Both rewards, and who wins."""
+        model, baseline = self._rewards(reply, 2)
+        return Reading({"model": model, "baseline": baseline}, 0.5 if model == baseline else float(model > baseline))
+
+    def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
+        samples = {
+            "win_rate": sample(verdicts, lambda one: _percent(one, 1.0), is_share=True),
+            "draw_rate": sample(verdicts, lambda one: _percent(one, 0.5), is_share=True),
+            "lose_rate": sample(verdicts, lambda one: _percent(one, 0.0), is_share=True),
+            "avg_reward_model": sample(verdicts, lambda one: one.scores["model"]),
+            "avg_reward_baseline": sample(verdicts, lambda one: one.scores["baseline"]),
+        }
+        return figures(self.name, verdicts, {name: mean(one) for name, one in samples.items()}, samples)
+
+
+def _percent(verdict: Verdict, preference: float) -> float:
+    return 100.0 * (verdict.preference == preference)

@@ -1,0 +1,130 @@
+"""Reward models as judges: sequence classifiers in transformers that give an answer a number.
+
+Nothing is asked of a server, and there is no prompt: the model reads the conversation in its own chat form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.judging.base import JudgeReply, Usage
+from ragalign.judging.budget import Ledger
+from ragalign.judging.judges import RewardJudge
+from ragalign.judging.pricing import Quote
+from ragalign.judging.retries import FinalError
+
+
+class RewardModel:
+    """A loaded reward model.
+
+    Args:
+        judge: which.
+
+    Raises:
+        ConfigError: it cannot be loaded, or gives more than one number.
+    """
+
+    def __init__(self, judge: RewardJudge) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = str(Path(judge.model).expanduser())
+        device = judge.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+        # transformers raises whatever its many loaders raise.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"cannot load the reward model {judge.model!r}: {reason}") from None
+        if model.config.num_labels != 1:
+            raise ConfigError(
+                f"{judge.model!r} gives {model.config.num_labels} numbers for an answer; a reward model gives one"
+            )
+        self._model = model.to(device).eval()
+        limits = (getattr(model.config, "max_position_embeddings", None), self._tokenizer.model_max_length)
+        self._limit = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+        self._lock = Lock()
+
+    def score(self, messages: Sequence[Mapping[str, str]]) -> tuple[float, int]:
+        """The reward of the last message, an answer to those before, and how many tokens were read.
+
+        Raises:
+            FinalError: the conversation is longer than the model reads.
+        """
+        import torch
+
+        ids = self._ids(messages)
+        if len(ids) > self._limit:
+            raise FinalError(f"question and answer take {len(ids):,} tokens; the reward model reads {self._limit:,}")
+        with self._lock, torch.inference_mode():
+            logits = self._model(torch.tensor([ids], device=self._model.device)).logits
+        return float(logits[0, 0]), len(ids)
+
+    def _ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if getattr(self._tokenizer, "chat_template", None):
+            found = self._tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)
+            return list(found["input_ids"])
+        # Models without a chat form were trained on pairs of a question and an answer.
+        question = "\n\n".join(message["content"] for message in messages[:-1])
+        return list(self._tokenizer(question, messages[-1]["content"])["input_ids"])
+
+
+class RewardClient:
+    """Asks a reward model as `ChatClient` asks an endpoint.
+
+    A request's answers are its assistant messages at the end; the reply is their rewards, as a JSON list.
+
+    Args:
+        judge: whom to ask; loaded with the first question.
+        ledger: books each request.
+    """
+
+    def __init__(self, judge: RewardJudge, ledger: Ledger) -> None:
+        self.judge = judge
+        self.n_requests = 0
+        self.notes: tuple[str, ...] = ()
+        self._ledger = ledger
+        self._model: RewardModel | None = None
+        # One question at a time: the model keeps the machine busy by itself.
+        self._turn = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    async def ask(self, body: Mapping[str, Any], *, n_tokens: int, quote: Quote) -> JudgeReply:
+        """Score the answers.
+
+        Raises:
+            BudgetSpentError: the limit on requests is reached.
+            ConfigError: the model cannot be loaded.
+            FinalError: an answer is too long for it.
+        """
+        async with self._turn:
+            await self._ledger.reserve(quote.at_most)
+            self._ledger.settle(quote.at_most, 0.0)
+            self.n_requests += 1
+            return await asyncio.to_thread(self._score, body["messages"])
+
+    def _score(self, messages: Sequence[Mapping[str, str]]) -> JudgeReply:
+        self._model = self._model or RewardModel(self.judge)
+        started = time.perf_counter()
+        first = len(messages)
+        while first and messages[first - 1]["role"] == "assistant":
+            first -= 1
+        found = [self._model.score([*messages[:first], answer]) for answer in messages[first:]]
+        return JudgeReply(
+            judge=self.judge.name,
+            choice={"message": {"role": "assistant", "content": json.dumps([value for value, _ in found])}},
+            usage=Usage(sum(n for _, n in found), 0),
+            latency_s=time.perf_counter() - started,
+            created=time.time(),
+        )

@@ -1,0 +1,115 @@
+"""How likely a model finds a given answer behind a prompt: the reference likelihood.
+
+The answer's tokens follow the prompt's own, which are exactly those that generation begins with, in the form that the
+template gives to an assistant's text. Nothing is sampled, so the figures are deterministic up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragalign.errors import BudgetError, DataError
+from ragalign.generation.distributions import MIN_TOP_K, SupportsDistributions
+from ragalign.templates import Template
+from ragalign.tokenization import Tokenizer
+from ragalign.types import Prompt
+
+N_FIRST = 32
+"""Tokens at the beginning of an answer that are looked at apart: a context matters most there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The likelihood of one answer, as negative log-probabilities in nats per token.
+
+    Attributes:
+        n_tokens: tokens of the answer.
+        nll: of all of them, the mean.
+        nll_first32: of the first 32.
+        nll_rest: of those after them; None where there are none.
+    """
+
+    n_tokens: int
+    nll: float
+    nll_first32: float
+    nll_rest: float | None
+
+    @property
+    def bits_per_token(self) -> float:
+        """`nll` in bits."""
+        return self.nll / math.log(2)
+
+    @classmethod
+    def of(cls, logprobs: NDArray[np.float32]) -> Likelihood:
+        """From the log-probabilities of an answer's tokens, float [t]."""
+        values = -logprobs.astype(np.float64)
+        rest = values[N_FIRST:]
+        return cls(
+            len(values), float(values.mean()), float(values[:N_FIRST].mean()), float(rest.mean()) if len(rest) else None
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "n_tokens": self.n_tokens, "nll": self.nll, "nll_first32": self.nll_first32, "nll_rest": self.nll_rest,
+            "bits_per_token": self.bits_per_token,
+        }  # fmt: skip
+
+
+def continuation(prompt: Prompt, answer: str, template: Template, tokenizer: Tokenizer) -> list[int]:
+    """The ids of an answer behind a prompt.
+
+    They are those that the tokenizer gives in that place, so that prompt and answer together are
+    ``tokenizer(prompt.text + answer)``. Where a token of that spans the seam, which the model cannot write after this
+    prompt, the answer is tokenised apart.
+
+    Raises:
+        DataError: the answer is empty, or is no valid Unicode.
+    """
+    if not answer.strip():
+        raise DataError("the reference is empty")
+    text = template.render_answer(answer)
+    prefix, suffix = len(tokenizer.prefix_ids), len(tokenizer.suffix_ids)
+    before = prompt.token_ids[prefix : len(prompt.ids) - suffix]
+    whole = tokenizer.encode(prompt.text + text)
+    return whole[len(before) :] if whole[: len(before)] == before else _apart(text, tokenizer)
+
+
+def likelihoods(
+    generator: SupportsDistributions, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Likelihood | BudgetError]]:
+    """The likelihood of each answer's ids behind its prompt, in any order; what does not fit is an error.
+
+    Raises:
+        ConfigError: the generator gives no probabilities of given tokens.
+        GenerationError: the engine failed.
+    """
+    context = generator.context_length
+    places, sequences, starts = [], [], []
+    for place, (prompt, ids) in enumerate(zip(prompts, answers, strict=True)):
+        sequence = [*prompt.token_ids, *ids]
+        # Engines keep one token free.
+        if context is not None and len(sequence) >= context:
+            yield place, BudgetError(f"prompt and reference take {len(sequence):,} of {context - 1:,} tokens")
+            continue
+        places.append(place)
+        sequences.append(sequence)
+        starts.append(len(prompt.ids))
+    if sequences:
+        for number, shown in generator.distributions(sequences, starts, top_k=MIN_TOP_K):
+            yield places[number], Likelihood.of(shown.logprobs)
+
+
+def _apart(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text behind a line break, where tokenizers do not begin a word as they do at the start of a text."""
+    for mark in ("\n", "\n\n"):
+        n = tokenizer.split_at(mark + text, len(mark))
+        if n is not None:
+            return tokenizer.encode(mark + text)[n:]
+    return tokenizer.encode(text)
