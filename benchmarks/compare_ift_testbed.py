@@ -40,7 +40,7 @@ from ragalign.recipes import data_folder
 from ragalign.studies.fine_tuning.cells import METHODS, Cell, drawn
 from ragalign.studies.fine_tuning.figures import Point, break_even, points
 from ragalign.studies.fine_tuning.page import write_pages
-from ragalign.studies.fine_tuning.running import Settings, run
+from ragalign.studies.fine_tuning.running import FineTuningSettings, run
 from ragalign.studies.fine_tuning.training import Training
 from ragalign.types import Query
 
@@ -132,7 +132,7 @@ def main() -> None:
         Path("testbed.toml").write_text(RECIPE, encoding="utf-8")
         index = Index.build(Pool.load(data / "pool.jsonl"), Encoder.load())
         queries = read_queries(data / "queries.jsonl")[: options.queries]
-        settings = Settings(
+        settings = FineTuningSettings(
             base="testbed",
             recipe="testbed.toml",
             methods=METHODS,

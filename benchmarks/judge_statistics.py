@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from machine import report
 
-from ragalign.statistics import Comparison, fit_bradley_terry, mean, paired_difference, shares
+from ragalign.statistics import PairOutcome, fit_bradley_terry, mean, paired_difference, shares
 
 N_PROMPTS, N_RESAMPLES, REPEATS = 805, 10_000, 5
 
@@ -35,14 +35,14 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return round(best, 4), result
 
 
-def comparisons(generator: np.random.Generator, n_systems: int) -> list[Comparison]:
+def comparisons(generator: np.random.Generator, n_systems: int) -> list[PairOutcome]:
     strengths = generator.normal(size=n_systems)
     found = []
     for prompt in range(N_PROMPTS):
         first, second = generator.choice(n_systems, 2, replace=False)
         odds = np.exp([-(strengths[first] - strengths[second]) / 2, -0.5, (strengths[first] - strengths[second]) / 2])
         outcome = generator.choice([0.0, 0.5, 1.0], p=odds / odds.sum())
-        found.append(Comparison(prompt, str(first), str(second), float(outcome)))
+        found.append(PairOutcome(prompt, str(first), str(second), float(outcome)))
     return found
 
 

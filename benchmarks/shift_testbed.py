@@ -45,7 +45,7 @@ from ragalign.recipes import Recipe, data_folder
 from ragalign.studies.fine_tuning.training import Training, fine_tune
 from ragalign.studies.shift.figures import Figures, figures
 from ragalign.studies.shift.page import write_pages
-from ragalign.studies.shift.running import Settings, run
+from ragalign.studies.shift.running import ShiftSettings, run
 from ragalign.tokenization import Tokenizer
 
 RECIPES = {
@@ -126,7 +126,7 @@ def main() -> None:
         taught = [one for one in pool if one.metadata["topic"] in topics]
         training = Training(epochs=options.epochs, batch_size=8, per_device=8, learning_rate=1e-3)
         cost = fine_tune("testbed", "full", packer, taught, Path("testbed-tuned"), training, seed=0)
-        settings = Settings(
+        settings = ShiftSettings(
             base="testbed",
             aligned="testbed-tuned",
             recipes=tuple(recipes[1:]),

@@ -98,12 +98,12 @@ def shift(
     from ragalign.studies.shift.figures import figures
     from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, load_categories
     from ragalign.studies.shift.page import kl_note, write_pages
-    from ragalign.studies.shift.running import Settings, run
+    from ragalign.studies.shift.running import ShiftSettings, run
 
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     for model in (base, aligned):
         options.check_model(model, backend, None, engine_options)
-    settings = Settings(
+    settings = ShiftSettings(
         base=base,
         aligned=aligned,
         recipes=tuple(recipe) if recipe else ("zero-shot", "urial", *(("ica",) if index else ())),

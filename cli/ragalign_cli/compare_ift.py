@@ -100,14 +100,14 @@ def compare_ift(
     from ragalign.studies.fine_tuning.figures import break_even, points
     from ragalign.studies.fine_tuning.judged import with_verdicts
     from ragalign.studies.fine_tuning.page import write_pages
-    from ragalign.studies.fine_tuning.running import Settings, run
+    from ragalign.studies.fine_tuning.running import FineTuningSettings, run
     from ragalign.studies.fine_tuning.training import Training
 
     if (index is None) == (not pool):
         raise ConfigError("give either --pool or --index: where the demonstrations are")
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     options.check_model(base, backend, None, engine_options)
-    settings = Settings(
+    settings = FineTuningSettings(
         base=base,
         recipe=recipe,
         methods=tuple(method or _METHODS),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ragalign.cache import Cache
 from ragalign.errors import DataError, JudgeError
-from ragalign.judging.base import Answer, Item, JudgeParameters, JudgeReply, JudgeRequest, Usage
+from ragalign.judging.base import Answer, Item, JudgeParameters, JudgeReply, JudgeRequest, JudgeUsage
 from ragalign.judging.cache import ReplyCache, reply_key
 from ragalign.judging.pricing import Price, PriceTable, Quote, guess_usage
 from ragalign.types import Turn
@@ -22,11 +22,13 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
-usages = st.none() | st.builds(Usage, st.integers(0, 10**9), st.integers(0, 10**9))
+usages = st.none() | st.builds(JudgeUsage, st.integers(0, 10**9), st.integers(0, 10**9))
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=4), usages, st.none() | st.floats(0, 1e10))
-def test_replies_come_back_as_they_were(choice: dict[str, Any], usage: Usage | None, seconds: float | None) -> None:
+def test_replies_come_back_as_they_were(
+    choice: dict[str, Any], usage: JudgeUsage | None, seconds: float | None
+) -> None:
     reply = JudgeReply("judge", choice, usage, seconds, seconds)
     with ReplyCache(None) as cache:
         cache.put("k", reply)
@@ -128,14 +130,14 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
 def test_shipped_prices_and_those_of_the_user(tmp_path: Path) -> None:
     shipped = PriceTable.load()
     # 1,000 prompt and 500 output tokens at 30 and 60 dollars per million.
-    assert shipped.cost("gpt-4-0613", Usage(1000, 500)) == pytest.approx(0.06)
-    assert shipped.cost("my-model", Usage(1000, 500)) is None
+    assert shipped.cost("gpt-4-0613", JudgeUsage(1000, 500)) == pytest.approx(0.06)
+    assert shipped.cost("my-model", JudgeUsage(1000, 500)) is None
     assert shipped.cost("gpt-4-0613", None) is None
     mine = tmp_path / "prices.toml"
     mine.write_text('[models."my-model"]\ninput = 0\noutput = 0\n[models."gpt-4-0613"]\ninput = 1\noutput = 1\n')
     table = PriceTable.load(mine)
-    assert table.cost("my-model", Usage(1000, 500)) == 0
-    assert table.cost("gpt-4-0613", Usage(10**6, 0)) == 1
+    assert table.cost("my-model", JudgeUsage(1000, 500)) == 0
+    assert table.cost("gpt-4-0613", JudgeUsage(10**6, 0)) == 1
     assert table.price("gpt-4o") == shipped.price("gpt-4o")
 
 
@@ -166,5 +168,5 @@ def test_quotes_are_never_below_the_price_of_what_was_used(text: str, max_tokens
     assert guess.n_output_tokens == max_tokens
     price = Price(2.0, 8.0)
     quote = Quote.of_request(price, guess)
-    assert quote.of(Usage(guess.n_prompt_tokens, 0)) <= quote.at_most == quote.of(None)
+    assert quote.of(JudgeUsage(guess.n_prompt_tokens, 0)) <= quote.at_most == quote.of(None)
     assert Quote.of_request(None, guess).at_most == 0

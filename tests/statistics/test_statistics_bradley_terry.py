@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from ragalign.errors import DataError
-from ragalign.statistics import Comparison, fit_bradley_terry
+from ragalign.statistics import PairOutcome, fit_bradley_terry
 
 # Davidson (1970), example 2, six brands of chocolate pudding: brands i and j, i preferred, j preferred, neither.
 PUDDINGS = [
@@ -24,12 +24,12 @@ NU = 0.7468147
 STANDARD_ERRORS = {"2": 0.1872, "3": 0.1935, "4": 0.1882, "5": 0.1927, "6": 0.1924}
 
 
-def puddings() -> list[Comparison]:
+def puddings() -> list[PairOutcome]:
     comparisons = []
     for first, second, wins, losses, ties in PUDDINGS:
         outcomes = [1.0] * wins + [0.0] * losses + [0.5] * ties
         start = len(comparisons)
-        comparisons += [Comparison(start + i, str(first), str(second), value) for i, value in enumerate(outcomes)]
+        comparisons += [PairOutcome(start + i, str(first), str(second), value) for i, value in enumerate(outcomes)]
     return comparisons
 
 
@@ -47,7 +47,7 @@ def test_davidsons_worked_example() -> None:
     assert next(iter(fit.strengths)) == "6"
 
 
-def random_comparisons(seed: int, n_prompts: int = 60) -> list[Comparison]:
+def random_comparisons(seed: int, n_prompts: int = 60) -> list[PairOutcome]:
     """Four systems of strengths 0.9, 0.3, -0.2, -1.0 with nu = 0.6, three random pairs per prompt."""
     generator = np.random.default_rng(seed)
     strengths = {"a": 0.9, "b": 0.3, "c": -0.2, "d": -1.0}
@@ -58,7 +58,7 @@ def random_comparisons(seed: int, n_prompts: int = 60) -> list[Comparison]:
             half = (strengths[first] - strengths[second]) / 2
             odds = np.exp([-half, math.log(0.6), half])
             outcome = generator.choice([0.0, 0.5, 1.0], p=odds / odds.sum())
-            comparisons.append(Comparison(prompt, str(first), str(second), float(outcome)))
+            comparisons.append(PairOutcome(prompt, str(first), str(second), float(outcome)))
     return comparisons
 
 
@@ -105,7 +105,7 @@ def test_intervals_are_clustered_by_prompt() -> None:
 def test_naming_the_sides_the_other_way_round_changes_nothing(seed: int, reference: str, flips: list[bool]) -> None:
     plain = random_comparisons(seed)
     turned = [
-        Comparison(c.prompt, c.second, c.first, 1 - (c.preference or 0.0)) if flip else c
+        PairOutcome(c.prompt, c.second, c.first, 1 - (c.preference or 0.0)) if flip else c
         for c, flip in zip(plain, flips, strict=True)
     ]
     one = fit_bradley_terry(plain, reference=reference, n_resamples=5)
@@ -120,8 +120,8 @@ def test_naming_the_sides_the_other_way_round_changes_nothing(seed: int, referen
 
 
 def test_a_system_that_wins_everything_is_infinitely_strong() -> None:
-    comparisons = [Comparison(i, "a", other, 1.0) for i in range(30) for other in "bc"]
-    comparisons += [Comparison(i, "b", "c", [0.0, 0.5, 1.0][i % 3]) for i in range(30)]
+    comparisons = [PairOutcome(i, "a", other, 1.0) for i in range(30) for other in "bc"]
+    comparisons += [PairOutcome(i, "b", "c", [0.0, 0.5, 1.0][i % 3]) for i in range(30)]
     fit = fit_bradley_terry(comparisons, reference="b", n_resamples=200)
     assert fit.strengths["a"].value == math.inf
     assert all(math.isnan(value) for value in fit.probabilities("a", "a"))
@@ -134,8 +134,8 @@ def test_a_system_that_wins_everything_is_infinitely_strong() -> None:
 
 def test_without_ties_it_is_plain_bradley_terry() -> None:
     # For two systems the strength is the log odds of winning.
-    comparisons = [Comparison(i, "a", "b", float(i % 4 > 0)) for i in range(40)]
-    fit = fit_bradley_terry([*comparisons, Comparison(99, "b", "a", None)], reference="b")
+    comparisons = [PairOutcome(i, "a", "b", float(i % 4 > 0)) for i in range(40)]
+    fit = fit_bradley_terry([*comparisons, PairOutcome(99, "b", "a", None)], reference="b")
     assert fit.strengths["a"].value == pytest.approx(math.log(3), abs=1e-6)
     assert fit.tie_log_odds == -math.inf
     assert (fit.n, fit.n_unscored, fit.strengths["a"].n_unscored) == (40, 1, 1)
@@ -143,7 +143,7 @@ def test_without_ties_it_is_plain_bradley_terry() -> None:
 
 
 def test_only_ties() -> None:
-    fit = fit_bradley_terry([Comparison(i, "a", "b", 0.5) for i in range(5)], n_resamples=20)
+    fit = fit_bradley_terry([PairOutcome(i, "a", "b", 0.5) for i in range(5)], n_resamples=20)
     assert [estimate.value for estimate in fit.strengths.values()] == [0, 0]
     assert fit.tie_log_odds == math.inf
     assert fit.probabilities("a", "b") == (0.0, 1.0, 0.0)
@@ -153,19 +153,19 @@ def test_only_ties() -> None:
     ("comparisons", "reference", "message"),
     [
         ([], None, "nothing to fit"),
-        ([Comparison(1, "a", "b", None)], None, "nothing to fit"),
-        ([Comparison(1, "a", "a", 1.0)], None, "itself"),
-        ([Comparison(1, "a", "b", 2.0)], None, "between 0 and 1"),
-        ([Comparison(1, "a", "b", 1.0)], "c", "'c'"),
-        ([Comparison(1, "a", "b", 1.0), Comparison(1, "c", "d", 1.0)], None, "c, d"),
+        ([PairOutcome(1, "a", "b", None)], None, "nothing to fit"),
+        ([PairOutcome(1, "a", "a", 1.0)], None, "itself"),
+        ([PairOutcome(1, "a", "b", 2.0)], None, "between 0 and 1"),
+        ([PairOutcome(1, "a", "b", 1.0)], "c", "'c'"),
+        ([PairOutcome(1, "a", "b", 1.0), PairOutcome(1, "c", "d", 1.0)], None, "c, d"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(comparisons: list[Comparison], reference: str | None, message: str) -> None:
+def test_what_cannot_be_fitted_is_refused(comparisons: list[PairOutcome], reference: str | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit_bradley_terry(comparisons, reference=reference)
 
 
 def test_unknown_system_in_probabilities() -> None:
-    fit = fit_bradley_terry([Comparison(1, "a", "b", 1.0), Comparison(2, "a", "b", 0.0)], n_resamples=5)
+    fit = fit_bradley_terry([PairOutcome(1, "a", "b", 1.0), PairOutcome(2, "a", "b", 0.0)], n_resamples=5)
     with pytest.raises(DataError, match="'x'"):
         fit.probabilities("a", "x")

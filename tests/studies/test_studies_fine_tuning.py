@@ -29,7 +29,7 @@ from ragalign.pool import Pool
 from ragalign.studies.fine_tuning import running
 from ragalign.studies.fine_tuning.cells import Cell, drawn, plan
 from ragalign.studies.fine_tuning.figures import break_even, points
-from ragalign.studies.fine_tuning.running import Result, Settings, run
+from ragalign.studies.fine_tuning.running import FineTuningSettings, Result, run
 from ragalign.studies.fine_tuning.training import Training, fine_tune, make_examples
 from ragalign.templates import Template
 from ragalign.tokenization import Tokenizer
@@ -64,8 +64,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_model: Path, recipe: Path) -> Settings:
-    return Settings(
+def settings(tiny_model: Path, recipe: Path) -> FineTuningSettings:
+    return FineTuningSettings(
         base=str(tiny_model),
         recipe=str(recipe),
         methods=METHODS,
@@ -149,7 +149,7 @@ def test_fine_tuning_learns_responses_only(tiny_model: Path, tmp_path: Path, kin
 
 @needs_trainers
 def test_every_cell_survives_interruption(
-    settings: Settings, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: FineTuningSettings, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, trained = running.fine_tune, []
 
@@ -190,10 +190,10 @@ def test_every_cell_survives_interruption(
     rows = [json.loads(line) for line in (tmp_path / "run/answers/full-n5-seed0.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [query.id for query in QUERIES]
     with pytest.raises(ConfigError, match="max_tokens was null and is 9"):
-        run(Settings(**{**_fields(settings), "max_tokens": 9}), index, QUERIES, tmp_path / "run")
+        run(FineTuningSettings(**{**_fields(settings), "max_tokens": 9}), index, QUERIES, tmp_path / "run")
 
 
-def _fields(settings: Settings) -> dict[str, Any]:
+def _fields(settings: FineTuningSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__slots__}
 
 
@@ -204,7 +204,7 @@ def result(method: Any, n: int | None, scores: list[float], seed: int | None = 0
 
 
 def test_cells_are_compared_by_reference_likelihood(
-    settings: Settings, index: Index, tiny_model: Path, recipe: Path, tmp_path: Path
+    settings: FineTuningSettings, index: Index, tiny_model: Path, recipe: Path, tmp_path: Path
 ) -> None:
     chosen = replace(settings, methods=("zero-shot", "retrieved-pool"), metric="reference-likelihood")
     zero, retrieved = run(chosen, index, QUERIES, tmp_path / "run")
@@ -282,7 +282,7 @@ def test_break_even_is_the_first_query_that_pays(once: float, own: float, others
 
 @needs_trainers
 def test_the_command(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: FineTuningSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ragalign = Command(monkeypatch, capsys)
     pool, prompts = tmp_path / "pool.jsonl", tmp_path / "q.jsonl"

@@ -11,10 +11,10 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.generation.distributions import Distributions
 from ragalign.runs import RunFolder
 from ragalign.studies.shift.files import ShiftFiles
-from ragalign.studies.shift.record import Answer, Reading
+from ragalign.studies.shift.record import AlignedAnswer, Reading
 from ragalign.types import Query, Turn
 
-ANSWER = Answer("q", "Why?", "Why?\n", (1, 2), (3,), ("So",), ("word",), (-0.5,))
+ANSWER = AlignedAnswer("q", "Why?", "Why?\n", (1, 2), (3,), ("So",), ("word",), (-0.5,))
 QUERY = Query("q", (Turn("user", "Why?"),))
 
 

@@ -24,7 +24,7 @@ from ragalign.studies.shift import running
 from ragalign.studies.shift.figures import figures
 from ragalign.studies.shift.page import write_pages
 from ragalign.studies.shift.record import Reading
-from ragalign.studies.shift.running import Outcome, Settings, run
+from ragalign.studies.shift.running import Outcome, ShiftSettings, run
 from ragalign.types import Query, Turn
 
 NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
@@ -50,8 +50,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_model: Path, tuned: Path) -> Settings:
-    return Settings(
+def settings(tiny_model: Path, tuned: Path) -> ShiftSettings:
+    return ShiftSettings(
         str(tiny_model),
         str(tuned),
         recipes=("zero-shot", "urial"),
@@ -62,7 +62,7 @@ def settings(tiny_model: Path, tuned: Path) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def outcome(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(settings: ShiftSettings, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return run(settings, QUERIES, tmp_path_factory.mktemp("shift") / "run")
 
 
@@ -87,7 +87,7 @@ def same_readings(one: Outcome, other: Outcome) -> bool:
     return True
 
 
-def test_equal_to_a_plain_loop(settings: Settings, outcome: Outcome) -> None:
+def test_equal_to_a_plain_loop(settings: ShiftSettings, outcome: Outcome) -> None:
     """Greedy answers, ranks, probabilities and divergences, one forward pass per token, no batch and no cache."""
     import torch
     from scipy.special import rel_entr
@@ -115,7 +115,7 @@ def test_equal_to_a_plain_loop(settings: Settings, outcome: Outcome) -> None:
     assert kinds >= {1, 4}
 
 
-def test_a_recipes_context_holds_the_same_answer(settings: Settings, outcome: Outcome) -> None:
+def test_a_recipes_context_holds_the_same_answer(settings: ShiftSettings, outcome: Outcome) -> None:
     """The base model reads the answer behind the recipe's prompt, tokenised as one text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -168,7 +168,7 @@ def test_figures_are_those_of_the_readings(outcome: Outcome) -> None:
 
 
 def test_interrupted_anywhere_it_goes_on(
-    settings: Settings, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ShiftSettings, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "_BATCH", 2)
     real = TransformersGenerator.distributions
@@ -205,7 +205,7 @@ def test_interrupted_anywhere_it_goes_on(
         run(replace(settings, max_tokens=20), QUERIES, tmp_path / "whole")
 
 
-def test_other_tokenizers_are_refused_or_aligned_by_text(settings: Settings, tmp_path: Path) -> None:
+def test_other_tokenizers_are_refused_or_aligned_by_text(settings: ShiftSettings, tmp_path: Path) -> None:
     other = build_toy_model(tmp_path / "other", TEXTS[:2] * 4, seed=3, vocab_size=400, context_length=2048)
     mixed = replace(settings, base=str(other), recipes=("zero-shot",))
     with pytest.raises(ConfigError, match=r"different tokenizers.*--align-by-text"):
@@ -221,7 +221,7 @@ def test_other_tokenizers_are_refused_or_aligned_by_text(settings: Settings, tmp
     assert shown[0].n_elsewhere == len(places) - len(read)
 
 
-def test_a_model_with_nothing_to_say_gives_no_figures(settings: Settings, tmp_path: Path) -> None:
+def test_a_model_with_nothing_to_say_gives_no_figures(settings: ShiftSettings, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     build_toy_model(tmp_path / "mute", TEXTS * 4, seed=0, vocab_size=768, context_length=2048)
@@ -237,7 +237,7 @@ def test_a_model_with_nothing_to_say_gives_no_figures(settings: Settings, tmp_pa
     write_pages(mute, found, shown, tmp_path, created=NOW)
 
 
-def test_less_of_the_vocabulary_gives_the_same_ranks(settings: Settings, outcome: Outcome, tmp_path: Path) -> None:
+def test_less_of_the_vocabulary_gives_the_same_ranks(settings: ShiftSettings, outcome: Outcome, tmp_path: Path) -> None:
     top = run(replace(settings, top_k=5), QUERIES, tmp_path / "run")
     for name, found in outcome.readings.items():
         for id_, one in found.items():
@@ -260,7 +260,7 @@ def test_vllm_finds_what_transformers_finds() -> None:
 
 
 @pytest.mark.skipif("RAGALIGN_TEST_ALONE" not in os.environ, reason="runs in a process of its own")
-def test_on_vllm_alone(settings: Settings, outcome: Outcome, tmp_path: Path) -> None:
+def test_on_vllm_alone(settings: ShiftSettings, outcome: Outcome, tmp_path: Path) -> None:
     options = {"dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
     found = run(replace(settings, backend="vllm", options=options), QUERIES, tmp_path / "run")
     assert same_readings(found, outcome)
@@ -272,7 +272,7 @@ def test_readings_survive_json(outcome: Outcome) -> None:
 
 
 def test_the_command_writes_everything(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: ShiftSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ragalign = Command(monkeypatch, capsys)
     prompts = tmp_path / "q.jsonl"
@@ -300,7 +300,7 @@ def test_the_command_writes_everything(
 
 @pytest.fixture(scope="module")
 def page(
-    settings: Settings, outcome: Outcome, chromium: Any, tmp_path_factory: pytest.TempPathFactory
+    settings: ShiftSettings, outcome: Outcome, chromium: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("page")
     write_pages(settings, outcome, figures(outcome), folder, created=NOW)

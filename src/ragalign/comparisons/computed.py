@@ -7,15 +7,15 @@ from typing import Any
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.base import (
+    Decision,
     Figures,
     Item,
     Json,
     Judgement,
     JudgeReply,
     JudgeRequest,
+    Observations,
     Protocol,
-    Reading,
-    Sample,
     Verdict,
 )
 from ragalign.judging.protocols.grouping import group, split_scored
@@ -41,7 +41,7 @@ class Computed(Protocol):
         """
         raise ConfigError("scores of a metric are computed, no judge is asked for them")
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Always refused, as `build`."""
         raise ConfigError("scores of a metric are computed, no judge is asked for them")
 
@@ -65,7 +65,7 @@ class Computed(Protocol):
         scored, reasons = split_scored(verdicts)
         names = dict.fromkeys(name for verdict in scored for name in verdict.scores)
         samples = {
-            name: Sample(
+            name: Observations(
                 tuple(verdict.item_id for verdict in scored if name in verdict.scores),
                 tuple(verdict.scores[name] for verdict in scored if name in verdict.scores),
                 # Several metrics score the same answers, and one can have no score where others have theirs.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from ragalign.comparisons.judged import Judged, Line
+from ragalign.comparisons.judged import Judged, ModelVerdicts
 from ragalign.comparisons.metrics import Metric, mean_of_means
 from ragalign.errors import DataError
-from ragalign.statistics import BradleyTerry, Comparison, Estimate, SignTest, fit_bradley_terry, holm, mean, sign_test
+from ragalign.statistics import BradleyTerry, Estimate, PairOutcome, SignTest, fit_bradley_terry, holm, mean, sign_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Difference:
 
 
 def differences(
-    lines: Mapping[str, Line], metrics: Sequence[Metric], *, against: str | None = None
+    lines: Mapping[str, ModelVerdicts], metrics: Sequence[Metric], *, against: str | None = None
 ) -> list[Difference]:
     """All pairs of models, on the headline metric, on every aspect and on every computed metric.
 
@@ -95,12 +95,12 @@ def differences(
     return found
 
 
-def strengths(lines: Mapping[str, Line]) -> BradleyTerry | None:
+def strengths(lines: Mapping[str, ModelVerdicts]) -> BradleyTerry | None:
     """Bradley-Terry strengths of three or more systems, the baselines among them; None where that says nothing."""
     # Against one baseline, lines may be runs of one model; against several, a model is one system on all its lines.
     is_star = len({line.baseline for line in lines.values()}) == 1
     comparisons = [
-        Comparison(one.prompt, name if is_star else line.model, line.baseline, one.verdict.preference)
+        PairOutcome(one.prompt, name if is_star else line.model, line.baseline, one.verdict.preference)
         for name, line in lines.items()
         if line.baseline is not None
         for one in line.judged

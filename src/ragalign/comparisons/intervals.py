@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ragalign.comparisons.metrics import Observations, mean_of_means
-from ragalign.judging.base import Figures, Sample
+from ragalign.comparisons.metrics import ValuesByPrompt, mean_of_means
+from ragalign.judging.base import Figures, Observations
 from ragalign.statistics import Estimate, mean, proportion
 from ragalign.statistics.bootstrap import method_name, percentile_interval
 
@@ -37,7 +37,7 @@ def intervals(figures: Figures, *, seed: int = 0) -> dict[str, Estimate]:
     return found
 
 
-def _of_sample(sample: Sample, seed: int) -> Estimate:
+def _of_sample(sample: Observations, seed: int) -> Estimate:
     if sample.is_share and set(sample.values) <= {0.0, 100.0}:
         estimate = proportion([value / 100 for value in sample.values], sample.prompts, seed=seed).scaled(100)
     else:
@@ -45,6 +45,6 @@ def _of_sample(sample: Sample, seed: int) -> Estimate:
     return replace(estimate, n_unscored=sample.n_unscored)
 
 
-def _observations(sample: Sample) -> Observations:
+def _observations(sample: Observations) -> ValuesByPrompt:
     # mean_of_means counts what is unscored as None; which prompt it belonged to says nothing.
     return [*sample.values, *[None] * sample.n_unscored], [*sample.prompts, *[""] * sample.n_unscored]

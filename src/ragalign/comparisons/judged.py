@@ -56,7 +56,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ModelVerdicts:
     """All that one judge said about one model under one protocol.
 
     Attributes:
@@ -75,7 +75,7 @@ class Line:
     judged: tuple[Judged, ...]
 
 
-def lines(sources: Sequence[Source], completions: Completions) -> list[Line]:
+def lines(sources: Sequence[Source], completions: Completions) -> list[ModelVerdicts]:
     """Sort verdicts into lines, in order of first appearance."""
     found = []
     for of_protocol in group(sources, lambda source: source.protocol):
@@ -121,7 +121,7 @@ def _by_file(members: list[_Entry]) -> list[list[_Entry]]:
     return files if is_repeated or is_pairwise(members[0].source.protocol) else [members]
 
 
-def _line(members: list[_Entry], completions: Completions) -> Line:
+def _line(members: list[_Entry], completions: Completions) -> ModelVerdicts:
     first = members[0].verdict
     judges = dict.fromkeys(entry.verdict.judge for entry in members if entry.verdict.judge)
     protocol = members[0].source.protocol
@@ -131,7 +131,7 @@ def _line(members: list[_Entry], completions: Completions) -> Line:
         texts = _texts(entries[0], completions)
         category = completions.category(orders[0])
         judged += [_judged(verdict, orders, texts, category) for verdict in merge_orders(orders)]
-    return Line(
+    return ModelVerdicts(
         protocol=protocol,
         model=first.model,
         baseline=first.baseline,

@@ -30,7 +30,7 @@ _LABELS = {
     "instruction_loose": "Instructions followed, loose",
 }
 
-Observations: TypeAlias = tuple[list[float | None], list[str]]
+ValuesByPrompt: TypeAlias = tuple[list[float | None], list[str]]
 """One value per observation (None is unscored), and the prompt of each."""
 
 
@@ -60,7 +60,7 @@ class Metric:
     is_computed: bool = False
     lower_is_better: bool = False
 
-    def observe(self, judged: Sequence[Judged]) -> Observations:
+    def observe(self, judged: Sequence[Judged]) -> ValuesByPrompt:
         """The metric's values; unscored answers are None."""
         chosen = [one for one in judged if self.applies(one)]
         values = [self.value(one) if one.verdict.is_scored else None for one in chosen]
@@ -72,7 +72,7 @@ class Metric:
             return mean_of_means([part.observe(judged) for part in self.parts])
         return mean(*self.observe(judged))
 
-    def differences(self, first: Sequence[Judged], second: Sequence[Judged]) -> list[Observations]:
+    def differences(self, first: Sequence[Judged], second: Sequence[Judged]) -> list[ValuesByPrompt]:
         """First minus second on the prompts of both, one list per part.
 
         Samples of a prompt have no partner in the other model, so each side's are averaged.
@@ -110,7 +110,7 @@ def metrics(protocol: str, judged: Sequence[Judged]) -> list[Metric]:
     return found
 
 
-def mean_of_means(parts: Sequence[Observations]) -> Estimate:
+def mean_of_means(parts: Sequence[ValuesByPrompt]) -> Estimate:
     """The unweighted mean of several means, with a bootstrap interval over the prompts of all of them.
 
     `n` counts the values of all parts. A resample without any value of a part has no figure.
@@ -154,7 +154,7 @@ def scale_of(protocol: str) -> tuple[float, float] | None:
     return {"ica": (1.0, 10.0), "mt-bench": (1.0, 10.0), "just-eval": (1.0, 5.0)}.get(protocol)
 
 
-def _differences(metric: Metric, first: Sequence[Judged], second: Sequence[Judged]) -> Observations:
+def _differences(metric: Metric, first: Sequence[Judged], second: Sequence[Judged]) -> ValuesByPrompt:
     one, other = _by_prompt(metric, first), _by_prompt(metric, second)
     shared = [key for key in one if key in other]
     values = [None if (a := one[key]) is None or (b := other[key]) is None else a - b for key in shared]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ragalign.comparisons.intervals import intervals
-from ragalign.comparisons.judged import Judged, Line
+from ragalign.comparisons.judged import Judged, ModelVerdicts
 from ragalign.comparisons.metrics import Metric
 from ragalign.comparisons.position import Position, position
 from ragalign.judging.base import Figures, Protocol
@@ -63,7 +63,7 @@ class Summary:
         return {"name": self.name, **self.figures.as_dict(), "intervals": _dicts(self.intervals), "common": common}
 
 
-def summarise(name: str, line: Line, metrics: Sequence[Metric], protocol: Protocol) -> Summary:
+def summarise(name: str, line: ModelVerdicts, metrics: Sequence[Metric], protocol: Protocol) -> Summary:
     """Compute a model's figures.
 
     Args:

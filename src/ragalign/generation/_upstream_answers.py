@@ -27,7 +27,7 @@ class BadAnswerError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class UpstreamAnswer:
     """A completion, or the next part of one in a stream.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answer:
     n_cached_tokens: int | None = None
 
 
-def parse_answer(body: dict[str, Any]) -> Answer:
+def parse_answer(body: dict[str, Any]) -> UpstreamAnswer:
     """The answer in a body or an event, which may have no choice (then only its counts are there).
 
     Raises:
@@ -57,7 +57,7 @@ def parse_answer(body: dict[str, Any]) -> Answer:
     usage = _typed(body.get("usage"), dict, "usage") or {}
     details = _typed(usage.get("prompt_tokens_details"), dict, "usage.prompt_tokens_details") or {}
     choice = _typed(choices[0], dict, "choices[0]") or {} if choices else {}
-    return Answer(
+    return UpstreamAnswer(
         text=_typed(choice.get("text"), str, "choices[0].text") or "",
         finish_reason=_typed(choice.get("finish_reason"), str, "choices[0].finish_reason"),
         logprobs=_logprobs(choice),

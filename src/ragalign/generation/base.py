@@ -22,7 +22,7 @@ LONG_PROMPT_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampledOutput:
     """One finished answer: the `sample`-th to `prompt`, which is at `index` of those asked."""
 
     index: int
@@ -73,7 +73,7 @@ class BaseGenerator(ABC):
         return False
 
     @abstractmethod
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[SampledOutput]:
         """Answer every prompt `decoding.n` times; yields samples as they finish, in any order.
 
         Making each prompt of an iterator takes time: read it in a thread, see `Ahead`.
@@ -202,7 +202,7 @@ class BaseGenerator(ABC):
         self.close()
 
     def _gathered(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
-        waiting: dict[int, dict[int, Sample]] = {}
+        waiting: dict[int, dict[int, SampledOutput]] = {}
         with closing(self._samples(prompts, decoding)) as samples:
             for sample in samples:
                 group = waiting.setdefault(sample.index, {})

@@ -18,7 +18,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import token_count
 from ragalign.generation.ahead import Ahead
-from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
+from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
 from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
@@ -114,9 +114,9 @@ class OpenAIGenerator(BaseGenerator):
                 "or let vLLM or transformers run the model here"
             )
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[SampledOutput]:
         """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
-        results: queue.SimpleQueue[Sample | BaseException | None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[SampledOutput | BaseException | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
         coming = Ahead(as_requests(prompts, decoding.n))
         task = loop.create_task(self._work(coming, decoding, results.put))
@@ -149,7 +149,7 @@ class OpenAIGenerator(BaseGenerator):
             worker.join()
 
     async def _work(
-        self, coming: Ahead[tuple[int, int, Prompt]], decoding: Decoding, put: Callable[[Sample], None]
+        self, coming: Ahead[tuple[int, int, Prompt]], decoding: Decoding, put: Callable[[SampledOutput], None]
     ) -> None:
         # One worker after the other takes the next request, so they start in the order given.
         turn = asyncio.Lock()
@@ -176,7 +176,7 @@ class OpenAIGenerator(BaseGenerator):
                 except _RequestError as failure:
                     failures.append(failure)
                 else:
-                    put(Sample(index, sample, prompt, output, n_cached, time.perf_counter() - started))
+                    put(SampledOutput(index, sample, prompt, output, n_cached, time.perf_counter() - started))
 
         async with self._openai.AsyncOpenAI(**self._client_options()) as client:
             await asyncio.gather(*(worker(client) for _ in range(self._concurrency)))

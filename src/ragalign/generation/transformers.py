@@ -14,7 +14,7 @@ from typing import Any
 
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.ahead import Ahead
-from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
+from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
 from ragalign.models import locate_model, locate_tokenizer
 from ragalign.stopping import StopFilter, merge_stops
@@ -101,14 +101,14 @@ class TransformersGenerator(BaseGenerator):
         """Release the model."""
         self._model = None
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[SampledOutput]:
         started = time.perf_counter()
         with closing(Ahead(as_requests(prompts, decoding.n))) as coming:
             while batch := coming.take(self._batch_size, wait=True):
                 requests = [self._request(prompt, decoding, sample) for _, sample, prompt in batch]
                 self._run(requests, decoding)
                 for (index, sample, prompt), request in zip(batch, requests, strict=True):
-                    yield Sample(
+                    yield SampledOutput(
                         index=index,
                         sample=sample,
                         prompt=prompt,

@@ -15,8 +15,8 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import EXTENSIONS, decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import (
     MAX_EVENT_BYTES,
-    Answer,
     BadAnswerError,
+    UpstreamAnswer,
     error_message,
     parse_answer,
     parse_object,
@@ -210,7 +210,7 @@ class Upstream:
         self, server: _Server, response: httpx.Response, filter_: StopFilter, max_tokens: int
     ) -> AsyncIterator[Delta]:
         reason: str | None = None
-        counts = Answer()
+        counts = UpstreamAnswer()
         n_parts = n_empty = n_characters = 0
         async for event in read_events(response):
             if "error" in event:

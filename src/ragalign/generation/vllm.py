@@ -18,7 +18,7 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
-from ragalign.generation.base import BaseGenerator, Sample, as_requests, one_line
+from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.models import locate_model
@@ -136,7 +136,7 @@ class VllmGenerator(BaseGenerator):
         self._llm = None
         self._finalizer()
 
-    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[Sample]:
+    def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[SampledOutput]:
         self._engine()
         inputs: Iterable[tuple[dict[str, Any], Any, tuple[int, int, Prompt]]] = (
             (engine_prompt(prompt), sampling_params(prompt, decoding, sample), (index, sample, prompt))
@@ -148,7 +148,7 @@ class VllmGenerator(BaseGenerator):
             for (index, sample, prompt), output, latency_s in outputs:
                 (answer,) = output.outputs
                 n_cached, n_reused = token_counts(output)
-                yield Sample(
+                yield SampledOutput(
                     index=index,
                     sample=sample,
                     prompt=prompt,

@@ -104,14 +104,14 @@ class JudgeRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class JudgeUsage:
     """Tokens that a judge was paid for."""
 
     n_prompt_tokens: int
     n_output_tokens: int
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.n_prompt_tokens + other.n_prompt_tokens, self.n_output_tokens + other.n_output_tokens)
+    def __add__(self, other: JudgeUsage) -> JudgeUsage:
+        return JudgeUsage(self.n_prompt_tokens + other.n_prompt_tokens, self.n_output_tokens + other.n_output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class JudgeReply:
 
     judge: str
     choice: Json
-    usage: Usage | None = None
+    usage: JudgeUsage | None = None
     latency_s: float | None = None
     created: float | None = None
 
@@ -218,7 +218,7 @@ class Verdict:
     sample: int = 0
     category: str | None = None
     raw: str = ""
-    usage: Usage | None = None
+    usage: JudgeUsage | None = None
     metadata: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -243,7 +243,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Observations:
     """The observations whose mean is a figure: what intervals are computed from.
 
     Attributes:
@@ -289,7 +289,7 @@ class Figures:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    samples: Mapping[str, Sample] = field(default_factory=dict)
+    samples: Mapping[str, Observations] = field(default_factory=dict)
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -306,7 +306,7 @@ class UnreadableReplyError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Decision:
     """What a protocol read in a reply: see `Verdict.scores`, `Verdict.preference` and `Verdict.metadata`."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -340,7 +340,7 @@ class Protocol(ABC):
         """
 
     @abstractmethod
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Find the judge's decision in a reply that has text.
 
         Raises:
@@ -386,9 +386,9 @@ class Protocol(ABC):
 
     def unscored(self, request: JudgeRequest, reason: str, reply: JudgeReply | None = None, judge: str = "") -> Verdict:
         """The verdict on a request that came to nothing; `judge` names it where there is no reply."""
-        return self._verdict(request, reply or JudgeReply(judge, {}), Reading(), reason)
+        return self._verdict(request, reply or JudgeReply(judge, {}), Decision(), reason)
 
-    def _verdict(self, request: JudgeRequest, reply: JudgeReply, reading: Reading, reason: str | None) -> Verdict:
+    def _verdict(self, request: JudgeRequest, reply: JudgeReply, reading: Decision, reason: str | None) -> Verdict:
         item = request.item
         return Verdict(
             id=request.id,

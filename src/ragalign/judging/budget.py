@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Usage
+from ragalign.judging.base import JudgeUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class Spending:
     n_requests: int = 0
     n_answered: int = 0
     n_cached: int = 0
-    usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    usage: JudgeUsage = field(default_factory=lambda: JudgeUsage(0, 0))
     n_without_usage: int = 0
     cost: float | None = 0.0
 
-    def answered(self, usage: Usage | None, cost: float | None) -> Spending:
+    def answered(self, usage: JudgeUsage | None, cost: float | None) -> Spending:
         """After one more answer."""
         return replace(
             self,

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from ragalign.cache import Cache, CacheError
 from ragalign.errors import JudgeError
-from ragalign.judging.base import JudgeReply, Usage
+from ragalign.judging.base import JudgeReply, JudgeUsage
 
 # Looked up together: more attempts than anybody asks for.
 _ATTEMPTS_PER_QUERY = 8
@@ -118,7 +118,7 @@ def _decoded(value: bytes) -> JudgeReply | None:
         stored = json.loads(value)
         if not isinstance(stored["judge"], str) or not isinstance(stored["choice"], dict):
             return None
-        usage = Usage(**stored["usage"]) if stored["usage"] else None
+        usage = JudgeUsage(**stored["usage"]) if stored["usage"] else None
         return JudgeReply(stored["judge"], stored["choice"], usage, stored["latency_s"], stored["created"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

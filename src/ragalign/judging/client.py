@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ragalign.judging.base import JudgeReply, Usage
+from ragalign.judging.base import JudgeReply, JudgeUsage
 from ragalign.judging.budget import Ledger
 from ragalign.judging.dialect import Dialect, TokenLimit
 from ragalign.judging.judges import Judge
@@ -204,14 +204,14 @@ def without_surrogates(value: Any) -> Any:
     return value
 
 
-def _usage(body: Mapping[str, Any]) -> Usage | None:
+def _usage(body: Mapping[str, Any]) -> JudgeUsage | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (isinstance(prompt, int) and isinstance(output, int) and prompt >= 0 and output >= 0):
         return None
-    return Usage(prompt, output)
+    return JudgeUsage(prompt, output)
 
 
 def _times(count: int) -> str:

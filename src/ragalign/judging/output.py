@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Judgement, Protocol, Usage, Verdict
+from ragalign.judging.base import Judgement, JudgeUsage, Protocol, Verdict
 from ragalign.judging.files import read_rows, write_rows
 from ragalign.judging.pricing import PriceTable
 
@@ -57,7 +57,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
             raise DataError(f"{row.where}: {row.problem}")
         values = {field.name: row.value[field.name] for field in fields(Verdict) if field.name in row.value}
         try:
-            usage = Usage(**values.pop("usage")) if values.get("usage") else None
+            usage = JudgeUsage(**values.pop("usage")) if values.get("usage") else None
             verdicts.append(Verdict(**{**values, "usage": usage}))
         except (TypeError, ValueError) as error:
             raise DataError(f"{row.where}: this is no verdict: {error}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import JudgeRequest, Usage
+from ragalign.judging.base import JudgeRequest, JudgeUsage
 
 # English has about four bytes per token, most other scripts three or fewer; three errs on the expensive side.
 _BYTES_PER_TOKEN = 3
@@ -26,7 +26,7 @@ class Price:
     input: float
     output: float
 
-    def cost(self, usage: Usage) -> float:
+    def cost(self, usage: JudgeUsage) -> float:
         """US dollars for some tokens."""
         return (usage.n_prompt_tokens * self.input + usage.n_output_tokens * self.output) / 1e6
 
@@ -61,7 +61,7 @@ class PriceTable:
         """The price of a model, by its exact name; None where it is not known."""
         return self.prices.get(model)
 
-    def cost(self, model: str, usage: Usage | None) -> float | None:
+    def cost(self, model: str, usage: JudgeUsage | None) -> float | None:
         """US dollars; None where the price or the usage is not known."""
         price = self.price(model)
         return None if price is None or usage is None else price.cost(usage)
@@ -75,20 +75,20 @@ class Quote:
     at_most: float
 
     @classmethod
-    def of_request(cls, price: Price | None, usage: Usage) -> Quote:
+    def of_request(cls, price: Price | None, usage: JudgeUsage) -> Quote:
         """From the tokens that the request takes at most."""
         return cls(price, 0.0 if price is None else price.cost(usage))
 
-    def of(self, usage: Usage | None) -> float:
+    def of(self, usage: JudgeUsage | None) -> float:
         """What it did cost; the most that it may if the endpoint does not say what it used."""
         return self.at_most if self.price is None or usage is None else self.price.cost(usage)
 
 
-def guess_usage(request: JudgeRequest) -> Usage:
+def guess_usage(request: JudgeRequest) -> JudgeUsage:
     """Tokens that a request takes at most, roughly: its UTF-8 bytes over three, and all the output it may have."""
     n_bytes = sum(len(turn.content.encode("utf-8", "surrogatepass")) for turn in request.messages)
     n_prompt = math.ceil(n_bytes / _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
-    return Usage(n_prompt, request.parameters.max_tokens)
+    return JudgeUsage(n_prompt, request.parameters.max_tokens)
 
 
 def _parse(text: str, where: str) -> dict[str, Price]:

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import JudgeReply, Usage
+from ragalign.judging.base import JudgeReply, JudgeUsage
 from ragalign.judging.budget import Ledger
 from ragalign.judging.judges import RewardJudge
 from ragalign.judging.pricing import Quote
@@ -124,7 +124,7 @@ class RewardClient:
         return JudgeReply(
             judge=self.judge.name,
             choice={"message": {"role": "assistant", "content": json.dumps([value for value, _ in found])}},
-            usage=Usage(sum(n for _, n in found), 0),
+            usage=JudgeUsage(sum(n for _, n in found), 0),
             latency_s=time.perf_counter() - started,
             created=time.time(),
         )

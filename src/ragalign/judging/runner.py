@@ -11,7 +11,7 @@ from typing import Any
 
 from ragalign._progress import progress
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Item, Judgement, Protocol, Usage, Verdict
+from ragalign.judging.base import Item, Judgement, JudgeUsage, Protocol, Verdict
 from ragalign.judging.budget import Budget, BudgetSpentError, Ledger, Spending
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.client import ChatClient
@@ -115,7 +115,7 @@ class JudgePlan:
     n_settled: int
     n_cached: int
     n_requests: int
-    usage: Usage
+    usage: JudgeUsage
     cost_low: float | None
     cost_high: float | None
 
@@ -154,7 +154,7 @@ def plan_judge(
     for judge in judges:
         questions = work.questions[judge.name]
         missing = [question for question in questions if question.is_open(protocol, options.tries)]
-        usage = sum((guess_usage(question.requests[0]) for question in missing), Usage(0, 0))
+        usage = sum((guess_usage(question.requests[0]) for question in missing), JudgeUsage(0, 0))
         price = _price(judge, options)
         slots = [slot for slot in work.slots if slot.judge == judge]
         plans.append(

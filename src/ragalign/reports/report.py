@@ -13,7 +13,7 @@ from ragalign.comparisons.completions import Completions
 from ragalign.comparisons.computed import protocol_named
 from ragalign.comparisons.differences import Difference, differences, strengths
 from ragalign.comparisons.distributions import Distribution, distribution
-from ragalign.comparisons.judged import Line, lines
+from ragalign.comparisons.judged import ModelVerdicts, lines
 from ragalign.comparisons.metrics import Metric, metrics, scale_of
 from ragalign.comparisons.sources import Source, read_sources
 from ragalign.comparisons.summary import Summary, summarise
@@ -46,7 +46,7 @@ class Comparison:
     baseline: str | None
     judge: str
     metrics: tuple[Metric, ...]
-    lines: Mapping[str, Line]
+    lines: Mapping[str, ModelVerdicts]
     models: tuple[Summary, ...]
     differences: tuple[Difference, ...]
     strengths: BradleyTerry | None
@@ -201,11 +201,11 @@ def _build(
     )
 
 
-def _table(line: Line) -> tuple[str, str | None, str]:
+def _table(line: ModelVerdicts) -> tuple[str, str | None, str]:
     return line.protocol, None if line.protocol == "mt-bench-pairwise" else line.baseline, line.judge
 
 
-def _compare(members: Sequence[Line], against: str | None) -> Comparison:
+def _compare(members: Sequence[ModelVerdicts], against: str | None) -> Comparison:
     protocol, baseline, judge = _table(members[0])
     judged = [one for line in members for one in line.judged]
     measured = metrics(protocol, judged)
@@ -233,7 +233,7 @@ def _rank(value: float, metric: Metric) -> float:
     return math.inf if math.isnan(value) else value if metric.lower_is_better else -value
 
 
-def _names(members: Sequence[Line]) -> list[str]:
+def _names(members: Sequence[ModelVerdicts]) -> list[str]:
     """Unique names: the model's, with the baseline or the file where it stands several times."""
     names = [line.model or "unnamed" for line in members]
     marks = (
@@ -249,7 +249,7 @@ def _names(members: Sequence[Line]) -> list[str]:
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 
-def _distributions(protocol: str, named: Mapping[str, Line], measured: Sequence[Metric]) -> list[Distribution]:
+def _distributions(protocol: str, named: Mapping[str, ModelVerdicts], measured: Sequence[Metric]) -> list[Distribution]:
     found = []
     for metric in measured:
         if metric.parts or metric.name.startswith("turn_"):
@@ -270,7 +270,7 @@ def _distributions(protocol: str, named: Mapping[str, Line], measured: Sequence[
     return [one for one in found if one is not None]
 
 
-def _title(found: Sequence[Line]) -> str:
+def _title(found: Sequence[ModelVerdicts]) -> str:
     protocols = ", ".join(dict.fromkeys(line.protocol for line in found))
     names = list(dict.fromkeys(line.model for line in found))
     return f"{names[0]}: {protocols}" if len(names) == 1 else f"{len(names)} models: {protocols}"
@@ -281,7 +281,7 @@ def _part(verdict: Verdict) -> tuple[object, ...]:
     return tuple(verdict.metadata.get(key) for key in ("source", "row", "mode"))
 
 
-def _repeated(found: Sequence[Line]) -> list[str]:
+def _repeated(found: Sequence[ModelVerdicts]) -> list[str]:
     """Verdicts that ask for another name: two recipes on one model, judged together, cannot be told apart."""
     notes = []
     for line in found:
@@ -295,7 +295,7 @@ def _repeated(found: Sequence[Line]) -> list[str]:
     return notes
 
 
-def _unmatched(found: Sequence[Line], texts: Completions) -> list[str]:
+def _unmatched(found: Sequence[ModelVerdicts], texts: Completions) -> list[str]:
     judged = {name for line in found for name in (line.model, line.baseline) if name is not None}
     used = {texts.known(name) for name in judged}
     unused = [name for name in texts.models if name not in used]

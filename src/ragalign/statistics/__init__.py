@@ -7,7 +7,7 @@ Rates are fractions from 0 to 1; `Estimate.scaled` turns them into percent.
 """
 
 from ragalign.statistics.bootstrap import bootstrap, mean, paired_difference
-from ragalign.statistics.bradley_terry import BradleyTerry, Comparison, fit_bradley_terry
+from ragalign.statistics.bradley_terry import BradleyTerry, PairOutcome, fit_bradley_terry
 from ragalign.statistics.estimate import Estimate
 from ragalign.statistics.position import PositionBias, position_bias
 from ragalign.statistics.power import detectable_difference, paired_power, prompts_needed
@@ -16,8 +16,8 @@ from ragalign.statistics.significance import SignTest, holm, sign_test
 
 __all__ = [
     "BradleyTerry",
-    "Comparison",
     "Estimate",
+    "PairOutcome",
     "PositionBias",
     "Shares",
     "SignTest",

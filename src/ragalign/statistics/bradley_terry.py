@@ -40,7 +40,7 @@ _FITTED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairOutcome:
     """One verdict on two systems' answers to one prompt.
 
     `preference` runs from 0 (`second` is better) over 0.5 (tie) to 1 (`first` is better); None is unscored. Only its
@@ -107,7 +107,7 @@ class BradleyTerry:
 
 
 def fit_bradley_terry(
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairOutcome],
     *,
     reference: str | None = None,
     n_resamples: int = DEFAULT_RESAMPLES,
@@ -188,7 +188,7 @@ class _Table:
     unscored: dict[str, int]
 
 
-def _tabulate(comparisons: Sequence[Comparison]) -> _Table:
+def _tabulate(comparisons: Sequence[PairOutcome]) -> _Table:
     preferences = check_preferences([comparison.preference for comparison in comparisons])
     systems: dict[str, int] = {}
     pairs: dict[tuple[str, str], int] = {}

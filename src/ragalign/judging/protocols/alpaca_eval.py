@@ -16,6 +16,7 @@ import numpy as np
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -24,7 +25,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -108,10 +108,10 @@ class _AlpacaEval(Protocol):
             requests.append(JudgeRequest(name, item, messages, self.parameters, swapped=not swapped))
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """The preference, turned back so that 1 means that the model is better."""
         preference = self.read_preference(reply.choice) - 1
-        return Reading(preference=preference if request.swapped else 1 - preference)
+        return Decision(preference=preference if request.swapped else 1 - preference)
 
     @abstractmethod
     def read_preference(self, choice: Json) -> float:

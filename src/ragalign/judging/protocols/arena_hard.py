@@ -13,6 +13,7 @@ import numpy as np
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -21,7 +22,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -86,7 +86,7 @@ class ArenaHard(Protocol):
             requests.append(JudgeRequest(name, item, messages, _PARAMETERS, swapped=game == 1))
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """The last label in double brackets."""
         labels = _PATTERN.findall(reply.text.upper())
         if not labels:
@@ -96,7 +96,7 @@ class ArenaHard(Protocol):
         if len(set(labels)) > 1 and (self.strict or request.item.metadata.get("version") == 0):
             raise UnreadableReplyError(f"different labels: {', '.join(dict.fromkeys(labels))}")
         first, weight = _LABELS[labels[-1]]
-        return Reading(preference=1 - first if request.swapped else first, metadata={"weight": weight})
+        return Decision(preference=1 - first if request.swapped else first, metadata={"weight": weight})
 
     def context(self, item: Item) -> Json:
         """The version of a replayed file and the row."""

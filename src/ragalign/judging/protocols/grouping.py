@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ragalign.judging.base import Figures, Sample, Verdict
+from ragalign.judging.base import Figures, Observations, Verdict
 
 _T = TypeVar("_T")
 
@@ -67,7 +67,7 @@ def figures(
     protocol: str,
     verdicts: Sequence[Verdict],
     values: Mapping[str, Any],
-    samples: Mapping[str, Sample],
+    samples: Mapping[str, Observations],
     notes: Iterable[str] = (),
     *,
     averages: Mapping[str, tuple[str, ...]] | None = None,
@@ -93,16 +93,18 @@ def figures(
     )
 
 
-def sample(verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None], *, is_share: bool = False) -> Sample:
+def sample(
+    verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None], *, is_share: bool = False
+) -> Observations:
     """One observation per verdict that the figure is about; unscored ones and those without one (None) are counted."""
     verdicts = list(verdicts)
     scored = [verdict for verdict in verdicts if verdict.is_scored]
     pairs = [(verdict.item_id, number) for verdict in scored if (number := value(verdict)) is not None]
     prompts, values = tuple(prompt for prompt, _ in pairs), tuple(number for _, number in pairs)
-    return Sample(prompts, values, len(verdicts) - len(pairs), is_share)
+    return Observations(prompts, values, len(verdicts) - len(pairs), is_share)
 
 
-def mean(observations: Sample) -> float | None:
+def mean(observations: Observations) -> float | None:
     """The mean of a sample; None if it is empty."""
     return sum(observations.values) / len(observations.values) if observations.values else None
 

@@ -13,6 +13,7 @@ from typing import Any
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -21,7 +22,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -68,12 +68,12 @@ class Ica(Protocol):
             requests.append(JudgeRequest(name, item, self._prompt.render(values), _PARAMETERS, swapped=swapped))
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Two scores from the first line."""
         first, second = self._scores(reply.text)
         model, baseline = (second, first) if request.swapped else (first, second)
         preference = 0.5 if model == baseline else float(model > baseline)
-        return Reading({"model": model, "baseline": baseline}, preference)
+        return Decision({"model": model, "baseline": baseline}, preference)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Wins, draws and losses with their shares of all scored comparisons (draws are not halved)."""

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.base import (
+    Decision,
     Figures,
     Item,
     Json,
     Judgement,
     JudgeReply,
     JudgeRequest,
+    Observations,
     Protocol,
-    Reading,
-    Sample,
     Verdict,
 )
 from ragalign.judging.files import read_rows
@@ -57,7 +57,7 @@ class InstructionProtocol(Protocol):
         """
         raise ConfigError(f"{self.name} asks no judge: use --metric {self.name}, or `ragalign judge aggregate`")
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Always refused, as `build`."""
         raise ConfigError(f"{self.name} asks no judge")
 
@@ -151,13 +151,13 @@ def verdict_of(
     )
 
 
-def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Sample]:
+def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
     """What the four figures are means of, in percent; instructions whose verdict is known all count."""
     verdicts = list(verdicts)
     found = {}
     for mode in _MODES:
         scored = [verdict for verdict in verdicts if verdict.is_scored]
-        found[f"prompt_{mode}"] = Sample(
+        found[f"prompt_{mode}"] = Observations(
             tuple(verdict.item_id for verdict in scored),
             tuple(100 * verdict.scores[f"prompt_{mode}"] for verdict in scored),
             len(verdicts) - len(scored),
@@ -166,7 +166,7 @@ def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Sample]:
     for mode in _MODES:
         pairs = [(verdict.item_id, known) for verdict in verdicts for known in verdict.metadata.get(mode, ())]
         values = Counter(known is None for _, known in pairs)
-        found[f"instruction_{mode}"] = Sample(
+        found[f"instruction_{mode}"] = Observations(
             tuple(prompt for prompt, known in pairs if known is not None),
             tuple(100.0 * known for _, known in pairs if known is not None),
             values[True],

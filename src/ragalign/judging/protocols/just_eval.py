@@ -11,6 +11,7 @@ from typing import Any
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -18,9 +19,8 @@ from ragalign.judging.base import (
     JudgeParameters,
     JudgeReply,
     JudgeRequest,
+    Observations,
     Protocol,
-    Reading,
-    Sample,
     UnreadableReplyError,
     Verdict,
 )
@@ -73,7 +73,7 @@ class JustEval(Protocol):
         name = f"{item.id}/{item.sample}"
         return [JudgeRequest(name, item, prompt.render(values), _PARAMETERS, prompt_name=prompt.name)]
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Scores by aspect out of the reply's JSON object."""
         expected = set(_aspects(mode_of(request.item)))
         if self.strict:
@@ -97,7 +97,7 @@ class JustEval(Protocol):
                 in_range(scores[aspect], 1, 5, f"the score of {aspect}")
         if not scores:
             raise UnreadableReplyError("no aspect has a score")
-        return Reading(scores, metadata={"not_applicable": not_applicable} if not_applicable else {})
+        return Decision(scores, metadata={"not_applicable": not_applicable} if not_applicable else {})
 
     def context(self, item: Item) -> Json:
         """The answer's length in words, the kind of prompt, and the stored scores of a replayed row."""
@@ -175,7 +175,9 @@ class JustEval(Protocol):
         # As in upstream's table, lengths are those of the answers to ordinary queries, if there are any.
         general = [v for v in verdicts if v.metadata.get("mode") == GENERAL] or list(verdicts)
         lengths = [(v.item_id, float(v.metadata["n_words"])) for v in general if "n_words" in v.metadata]
-        samples["avg_lens"] = Sample(tuple(prompt for prompt, _ in lengths), tuple(length for _, length in lengths))
+        samples["avg_lens"] = Observations(
+            tuple(prompt for prompt, _ in lengths), tuple(length for _, length in lengths)
+        )
         values["avg_lens"] = mean(samples["avg_lens"])
         values["n_not_applicable"] = sum(len(v.metadata.get("not_applicable", ())) for v in scored)
         values["n_by_aspect"] = {aspect: len(samples[aspect].values) for aspect in aspects}

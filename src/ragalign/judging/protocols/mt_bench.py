@@ -10,6 +10,7 @@ from typing import Any
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -18,7 +19,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -71,18 +71,18 @@ class MtBench(Protocol):
             requests.append(JudgeRequest(name, item, messages, PARAMETERS, turn=turn, prompt_name=prompt.name))
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """The first ``[[x]]``, or else the first ``[x]``."""
         text = reply.text
         if self.strict:
             found = set(_SCORE.findall(text))
             if len(found) != 1:
                 raise UnreadableReplyError(f"the reply has {len(found)} different scores in double brackets")
-            return Reading({"score": in_range(finite(found.pop(), "the score"), 1, 10, "the score")})
+            return Decision({"score": in_range(finite(found.pop(), "the score"), 1, 10, "the score")})
         match = _SCORE.search(text) or _SCORE_FALLBACK.search(text)
         if match is None:
             raise UnreadableReplyError("no score in brackets" if text != _FAILED else "the judge's endpoint failed")
-        return Reading({"score": finite(match[1], "the score")})
+        return Decision({"score": finite(match[1], "the score")})
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Mean score of the first turn, of the second, and of all scored turns together."""

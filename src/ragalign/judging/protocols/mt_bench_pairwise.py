@@ -10,6 +10,7 @@ from typing import Any
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -17,7 +18,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -80,7 +80,7 @@ class MtBenchPairwise(Protocol):
                 )
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """The label in double brackets."""
         found = [label for label in _LABELS if label in reply.text]
         if not found:
@@ -88,7 +88,7 @@ class MtBenchPairwise(Protocol):
         if self.strict and len(found) > 1:
             raise UnreadableReplyError(f"more than one label: {' and '.join(found)}")
         first = _LABELS[found[0]]
-        return Reading(preference=1 - first if request.swapped else first)
+        return Decision(preference=1 - first if request.swapped else first)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Wins, losses and ties of every model in the comparisons, also of those that were the baseline.

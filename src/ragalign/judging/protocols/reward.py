@@ -12,6 +12,7 @@ from typing import Any
 
 from ragalign.errors import DataError
 from ragalign.judging.base import (
+    Decision,
     Figures,
     Item,
     Json,
@@ -20,7 +21,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -44,10 +44,10 @@ class Reward(Protocol):
         """One request: the conversation and its last answer."""
         return [self._request(item, item.answer.turns)]
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """The reward."""
         [reward] = self._rewards(reply, 1)
-        return Reading({"score": reward})
+        return Decision({"score": reward})
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """The mean reward."""
@@ -110,10 +110,10 @@ class RewardPairwise(Reward):
             raise DataError(f"item {item.id!r} has several turns; use the protocol reward")
         return [self._request(item, item.answer.turns, item.baseline.turns)]
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """Both rewards, and who wins."""
         model, baseline = self._rewards(reply, 2)
-        return Reading({"model": model, "baseline": baseline}, 0.5 if model == baseline else float(model > baseline))
+        return Decision({"model": model, "baseline": baseline}, 0.5 if model == baseline else float(model > baseline))
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
         samples = {

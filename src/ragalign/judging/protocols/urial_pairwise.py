@@ -10,6 +10,7 @@ from typing import Any
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
+    Decision,
     Figures,
     Item,
     Json,
@@ -18,7 +19,6 @@ from ragalign.judging.base import (
     JudgeReply,
     JudgeRequest,
     Protocol,
-    Reading,
     UnreadableReplyError,
     Verdict,
 )
@@ -77,7 +77,7 @@ class UrialPairwise(Protocol):
             requests.append(JudgeRequest(name, item, self._prompt.render(values), _PARAMETERS, swapped=swapped))
         return requests
 
-    def read(self, request: JudgeRequest, reply: JudgeReply) -> Reading:
+    def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
         """A score per aspect: 1 if the model is better, 0 if the baseline is, 0.5 for a tie."""
         choices = self._choices(reply.text)
         undecided = [aspect for aspect in ASPECTS if choices.get(aspect) not in _CHOICES]
@@ -91,7 +91,7 @@ class UrialPairwise(Protocol):
         }
         if not scores:
             raise UnreadableReplyError("no aspect is decided as A, B or tie")
-        return Reading(scores)
+        return Decision(scores)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """Win, tie and lose shares per aspect, in percent of the comparisons that decide the aspect."""

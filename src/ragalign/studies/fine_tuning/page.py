@@ -18,11 +18,11 @@ from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
 from ragalign.studies.fine_tuning.cells import METHODS
 from ragalign.studies.fine_tuning.figures import BreakEven, Point
-from ragalign.studies.fine_tuning.running import Settings
+from ragalign.studies.fine_tuning.running import FineTuningSettings
 
 
 def write_pages(
-    settings: Settings,
+    settings: FineTuningSettings,
     found: Sequence[Point],
     pairs: Sequence[BreakEven],
     n_prompts: int,
@@ -36,7 +36,12 @@ def write_pages(
 
 
 def render(
-    settings: Settings, found: Sequence[Point], pairs: Sequence[BreakEven], n_prompts: int, *, created: datetime
+    settings: FineTuningSettings,
+    found: Sequence[Point],
+    pairs: Sequence[BreakEven],
+    n_prompts: int,
+    *,
+    created: datetime,
 ) -> str:
     """The page as text."""
     facts = [

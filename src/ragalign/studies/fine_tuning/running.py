@@ -37,7 +37,7 @@ from ragalign.types import Completion, Generator, Query
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FineTuningSettings:
     """What is compared, and how.
 
     Attributes:
@@ -96,7 +96,7 @@ class Result:
         return cls(**{**values, "cell": Cell(**values["cell"])})
 
 
-def run(settings: Settings, index: Index, queries: Sequence[Query], folder: str | Path) -> list[Result]:
+def run(settings: FineTuningSettings, index: Index, queries: Sequence[Query], folder: str | Path) -> list[Result]:
     """Run all cells in a folder, or those that an interrupted run left out.
 
     Demonstrations that ask what is asked of the models are left out of the pool first.
@@ -113,7 +113,7 @@ def run(settings: Settings, index: Index, queries: Sequence[Query], folder: str 
 
 
 class _Run:
-    def __init__(self, settings: Settings, index: Index, queries: Sequence[Query], folder: Path) -> None:
+    def __init__(self, settings: FineTuningSettings, index: Index, queries: Sequence[Query], folder: Path) -> None:
         # What is asked must be neither shown nor trained on.
         asked = {question_key(text) for query in queries for text in query.own_texts}
         known = [one.id for one in index.pool if question_key(one.instruction) in asked]
@@ -296,7 +296,7 @@ def _record(query: Query, response: str, completion: Completion, cell: Cell) -> 
     }
 
 
-def _identity(settings: Settings, index: Index, queries: Sequence[Query]) -> dict[str, Any]:
+def _identity(settings: FineTuningSettings, index: Index, queries: Sequence[Query]) -> dict[str, Any]:
     """Whatever must stay the same for a run to be resumed; methods, sizes and seeds may be added."""
     recipe = Recipe.load(settings.recipe)
     return {

@@ -10,7 +10,7 @@ import numpy as np
 
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError
-from ragalign.studies.shift.record import Answer
+from ragalign.studies.shift.record import AlignedAnswer
 from ragalign.studies.shift.tokens import Span, Tokens, match, spans_of
 from ragalign.types import Prompt, Query
 
@@ -66,7 +66,9 @@ class Contexts:
         self._room = max_tokens + 8
         self._aligners: dict[str, Aligner] = {}
 
-    def place(self, recipe: str, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Placed | BudgetError]:
+    def place(
+        self, recipe: str, queries: Sequence[Query], answers: Sequence[AlignedAnswer]
+    ) -> list[Placed | BudgetError]:
         """Each answer behind a recipe's prompt (for "", the aligned model's own), or why it does not fit."""
         if not recipe:
             return [self._behind_same(answer) for answer in answers]
@@ -91,19 +93,19 @@ class Contexts:
             )
         return self._aligners[recipe]
 
-    def _behind_same(self, answer: Answer) -> Placed | BudgetError:
+    def _behind_same(self, answer: AlignedAnswer) -> Placed | BudgetError:
         if self._shared:
             ids = [*answer.prompt_ids, *answer.token_ids]
             n = len(answer.token_ids)
             return self._checked(Placed(ids, len(answer.prompt_ids), 0, list(range(n)), [True] * n))
         return self._by_text(answer.prompt_text, answer, "", 0)
 
-    def _behind_prompt(self, aligner: Aligner, prompt: Prompt, answer: Answer) -> Placed | BudgetError:
+    def _behind_prompt(self, aligner: Aligner, prompt: Prompt, answer: AlignedAnswer) -> Placed | BudgetError:
         template = aligner.packer.template
         # What stands between the cue that ends a prompt and the answers of demonstrations, mostly a space.
         return self._by_text(prompt.text, answer, template.render_answer(""), len(prompt.demonstrations))
 
-    def _by_text(self, before: str, answer: Answer, lead: str, n_demonstrations: int) -> Placed | BudgetError:
+    def _by_text(self, before: str, answer: AlignedAnswer, lead: str, n_demonstrations: int) -> Placed | BudgetError:
         """Write the answer's text behind `before` and find its tokens again."""
         text = answer.text
         margin = len(text) - len(text.lstrip())

@@ -16,7 +16,7 @@ from ragalign.generation.distributions import Distributions
 from ragalign.indexes.store import read_manifest
 from ragalign.recipes import Recipe
 from ragalign.runs import LineFile, RunFolder, fingerprint
-from ragalign.studies.shift.record import Answer
+from ragalign.studies.shift.record import AlignedAnswer
 from ragalign.types import Query
 
 _CONTEXT = "context"
@@ -39,7 +39,7 @@ class ShiftFiles:
         self._answers = run.lines("answers.jsonl", ("id", "instruction", "prompt_text", "token_ids", QUERY))
         self._readings = {name: run.lines(f"context-{name}.jsonl", ("id", _CONTEXT)) for name in contexts}
 
-    def answers(self, queries: Sequence[Query]) -> dict[str, Answer]:
+    def answers(self, queries: Sequence[Query]) -> dict[str, AlignedAnswer]:
         """The answers so far, by query id.
 
         Raises:
@@ -59,7 +59,7 @@ class ShiftFiles:
             found[str(row["id"])] = _answer(self._answers, number, row)
         return found
 
-    def add_answer(self, answer: Answer, query: Query) -> None:
+    def add_answer(self, answer: AlignedAnswer, query: Query) -> None:
         """Keep an answer."""
         self._answers.append(answer.to_dict() | {QUERY: query_fingerprint(query)})
 
@@ -120,8 +120,8 @@ def context_settings(recipe: str, index: str | None) -> dict[str, Any]:
     return settings
 
 
-def _answer(file: LineFile, number: int, row: Mapping[str, Any]) -> Answer:
+def _answer(file: LineFile, number: int, row: Mapping[str, Any]) -> AlignedAnswer:
     try:
-        return Answer.from_dict(row)
+        return AlignedAnswer.from_dict(row)
     except TypeError:
         raise DataError(f"{file.path}, line {number}: not an answer; choose another folder") from None

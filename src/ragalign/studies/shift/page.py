@@ -17,8 +17,8 @@ from ragalign.reports.rendering import asset, embed, policy
 from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
 from ragalign.studies.shift.figures import Figures
-from ragalign.studies.shift.record import Answer, Place
-from ragalign.studies.shift.running import Outcome, Settings
+from ragalign.studies.shift.record import AlignedAnswer, Place
+from ragalign.studies.shift.running import Outcome, ShiftSettings
 
 # Answers that the page holds; more would make it slow to load.
 MAX_ANSWERS = 100
@@ -35,7 +35,7 @@ NO_KL = "The models have different tokenizers, so their distributions are over d
 
 
 def write_pages(
-    settings: Settings,
+    settings: ShiftSettings,
     outcome: Outcome,
     shown: Sequence[Figures],
     folder: Path,
@@ -56,7 +56,7 @@ def write_pages(
 
 
 def render(
-    settings: Settings,
+    settings: ShiftSettings,
     outcome: Outcome,
     shown: Sequence[Figures],
     *,
@@ -84,7 +84,7 @@ def render(
     )
 
 
-def kl_note(settings: Settings, outcome: Outcome) -> str:
+def kl_note(settings: ShiftSettings, outcome: Outcome) -> str:
     """What KL means in this run."""
     if not outcome.shared:
         return NO_KL
@@ -203,7 +203,7 @@ def visible(text: str) -> str:
     return text.replace("\n", "↵").replace(" ", "·").replace("\t", "⇥") or "(part of a character)"
 
 
-def _facts(settings: Settings, outcome: Outcome, created: datetime) -> list[str]:
+def _facts(settings: ShiftSettings, outcome: Outcome, created: datetime) -> list[str]:
     return [
         f"aligned: {settings.aligned}",
         f"base: {settings.base}",
@@ -249,7 +249,7 @@ def _data(outcome: Outcome, n: int) -> dict[str, Any]:
     return {"contexts": contexts, "answers": answers}
 
 
-def _places(outcome: Outcome, context: str, answer: Answer) -> list[Any] | None:
+def _places(outcome: Outcome, context: str, answer: AlignedAnswer) -> list[Any] | None:
     reading = outcome.readings[context].get(answer.id)
     return None if reading is None else [_place(one) for one in reading.places]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AlignedAnswer:
     """The aligned model's greedy answer to one query.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answer:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Answer:
+    def from_dict(cls, values: Mapping[str, Any]) -> AlignedAnswer:
         """From `to_dict`'s JSON."""
         given: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
         return cls(**given)

@@ -18,7 +18,7 @@ from ragalign.studies.shift.contexts import SAME, Contexts, Placed, chat_prompt
 from ragalign.studies.shift.divergence import divergences
 from ragalign.studies.shift.files import ShiftFiles, context_settings
 from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, categorise
-from ragalign.studies.shift.record import Answer, Place, Reading
+from ragalign.studies.shift.record import AlignedAnswer, Place, Reading
 from ragalign.studies.shift.tokens import Tokens, same_tokens, spans_of
 from ragalign.types import Decoding, Prompt, Query
 
@@ -27,7 +27,7 @@ _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ShiftSettings:
     """What is analysed, and how.
 
     Attributes:
@@ -83,13 +83,13 @@ class Outcome:
         shared: whether both models number their tokens alike.
     """
 
-    answers: list[Answer]
+    answers: list[AlignedAnswer]
     readings: dict[str, dict[str, Reading]]
     failures: list[tuple[str, str, str]]
     shared: bool
 
 
-def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Outcome:
+def run(settings: ShiftSettings, queries: Sequence[Query], folder: str | Path) -> Outcome:
     """Run the analysis in a folder, or resume the one that was interrupted there.
 
     Raises:
@@ -116,7 +116,7 @@ def run(settings: Settings, queries: Sequence[Query], folder: str | Path) -> Out
 
 
 def _work(
-    settings: Settings,
+    settings: ShiftSettings,
     queries: Sequence[Query],
     files: ShiftFiles,
     aligned: Tokens,
@@ -147,7 +147,7 @@ def _work(
     files.clear_distributions()
 
 
-def load(settings: Settings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> Outcome:
+def load(settings: ShiftSettings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> Outcome:
     """What a folder holds."""
     found = files.answers(queries)
     readings: dict[str, dict[str, Reading]] = {}
@@ -163,9 +163,9 @@ def load(settings: Settings, queries: Sequence[Query], files: ShiftFiles, *, sha
 
 
 def _answer(
-    settings: Settings,
+    settings: ShiftSettings,
     queries: Sequence[Query],
-    found: dict[str, Answer],
+    found: dict[str, AlignedAnswer],
     generator: SupportsDistributions,
     tokens: Tokens,
     files: ShiftFiles,
@@ -174,7 +174,7 @@ def _answer(
     decoding = Decoding(temperature=0.0, max_tokens=settings.max_tokens)
     asked = {query.id: query for query in queries}
 
-    def keep(answer: Answer) -> None:
+    def keep(answer: AlignedAnswer) -> None:
         files.add_answer(answer, asked[answer.id])
         found[answer.id] = answer
 
@@ -201,7 +201,7 @@ def _answer(
 
 
 def _prompts(
-    settings: Settings, queries: Sequence[Query], generator: SupportsDistributions, tokens: Tokens
+    settings: ShiftSettings, queries: Sequence[Query], generator: SupportsDistributions, tokens: Tokens
 ) -> list[Prompt]:
     if settings.aligned_recipe is None and tokens.has_chat_template:
         return [chat_prompt(tokens, query) for query in queries]
@@ -225,8 +225,8 @@ def _prompts(
 
 
 def _as_answer(
-    query: Query, prompt: Prompt, token_ids: Sequence[int], text: str, tokens: Tokens, settings: Settings
-) -> Answer:
+    query: Query, prompt: Prompt, token_ids: Sequence[int], text: str, tokens: Tokens, settings: ShiftSettings
+) -> AlignedAnswer:
     if not token_ids:
         raise ConfigError("this backend does not say which tokens it wrote; use vllm or transformers")
     pieces = tokens.pieces(token_ids, prompt.token_ids)
@@ -237,7 +237,7 @@ def _as_answer(
         n += 1
     kept = pieces[:n]
     joined = "".join(kept)
-    return Answer(
+    return AlignedAnswer(
         id=query.id,
         instruction=query.text,
         prompt_text=prompt.text,
@@ -250,10 +250,10 @@ def _as_answer(
 
 
 def _read(
-    settings: Settings,
+    settings: ShiftSettings,
     name: str,
     queries: Sequence[Query],
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, AlignedAnswer],
     generator: SupportsDistributions,
     contexts: Contexts,
     tokens: Tokens,
@@ -264,7 +264,7 @@ def _read(
         for batch in _batches(queries):
             own = [answers[query.id] for query in batch]
             placed = contexts.place(settings.contexts[name], batch, own)
-            fits: list[tuple[Answer, Placed]] = []
+            fits: list[tuple[AlignedAnswer, Placed]] = []
             for answer, one in zip(own, placed, strict=True):
                 if not answer.token_ids:
                     files.add_reading(name, Reading(answer.id, 0, 0, ()).to_dict())
@@ -282,7 +282,7 @@ def _read(
 
 
 def _reading(
-    answer: Answer, placed: Placed, aligned: Distributions, base: Distributions, tokens: Tokens, n_best: int
+    answer: AlignedAnswer, placed: Placed, aligned: Distributions, base: Distributions, tokens: Tokens, n_best: int
 ) -> Reading:
     pairs = [(number, own) for number, own in enumerate(placed.own) if own is not None and placed.same_ids[number]]
     kl = {}
@@ -305,13 +305,13 @@ def _some(shown: Distributions, places: list[int]) -> Distributions:
 
 
 def _expected(
-    generator: SupportsDistributions, answers: Sequence[Answer], top_k: int | None
+    generator: SupportsDistributions, answers: Sequence[AlignedAnswer], top_k: int | None
 ) -> Iterator[tuple[int, Distributions]]:
     sequences = [[*answer.prompt_ids, *answer.token_ids] for answer in answers]
     return generator.distributions(sequences, [len(answer.prompt_ids) for answer in answers], top_k=top_k)
 
 
-def _generator(settings: Settings, model: str) -> SupportsDistributions:
+def _generator(settings: ShiftSettings, model: str) -> SupportsDistributions:
     from ragalign._optional import is_installed
 
     options = dict(settings.options)
@@ -320,7 +320,7 @@ def _generator(settings: Settings, model: str) -> SupportsDistributions:
     return make_generator(settings.backend, model=model, **options)
 
 
-def _identity(settings: Settings) -> dict[str, Any]:
+def _identity(settings: ShiftSettings) -> dict[str, Any]:
     """Whatever must stay the same for a run to be resumed; contexts may be added."""
     names = ("base", "aligned", "max_tokens", "top_k", "align_by_text", "n_best")
     aligned = None if settings.aligned_recipe is None else context_settings(settings.aligned_recipe, settings.index)
@@ -335,7 +335,7 @@ def _missing(files: ShiftFiles, context: str, queries: Sequence[Query]) -> list[
     return [query for query in queries if query.id not in present]
 
 
-def _is_unknown(answer: Answer | None, files: ShiftFiles) -> bool:
+def _is_unknown(answer: AlignedAnswer | None, files: ShiftFiles) -> bool:
     """Whether an answer is missing, or what the aligned model expected at its tokens."""
     return answer is None or (bool(answer.token_ids) and not files.has_distributions(answer.id))
 
