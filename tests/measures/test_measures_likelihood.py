@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from ragalign.aligner import Aligner
 from ragalign.bench.cases import Cases, load_cases
 from ragalign.bench.likelihood import keep_likelihoods, measure_likelihoods, missing_likelihoods, read_likelihoods
-from ragalign.errors import BudgetError, ConfigError, DataError
+from ragalign.errors import BudgetError, ConfigError, DataError, MissingDependencyError
 from ragalign.generation import TransformersGenerator, VllmGenerator
 from ragalign.measures.likelihood import Likelihood, continuation, likelihoods
+from ragalign.models import PACKAGED, locate_model
 from ragalign.templates import Template
 from ragalign.templates.template import built_in
 from ragalign.tokenization import Tokenizer
@@ -195,3 +196,34 @@ def test_an_endpoint_cannot_say(cases: Cases, tiny_model: Path) -> None:
 
     with pytest.raises(ConfigError, match="vllm or transformers"):
         list(measure_likelihoods(aligner("zero-shot", Endpoint(), tiny_model), cases))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["zero-shot", "ica"])
+def test_it_is_what_a_plain_loop_finds_with_a_real_model(recipe: str, starter_index: Path, tmp_path: Path) -> None:
+    """Gemma's tokenizer writes BOS and merges freely; nothing may get lost at the seam."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        PACKAGED["gemma-3-270m"].paths()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    folder = locate_model("packaged:gemma-3-270m")
+    with TransformersGenerator(folder, dtype="float32", device="cpu") as engine:
+        made = aligner(recipe, engine, folder, starter_index)
+        prompt = made.pack("What is the capital of France?")
+        answer = "The capital of France is Paris."
+        ids = continuation(prompt, answer, made.packer.template, made.packer.tokenizer)
+        [(_, found)] = likelihoods(engine, [prompt], [ids])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = prompt.text + made.packer.template.render_answer(answer)
+    whole = [*made.packer.tokenizer.prefix_ids, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert prompt.token_ids + ids == whole, "prompt and answer are the tokenizer's ids of the whole text"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    expected = [-float(logprobs[place - 1, whole[place]]) for place in range(len(prompt.ids), len(whole))]
+    assert isinstance(found, Likelihood)
+    assert found.nll == pytest.approx(np.mean(expected), abs=1e-3)
+    assert found.nll < 4, "a real model expects the right answer"
