@@ -88,6 +88,7 @@ class Worker:
         self._budgets = (memory, gpu_memory)
         self._volatile = volatile
         self._layers: list[Any] = []
+        self._updates: list[Callable[..., Any]] = []  # the engine's own, without the noting
         self._groups: list[tuple[Mover | None, list[int]]] = []
         self._tiers: Tiers | None = None
         self._device: Any = None
@@ -132,8 +133,9 @@ class Worker:
             heads = slice(rank * n_heads, (rank + 1) * n_heads)
         memory, gpu_memory = self._budgets
         self._tiers = Tiers(self._store, memory=memory, gpu_memory=gpu_memory, device=self._device, heads=heads)
+        self._updates = [layer.impl.do_kv_cache_update for layer in layers]
         for number, layer in enumerate(layers):
-            layer.impl.do_kv_cache_update = self._noting(number, layer.impl.do_kv_cache_update)
+            layer.impl.do_kv_cache_update = self._noting(number, self._updates[number])
 
     def expect(self, captures: Sequence[Capture]) -> None:
         """Say what the coming step computes that is to be kept."""
@@ -207,7 +209,7 @@ class Worker:
         kv = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         slots = self._slots(load.blocks, load.first, end)
         for number, layer in enumerate(self._layers):
-            layer.impl.do_kv_cache_update(layer, kv[0, number], kv[1, number], layer.kv_cache, slots)
+            self._updates[number](layer, kv[0, number], kv[1, number], layer.kv_cache, slots)
         self._tiers.counts["tokens_loaded"] += end - load.first
 
     def _in_place(self, kv: Any, segment: Segment, first: int) -> Any:
