@@ -75,4 +75,5 @@ def note_unused(queries: Sequence[Query], metadata: Sequence[str] | None = None)
     if unused := unused_fields(queries, metadata or ()):
         console.note(f"not part of any question: {counted(unused)}; kept as metadata (--metadata NAME says that it is)")
     if n_further := sum(bool(query.metadata.get(FURTHER_TURNS)) for query in queries):
-        console.note(f"{n_further:,} questions have later turns; only the first is asked (`ragalign bench` asks all)")
+        have = "question has" if n_further == 1 else "questions have"
+        console.note(f"{n_further:,} {have} later turns; only the first is asked (`ragalign bench` asks all)")

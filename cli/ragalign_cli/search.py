@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,8 +182,10 @@ def _pairs(name: str, given: Sequence[str], *, repeatable: bool = True) -> list[
 
 
 def _json_or_text(value: str) -> Any:
+    from ragalign._parsing import parse_json
+
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 

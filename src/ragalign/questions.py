@@ -295,6 +295,8 @@ def _turn(number: int, turn: Mapping[str, Any]) -> tuple[str, str]:
         text = _join_parts(number, text)
     if not isinstance(role, str) or not isinstance(text, str):
         wrong, value = (role_key, role) if not isinstance(role, str) else (text_key, text)
+        if wrong not in turn:
+            raise BadRowError(f"turn {number} has no {wrong!r} ({field_names(turn)})")
         raise BadRowError(f"turn {number}: {wrong!r} is {kind(value)}, not text")
     # Roles such as "tool" can only follow the first pair of a demonstration; there they keep their name.
     return _ROLES.get(role.lower(), role), text
@@ -302,8 +304,10 @@ def _turn(number: int, turn: Mapping[str, Any]) -> tuple[str, str]:
 
 def _key(turn: Mapping[str, Any], first: str, second: str) -> str:
     """Which of two keys a turn uses: the first that holds something, else the first that is there."""
-    named = [key for key in (first, second) if turn.get(key) is not None]
-    return next(iter(named), first if first in turn or second not in turn else second)
+    there = [key for key in (first, second) if key in turn]
+    filled = [key for key in there if not is_empty(turn[key])]
+    typed = [key for key in there if isinstance(turn[key], str | list)]  # empty, but of the right type
+    return next(iter([*filled, *typed, *there]), first)
 
 
 def _join_parts(number: int, parts: Sequence[Any]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -98,6 +99,8 @@ def test_fields_set_apart_are_no_part_of_the_question() -> None:
     [
         [{"from": None, "value": None, "role": "user", "content": "q"}, {"from": "gpt", "value": "a", "role": None}],
         [{"from": "human", "value": "q", "role": None, "content": None}, {"role": "assistant", "content": "a"}],
+        [{"from": "", "value": "", "role": "user", "content": "q"}, {"from": math.nan, "role": "gpt", "content": "a"}],
+        [{"role": "user", "content": "q", "value": ""}, {"from": "gpt", "value": "a", "role": math.nan, "content": ""}],
         [{"role": None, "content": None, "from": "human", "value": "q"}, {"role": "model", "from": None, "value": "a"}],
     ],
 )
@@ -198,6 +201,7 @@ def test_odd_names_of_roles(user: str, assistant: str) -> None:
         ({"conversations": turns(("human", "q"), ("human", "q"))}, "first user turn is not followed by an answer"),
         ({"conversations": turns(("system", "s"))}, "the conversation is empty"),
         ({"messages": messages(("user", None))}, "turn 1: 'content' is null, not text"),
+        ({"messages": [{"role": "user", "text": "q"}]}, "turn 1 has no 'content' (role, text)"),
         ({"messages": messages((5, "q"))}, "turn 1: 'role' is a number, not text"),
         ({"messages": messages(("user", [{"type": "image_url"}]))}, "turn 1: its content has a part that is not text"),
         (

@@ -93,6 +93,15 @@ def test_an_unfinished_line_alone_needs_a_claim(tmp_path: Path, tail: bytes) -> 
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize("tail", [b'{"id": "2", "note": "do not lo', b'{"id": [1], "note": 1'])
+def test_an_unfinished_line_with_other_keys_is_not_ours(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(OURS + tail)
+    with pytest.raises(DataError, match="line 2, which does not end, was not written by this command"):
+        LineFile(path, KEYS).repair()
+    assert path.read_bytes() == OURS + tail
+
+
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(OURS + b'{"id": "2')

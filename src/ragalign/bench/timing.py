@@ -10,7 +10,6 @@ All of it happens in one process. An interrupted measurement leaves nothing, so 
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ragalign._parsing import parse_json
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, DataError
 from ragalign.reports.costs import Price, Timing
@@ -101,7 +101,7 @@ def read_timings(folder: Path) -> Timings | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         return Timings(
             base=str(found["base"]),
             n_prompts=int(found["n_prompts"]),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError
 from ragalign.judging.base import JudgeRequest, JudgeUsage
 
@@ -93,8 +93,8 @@ def guess_usage(request: JudgeRequest) -> JudgeUsage:
 
 def _parse(text: str, where: str) -> dict[str, Price]:
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{where} is no TOML: {error}") from None
     models = table.get("models")
     if not isinstance(models, dict) or set(table) != {"models"}:

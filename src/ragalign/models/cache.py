@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError
 
 CACHE_VARIABLE = "RAGALIGN_CACHE"
@@ -122,7 +123,7 @@ class ModelCache:
 def _is_intact(folder: Path, digest: str) -> bool:
     """Whether the folder holds what was written, to the byte."""
     try:
-        manifest: Any = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Any] = manifest["files"]
         if manifest["source"]["sha256"] != digest or not files:
             return False

@@ -19,12 +19,12 @@ after a conversation's first pair as ``further_turns`` (a list of ``{"role", "co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, cast, get_args
 
+from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError
 from ragalign.questions import (
     ANSWER_FIELDS,
@@ -235,7 +235,7 @@ def _parse_saved(row: Mapping[str, Any]) -> ParsedRow:
     metadata = row.get("metadata")
     if isinstance(metadata, str):
         try:
-            metadata = json.loads(metadata)
+            metadata = parse_json(metadata)
         except ValueError:
             raise BadRowError("the field 'metadata' is not valid JSON") from None
     if not isinstance(metadata, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ragalign._parsing import parse_json
 from ragalign.errors import DataError
 
 # safetensors' names of the dtypes that occur here.
@@ -90,7 +90,7 @@ def read_piece(path: Path, *, pin: bool = False) -> Piece:
             n_header = int.from_bytes(file.read(8), "little")
             if n_header > min(size, 1 << 20):
                 raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
-            header = json.loads(file.read(n_header))
+            header = parse_json(file.read(n_header))
             digest = header.pop("__metadata__")["xxh3"]
             tensors = {}
             for name in sorted(header):

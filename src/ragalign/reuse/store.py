@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import PRECISIONS, Precision
 from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
@@ -186,7 +187,7 @@ def _differences(names: Sequence[str], here: Mapping[str, Any], there: Mapping[s
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except OSError:
         raise DataError(
             f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ class LineFile:
                 raise self._foreign(f"line {number}")
             rows.append(row)
         tail = content[n_whole:]
-        if tail and not ((rows or self._claimed) and is_unfinished(tail, self._keys)):
+        known = {*self._keys, *(key for row in rows for key in row)} if rows else None
+        if tail and not ((rows or self._claimed) and is_unfinished(tail, self._keys, known)):
             raise self._foreign(f"line {len(rows) + 1}, which does not end,")
         return rows, n_whole, len(content)
 
@@ -118,10 +119,11 @@ class LineFile:
         )
 
 
-def is_unfinished(tail: bytes, keys: tuple[str, ...]) -> bool:
+def is_unfinished(tail: bytes, keys: tuple[str, ...], known: Collection[str] | None = None) -> bool:
     """Whether bytes can be the beginning of a row with these keys, as `LineFile.append` writes it.
 
-    A whole row counts, too: of its line only the line break is missing.
+    A whole row counts, too: of its line only the line break is missing. Where `known` says which keys rows have, a tail
+    whose second key is none of them is somebody else's.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -131,6 +133,9 @@ def is_unfinished(tail: bytes, keys: tuple[str, ...]) -> bool:
     start = f'{{"{keys[0]}": '
     if not (text.startswith(start) or start.startswith(text)):
         return False
+    second = _second_key(text, start)
+    if known is not None and second is not None and second not in known:
+        return False
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,6 +143,17 @@ def is_unfinished(tail: bytes, keys: tuple[str, ...]) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and all(key in row for key in keys)
+
+
+def _second_key(text: str, start: str) -> str | None:
+    """The key after the first value; None where the text ends before it."""
+    decoder = json.JSONDecoder()
+    try:
+        _, end = decoder.raw_decode(text, len(start))
+        key, _ = decoder.raw_decode(text.removeprefix(text[:end] + ", "))
+    except (ValueError, RecursionError):
+        return None
+    return key if isinstance(key, str) else None
 
 
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -12,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates.escaping import MARK, SPECIAL_TOKENS, Escaper
 from ragalign.templates.streaming import Cleaning, CleanStream
@@ -110,8 +110,8 @@ class Template:
                     f"no template {str(name_or_file)!r}: use one of {', '.join(built_in())}, or a .toml file"
                 )
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            values = parse_toml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"template {path}: {error}") from None
         return cls.from_dict({"name": path.stem, **values}, where=str(path))
 

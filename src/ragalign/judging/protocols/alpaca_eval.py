@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 import random
 from abc import abstractmethod
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ragalign._parsing import parse_json
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Answer,
@@ -197,8 +197,8 @@ class _AlpacaEval(Protocol):
             return settled.preference
         if isinstance(raw, str):
             try:
-                decoded = json.loads(raw)
-            except json.JSONDecodeError:
+                decoded = parse_json(raw)
+            except ValueError:
                 decoded = None
             raw = decoded if isinstance(decoded, dict) else {"message": {"content": raw}}
         if not isinstance(raw, dict):

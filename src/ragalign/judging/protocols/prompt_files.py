@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._optional import require
+from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError
 from ragalign.judging.protocols.filling import Syntax, check_placeholders, fill
 from ragalign.types import Role, Turn
@@ -188,9 +188,9 @@ def _json_lines(text: str, where: str) -> Iterable[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where} line {number} is no JSON: {error.msg}") from None
+            row = parse_json(line)
+        except ValueError as error:
+            raise ConfigError(f"{where} line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
             raise ConfigError(f"{where} line {number} is no JSON object")
         yield number, row

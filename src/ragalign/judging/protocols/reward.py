@@ -5,11 +5,11 @@ Rewards have no scale of their own, so they say something only between answers t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from ragalign._parsing import parse_json
 from ragalign.errors import DataError
 from ragalign.judging.base import (
     Decision,
@@ -83,7 +83,7 @@ class Reward(Protocol):
 
     def _rewards(self, reply: JudgeReply, n: int) -> list[float]:
         try:
-            found = json.loads(reply.text)
+            found = parse_json(reply.text)
         except ValueError:
             found = None
         if not isinstance(found, list) or len(found) != n or not all(isinstance(one, int | float) for one in found):

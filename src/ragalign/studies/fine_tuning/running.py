@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._optional import is_installed, require
+from ragalign._parsing import parse_json
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.bench.cases import Case, Cases
@@ -170,7 +170,7 @@ class _Run:
                 self.settings.base, kind, packer, list(pool), model, self.settings.training, seed=cell.seed or 0
             )
             write_json(record, asdict(cost))
-        cost_values = json.loads(record.read_text(encoding="utf-8"))
+        cost_values = parse_json(record.read_text(encoding="utf-8"))
         with closing(self._generator(str(model))) as generator:
             self._answer(cell, generator, cost_values)
         if not self.settings.keep_models:
@@ -268,7 +268,7 @@ class _Run:
 
     def _load(self, cell: Cell) -> Result:
         try:
-            return Result.from_dict(json.loads(self._path(cell).read_text(encoding="utf-8")))
+            return Result.from_dict(parse_json(self._path(cell).read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{self._path(cell)}: {error}; remove the file to do the cell again") from None
 
