@@ -80,7 +80,7 @@ def test_prompts_and_protocol_belong_together(tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", PROMPTS)
     with pytest.raises(ConfigError, match="give --prompts FILE"):
         aggregate_files("ifeval", [prompts])
-    with pytest.raises(ConfigError, match="belong to the protocols ifeval and ifbench"):
+    with pytest.raises(ConfigError, match="apply to the protocols ifeval and ifbench only"):
         aggregate_files("ica", [prompts], prompts=prompts)
     broken = write(tmp_path / "broken.jsonl", [*PROMPTS, {"prompt": "a"}])
     with pytest.raises(DataError, match=r"broken\.jsonl line 4: no list of names 'instruction_id_list'"):

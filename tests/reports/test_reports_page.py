@@ -101,7 +101,7 @@ def embedded(page: str) -> dict[str, Any]:
 def test_the_embedded_data_are_the_reports(page: str, hostile: Report) -> None:
     data = embedded(page)
     assert data == json.loads(json.dumps(browser_data(hostile)))
-    assert len(data["rows"]) == sum(len(line.judged) for line in hostile.comparisons[0].lines.values())
+    assert len(data["rows"]) == sum(len(line.judged) for line in hostile.comparisons[0].verdicts.values())
     assert len(data["texts"]) == len(set(data["texts"]))
     row = next(row for row in data["rows"] if row["id"] == "q3" and data["models"][row["m"]]["name"] == MODELS[0])
     assert data["texts"][row["q"][0]].startswith("Question 3")

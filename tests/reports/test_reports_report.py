@@ -174,7 +174,7 @@ def test_completions_bring_texts_lengths_and_demonstrations(tmp_path: Path, star
     assert set(report.demonstrations) == set(ids)
     assert any("1 of 3 retrieved demonstrations" in note for note in report.notes)
     (comparison,) = report.comparisons
-    (first, *_) = comparison.lines[MODELS[0]].judged
+    (first, *_) = comparison.verdicts[MODELS[0]].judged
     assert first.texts.turns[0].startswith("Question 0")
     assert first.texts.answer[0].startswith("retrieved answers 0")
     assert first.texts.baseline[0].startswith("baseline")
@@ -200,7 +200,7 @@ def test_ica_answers_are_found_by_the_beginning_of_their_files_names(shared_data
     bare = Report.from_files([folder / "llama2-13B_icl-oasstgpt_vs_davinci003_autoeval.jsonl"])
     assert any("give them as completions" in note for note in bare.notes)
     rows = [json.loads(line) for line in completions[0].read_text(encoding="utf-8").splitlines()]
-    for one in report.comparisons[0].lines["llama2-13B_icl-oasstgpt"].judged[::97]:
+    for one in report.comparisons[0].verdicts["llama2-13B_icl-oasstgpt"].judged[::97]:
         row = rows[int(one.verdict.item_id)]
         assert one.texts.turns == (row["prompt"],)
         assert one.texts.answer == (row["response_list"][one.verdict.sample],)
@@ -218,7 +218,7 @@ def test_an_id_that_stands_for_another_prompt_is_not_believed(tmp_path: Path) ->
         {"id": "1", "instruction": "first", "response": "a", "model": "m", "demonstrations": ["of-first"]},
     ]
     report = Report.from_files([path], completions=[write_lines(tmp_path / "c.jsonl", completions)])
-    judged = report.comparisons[0].lines["m"].judged
+    judged = report.comparisons[0].verdicts["m"].judged
     assert [one.texts.demonstrations for one in judged] == [("of-first",), ("of-second",)]
 
 
@@ -276,7 +276,7 @@ def test_odd_verdicts_are_refused_with_one_clear_line(tmp_path: Path, case: str)
 
 def test_other_bad_input(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "verdicts.jsonl", pairwise_rows(n=2))
-    with pytest.raises(ConfigError, match="holds verdicts of the protocol arena-hard, not ica"):
+    with pytest.raises(ConfigError, match="has verdicts of the protocol arena-hard, not ica"):
         Report.from_files([path], protocol="ica")
     with pytest.raises(ConfigError, match="unknown protocol"):
         Report.from_files([path], protocol="vibes")

@@ -180,8 +180,8 @@ def _level(name: str, conditions: Sequence[str], costs: Mapping[str, Costs], com
     tokens = [costs[one].prompt_tokens.value for one in conditions]
     estimate: Estimate | None = None
     if comparison is not None and comparison.metrics:
-        lines = [comparison.lines[condition] for condition in conditions if condition in comparison.lines]
-        judged = [one for line in lines for one in line.judged]
+        models = [comparison.verdicts[condition] for condition in conditions if condition in comparison.verdicts]
+        judged = [one for model in models for one in model.judged]
         estimate = comparison.metrics[0].estimate(judged) if judged else mean([])
     return Level(name, len(conditions), estimate, sum(tokens) / len(tokens))
 

@@ -16,12 +16,12 @@ from ragalign.judging.replay import Problem
 
 @dataclass(frozen=True, slots=True)
 class AgreementResult:
-    """Agreement on everything that was rated.
+    """Agreement on every rating.
 
     Attributes:
-        agreements: one per rating with at least two raters.
-        n_unscored: verdicts without a score, which are no ratings.
-        n_unmatched: human labels that fit no verdict.
+        agreements: one for each rating with at least two raters.
+        n_unscored: verdicts without a score; they do not count as ratings.
+        n_unmatched: human labels without a matching verdict.
         problems: rows that could not be read.
     """
 
@@ -34,11 +34,11 @@ class AgreementResult:
 def agreement_of_files(
     protocol: str, files: Sequence[str | Path], *, human: str | Path | None = None, strict: bool = False
 ) -> AgreementResult:
-    """Measure agreement between the judges of recorded files, and with people.
+    """Measure the agreement between the judges of recorded files, and with human labels.
 
     Raises:
         ConfigError: the protocol is unknown.
-        DataError: a file cannot be read, or nothing has two raters.
+        DataError: a file cannot be read, or no rating has two raters.
     """
     recorded = aggregate_files(protocol, files, strict=strict)
     verdicts = [verdict for verdict in recorded.verdicts if verdict.is_scored]
@@ -52,14 +52,14 @@ def agreement_of_files(
     rated = {rating: by_rater for rating, by_rater in said.items() if len(by_rater) > 1}
     if not rated:
         only = ", ".join(sorted({name or "unnamed" for by_rater in said.values() for name in by_rater})) or "none"
-        raise DataError(f"agreement needs at least two raters of the same thing; there is only: {only}")
+        raise DataError(f"agreement needs at least two raters of the same answers; found only: {only}")
     agreements = tuple(agree(rating, by_rater, level_of(rating, pairwise)) for rating, by_rater in rated.items())
     n_unscored = len(recorded.verdicts) - len(verdicts)
     return AgreementResult(agreements, n_unscored, n_unmatched, recorded.problems)
 
 
 def _raters(verdicts: Sequence[Verdict]) -> list[str]:
-    """Judges' names; where one judge, or an unnamed one, rated the same in several files, the files'."""
+    """The judges' names, or the files' where a judge (or unnamed judges) rated the same answer in several files."""
     files = [str(verdict.metadata.get("source", "")) for verdict in verdicts]
     rated_in: dict[object, set[str]] = {}
     for verdict, file in zip(verdicts, files, strict=True):

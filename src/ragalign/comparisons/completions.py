@@ -1,4 +1,4 @@
-"""Completions and other answers beside judgements: the texts that the judgements are about."""
+"""Completions and other answer files: the texts that judgements are about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragalign.judging.base import Item, Json, Verdict
 from ragalign.judging.files import read_rows
 from ragalign.text import normalise
 
-# Upstream's tools derive file names from a model's name by appending one of these and more.
+# Upstream tools name a model's files after the model, followed by one of these separators and a suffix.
 _SEPARATORS = "_.- "
 
 
@@ -29,8 +29,8 @@ class _Entry:
 class Completions:
     """Answers by model, prompt and sample.
 
-    A judged model's answers are those of the same name, or else those whose name begins with the model's name and a
-    separator: ICA's files are called after their models so.
+    A judged model's answers have the model's name or, failing that, a name that starts with the model's name and a
+    separator, as in ICA's files.
     """
 
     _by_id: dict[str, dict[tuple[str, int], _Entry]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Completions:
 
     @classmethod
     def load(cls, files: Sequence[str | Path], *, questions: str | Path | None = None) -> Completions:
-        """Read what `ragalign generate` wrote, or answer files of any upstream tool.
+        """Read files written by `ragalign generate`, or answer files of any upstream tool.
 
         Raises:
             DataError: a file cannot be read, or an answer has no question.
@@ -54,11 +54,11 @@ class Completions:
 
     @property
     def models(self) -> list[str]:
-        """The names under which answers are known."""
+        """The names of the models with answers."""
         return list(self._by_id)
 
     def complete(self, verdict: Verdict, texts: Texts) -> Texts:
-        """`texts` with what is known about the verdict's prompt and answers added; nothing recorded is replaced."""
+        """Fill the gaps in `texts` with the verdict's prompt and answers; recorded texts are kept."""
         first = texts.turns[0] if texts.turns else None
         answer = self._find(verdict.model, verdict.item_id, first, verdict.sample)
         baseline = self._find(verdict.baseline, verdict.item_id, first or _first(answer), 0)
@@ -73,12 +73,12 @@ class Completions:
         )
 
     def category(self, verdict: Verdict) -> str | None:
-        """The kind of prompt, where the answers' file or the questions say it."""
+        """The category of the prompt, if the answer file or the questions give it."""
         found = self._find(verdict.model, verdict.item_id, None, verdict.sample)
         return found.category if found else None
 
     def known(self, model: str) -> str | None:
-        """The name under which a judged model's answers are known, or None."""
+        """The name of a judged model's answers, or None if it has none."""
         if model in self._by_id:
             return model
         longer = [name for name in self._by_id if name.startswith(model) and name[len(model)] in _SEPARATORS]
@@ -91,11 +91,11 @@ class Completions:
         found = self._by_id[name].get((item_id, sample))
         if instruction is None or (found is not None and normalise(found.turns[0]) == normalise(instruction)):
             return found
-        # The same id may stand for another prompt in another file; the text decides.
+        # The same id can belong to another prompt in another file, so the text decides.
         return self._by_text[name].get((normalise(instruction), sample))
 
     def add(self, item: Item, row: Json) -> None:
-        """Take in one answer, with what the row that it comes from says about its prompt."""
+        """Add an answer, with the demonstrations and prompt tokens from its row."""
         demonstrations, n_tokens = row.get("demonstrations"), row.get("n_prompt_tokens")
         entry = _Entry(
             turns=item.turns,

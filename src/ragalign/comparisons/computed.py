@@ -1,4 +1,4 @@
-"""Verdicts that no judge gave: scores computed from an answer, such as an exact match."""
+"""Verdicts without a judge: scores computed from an answer, such as an exact match."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ COMPUTED = "metric"
 
 
 class Computed(Protocol):
-    """Averages computed scores. There is nobody to ask, and no upstream file."""
+    """Averages computed scores. There is no judge to ask, and no upstream file format."""
 
     name = COMPUTED
     is_pairwise = False
     file_format = "jsonl"
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """Always refused.
+        """Not supported.
 
         Raises:
-            ConfigError: computed scores need no judge.
+            ConfigError: always; computed scores need no judge.
         """
-        raise ConfigError("scores of a metric are computed, no judge is asked for them")
+        raise ConfigError("metric scores are computed; they need no judge")
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Always refused, as `build`."""
-        raise ConfigError("scores of a metric are computed, no judge is asked for them")
+        """Not supported, see `build`."""
+        raise ConfigError("metric scores are computed; they need no judge")
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
         """The mean of every score, one `Figures` per model."""
         return [self._figures(members) for members in group(verdicts, lambda verdict: verdict.model)]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """Always refused.
+        """Not supported.
 
         Raises:
-            DataError: no upstream tool writes such rows.
+            DataError: always; no upstream tool writes such rows.
         """
-        raise DataError("computed scores have no upstream form")
+        raise DataError("metric scores have no upstream file format")
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """No upstream tool reads such rows."""
+        """No rows: no upstream tool reads computed scores."""
         return []
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
@@ -68,7 +68,7 @@ class Computed(Protocol):
             name: Observations(
                 tuple(verdict.item_id for verdict in scored if name in verdict.scores),
                 tuple(verdict.scores[name] for verdict in scored if name in verdict.scores),
-                # Several metrics score the same answers, and one can have no score where others have theirs.
+                # Several metrics score the same answers, and some of them can be unscored where others are not.
                 n_unscored=len(verdicts) - sum(name in verdict.scores for verdict in verdicts),
             )
             for name in names
@@ -79,10 +79,10 @@ class Computed(Protocol):
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol that averages verdicts, computed ones included.
+    """The protocol that averages verdicts; `COMPUTED` averages those of metrics.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no protocol of this name.
     """
     if name == COMPUTED:
         return Computed()
@@ -90,5 +90,5 @@ def protocol_named(name: str) -> Protocol:
 
 
 def is_pairwise(name: str) -> bool:
-    """Whether two answers are compared."""
+    """Whether the protocol compares two answers."""
     return name != COMPUTED and PROTOCOLS[name].is_pairwise

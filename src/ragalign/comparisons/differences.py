@@ -15,19 +15,19 @@ from ragalign.statistics import BradleyTerry, Estimate, PairOutcome, SignTest, f
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of one model minus that of another, on the prompts that both answered.
+    """A metric of one model minus the same metric of another, on the prompts that both answered.
 
     Attributes:
         first, second: the models' names in the report.
         metric: the metric's name.
-        label: the metric for people.
-        unit: ``%`` stands for percentage points.
-        lower_is_better: whether a negative difference speaks for the first model.
+        label: the metric's display name.
+        unit: ``%`` means percentage points.
+        lower_is_better: whether a negative difference favours the first model.
         estimate: the difference, with an interval from resampled prompts.
         test: the exact sign test over prompts.
         p_adjusted: its p-value after Holm's correction, over all pairs of models for the headline metric and over
             all pairs and aspects for aspects.
-        n_prompts: prompts that both answered; those that either lacks are in no figure.
+        n_prompts: prompts that both answered; the others are left out of all figures.
     """
 
     first: str
@@ -69,25 +69,25 @@ class Difference:
 
 
 def differences(
-    lines: Mapping[str, ModelVerdicts], metrics: Sequence[Metric], *, against: str | None = None
+    models: Mapping[str, ModelVerdicts], metrics: Sequence[Metric], *, against: str | None = None
 ) -> list[Difference]:
-    """All pairs of models, on the headline metric, on every aspect and on every computed metric.
+    """Compare all pairs of models on the headline metric, every aspect and every computed metric.
 
     Args:
-        lines: the models by name.
+        models: the judged answers by the model's name.
         metrics: the headline first.
-        against: only this model's pairs, the other model minus it; None for all pairs.
+        against: compare every other model with this one only; None compares all pairs.
     """
-    pairs = list(combinations(lines, 2))
-    if against is not None and against in lines:
-        pairs = [(name, against) for name in lines if name != against]
+    pairs = list(combinations(models, 2))
+    if against is not None and against in models:
+        pairs = [(name, against) for name in models if name != against]
     headline, aspects = metrics[:1], [metric for metric in metrics if metric.is_aspect or metric.is_computed]
     found = []
     for family in (headline, [metric for metric in aspects if metric not in headline]):
         members = [
-            _difference((one, other), metric, lines[one].judged, lines[other].judged)
+            _difference((left, right), metric, models[left].judged, models[right].judged)
             for metric in family
-            for one, other in pairs
+            for left, right in pairs
         ]
         members = [member for member in members if member.n_prompts]
         adjusted = holm({str(number): member.test.p_value for number, member in enumerate(members)})
@@ -95,23 +95,23 @@ def differences(
     return found
 
 
-def strengths(lines: Mapping[str, ModelVerdicts]) -> BradleyTerry | None:
-    """Bradley-Terry strengths of three or more systems, the baselines among them; None where that says nothing."""
-    # Against one baseline, lines may be runs of one model; against several, a model is one system on all its lines.
-    is_star = len({line.baseline for line in lines.values()}) == 1
+def strengths(models: Mapping[str, ModelVerdicts]) -> BradleyTerry | None:
+    """Bradley-Terry strengths of three or more systems, the baselines among them; None if they cannot be fitted."""
+    # With one baseline, entries can be runs of the same model; with several, a model is one system in all its entries.
+    is_star = len({model.baseline for model in models.values()}) == 1
     comparisons = [
-        PairOutcome(one.prompt, name if is_star else line.model, line.baseline, one.verdict.preference)
-        for name, line in lines.items()
-        if line.baseline is not None
-        for one in line.judged
+        PairOutcome(answer.prompt, name if is_star else model.model, model.baseline, answer.verdict.preference)
+        for name, model in models.items()
+        if model.baseline is not None
+        for answer in model.judged
     ]
-    systems = {name for one in comparisons for name in (one.first, one.second)}
-    baselines = [one.second for one in comparisons]
-    if len(systems) < 3 or all(one.preference is None for one in comparisons):
+    systems = {name for outcome in comparisons for name in (outcome.first, outcome.second)}
+    baselines = [outcome.second for outcome in comparisons]
+    if len(systems) < 3 or all(outcome.preference is None for outcome in comparisons):
         return None
     try:
         return fit_bradley_terry(comparisons, reference=max(baselines, key=baselines.count))
-    except DataError:  # groups of systems that never met, or a model compared with itself
+    except DataError:  # groups of systems that were never compared, or a model compared with itself
         return None
 
 

@@ -1,4 +1,4 @@
-"""Distributions of scores and lengths, in the same bins for all models of a comparison."""
+"""Distributions of scores and lengths, binned alike for all models of a comparison."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Scores with this many possible values or fewer are shown one by one.
+# Scores with at most this many distinct values get a bin each.
 _MOST_VALUES = 21
 _N_BINS = 20
-# Lengths have a long tail: the last bin takes the longest two percent.
+# Lengths have a long tail: the last bin holds the longest two percent.
 _TAIL = 0.98
 
 
@@ -21,13 +21,13 @@ class Distribution:
     """How often values occur.
 
     Attributes:
-        name: the metric's, or ``n_characters``.
-        label: for people.
-        unit: of the values.
-        edges: ends of the bins, one more than there are; a bin includes its lower end, the last one both.
-        values: the single values where every bin is one; empty otherwise.
-        is_open: whether the last bin holds everything above its lower end.
-        counts: for every model, one count per bin.
+        name: the metric's name, or ``n_characters``.
+        label: the display name.
+        unit: the unit of the values.
+        edges: n_bins + 1 edges; a bin includes its lower edge, the last bin both.
+        values: the value of each bin where every bin holds a single value; otherwise empty.
+        is_open: whether the last bin holds everything above its lower edge.
+        counts: the counts per bin of each model.
     """
 
     name: str
@@ -65,8 +65,8 @@ def distribution(
         name: see `Distribution`.
         label: see `Distribution`.
         unit: see `Distribution`.
-        observed: the values of every model.
-        scale: the ends of the scale, all of which is shown.
+        observed: the values of each model.
+        scale: the ends of a scale that is shown in full.
         has_tail: whether the last bin is open.
     """
     everything = np.array([value for values in observed.values() for value in values], dtype=np.float64)
@@ -81,17 +81,17 @@ def distribution(
         edges = np.array([values[0] - 0.5, *middles, values[-1] + 0.5])
         single = tuple(map(float, values))
     else:
-        # Even where nearly all values are 0, such as the lengths of empty answers, bins have a width.
+        # Bins need a width even if nearly all values are 0, such as the lengths of empty answers.
         top = max(1.0, float(np.quantile(everything, _TAIL))) if has_tail else float(values[-1])
         is_open = bool(top < values[-1])
         edges = _round_edges(0.0 if has_tail else float(values[0]), top)
         single = ()
-    counts = {model: tuple(map(int, _count(one, edges))) for model, one in observed.items()}
+    counts = {model: tuple(map(int, _count(values, edges))) for model, values in observed.items()}
     return Distribution(name, label, unit, tuple(map(float, edges)), single, is_open, counts)
 
 
 def _whole_scale(values: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
-    """All whole points of a scale, and all half ones if some are used; odd values are left as they are."""
+    """All whole points of a scale, or all half points if some are used; other values are returned unchanged."""
     low, high = min(scale[0], values[0]), max(scale[1], values[-1])
     step = next((step for step in (1.0, 0.5) if np.array_equal(values, np.round(values / step) * step)), None)
     return values if step is None else np.arange(low, high + step / 2, step)

@@ -1,4 +1,4 @@
-"""Intervals for the figures of a protocol, all by resampling prompts or, for shares at the extremes, by Wilson."""
+"""Intervals of a protocol's figures: bootstrap over prompts, or Wilson for shares near 0 and 100 percent."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def _of_sample(sample: Observations, seed: int) -> Estimate:
 
 
 def _observations(sample: Observations) -> ValuesByPrompt:
-    # mean_of_means counts what is unscored as None; which prompt it belonged to says nothing.
+    # mean_of_means counts None as unscored, whichever prompt it belongs to.
     return [*sample.values, *[None] * sample.n_unscored], [*sample.prompts, *[""] * sample.n_unscored]

@@ -1,4 +1,4 @@
-"""Judged answers: verdicts with their texts, both orders settled, sorted into the lines of a comparison."""
+"""Judged answers: verdicts with their texts, both orders merged, grouped by model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ragalign.text import normalise
 
 @dataclass(frozen=True)
 class Judged:
-    """One judged answer (or turn), whichever orders it was judged in.
+    """A judged answer (or turn), in one order or both.
 
     Attributes:
-        verdict: the decision over all orders.
+        verdict: the decision from all orders.
         orders: the verdicts as recorded, one per order.
-        texts: what was judged.
-        category: the kind of prompt; AlpacaEval's datasets count as such.
+        texts: the judged texts.
+        category: the prompt's category; for AlpacaEval its dataset.
     """
 
     verdict: Verdict
@@ -34,7 +34,7 @@ class Judged:
 
     @cached_property
     def prompt(self) -> str:
-        """What is the same for all models that answered the prompt: its text, or its id where that is unknown."""
+        """The prompt's identity across models: its text, or its id where the text is unknown."""
         return normalise("\n".join(self.texts.turns)) if self.texts.turns else self.verdict.item_id
 
     @property
@@ -75,13 +75,15 @@ class ModelVerdicts:
     judged: tuple[Judged, ...]
 
 
-def lines(sources: Sequence[Source], completions: Completions) -> list[ModelVerdicts]:
-    """Sort verdicts into lines, in order of first appearance."""
+def verdicts_by_model(sources: Sequence[Source], completions: Completions) -> list[ModelVerdicts]:
+    """Group verdicts by protocol, model, baseline and judge, in order of first appearance."""
     found = []
     for of_protocol in group(sources, lambda source: source.protocol):
         entries = [_Entry(verdict, source) for source in of_protocol for verdict in source.verdicts]
         for members in group(entries, lambda entry: (entry.verdict.model, entry.verdict.baseline)):
-            found += [_line(part, completions) for by_judge in _by_judge(members) for part in _by_file(by_judge)]
+            found += [
+                _model_verdicts(part, completions) for by_judge in _by_judge(members) for part in _by_file(by_judge)
+            ]
     return found
 
 
@@ -92,7 +94,7 @@ class _Entry:
 
     @property
     def unit(self) -> Hashable:
-        """What was judged, whichever order the answers stood in."""
+        """The identity of the judged answer, the same for both orders."""
         verdict = self.verdict
         metadata = verdict.metadata
         return (
@@ -106,7 +108,7 @@ class _Entry:
 
 
 def _by_judge(members: list[_Entry]) -> list[list[_Entry]]:
-    """Judges stand on lines of their own, unless each judged another part of the answers, such as their safety."""
+    """Separate the judges, unless each judged a different part of the answers, such as their safety."""
     judges = group(members, lambda entry: entry.verdict.judge)
     kinds = group(members, lambda entry: (entry.verdict.metadata.get("mode"), entry.verdict.judge))
     modes = {entry.verdict.metadata.get("mode") for entry in members}
@@ -114,14 +116,14 @@ def _by_judge(members: list[_Entry]) -> list[list[_Entry]]:
 
 
 def _by_file(members: list[_Entry]) -> list[list[_Entry]]:
-    """Files of one model belong together if they are parts, and are different runs if they judge the same."""
+    """Separate files that judge the same answers, as different runs do; files with different answers are parts."""
     files = group(members, lambda entry: entry.source.file)
     seen = Counter(unit[1:] for unit in {entry.unit for entry in members} if isinstance(unit, tuple))
     is_repeated = any(count > 1 for count in seen.values())
     return files if is_repeated or is_pairwise(members[0].source.protocol) else [members]
 
 
-def _line(members: list[_Entry], completions: Completions) -> ModelVerdicts:
+def _model_verdicts(members: list[_Entry], completions: Completions) -> ModelVerdicts:
     first = members[0].verdict
     judges = dict.fromkeys(entry.verdict.judge for entry in members if entry.verdict.judge)
     protocol = members[0].source.protocol
@@ -150,7 +152,7 @@ def _judged(merged: Verdict, orders: tuple[Verdict, ...], texts: Texts, category
 
 
 def _settled(merged: Verdict, orders: tuple[Verdict, ...]) -> Verdict:
-    """The outcome by the protocol's own rule where it differs from the mean preference over both orders."""
+    """The verdict under the protocol's own rule where that differs from the mean preference of both orders."""
     if merged.preference is None:
         return merged
     if {"model", "baseline"} <= set(merged.scores):  # ICA compares mean scores

@@ -1,4 +1,4 @@
-"""What is measured of every judged answer, the same for all models of a comparison, and its estimates."""
+"""Metrics of judged answers, the same for all models of a comparison, and their estimates."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ ValuesByPrompt: TypeAlias = tuple[list[float | None], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One thing that is measured.
+    """A metric of judged answers.
 
     Attributes:
-        name: in JSON.
-        label: for people.
+        name: the name in JSON.
+        label: the display name.
         unit: ``%`` or ``points``.
-        value: of a scored answer; None where it has none.
-        applies: whether the metric is about an answer at all, such as its second turn.
-        parts: the metrics whose unweighted mean this is; empty for others.
-        is_aspect: whether it is one of several aspects of the same answers.
+        value: the metric's value for a scored answer; None if it has none.
+        applies: whether the metric covers an answer; a second turn's metric covers second turns only.
+        parts: for an unweighted mean of other metrics, those metrics.
+        is_aspect: whether the metric is one of several aspects of the same answers.
         is_computed: whether a program computed it, beside which others may have computed theirs.
-        lower_is_better: whether a lower value is a better one.
+        lower_is_better: whether lower values are better.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Metric:
 
     def observe(self, judged: Sequence[Judged]) -> ValuesByPrompt:
         """The metric's values; unscored answers are None."""
-        chosen = [one for one in judged if self.applies(one)]
-        values = [self.value(one) if one.verdict.is_scored else None for one in chosen]
-        return values, [one.prompt for one in chosen]
+        chosen = [answer for answer in judged if self.applies(answer)]
+        values = [self.value(answer) if answer.verdict.is_scored else None for answer in chosen]
+        return values, [answer.prompt for answer in chosen]
 
     def estimate(self, judged: Sequence[Judged]) -> Estimate:
         """The mean with a bootstrap interval over prompts."""
@@ -73,36 +73,36 @@ class Metric:
         return mean(*self.observe(judged))
 
     def differences(self, first: Sequence[Judged], second: Sequence[Judged]) -> list[ValuesByPrompt]:
-        """First minus second on the prompts of both, one list per part.
+        """First minus second on the prompts that both have, one list per part.
 
-        Samples of a prompt have no partner in the other model, so each side's are averaged.
+        Samples of a prompt cannot be paired across models, so they are averaged first.
         """
         return [_differences(part, first, second) for part in self.parts or (self,)]
 
 
 def metrics(protocol: str, judged: Sequence[Judged]) -> list[Metric]:
-    """What a protocol measures, the headline first."""
+    """The metrics of a protocol, the headline first."""
     found: list[Metric] = []
-    if any(one.verdict.preference is not None for one in judged):
+    if any(answer.verdict.preference is not None for answer in judged):
         found.append(Metric(PREFERENCE, "Mean preference", "%", _preference))
-    names = list(dict.fromkeys(name for one in judged for name in one.verdict.scores))
+    names = list(dict.fromkeys(name for answer in judged for name in answer.verdict.scores))
     if protocol in ("just-eval", "urial-pairwise"):
         known = [name for name in (*GENERAL_ASPECTS, "safety") if name in names]
         aspects = tuple(
             _aspect(protocol, name, judged) for name in known + [name for name in names if name not in known]
         )
         if len(aspects) > 1:
-            found.append(Metric(ASPECTS, "Mean of aspects", aspects[0].unit, lambda one: None, parts=aspects))
+            found.append(Metric(ASPECTS, "Mean of aspects", aspects[0].unit, lambda answer: None, parts=aspects))
         return [*found, *aspects]
     if protocol == COMPUTED:
-        about = [one.verdict.metadata for one in judged]
+        about = [answer.verdict.metadata for answer in judged]
         named = [name for metadata in about for name in metadata.get("metrics", ())]
         lower = {name for metadata in about for name in metadata.get("lower_is_better", ())}
         in_order = list(dict.fromkeys([*(name for name in named if name in names), *names]))
         return [_computed(name, lower_is_better=name in lower) for name in in_order]
     labels = {"score": "Mean score", "model": "Score", "baseline": "Score of the baseline"}
     found += [Metric(name, labels.get(name, name), "points", _score(name)) for name in names]
-    turns = sorted({one.verdict.turn for one in judged})
+    turns = sorted({answer.verdict.turn for answer in judged})
     if len(turns) > 1 and found:
         found += [
             replace(found[0], name=f"turn_{turn}", label=f"Turn {turn}", applies=_in_turn(turn)) for turn in turns
@@ -111,9 +111,9 @@ def metrics(protocol: str, judged: Sequence[Judged]) -> list[Metric]:
 
 
 def mean_of_means(parts: Sequence[ValuesByPrompt]) -> Estimate:
-    """The unweighted mean of several means, with a bootstrap interval over the prompts of all of them.
+    """The unweighted mean of several means, with a bootstrap interval over all their prompts.
 
-    `n` counts the values of all parts. A resample without any value of a part has no figure.
+    `n` counts the values of all parts. A resample that lacks all values of a part is left out.
     """
     prompts = list(dict.fromkeys(prompt for values, owners in parts for prompt in _scored(values, owners)))
     position = {prompt: number for number, prompt in enumerate(prompts)}
@@ -143,38 +143,38 @@ def mean_of_means(parts: Sequence[ValuesByPrompt]) -> Estimate:
 
 
 def outcome(percent: float | None) -> str | None:
-    """``win``, ``tie`` or ``lose`` by a preference in percent; None without one."""
+    """``win``, ``tie`` or ``lose`` for a preference in percent; None without a preference."""
     if percent is None:
         return None
     return "tie" if percent == 50 else "win" if percent > 50 else "lose"
 
 
 def scale_of(protocol: str) -> tuple[float, float] | None:
-    """The ends of the scale of a protocol's scores; None where it has none or they are shares."""
+    """The ends of a protocol's score scale; None if it has no scores or they are shares."""
     return {"ica": (1.0, 10.0), "mt-bench": (1.0, 10.0), "just-eval": (1.0, 5.0)}.get(protocol)
 
 
 def _differences(metric: Metric, first: Sequence[Judged], second: Sequence[Judged]) -> ValuesByPrompt:
-    one, other = _by_prompt(metric, first), _by_prompt(metric, second)
-    shared = [key for key in one if key in other]
-    values = [None if (a := one[key]) is None or (b := other[key]) is None else a - b for key in shared]
+    by_first, by_second = _by_prompt(metric, first), _by_prompt(metric, second)
+    shared = [key for key in by_first if key in by_second]
+    values = [None if (a := by_first[key]) is None or (b := by_second[key]) is None else a - b for key in shared]
     return values, [prompt for prompt, _ in shared]
 
 
 def _by_prompt(metric: Metric, judged: Sequence[Judged]) -> dict[tuple[str, int], float | None]:
     collected: dict[tuple[str, int], list[float]] = {}
-    for one in judged:
-        if metric.applies(one):
-            value = metric.value(one) if one.verdict.is_scored else None
-            collected.setdefault((one.prompt, one.verdict.turn), []).extend([] if value is None else [value])
+    for answer in judged:
+        if metric.applies(answer):
+            value = metric.value(answer) if answer.verdict.is_scored else None
+            collected.setdefault((answer.prompt, answer.verdict.turn), []).extend([] if value is None else [value])
     return {key: sum(values) / len(values) if values else None for key, values in collected.items()}
 
 
 def _aspect(protocol: str, name: str, judged: Sequence[Judged]) -> Metric:
-    modes = {one.verdict.metadata.get("mode") for one in judged if name in one.verdict.scores}
+    modes = {answer.verdict.metadata.get("mode") for answer in judged if name in answer.verdict.scores}
 
-    def value(one: Judged) -> float | None:
-        score = one.verdict.scores.get(name)
+    def value(answer: Judged) -> float | None:
+        score = answer.verdict.scores.get(name)
         return score if score is None or not is_pairwise(protocol) else 100 * score
 
     return Metric(
@@ -182,13 +182,13 @@ def _aspect(protocol: str, name: str, judged: Sequence[Judged]) -> Metric:
         name.replace("_", " ").capitalize(),
         "%" if is_pairwise(protocol) else "points",
         value,
-        applies=lambda one: one.verdict.metadata.get("mode") in modes,
+        applies=lambda answer: answer.verdict.metadata.get("mode") in modes,
         is_aspect=True,
     )
 
 
 def _computed(name: str, *, lower_is_better: bool) -> Metric:
-    """Shares are shown in percent; what a user's function returns is in its own unit."""
+    """Shares are in percent; values of a custom metric keep their own unit."""
     label = _LABELS.get(name) or name.replace("_", " ").capitalize()
     if lower_is_better:
         label += " (lower is better)"

@@ -1,4 +1,4 @@
-"""How far the order of two answers decides, where judgements record it."""
+"""Position bias: how much the order of two answers influences a judge, where judgements record the order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Position:
     """Position bias of a judge on one model's comparisons; figures in percent.
 
     Attributes:
-        consistency: comparisons with the same outcome in both orders; None where each was asked in one.
-        first_position_rate: judgements for the answer shown first, among those that are no tie; 50 is no bias.
-        shown_first, shown_second: the mean preference for the model when its answer stood there.
+        consistency: comparisons with the same outcome in both orders; None if each was judged in one order only.
+        first_position_rate: judgements that prefer the answer shown first, ties left out; 50 means no bias.
+        shown_first, shown_second: the mean preference for the model when its answer was shown first, or second.
         n_ties: judgements that prefer neither answer.
     """
 
@@ -40,16 +40,16 @@ class Position:
 
 
 def position(judged: Sequence[Judged]) -> Position | None:
-    """Position bias; None unless the model stood first in some comparisons and second in others.
+    """Position bias; None unless the model was shown first in some comparisons and second in others.
 
-    A judge who always sees the model first cannot be told from one who likes its answers. With one order per
-    comparison the orders must have been drawn at random, as AlpacaEval and URIAL draw them.
+    If the model is always shown first, bias cannot be told from a preference for its answers. With one order per
+    comparison the orders must be random, as in AlpacaEval and URIAL.
     """
-    orders = [(one.prompt, order) for one in judged for order in one.orders if order.swapped is not None]
+    orders = [(answer.prompt, order) for answer in judged for order in answer.orders if order.swapped is not None]
     if len({order.swapped for _, order in orders}) < 2:
         return None
     model_first, model_second = (_all_decisions(orders, swapped) for swapped in (False, True))
-    pairs = [one for one in judged if len(one.orders) == 2]
+    pairs = [answer for answer in judged if len(answer.orders) == 2]
     if len(pairs) * 2 == len(orders):
         bias = position_bias(*_paired(pairs))
         rate, consistency, n_ties = bias.first_position_rate, bias.consistency.scaled(100), bias.n_ties
@@ -63,7 +63,7 @@ def position(judged: Sequence[Judged]) -> Position | None:
 
 
 def _decisions(order: Verdict) -> dict[str, float | None]:
-    """What one verdict decides, from 0 to 1: its preference, or several aspects; one None if it is unscored."""
+    """A verdict's decisions from 0 to 1: its preference or its aspects; a single None if it is unscored."""
     if order.preference is None and order.is_scored:
         return dict(order.scores)
     return {"preference": order.preference}
@@ -75,18 +75,18 @@ def _all_decisions(orders: Sequence[tuple[str, Verdict]], swapped: bool) -> list
 
 
 def _paired(pairs: Sequence[Judged]) -> tuple[list[float | None], list[float | None], list[str]]:
-    """Decisions with the model first, the same with the model second, and the prompts."""
+    """Decisions with the model shown first, the same with the model shown second, and their prompts."""
     first: list[float | None] = []
     second: list[float | None] = []
     prompts: list[str] = []
-    for one in pairs:
-        by_order = {order.swapped: _decisions(order) for order in one.orders}
+    for answer in pairs:
+        by_order = {order.swapped: _decisions(order) for order in answer.orders}
         names = dict.fromkeys(name for decisions in by_order.values() for name in decisions)
         if len(names) > 1:
-            names.pop("preference", None)  # the unscored half of a verdict on aspects
+            names.pop("preference", None)  # the unscored order of a verdict on aspects
         first += [by_order[False].get(name) for name in names]
         second += [by_order[True].get(name) for name in names]
-        prompts += [one.prompt] * len(names)
+        prompts += [answer.prompt] * len(names)
     return first, second, prompts
 
 

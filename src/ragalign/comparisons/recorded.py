@@ -1,4 +1,4 @@
-"""Figures of recorded judgements: upstream's files in, upstream's figures out."""
+"""Figures of recorded judgements, computed as the upstream tools do."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ragalign.judging.replay import Problem, replay
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What recorded files hold.
+    """The verdicts and figures of recorded files.
 
     Attributes:
-        figures: one per model (and judge, where several judged the same).
-        verdicts: all verdicts that the figures rest on.
-        problems: rows that could not be read; each is an unscored verdict.
+        figures: one for each model (and judge, if several judged the same answers).
+        verdicts: all verdicts behind the figures.
+        problems: rows that could not be read; each counts as an unscored verdict.
     """
 
     figures: tuple[Figures, ...]
@@ -38,34 +38,34 @@ def aggregate_files(
     length_control: LengthControl | None = None,
     prompts: str | Path | None = None,
 ) -> Recorded:
-    """Read judgement files again and average them as upstream does.
+    """Read judgement files and average them as the upstream tool does.
 
     Args:
         protocol: the protocol's name; ``mt-bench`` also takes files of pairwise comparisons.
-        files: upstream's judgement files.
-        strict: refuse what upstream would guess.
-        categories: MT-Bench's question ids to categories.
+        files: judgement files of the upstream tool.
+        strict: leave replies unscored where the upstream tool would guess.
+        categories: MT-Bench's categories by question id.
         length_control: AlpacaEval's length control.
         prompts: IFEval's or IFBench's prompts with their instructions.
 
     Raises:
-        ConfigError: the protocol is unknown, or an option does not belong to it.
-        DataError: a file cannot be read, or holds no judgement of the protocol.
+        ConfigError: the protocol is unknown, or does not take an option.
+        DataError: a file cannot be read, or has no judgement of the protocol.
     """
     options: dict[str, Any] = {"strict": strict}
     if categories is not None:
         if protocol != "mt-bench":
-            raise ConfigError("categories of questions belong to the protocol mt-bench")
+            raise ConfigError("question categories apply to the protocol mt-bench only")
         options["categories"] = categories
     if length_control is not None:
         if not protocol.startswith("alpaca-eval"):
-            raise ConfigError("length control belongs to the protocols alpaca-eval-1 and alpaca-eval-2")
+            raise ConfigError("length control applies to the protocols alpaca-eval-1 and alpaca-eval-2 only")
         options["length_control"] = length_control
     needs_prompts = protocol in ("ifeval", "ifbench")
     if needs_prompts != (prompts is not None):
         if needs_prompts:
             raise ConfigError(f"the protocol {protocol} needs the prompts with their instructions: give --prompts FILE")
-        raise ConfigError("prompts with instructions belong to the protocols ifeval and ifbench")
+        raise ConfigError("prompts with instructions apply to the protocols ifeval and ifbench only")
     if prompts is not None:
         options["prompts"] = prompts
     figures: list[Figures] = []

@@ -1,4 +1,4 @@
-"""Judgements of any origin: our verdicts and upstream's files, with the protocol told from the file."""
+"""Judgement files: ragalign's verdicts and those of upstream tools, with the protocol detected from the file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Source:
         file: the file's path.
         protocol: the protocol's name.
         verdicts: in file order.
-        texts: what the file says beside them.
-        problems: rows that could not be read; each is an unscored verdict.
+        texts: queries and answers recorded in the file.
+        problems: rows that could not be read; each counts as an unscored verdict.
     """
 
     file: str
@@ -47,14 +47,14 @@ def read_sources(
     """Read judgement files.
 
     Args:
-        paths: what `ragalign judge run` wrote (``verdicts.jsonl``, or its folder), or judgement files of the upstream
+        paths: output of `ragalign judge run` (``verdicts.jsonl``, or its folder), or judgement files of upstream
             tools.
-        protocol: the protocol of upstream's files, where they do not tell.
-        questions: FastChat's questions, for their categories.
+        protocol: the protocol of upstream files, if it cannot be detected.
+        questions: FastChat's question file, for its categories.
 
     Raises:
-        ConfigError: the protocol is unknown, or not the one of our own verdicts.
-        DataError: a file cannot be read, holds no judgement, is given twice, or does not tell its protocol.
+        ConfigError: the protocol is unknown, or differs from that of ragalign's verdicts.
+        DataError: a file cannot be read, has no judgement, is given twice, or its protocol cannot be detected.
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
@@ -69,7 +69,7 @@ def read_sources(
 def _read(file: Path, protocol: str | None, categories: Mapping[str, str]) -> list[Source]:
     first = next((row.value for row in read_rows(file) if row.value is not None), None)
     if first is None:
-        raise DataError(f"{file} holds no JSON object: give verdicts.jsonl or a judgement file of an upstream tool")
+        raise DataError(f"{file} contains no JSON object; give verdicts.jsonl or a judgement file of an upstream tool")
     if set(first) >= _OURS:
         return _own(file, protocol)
     name = protocol_of_file(protocol, file) if protocol is not None else _tell(first, file)
@@ -82,29 +82,29 @@ def _own(file: Path, protocol: str | None) -> list[Source]:
     verdicts = read_verdicts(file)
     for number, verdict in enumerate(verdicts, start=1):
         if problem := _problem(verdict):
-            raise DataError(f"{file} verdict {number}: this is no verdict: {problem}")
+            raise DataError(f"{file} verdict {number}: not a valid verdict: {problem}")
     sources = [
         Source(str(file), members[0].protocol, tuple(members)) for members in group(verdicts, lambda v: v.protocol)
     ]
     for source in sources:
         if protocol is not None and source.protocol not in (protocol, f"{protocol}-pairwise"):
-            raise ConfigError(f"{file} holds verdicts of the protocol {source.protocol}, not {protocol}")
+            raise ConfigError(f"{file} has verdicts of the protocol {source.protocol}, not {protocol}")
     return sources
 
 
 def _problem(verdict: Any) -> str | None:
-    """Why figures could not be computed from a verdict: JSON does not check types."""
+    """The reason why a verdict read from JSON is invalid; None if it is valid."""
     texts = (verdict.id, verdict.item_id, verdict.protocol, verdict.judge, verdict.model, verdict.raw)
     if not all(isinstance(text, str) for text in texts):
-        return "ids, names and the judge's words must be texts"
+        return "ids, names and the judge's reply must be strings"
     if verdict.protocol not in (*PROTOCOLS, COMPUTED):
         return f"unknown protocol {verdict.protocol!r}"
     if not isinstance(verdict.scores, Mapping) or not all(map(_is_number, verdict.scores.values())):
-        return "scores must be numbers by name"
+        return "scores must map names to numbers"
     if verdict.preference is not None and not (_is_number(verdict.preference) and 0 <= verdict.preference <= 1):
         return "the preference must be a number from 0 to 1"
     if not isinstance(verdict.metadata, Mapping) or not isinstance(verdict.turn, int):
-        return "the metadata must be an object and the turn a whole number"
+        return "metadata must be an object and turn an integer"
     return None
 
 
@@ -119,11 +119,11 @@ def _tell(row: Json, file: Path) -> str:
     for key, name in _SIGNS:
         if key in row:
             return name
-    raise DataError(f"{file} does not tell its protocol: name it with --protocol ({', '.join(PROTOCOLS)})")
+    raise DataError(f"cannot detect the protocol of {file}: name it with --protocol ({', '.join(PROTOCOLS)})")
 
 
 def _alpaca_eval(row: Json) -> str:
-    """Version 2 decides by log-probabilities, version 1 by a rank."""
+    """Version 2 decides by log probabilities, version 1 by a rank."""
     if row.get("annotator") == "alpaca_eval_gpt4":
         return "alpaca-eval-1"
     raw, preference = row.get("raw_completion"), row.get("preference")

@@ -1,4 +1,4 @@
-"""The figures of one model: the protocol's own, and those that every protocol has."""
+"""The figures of a model: the protocol's own, and those common to all protocols."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ragalign.statistics import Estimate, Shares, mean, shares
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one model under one protocol and judge.
+    """The figures of a model under one protocol and judge.
 
     Attributes:
-        name: what the report calls it: the model's name, with more where that is not unique.
-        figures: the protocol's own, as the upstream tool gives them.
-        intervals: of those that are means.
-        n: answers (or turns) with a verdict, both orders together.
-        n_unscored: answers without one.
-        n_prompts: distinct prompts among all of them.
-        reasons: why answers are unscored, with how many each.
-        outcomes: win, tie and lose shares from 0 to 1: of ``preference``, or of every aspect that is compared.
-        means: the mean of every metric, in the metric's unit.
-        categories: the headline metric by kind of prompt.
-        lengths: mean lengths of answers, by what was counted; only where they are recorded.
-        position: position bias; None where orders do not vary.
+        name: the model's name in the report, with a suffix where it is not unique.
+        figures: the protocol's own figures, as the upstream tool computes them.
+        intervals: the intervals of those that are means.
+        n: scored answers (or turns); both orders count once.
+        n_unscored: unscored answers.
+        n_prompts: distinct prompts among all answers.
+        reasons: why answers are unscored, with counts.
+        outcomes: win, tie and lose shares from 0 to 1, of ``preference`` or of each compared aspect.
+        means: the mean of each metric, in the metric's unit.
+        categories: the headline metric by category of prompt.
+        lengths: mean answer lengths by unit (words, characters), where they are recorded.
+        position: position bias; None if the order does not vary.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Summary:
     position: Position | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: the protocol's figures under upstream's names, and the common ones under ``common``."""
+        """JSON values: the protocol's figures under their upstream names, and the common ones under ``common``."""
         common = {
             "n": self.n,
             "n_unscored": self.n_unscored,
@@ -63,30 +63,30 @@ class Summary:
         return {"name": self.name, **self.figures.as_dict(), "intervals": _dicts(self.intervals), "common": common}
 
 
-def summarise(name: str, line: ModelVerdicts, metrics: Sequence[Metric], protocol: Protocol) -> Summary:
+def summarise(name: str, model: ModelVerdicts, metrics: Sequence[Metric], protocol: Protocol) -> Summary:
     """Compute a model's figures.
 
     Args:
-        name: what the report calls it.
-        line: its judged answers.
-        metrics: what to measure, the headline first.
+        name: the model's name in the report.
+        model: the model's judged answers.
+        metrics: the metrics to compute, the headline first.
         protocol: computes its own figures.
     """
-    figures = protocol.aggregate(line.verdicts)[0]
-    scored, reasons = split_scored(one.verdict for one in line.judged)
+    figures = protocol.aggregate(model.verdicts)[0]
+    scored, reasons = split_scored(answer.verdict for answer in model.judged)
     return Summary(
         name=name,
         figures=figures,
         intervals=intervals(figures),
         n=len(scored),
-        n_unscored=len(line.judged) - len(scored),
-        n_prompts=len({one.prompt for one in line.judged}),
+        n_unscored=len(model.judged) - len(scored),
+        n_prompts=len({answer.prompt for answer in model.judged}),
         reasons=reasons,
-        outcomes=_outcomes(line.judged, metrics, protocol),
-        means={metric.name: metric.estimate(line.judged) for metric in metrics},
-        categories=_categories(line.judged, metrics),
-        lengths=_lengths(line.judged),
-        position=position(line.judged),
+        outcomes=_outcomes(model.judged, metrics, protocol),
+        means={metric.name: metric.estimate(model.judged) for metric in metrics},
+        categories=_categories(model.judged, metrics),
+        lengths=_lengths(model.judged),
+        position=position(model.judged),
     )
 
 
@@ -102,7 +102,7 @@ def _outcomes(judged: Sequence[Judged], metrics: Sequence[Metric], protocol: Pro
 
 
 def _categories(judged: Sequence[Judged], metrics: Sequence[Metric]) -> dict[str, Estimate]:
-    kinds = group([one for one in judged if one.category is not None], lambda one: one.category)
+    kinds = group([answer for answer in judged if answer.category is not None], lambda answer: answer.category)
     if len(kinds) < 2 or not metrics:
         return {}
     return {str(members[0].category): metrics[0].estimate(members) for members in kinds}
@@ -110,11 +110,11 @@ def _categories(judged: Sequence[Judged], metrics: Sequence[Metric]) -> dict[str
 
 def _lengths(judged: Sequence[Judged]) -> dict[str, Estimate]:
     counted = {
-        "n_words": [one.n_words for one in judged],
-        "n_characters": [one.n_characters for one in judged],
-        "n_baseline_characters": [one.n_baseline_characters for one in judged],
+        "n_words": [answer.n_words for answer in judged],
+        "n_characters": [answer.n_characters for answer in judged],
+        "n_baseline_characters": [answer.n_baseline_characters for answer in judged],
     }
-    prompts = [one.prompt for one in judged]
+    prompts = [answer.prompt for answer in judged]
     found = {}
     for name, values in counted.items():
         known = [(float(value), prompt) for value, prompt in zip(values, prompts, strict=True) if value is not None]
@@ -129,4 +129,4 @@ def _percent(outcome: Shares) -> dict[str, Any]:
 
 
 def _dicts(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: one.to_dict() for name, one in estimates.items()}
+    return {name: estimate.to_dict() for name, estimate in estimates.items()}

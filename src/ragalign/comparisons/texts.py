@@ -1,4 +1,4 @@
-"""What a judge compared: queries and answers, out of upstream's judgement files."""
+"""Queries and answers that a judge saw, read from upstream judgement files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ragalign.judging.base import Json
 from ragalign.judging.files import read_rows
 
 Place: TypeAlias = tuple[str, str, int]
-"""Where a text belongs in one file: the prompt's id, the judged model, the turn."""
+"""The place of a text in a file: the prompt's id, the judged model and the turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The texts behind a verdict, as far as they are recorded.
+    """The texts of a verdict, as far as they are recorded.
 
     Attributes:
-        turns: what the user said, one text per turn.
-        answer, baseline: what the judged model and the baseline said, one text per turn.
-        shown: the judge's whole prompt, where upstream records only that.
-        demonstrations: ids of the demonstrations in the model's prompt, in prompt order; None where not recorded.
+        turns: the user's messages, one per turn.
+        answer, baseline: the replies of the judged model and of the baseline, one per turn.
+        shown: the judge's whole prompt, if the file records only that.
+        demonstrations: ids of the demonstrations in the model's prompt, in prompt order; None if not recorded.
         n_prompt_tokens: tokens of the model's prompt.
     """
 
@@ -35,16 +35,16 @@ class Texts:
     n_prompt_tokens: int | None = None
 
     def answer_of(self, turn: int) -> str | None:
-        """What the model said in a turn, counted from 1."""
+        """The model's reply in a turn, counted from 1."""
         return self.answer[turn - 1] if len(self.answer) >= turn else None
 
     def baseline_of(self, turn: int) -> str | None:
-        """What the baseline said in a turn, counted from 1."""
+        """The baseline's reply in a turn, counted from 1."""
         return self.baseline[turn - 1] if len(self.baseline) >= turn else None
 
 
 def recorded_texts(protocol: str, path: str | Path) -> dict[Place, Texts]:
-    """The texts that an upstream judgement file holds beside its judgements; ICA's files hold none.
+    """The texts in an upstream judgement file; ICA's files have none.
 
     Raises:
         DataError: the file cannot be read.
@@ -61,10 +61,10 @@ def recorded_texts(protocol: str, path: str | Path) -> dict[Place, Texts]:
 
 
 def read_turns(questions: str | Path) -> dict[str, tuple[str, ...]]:
-    """What FastChat's or Arena-Hard's questions ask, one text per turn, by the question's id.
+    """The questions of FastChat or Arena-Hard, one text per turn, by question id.
 
     Raises:
-        DataError: the file cannot be read, or a row is no question.
+        DataError: the file cannot be read, or a row is not a question.
     """
     return {question.id: question.turns for question in read_asked(questions)}
 

@@ -34,7 +34,7 @@ def browser_data(report: Report, n_prompts: int | None = None) -> dict[str, Any]
     models, rows = [], []
     prompts: dict[tuple[int, str], int] = {}
     for number, comparison in enumerate(report.comparisons):
-        for name, line in comparison.lines.items():
+        for name, line in comparison.verdicts.items():
             models.append({"name": name, "comparison": number})
             for judged in line.judged:
                 if (number, judged.prompt) not in prompts:

@@ -13,7 +13,7 @@ from ragalign.comparisons.completions import Completions
 from ragalign.comparisons.computed import protocol_named
 from ragalign.comparisons.differences import Difference, differences, strengths
 from ragalign.comparisons.distributions import Distribution, distribution
-from ragalign.comparisons.judged import ModelVerdicts, lines
+from ragalign.comparisons.judged import ModelVerdicts, verdicts_by_model
 from ragalign.comparisons.metrics import Metric, metrics, scale_of
 from ragalign.comparisons.sources import Source, read_sources
 from ragalign.comparisons.summary import Summary, summarise
@@ -35,7 +35,7 @@ class Comparison:
         protocol, baseline, judge: what they have in common. MT-Bench's pairs stand in one table whatever the
             baseline, which is None then.
         metrics: what is measured, the headline first.
-        lines: the judged answers by the model's name in the report, best first by the headline.
+        verdicts: the judged answers by the model's name in the report, best first by the headline.
         models: their figures, in the same order.
         differences: every two models on the same prompts.
         strengths: Bradley-Terry strengths; None with fewer than three systems.
@@ -46,7 +46,7 @@ class Comparison:
     baseline: str | None
     judge: str
     metrics: tuple[Metric, ...]
-    lines: Mapping[str, ModelVerdicts]
+    verdicts: Mapping[str, ModelVerdicts]
     models: tuple[Summary, ...]
     differences: tuple[Difference, ...]
     strengths: BradleyTerry | None
@@ -180,7 +180,7 @@ def _build(
     index: str | Path | None = None,
     against: str | None = None,
 ) -> Report:
-    found = lines(sources, texts)
+    found = verdicts_by_model(sources, texts)
     if not found:
         raise DataError("a report needs at least one verdict")
     comparisons = tuple(_compare(members, against) for members in group(found, _table))
@@ -220,7 +220,7 @@ def _compare(members: Sequence[ModelVerdicts], against: str | None) -> Compariso
         baseline=baseline,
         judge=judge,
         metrics=tuple(measured),
-        lines=ordered,
+        verdicts=ordered,
         models=tuple(models),
         differences=tuple(differences(ordered, measured, against=against)),
         strengths=strengths(ordered),

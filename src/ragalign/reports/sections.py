@@ -163,7 +163,7 @@ def _position_cells(model: Summary, axis: Axis) -> list[str]:
 
 
 def _one_order(comparison: Comparison) -> Markup:
-    orders = {order.swapped for line in comparison.lines.values() for one in line.judged for order in one.orders}
+    orders = {order.swapped for line in comparison.verdicts.values() for one in line.judged for order in one.orders}
     if not orders & {True, False}:
         return Markup()
     place = "second" if orders == {False} else "first" if orders == {True} else "in one place for each model"

@@ -1,6 +1,6 @@
 """Statistics of a comparison: every figure with its interval, clustered by prompt.
 
-Several samples or turns of one prompt are not independent, so prompts are what is resampled and counted
+Several samples or turns of one prompt are not independent, so prompts are resampled and counted
 (Miller 2024, arXiv:2411.00640). Below a few hundred prompts normal-theory intervals are too narrow (Bowyer et
 al. 2025, arXiv:2503.01747): means use a percentile bootstrap, shares a Wilson interval where it applies.
 Rates are fractions from 0 to 1; `Estimate.scaled` turns them into percent.

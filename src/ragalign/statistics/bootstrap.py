@@ -12,7 +12,7 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.statistics.estimate import Estimate, Prompts, Values, as_numbers, check_confidence, group
 
 DEFAULT_RESAMPLES = 10_000
-# Draws held in memory at a time: 2**20 of them are 8 MiB, whatever the number of prompts and resamples.
+# Draws held in memory at a time: 2**20 of them take 8 MiB, independent of the number of prompts and resamples.
 _CHUNK = 2**20
 
 
@@ -28,7 +28,7 @@ def mean(
 
     Args:
         values: one number per observation; None or NaN where unscored.
-        prompts: the prompt of each observation; without it every observation is a prompt of its own.
+        prompts: the prompt of each observation; by default each observation is a prompt of its own.
         n_resamples: bootstrap resamples.
         confidence: the interval's nominal coverage.
         seed: the same seed gives the same interval.
@@ -65,17 +65,17 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of first - second over observations that both have scored; see `mean`.
+    """The mean of first - second over observations with both scores; see `mean`.
 
-    An observation that either lacks counts as unscored.
+    An observation that lacks either score counts as unscored.
 
     Raises:
         DataError: the lengths differ, or as in `mean`.
     """
-    one, other = as_numbers(first), as_numbers(second)
-    if len(one) != len(other):
-        raise DataError(f"paired values differ in number: {len(one)} and {len(other)}")
-    return mean(one - other, prompts, n_resamples=n_resamples, confidence=confidence, seed=seed)
+    first_numbers, second_numbers = as_numbers(first), as_numbers(second)
+    if len(first_numbers) != len(second_numbers):
+        raise DataError(f"paired values differ in length: {len(first_numbers)} and {len(second_numbers)}")
+    return mean(first_numbers - second_numbers, prompts, n_resamples=n_resamples, confidence=confidence, seed=seed)
 
 
 def bootstrap(
@@ -89,7 +89,7 @@ def bootstrap(
     """The percentile interval of any figure under resampling of prompts.
 
     Args:
-        statistic: takes how often each prompt is in each resample, float64 [r, n_prompts], and gives the figure of
+        statistic: maps how often each prompt is in each resample, float64 [r, n_prompts], to the figure of
             each resample, float64 [r]. NaN marks a resample without a figure; it is left out.
         n_prompts: prompts to draw from, and to draw.
         n_resamples: bootstrap resamples, drawn in chunks of bounded memory.
@@ -140,5 +140,5 @@ def percentile_interval(figures: NDArray[np.float64], confidence: float) -> tupl
 
 
 def method_name(n_resamples: int) -> str:
-    """What `Estimate.method` says for a bootstrap."""
+    """The text of `Estimate.method` for a bootstrap."""
     return f"percentile bootstrap over prompts, {n_resamples} resamples"

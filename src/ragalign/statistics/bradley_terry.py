@@ -29,7 +29,7 @@ from ragalign.statistics.shares import check_preferences
 # A strength this far from the reference (odds of 3 million to 1) has no finite maximum of the likelihood: the
 # system won or lost everything.
 _INFINITE = 15.0
-# Both in comparisons: so small that a finite maximum does not move, while a strength without one runs past _INFINITE.
+# Both in comparisons: so small that a finite maximum does not move, while an unbounded strength runs past _INFINITE.
 # The ridge keeps Newton's equations solvable where the likelihood is flat, as for a pair that a resample lacks.
 _RIDGE = 1e-9
 _TOLERANCE = 1e-8
@@ -81,7 +81,7 @@ class BradleyTerry:
         """
         for name in (first, second):
             if name not in self.strengths:
-                raise DataError(f"no comparison of {name!r}: known are {', '.join(self.strengths)}")
+                raise DataError(f"{name!r} was not compared: choose one of {', '.join(self.strengths)}")
         half = (self.strengths[first].value - self.strengths[second].value) / 2
         if math.isnan(half):
             return (math.nan, math.nan, math.nan)
@@ -132,12 +132,12 @@ def fit_bradley_terry(
     table = _tabulate(comparisons)
     anchor = table.systems[0] if reference is None else reference
     if anchor not in table.systems:
-        raise DataError(f"no comparison of the reference {anchor!r}: known are {', '.join(table.systems)}")
+        raise DataError(f"the reference {anchor!r} was not compared: choose one of {', '.join(table.systems)}")
     design, position = table.design, table.systems.index(anchor)
     unlinked = [name for name, is_linked in zip(table.systems, _linked(table, position), strict=True) if not is_linked]
     if unlinked:
         raise DataError(
-            f"never compared with {anchor!r}, even through others: {', '.join(unlinked)}; fit each group alone"
+            f"not linked to {anchor!r} by any chain of comparisons: {', '.join(unlinked)}; fit each group separately"
         )
     point = _fit(table.totals.sum(axis=0)[None, :], design)
     fits = [
@@ -210,7 +210,7 @@ def _tabulate(comparisons: Sequence[PairOutcome]) -> _Table:
             pair, outcome = pair[::-1], 2 - outcome
         cells.append(pairs.setdefault(pair, len(pairs)) * 3 + outcome)
     if not cells:
-        raise DataError(f"none of {len(comparisons)} comparisons is scored: nothing to fit")
+        raise DataError(f"none of the {len(comparisons)} comparisons is scored: nothing to fit")
     design = np.zeros((len(pairs), len(systems)))
     for (first, second), row in pairs.items():
         design[row, systems[first]], design[row, systems[second]] = 0.5, -0.5
@@ -235,7 +235,7 @@ def _pieces(rows: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def _relative(parameters: NDArray[np.float64], reference: int) -> NDArray[np.float64]:
-    """Strengths relative to the reference, float64 [r, n_systems], infinite where there is no finite maximum."""
+    """Strengths relative to the reference, float64 [r, n_systems]; infinite without a finite maximum."""
     strengths = parameters[:, :-1] - parameters[:, reference : reference + 1]
     return np.where(np.abs(strengths) < _INFINITE, strengths, np.copysign(np.inf, strengths))
 
@@ -248,7 +248,7 @@ def _fit(
     Args:
         totals: outcomes of each fit, float64 [r, n_pairs * 3].
         design: see `_Table`.
-        start: where to begin, float64 [1, n_systems + 1].
+        start: initial parameters, float64 [1, n_systems + 1].
 
     Returns:
         Strengths, up to a constant, and log nu: float64 [r, n_systems + 1].

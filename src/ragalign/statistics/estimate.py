@@ -23,10 +23,10 @@ class Estimate:
     Attributes:
         value: the figure; NaN where nothing was scored.
         low, high: the interval's ends, at level `confidence`.
-        n: scored observations that the figure rests on.
+        n: scored observations behind the figure.
         n_unscored: observations left out because they have no score.
-        method: how the interval was made.
-        n_prompts: distinct prompts among the scored observations: what is independent.
+        method: how the interval was computed.
+        n_prompts: distinct prompts among the scored observations: the independent units.
         confidence: the interval's nominal coverage.
     """
 
@@ -88,7 +88,7 @@ class Grouped:
     def totals(self, values: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Sums over each prompt's observations, float64 [n_prompts]."""
         weights = self.values if values is None else values
-        # Without observations bincount forgets its weights and counts in integers.
+        # Without observations bincount ignores its weights and returns integers.
         return np.bincount(self.codes, weights=weights, minlength=self.n_prompts).astype(np.float64)
 
 
@@ -97,10 +97,10 @@ def group(values: Values, prompts: Prompts | None = None) -> Grouped:
 
     Args:
         values: one number per observation.
-        prompts: the prompt of each observation; without it every observation is a prompt of its own.
+        prompts: the prompt of each observation; by default each observation is a prompt of its own.
 
     Raises:
-        DataError: the lengths differ, or a value is infinite or no number.
+        DataError: the lengths differ, or a value is infinite or not a number.
     """
     numbers = as_numbers(values)
     if prompts is not None and len(prompts) != len(numbers):
@@ -124,7 +124,7 @@ def as_numbers(values: Values) -> NDArray[np.float64]:
     """Values as float64 [n], None as NaN.
 
     Raises:
-        DataError: a value is infinite or no number, or the values are not one-dimensional.
+        DataError: a value is infinite or not a number, or the values are not one-dimensional.
     """
     try:
         numbers = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
@@ -138,15 +138,15 @@ def as_numbers(values: Values) -> NDArray[np.float64]:
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuse a confidence level that is no probability.
+    """Reject a confidence level outside (0, 1).
 
     Raises:
         ConfigError: it is not strictly between 0 and 1.
     """
     if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
+        raise ConfigError(f"confidence must be between 0 and 1, such as 0.95, not {confidence}")
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value as JSON can hold it."""
+    """The value, or None for NaN and infinities, which JSON cannot hold."""
     return value if math.isfinite(value) else None

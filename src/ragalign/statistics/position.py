@@ -15,7 +15,7 @@ from ragalign.statistics.shares import check_preferences, proportion
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """How far the order of two answers decides.
+    """How much the order of two answers influences the judge.
 
     Attributes:
         consistency: share of comparisons with the same outcome (win, tie or loss) in both orders, among those
@@ -50,9 +50,9 @@ def position_bias(
     """Consistency and first-position rate (Zheng et al. 2023, arXiv:2306.05685, section 3.3).
 
     Args:
-        shown_first: preference for the model, from 0 to 1, when its answer stood first; None where unscored.
-        shown_second: the same comparisons with the model's answer second.
-        prompts: the prompt of each comparison; without it every comparison is a prompt of its own.
+        shown_first: preference for the model, from 0 to 1, when its answer was shown first; None where unscored.
+        shown_second: the same comparisons with the model's answer shown second.
+        prompts: the prompt of each comparison; by default each comparison is a prompt of its own.
         n_resamples: bootstrap resamples.
         confidence: the intervals' nominal coverage.
         seed: the same seed gives the same interval.

@@ -1,7 +1,7 @@
-"""Power of a paired comparison: how many prompts show a difference, and what a number of prompts can show.
+"""Power of a paired comparison: how many prompts show a difference, and which difference a number of prompts can show.
 
-All three take the paired t-test over prompt means, two-sided, with the noncentral t distribution (Cohen 1988,
-chapter 2): what a normal approximation gives from some fifty prompts on, and more honest below. With several
+All three use the two-sided paired t-test over prompt means with the noncentral t distribution (Cohen 1988,
+chapter 2). It agrees with the normal approximation from about fifty prompts and is more accurate below. With several
 samples per prompt, `sd` is the standard deviation of the prompts' mean differences.
 """
 
@@ -19,7 +19,7 @@ def paired_power(n_prompts: int, difference: float, sd: float, *, alpha: float =
     """The probability that `n_prompts` prompts show a true mean `difference` at level `alpha`.
 
     Args:
-        n_prompts: prompts that both systems answer, at least 2.
+        n_prompts: prompts answered by both systems, at least 2.
         difference: the true mean difference, in the scores' unit.
         sd: standard deviation of the differences between prompts, in the same unit.
         alpha: the test's level.
@@ -34,7 +34,7 @@ def paired_power(n_prompts: int, difference: float, sd: float, *, alpha: float =
     degrees = n_prompts - 1
     noncentrality = abs(difference) / sd * math.sqrt(n_prompts)
     critical = float(stats.t.isf(alpha / 2, degrees))
-    # Above this the far tail of nct is numerically fragile, and the answer is 1 to all digits shown.
+    # Above this the far tail of nct is numerically unstable, and the power is 1 to all printed digits.
     if noncentrality > critical + 30:
         return 1.0
     upper = stats.nct.sf(critical, degrees, noncentrality)
@@ -76,7 +76,7 @@ def detectable_difference(n_prompts: int, sd: float, *, power: float = 0.8, alph
     if n_prompts < 2:
         raise ConfigError(f"power needs at least 2 prompts, not {n_prompts}")
     if power <= alpha:
-        raise ConfigError(f"power must be larger than alpha ({alpha}): without any difference it equals alpha")
+        raise ConfigError(f"power must be larger than alpha ({alpha}): without a difference the power equals alpha")
     brentq = require("scipy.optimize", "power").brentq
     high = sd
     while paired_power(n_prompts, high, sd, alpha=alpha) < power:
@@ -88,6 +88,6 @@ def _check(sd: float, alpha: float, power: float | None = None) -> None:
     if not (sd > 0 and math.isfinite(sd)):
         raise ConfigError(f"sd must be a positive number, not {sd}")
     if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must lie between 0 and 1, such as 0.05, not {alpha}")
+        raise ConfigError(f"alpha must be between 0 and 1, such as 0.05, not {alpha}")
     if power is not None and not 0 < power < 1:
-        raise ConfigError(f"power must lie between 0 and 1, such as 0.8, not {power}")
+        raise ConfigError(f"power must be between 0 and 1, such as 0.8, not {power}")

@@ -14,7 +14,7 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.statistics.bootstrap import DEFAULT_RESAMPLES, mean
 from ragalign.statistics.estimate import Estimate, Prompts, Values, as_numbers, check_confidence, group
 
-# With fewer prompts than this that vary, a bootstrap hardly sees the rare outcome.
+# With fewer varying prompts than this, a bootstrap rarely draws the rare outcome.
 _MIN_PROMPTS_EACH_WAY = 5
 
 
@@ -40,8 +40,8 @@ class Shares:
 def wilson(n_successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), without continuity correction.
 
-    Unlike the normal interval it stays inside [0, 1] and keeps its width at 0 and `n` successes. Both counts may
-    be effective sizes, hence not whole.
+    Unlike the normal interval it stays inside [0, 1] and keeps its width at 0 and `n` successes. Both counts can
+    be effective sizes, so they need not be whole.
 
     Raises:
         ConfigError: the counts or the confidence are out of range.
@@ -55,7 +55,7 @@ def wilson(n_successes: float, n: float, confidence: float = 0.95) -> tuple[floa
     share = n_successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At the extremes one end is the share itself; rounding must not move it inside.
+    # At the extremes one end is the share itself; keep rounding from moving it inside.
     low = 0.0 if n_successes == 0 else max(0.0, centre - half)
     high = 1.0 if n_successes == n else min(1.0, centre + half)
     return low, high
@@ -72,12 +72,12 @@ def proportion(
     """The share of successes.
 
     One observation per prompt: Wilson's interval. Several: a bootstrap over prompts, except at the extremes (fewer
-    than five prompts with a success, or with a failure), where it would be far too narrow: there Wilson's
-    interval, as if the observations of a prompt were one.
+    than five prompts with a success, or with a failure), where it would be far too narrow: there it is Wilson's
+    interval with one observation per prompt.
 
     Args:
         successes: 1 (or True), 0 (or False), None or NaN where unscored.
-        prompts: the prompt of each observation; without it every observation is a prompt of its own.
+        prompts: the prompt of each observation; by default each observation is a prompt of its own.
         n_resamples: bootstrap resamples.
         confidence: the interval's nominal coverage.
         seed: the same seed gives the same interval.
@@ -116,7 +116,7 @@ def shares(
 ) -> Shares:
     """Win, tie and lose shares of preferences from 0 (lost) over 0.5 (tie) to 1 (won); None where unscored.
 
-    The single shares carry the intervals of `proportion`, the net share a bootstrap over prompts.
+    The shares have the intervals of `proportion`; the net share has a bootstrap over prompts.
 
     Raises:
         DataError: a preference lies outside [0, 1].
@@ -135,10 +135,10 @@ def check_preferences(preferences: Values) -> NDArray[np.float64]:
     """Preferences as float64 [n], None as NaN.
 
     Raises:
-        DataError: one lies outside [0, 1].
+        DataError: a preference lies outside [0, 1].
     """
     numbers = as_numbers(preferences)
     outside = numbers[(numbers < 0) | (numbers > 1)]
     if len(outside):
-        raise DataError(f"a preference must lie between 0 and 1, not {outside[0]:g}")
+        raise DataError(f"a preference must be between 0 and 1, not {outside[0]:g}")
     return numbers

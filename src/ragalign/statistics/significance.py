@@ -1,4 +1,4 @@
-"""Tests of significance: the exact sign test, and Holm's correction for several of them."""
+"""Significance: the exact sign test, and Holm's correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SignTest:
     """An exact two-sided sign test over prompts.
 
     Attributes:
-        p_value: how probable a split at least this uneven is if both signs are equally probable; 1 without any.
-        n_positive, n_negative, n_ties: prompts whose mean difference is above, below and exactly 0. Ties say
-            nothing about the direction and do not enter `p_value`.
+        p_value: probability of a split at least this uneven if both signs are equally likely; 1 with ties only.
+        n_positive, n_negative, n_ties: prompts whose mean difference is above, below and exactly 0. Ties carry
+            no information about the direction and do not enter `p_value`.
         n_unscored: observations left out because they have no score.
         method: the test's name.
     """
@@ -51,14 +51,14 @@ def sign_test(differences: Values, prompts: Prompts | None = None) -> SignTest:
 
     Args:
         differences: one number per observation, such as preference - 0.5; None or NaN where unscored.
-        prompts: the prompt of each observation; without it every observation is a prompt of its own.
+        prompts: the prompt of each observation; by default each observation is a prompt of its own.
 
     Raises:
         DataError: as `ragalign.statistics.estimate.group`.
     """
     data = group(differences, prompts)
     totals = data.totals()
-    # Sums of values like 0.1 miss zero by rounding; such a prompt is a tie.
+    # Sums of values such as 0.1 miss zero by rounding errors; such a prompt is a tie.
     votes = np.where(np.abs(totals) <= 1e-9 * data.totals(np.abs(data.values)), 0.0, np.sign(totals))
     n_positive, n_negative = int((votes > 0).sum()), int((votes < 0).sum())
     p_value = 1.0
@@ -75,7 +75,7 @@ def sign_test(differences: Values, prompts: Prompts | None = None) -> SignTest:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values adjusted for testing several hypotheses, such as aspects (Holm 1979), under the same names.
+    """Adjust p-values for testing several hypotheses, such as aspects (Holm 1979); the names stay.
 
     Rejecting those that are at most alpha keeps the probability of any false rejection at most alpha.
 
@@ -84,11 +84,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """
     for name, p_value in p_values.items():
         if not 0 <= p_value <= 1:
-            raise DataError(f"the p-value of {name!r} must lie between 0 and 1, not {p_value}")
+            raise DataError(f"the p-value of {name!r} must be between 0 and 1, not {p_value}")
     adjusted: dict[str, float] = {}
     smallest = 0.0
     for rank, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
-        # A later hypothesis cannot be more significant than one before it.
+        # A later hypothesis cannot be more significant than an earlier one.
         smallest = max(smallest, min(1.0, (len(p_values) - rank) * p_value))
         adjusted[name] = smallest
     return {name: adjusted[name] for name in p_values}
