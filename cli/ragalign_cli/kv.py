@@ -56,6 +56,7 @@ def build(
     """
     from ragalign.aligner import Aligner
     from ragalign.generation import VllmGenerator
+    from ragalign.models import locate_model
     from ragalign.reuse.building import build as build_store
     from ragalign.reuse.keeping import connector_config
     from ragalign.reuse.layout import manifest_for
@@ -66,7 +67,7 @@ def build(
     chosen = _plain(recipe)
     folder = _store_folder(store, index, chosen, model)
     check_model(model, context_length)
-    packer = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer or model).packer
+    packer = Aligner.from_recipe(chosen, index=index, tokenizer=locate_model(tokenizer or model)).packer
     Store.create(folder, manifest_for(packer, precision))
     with VllmGenerator(
         model,

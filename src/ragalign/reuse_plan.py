@@ -43,6 +43,12 @@ class ReusePlan:
             return f"ragalign-keep-{self.keep}"
         return f"ragalign-{self.key}-{len(self.lengths)}"
 
+    def split(self, n_ready: int) -> tuple[int, int]:
+        """Of the prompt's first `n_ready` tokens, which were not computed: how many are exact, and how many reused."""
+        end = self.n_prefix_tokens + self.n_tokens
+        n_reused = max(0, min(n_ready, end) - self.n_prefix_tokens)
+        return n_ready - n_reused, n_reused
+
     def params(self) -> dict[str, Any]:
         """The plan as vLLM's `kv_transfer_params`."""
         plan = {"key": self.key, "prefix": self.n_prefix_tokens, "lengths": list(self.lengths), "keep": self.keep}

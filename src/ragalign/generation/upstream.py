@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -54,6 +54,14 @@ class _Server:
     def name(self) -> str:
         parts = httpx.URL(self.url)
         return f"{parts.scheme}://{parts.host}" + (f":{parts.port}" if parts.port else "")
+
+
+def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
+    """What the server calls cached, as tokens that were and those of reused demonstrations."""
+    if prompt.reuse is None or delta.n_cached_tokens is None:
+        return delta
+    n_cached, n_reused = prompt.reuse.split(delta.n_cached_tokens)
+    return replace(delta, n_cached_tokens=n_cached, n_reused_tokens=n_reused)
 
 
 class Upstream:
@@ -175,7 +183,7 @@ class Upstream:
                     else:
                         deltas = self._streamed(server, response, filter_, decoding.max_tokens)
                     async for delta in deltas:
-                        yield delta
+                        yield _without_reused(delta, prompt)
                 return
             except BadAnswerError as error:
                 raise GenerationError(f"{server.name} {error}") from error
@@ -269,6 +277,8 @@ class Upstream:
             **decoding_fields(decoding, stops, sample),
             **extension_fields(decoding),
         }
+        if prompt.reuse is not None:
+            body |= {"kv_transfer_params": prompt.reuse.params(), "cache_salt": prompt.reuse.cache_salt}
         if logprobs is not None:
             body["logprobs"] = logprobs
         if not whole:

@@ -56,8 +56,11 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
     """
     from transformers import AutoConfig
 
+    from ragalign.models import locate_model
+
+    located = locate_model(model)
     try:
-        config = AutoConfig.from_pretrained(str(model))
+        config = AutoConfig.from_pretrained(located)
     except (OSError, ValueError):
         return  # the engine knows more than Transformers, or says better what is wrong
     text = config.get_text_config()
