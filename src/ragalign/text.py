@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 
 def normalise(text: str) -> str:
@@ -29,6 +30,17 @@ def valid_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def valid_values(value: Any) -> Any:
+    """JSON values with `valid_text` applied to every text and key in them."""
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, list):
+        return [valid_values(part) for part in value]
+    if isinstance(value, dict):
+        return {valid_values(name): valid_values(part) for name, part in value.items()}
+    return value
 
 
 class ValidText:

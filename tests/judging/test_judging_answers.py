@@ -182,7 +182,14 @@ def test_questions_of_any_form(tmp_path: Path) -> None:
         ({"instruction": "q", "output": None}, "line 1: the instruction and every output must be texts"),
         ({"output": "x"}, "line 1: the instruction"),
         ({"question_id": 1, "choices": []}, "line 1: 'choices' is no list"),
-        ({"uid": "1", "messages": [{"role": "user", "content": "q"}]}, "no assistant turn"),
+        ({"question_id": 1, "choices": [None]}, "line 1: an entry of 'choices' has no list of 'turns'"),
+        ({"question_id": 1, "choices": [{"index": 0}]}, "line 1: an entry of 'choices' has no list of 'turns'"),
+        ({"question_id": 1, "choices": [{"turns": []}]}, "line 1: an entry of 'choices' has no list of 'turns'"),
+        ({"uid": "1", "messages": [{"role": "user", "content": "q"}]}, "does not end with an assistant turn"),
+        ({"uid": "1", "messages": []}, "does not end with an assistant turn"),
+        ({"uid": "1", "messages": [{"role": "assistant", "content": "a"}]}, "the conversation is empty"),
+        ({"messages": None}, "line 1: the conversation cannot be read: the field 'messages' is null"),
+        ({"messages": [1]}, "line 1: "),
         ("x", "line 1: no JSON object"),
     ],
 )
@@ -207,3 +214,43 @@ def test_unknown_form(tmp_path: Path) -> None:
 
 def test_every_protocol_has_a_form() -> None:
     assert set(FORM_OF) == set(PROTOCOLS) - {"ifeval", "ifbench"}  # which have no judge
+
+
+@pytest.mark.parametrize("name", ["id", "question_id", "prompt_id", "uid"])
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_answers_to_equal_instructions_pair_by_any_id(tmp_path: Path, name: str, kind: type) -> None:
+    def rows(folder: str, numbers: tuple[int, ...]) -> Path:
+        path = tmp_path / folder
+        lines = [{name: kind(n), "instruction": "Summarise.", "output": f"{folder}{n}"} for n in numbers]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    items = load_items(rows("a", (1, 2)), baseline=rows("b", (2, 1)))
+    assert [(item.answer.text, item.baseline.text) for item in items if item.baseline] == [("a1", "b1"), ("a2", "b2")]
+
+
+def test_a_conversation_is_judged_by_its_last_answer(tmp_path: Path) -> None:
+    turns = [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "more"), ("assistant", {"answer": "b"})]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"output": None, "messages": [{"role": r, "content": c} for r, c in turns]}))
+    [item] = load_items(path)
+    assert (item.turns, item.answer.turns) == (("q\na\nmore",), ("b",))
+
+
+def test_half_characters_of_models_are_replaced(tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "output": "a\ud83d"}, {"instruction": "r", "output": "\ude00"}]
+    for name, content in (("a.json", json.dumps(rows)), ("a.jsonl", "\n".join(map(json.dumps, rows)))):
+        path = tmp_path / name
+        path.write_text(content)
+        assert [item.answer.text for item in load_items(path)] == ["a\ufffd", "\ufffd"]
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "[" * 100_000])
+def test_numbers_and_nesting_beyond_pythons_limits_have_their_line(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"instruction": "q", "output": "a", "n": {number}}}\n')
+    with pytest.raises(DataError, match="line 1: no JSON: "):
+        load_items(path)
+    path.write_text(f'[{{"instruction": "q", "output": "a", "n": {number}}}]\n')
+    with pytest.raises(DataError, match="a JSON array that cannot be read: "):
+        load_items(path)

@@ -11,7 +11,7 @@ from ragalign.errors import DataError
 from ragalign.judging.base import Answer, Item, Json
 from ragalign.judging.files import read_rows
 from ragalign.judging.pairing import Prompted, pair
-from ragalign.questions import BadRowError, read_question
+from ragalign.questions import BadRowError, is_empty, read_conversation, read_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def read_asked(path: str | Path) -> list[AskedQuestion]:
         if row.value is None:
             raise DataError(f"{row.where}: {row.problem}")
         value = row.value
-        item_id = _id(value, "question_id", "uid", "id")
+        item_id = _id(value, *_ID_FIELDS)
         try:
             question = read_question(value)
         except BadRowError as error:
@@ -158,12 +158,14 @@ def _read(path: str | Path) -> list[_Row]:
     for row in read_rows(path):
         if row.value is None:
             raise DataError(f"{row.where}: {row.problem}")
-        reader = next((reader for key, reader in _READERS if key in row.value), None)
+        value = row.value
+        readers = [(key, reader) for key, reader in _READERS if key in value]
+        reader = next((reader for key, reader in readers if value[key] is not None), readers[0][1] if readers else None)
         if reader is None:
             expected = ", ".join(f"{key!r}" for key, _ in _READERS)
             raise DataError(f"{row.where}: no model answer: none of the fields {expected}")
         try:
-            rows.append(reader(row.value, Path(path)))
+            rows.append(reader(value, Path(path)))
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
     ids = Counter(row.id for row in rows if row.id is not None)
@@ -176,16 +178,35 @@ def _fastchat(row: Json, path: Path) -> _Row:
     choices = row["choices"]
     if not isinstance(choices, list) or not choices:
         raise DataError("'choices' is no list, or an empty one")
-    samples = tuple(tuple(_content(turn) for turn in choice["turns"]) for choice in choices)
-    return _Row(_id(row, "question_id"), None, str(row.get("model_id", path.stem)), samples)
+    samples = tuple(_choice(choice) for choice in choices)
+    return _Row(_id(row, *_ID_FIELDS), None, str(row.get("model_id", path.stem)), samples)
+
+
+def _choice(choice: object) -> tuple[str, ...]:
+    turns = choice.get("turns") if isinstance(choice, Mapping) else None
+    if not isinstance(turns, list) or not turns:
+        raise DataError("an entry of 'choices' has no list of 'turns', or an empty one")
+    return tuple(_content(turn) for turn in turns)
 
 
 def _arena(row: Json, path: Path) -> _Row:
+    """A conversation that ends with the answer that is judged."""
     messages = row["messages"]
-    texts = {message.get("role"): _content(message) for message in messages if isinstance(message, dict)}
-    if not {"user", "assistant"} <= set(texts):
-        raise DataError("'messages' holds no user turn, or no assistant turn")
-    return _Row(_id(row, "uid", "id"), texts["user"], str(row.get("model", path.stem)), ((texts["assistant"],),))
+    if isinstance(messages, list):
+        messages = [
+            {**message, "content": _content(message)} if isinstance(message.get("content"), Mapping) else message
+            for message in messages
+            if isinstance(message, Mapping)
+        ]
+    try:
+        _, turns = read_conversation("messages", messages)
+        if not turns or turns[-1][0] != "assistant":
+            raise DataError("'messages' does not end with an assistant turn")
+        question = read_question({**row, "messages": messages[:-1]})
+    except BadRowError as error:
+        raise DataError(f"the conversation cannot be read: {error.reason}") from None
+    model = next((row[key] for key in ("model", "generator") if isinstance(row.get(key), str)), path.stem)
+    return _Row(_id(row, *_ID_FIELDS), question.as_one_text, model, ((turns[-1][1],),), question.bare)
 
 
 def _plain(row: Json, path: Path) -> _Row:
@@ -202,7 +223,7 @@ def _plain(row: Json, path: Path) -> _Row:
     category = row.get("category")
     metadata = {key: row[key] for key in ("dataset", "source_id", "datasplit") if isinstance(row.get(key), str)}
     return _Row(
-        _id(row, "id"),
+        _id(row, *_ID_FIELDS),
         question.as_one_text,
         model,
         tuple((text,) for text in outputs),
@@ -213,6 +234,8 @@ def _plain(row: Json, path: Path) -> _Row:
 
 
 _OUTPUT_FIELDS = ("output", "response_list", "responses", "response", "completion", "answer")
+# Not the order of question files: the tools that write these rows give `id` another meaning where they have both.
+_ID_FIELDS = ("question_id", "uid", "id", "prompt_id")
 _READERS: tuple[tuple[str, Callable[[Json, Path], _Row]], ...] = (
     ("choices", _fastchat),
     *((key, _plain) for key in _OUTPUT_FIELDS),
@@ -230,5 +253,7 @@ def _content(value: object) -> str:
 
 
 def _id(row: Json, *keys: str) -> str | None:
-    value = next((row[key] for key in keys if key in row), None)
+    value = next((row[key] for key in keys if not is_empty(row.get(key))), None)
+    if isinstance(value, float) and value.is_integer():  # pandas turns whole numbers with gaps into floats
+        value = int(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None

@@ -16,7 +16,7 @@ from ragalign.judging.judges import Judge
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Quote
 from ragalign.judging.retries import FinalError, RetryableError, RetryPolicy, failure
-from ragalign.text import valid_text
+from ragalign.text import valid_values
 
 if TYPE_CHECKING:
     import httpx
@@ -188,20 +188,9 @@ class ChatClient:
             text = text.replace(self._key, "[API key]")
         try:
             # NaN and infinities, which some servers send as log-probabilities, are not JSON: no file could hold them.
-            return without_surrogates(json.loads(text, parse_constant=lambda _: None))
+            return valid_values(json.loads(text, parse_constant=lambda _: None))
         except (ValueError, RecursionError):
             return None
-
-
-def without_surrogates(value: Any) -> Any:
-    """JSON values with U+FFFD for halves of surrogate pairs, which no file could be encoded with."""
-    if isinstance(value, str):
-        return valid_text(value)
-    if isinstance(value, list):
-        return [without_surrogates(part) for part in value]
-    if isinstance(value, dict):
-        return {without_surrogates(name): without_surrogates(part) for name, part in value.items()}
-    return value
 
 
 def _usage(body: Mapping[str, Any]) -> JudgeUsage | None:

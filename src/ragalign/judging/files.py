@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ragalign._parsing import parse_json
 from ragalign._sources import Source
 from ragalign.errors import DataError
 from ragalign.runs.writing import write_lines, write_text
+from ragalign.text import valid_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Row:
 def read_rows(path: str | Path) -> list[Row]:
     """All rows of a JSON array or of a JSON Lines file, plain or compressed with gzip; its first character says which.
 
-    A line or entry that is no JSON object is a row with a problem, so that nothing is lost.
+    A line or entry that is no JSON object is a row with a problem, so that nothing is lost. Half a surrogate pair, as
+    byte-level models write them, is U+FFFD.
 
     Raises:
         DataError: the file cannot be read, has no rows, or is a JSON array that breaks off.
@@ -63,9 +66,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], form: Litera
 
 def _array(path: str | Path, text: str) -> list[Row]:
     try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        values = valid_values(parse_json(text))
+    except ValueError as error:
+        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"{path} is a JSON array that cannot be read: {reason}") from None
     if not isinstance(values, list):
         raise DataError(f"{path} holds no JSON array")
@@ -81,9 +84,9 @@ def _array(path: str | Path, text: str) -> list[Row]:
 
 def _line(position: int, where: str, line: str) -> Row:
     try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        value = valid_values(parse_json(line))
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         return Row(position, where, problem=f"no JSON: {reason}")
     if not isinstance(value, dict):
         return Row(position, where, problem="no JSON object")

@@ -243,6 +243,6 @@ def _differs(verdict: Verdict) -> bool:
             aspect: _SCORE_FOR_NOT_APPLICABLE if judged["score"] == _NOT_APPLICABLE else float(judged["score"])
             for aspect, judged in stored.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return verdict.is_scored
     return expected != verdict.scores

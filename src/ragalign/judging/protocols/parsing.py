@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from ragalign._parsing import parse_json
 from ragalign.judging.base import UnreadableReplyError
 
 
@@ -17,7 +18,7 @@ def finite(text: object, what: str) -> float:
     """
     try:
         value = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UnreadableReplyError(f"{what} is no number: {_short(text)}") from None
     if not math.isfinite(value):
         raise UnreadableReplyError(f"{what} is not finite: {_short(text)}")
@@ -31,9 +32,9 @@ def json_object(text: str) -> dict[str, Any]:
         UnreadableReplyError: the text is no JSON, or no object.
     """
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+        value = parse_json(text)
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise UnreadableReplyError(f"the reply is no JSON: {reason}") from None
     if not isinstance(value, dict):
         raise UnreadableReplyError(f"the reply is JSON but no object: {_short(value)}")

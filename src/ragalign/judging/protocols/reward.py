@@ -88,9 +88,13 @@ class Reward(Protocol):
             found = None
         if not isinstance(found, list) or len(found) != n or not all(isinstance(one, int | float) for one in found):
             raise UnreadableReplyError(f"the judge gave no {n} rewards; is it a reward model (reward:MODEL)?")
-        if not all(map(math.isfinite, found)):
+        try:
+            rewards = [float(one) for one in found]
+        except OverflowError:
+            rewards = [math.inf]
+        if not all(map(math.isfinite, rewards)):
             raise UnreadableReplyError("a reward is no finite number")
-        return [float(one) for one in found]
+        return rewards
 
 
 class RewardPairwise(Reward):
