@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Nothing here needs a model hub: everything that is tested loads from local folders.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo results test test-slow lint format clean
+.PHONY: setup demo results test test-slow lint docs wheel-test format clean
 
 setup: $(READY)
 
@@ -40,6 +40,15 @@ lint: setup
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation, into build/site; a warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+# The wheel, used in an environment of its own.
+wheel-test: setup
+	$(BIN)/python .ci/wheel_test.py
 
 format: setup
 	$(BIN)/ruff format

@@ -25,7 +25,25 @@ _PACKAGED = "package:"
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    """How `ragalign index --recipe` builds; relative paths start at the recipe's folder."""
+    """How `ragalign index --recipe` builds; relative paths start at the recipe's folder.
+
+    Attributes:
+        pool: files of demonstrations, or names of Hugging Face datasets.
+        shape: of the rows, such as "alpaca" or "messages"; "auto" recognises each row's.
+        fields: the rows' own names of fields, such as ``{ instruction = "question" }``.
+        metadata: fields that are no part of a demonstration, whatever their names.
+        unwrap: take instructions out of the Alpaca prompt template.
+        on_error: "strict" stops at the first bad row; "skip" leaves bad rows out and lists them.
+        near_duplicates: leave out instructions this similar to an earlier one (Jaccard, such as 0.8).
+        encoder: a sentence-transformers model; MiniLM where it is empty.
+        normalize: scale vectors to length 1.
+        query_prompt: text before every query, where the encoder wants one.
+        document_prompt: text before everything that is indexed.
+        precision: of the encoder's weights; "auto" is bfloat16 on processors made for it.
+        text: encode the instruction only, or both it and the response.
+        kind: "auto", "flat", "hnsw", "ivf" or a FAISS factory string.
+        metric: how vectors are compared.
+    """
 
     pool: tuple[str, ...] = ()
     shape: str = "auto"

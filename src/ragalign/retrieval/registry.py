@@ -39,6 +39,17 @@ def retriever_names() -> tuple[str, ...]:
     return tuple(_STRATEGIES)
 
 
+def retriever_class(name: str) -> type[Retriever]:
+    """The class of the strategy called ``name``.
+
+    Raises:
+        ConfigError: there is no such strategy.
+    """
+    if name not in _STRATEGIES:
+        raise ConfigError(f"there is no retriever {name!r}; choose one of: {', '.join(_STRATEGIES)}")
+    return _STRATEGIES[name]
+
+
 def retriever_options(name: str) -> tuple[str, ...]:
     """The options of the strategy called ``name``, as recipes write them.
 
@@ -71,13 +82,11 @@ def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
         if not isinstance(stages, list | tuple):
             raise ConfigError(f"{name}: retrievers must be a list of retrievers, not {stages!r}")
         given["retrievers"] = [_stage(stage, index) for stage in stages]
-    return _STRATEGIES[name](index, **given)  # type: ignore[arg-type]
+    return retriever_class(name)(index, **given)  # type: ignore[arg-type]
 
 
 def _parameters(name: str) -> list[str]:
-    if name not in _STRATEGIES:
-        raise ConfigError(f"there is no retriever {name!r}; choose one of: {', '.join(_STRATEGIES)}")
-    signature = inspect.signature(_STRATEGIES[name])
+    signature = inspect.signature(retriever_class(name))
     return [parameter.name for parameter in signature.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
 
 

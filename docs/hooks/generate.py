@@ -1,0 +1,244 @@
+"""Parts of the documentation that come from the code: each function returns Markdown.
+
+Everything here must load quickly and without heavy libraries, since a test calls all of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from html import escape
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+import typer
+from griffe import Docstring, DocstringSectionKind
+from grouped import split_groups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def packaged_recipes() -> str:
+    """The recipes that come with the package, with their descriptions."""
+    from ragalign.recipes import Recipe, packaged_recipes
+
+    rows = [(f"`{name}`", Recipe.load(name).description) for name in packaged_recipes()]
+    return _table(("recipe", "description"), rows)
+
+
+def recipe_keys() -> str:
+    """Every table and key of a recipe, with types, defaults and meanings."""
+    from ragalign.recipes import Recipe
+
+    hints, defaults = get_type_hints(Recipe), {one.name: one for one in fields(Recipe)}
+    parts = [_keys_table(Recipe, skip={"folder", *(name for name, hint in hints.items() if is_dataclass(hint))})]
+    for name in defaults:
+        if is_dataclass(hints[name]):
+            extra = [("`preset`", "text", "", "A preset below, whose values the other keys replace.")]
+            rows = _keys_table(hints[name], extra=extra if name == "decoding" else [])
+            summary = _summary(hints[name])
+            parts.append(f"### `[{name}]`\n\n{summary}\n\n{rows}")
+    return "\n\n".join(parts)
+
+
+def decoding_presets() -> str:
+    """The decoding presets and their values."""
+    from ragalign.generation.presets import PRESETS
+    from ragalign.types import Decoding
+
+    plain = Decoding()
+    rows = []
+    for name, preset in PRESETS.items():
+        values = {one.name: getattr(preset, one.name) for one in fields(Decoding)}
+        shown = {key: value for key, value in values.items() if key == "temperature" or value != getattr(plain, key)}
+        rows.append((f"`{name}`", ", ".join(f"`{key} = {value}`" for key, value in shown.items())))
+    return _table(("preset", "values"), rows)
+
+
+def retrievers() -> str:
+    """Every retriever with its options."""
+    from ragalign.retrieval.registry import retriever_class, retriever_names, retriever_options
+
+    rows = []
+    for name in retriever_names():
+        kind = retriever_class(name)
+        described = _described(kind)
+        options = [
+            f"`{option}`: {described.get(option) or described.get(f'{option}_') or '?'}"
+            for option in retriever_options(name)
+        ]
+        rows.append((f"`{name}`", _summary(kind), "<br>".join(options)))
+    return _table(("retriever", "finds", "options"), rows)
+
+
+def template_keys() -> str:
+    """Every key of a template file."""
+    from ragalign.templates import Template
+
+    return _keys_table(Template)
+
+
+def built_in_templates() -> str:
+    """The built-in templates, each as its file."""
+    folder = ROOT / "src/ragalign/templates/forms"
+    parts = []
+    for path in sorted(folder.glob("*.toml")):
+        parts.append(f"### `{path.stem}`\n\n```toml\n{path.read_text(encoding='utf-8').strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def serving_limits() -> str:
+    """The limits of the service."""
+    from ragalign.serving.settings import Limits
+
+    return _keys_table(Limits)
+
+
+def public_names() -> str:
+    """The names that `ragalign` exports, with their summaries and where they are documented."""
+    import ragalign
+
+    rows = []
+    for name in ragalign.__all__:
+        kind = getattr(ragalign, name)
+        rows.append((f"[`{name}`][{kind.__module__}.{kind.__qualname__}]", _summary(kind)))
+    return _table(("name", "summary"), rows)
+
+
+def floors() -> str:
+    """The floors of the import-linter contract, the highest first."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(one["layers"] for one in contract["contracts"] if one["name"] == "floors")
+    rows = []
+    for layer in layers:
+        rooms = [room.strip().removeprefix("ragalign.") for room in layer.replace(":", "|").split("|")]
+        boxes = "".join(f"<code>{escape(room)}</code>" for room in rooms)
+        rows.append(f'<div class="floor">{boxes}</div>')
+    return '<div class="floors" markdown="0">\n' + "\n".join(rows) + "\n</div>"
+
+
+def command_line() -> str:
+    """Every command with its usage, description, examples and options."""
+    from ragalign_cli.main import PANELS, app
+
+    top = typer.main.get_command(app)
+    context = click.Context(top, info_name="ragalign")
+    parts = [_options(top, context)]
+    for panel, entries in PANELS.items():
+        parts.append(f"## {panel}")
+        for entry in entries:
+            command = top.get_command(context, entry.name)
+            parts += [_command(path, one, within) for path, one, within in _walk(command, context, entry.name)]
+    return "\n\n".join(parts)
+
+
+def command_names() -> list[str]:
+    """Every command as it is typed, such as ``ragalign index add``."""
+    from ragalign_cli.main import PANELS, app
+
+    top = typer.main.get_command(app)
+    context = click.Context(top, info_name="ragalign")
+    names = [entry.name for entries in PANELS.values() for entry in entries]
+    return [path for name in names for path, _, _ in _walk(top.get_command(context, name), context, name)]
+
+
+def _walk(command: Any, parent: click.Context, name: str) -> Iterator[tuple[str, Any, click.Context]]:
+    context = click.Context(command, info_name=name, parent=parent)
+    yield context.command_path, command, context
+    if hasattr(command, "list_commands"):
+        for child in command.list_commands(context):
+            yield from _walk(command.get_command(context, child), context, child)
+
+
+def _command(path: str, command: Any, context: click.Context) -> str:
+    text = inspect.cleandoc(command.help or "")
+    parts = [f"### {path}"]
+    if getattr(command, "short_help", None) and not text:
+        parts.append(command.short_help)
+    usage = " ".join(command.collect_usage_pieces(context))
+    parts.append(f"```text\n{path} {usage}\n```")
+    for paragraph in text.split("\n\n"):
+        block = paragraph.lstrip("\b\n")
+        if block.startswith("Examples:"):
+            parts.append(f"```sh\n{inspect.cleandoc(block.removeprefix('Examples:'))}\n```")
+        elif block:
+            parts.append(escape(" ".join(block.split()), quote=False))
+    parts.append(_options(command, context))
+    return "\n\n".join(parts)
+
+
+def _options(command: Any, context: click.Context) -> str:
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is None or "--help" in record[0]:
+            continue
+        default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+        title = getattr(parameter, "rich_help_panel", None) or default
+        panels.setdefault(title, []).append((f"`{record[0]}`", escape(record[1], quote=False)))
+    ordered = sorted(panels, key=lambda title: (title != "Arguments", title == "Options"))
+    return "\n\n".join(_table((title, ""), panels[title]) for title in ordered)
+
+
+def _keys_table(kind: type[Any], extra: list[tuple[str, ...]] | None = None, skip: set[str] | None = None) -> str:
+    described, hints = _described(kind), get_type_hints(kind)
+    rows: list[tuple[str, ...]] = list(extra or [])
+    for one in fields(kind):
+        if one.name in (skip or ()) or not one.init:
+            continue
+        if one.name not in described:
+            raise LookupError(f"{kind.__module__}.{kind.__qualname__}: no description of {one.name!r} in its docstring")
+        rows.append((f"`{one.name}`", _type(hints[one.name]), _default(one), described[one.name]))
+    return _table(("key", "type", "default", "meaning"), rows)
+
+
+def _described(kind: type[Any]) -> dict[str, str]:
+    """What the docstrings of a class say on its attributes and parameters."""
+    found: dict[str, str] = {}
+    for text in (kind.__init__.__doc__, kind.__doc__):
+        for section in Docstring(split_groups(inspect.cleandoc(text or ""))).parse("google", warnings=False):
+            if section.kind in (DocstringSectionKind.attributes, DocstringSectionKind.parameters):
+                found |= {one.name: " ".join(one.description.split()) for one in section.value}
+    return found
+
+
+def _summary(kind: type[Any]) -> str:
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _type(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(f'`"{value}"`' for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(one) for one in arguments if one is not NoneType)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "table"
+    return {str: "text", bool: "true or false", int: "whole number", float: "number", Path: "path"}.get(hint, "value")
+
+
+def _default(one: Field[Any]) -> str:
+    if one.default is MISSING:
+        return "" if one.default_factory is MISSING else "empty"
+    value = one.default
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`' if value else "empty"
+    if isinstance(value, tuple):
+        return "empty" if not value else f"`{list(value)}`"
+    return f"`{value}`"
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
