@@ -18,8 +18,8 @@ INTRODUCTION = """\
 # Benchmarks
 
 Each script compares ragalign with a baseline in one run, in turns, and reports medians and ratios. Results are committed
-as JSON in [results](results) with the command, the machine and the versions that produced them. `python
-benchmarks/readme.py` writes this page from them.
+as JSON in `results/` with the command, the machine and the versions that produced them. `python benchmarks/readme.py`
+writes this page from them.
 
 Most runs shared two processor cores with other work; the load average says how much. Compare ratios within one
 result, not seconds between results. Material in `../shared/data` is not part of the repository: it holds the published
@@ -38,11 +38,11 @@ FIGURES = {
         "({r[one_prompt][retokenise_us][median]:,.0f} µs)."
     ),
     "index_build": (
-        "`Index.build` and `Index.save` take {r[median_ratio]} times as long as encoding the same "
+        "`Index.build` and `Index.save` take {r[median_ratio]:.2f} times as long as encoding the same "
         "{r[n_demonstrations]:,} texts with sentence-transformers alone (median of {r[rounds]} rounds)."
     ),
     "search": (
-        "Searching {r[n_vectors]:,} vectors takes {r[median_ratio]} times as long as FAISS alone, with the same hits."
+        "Searching {r[n_vectors]:,} vectors takes {r[median_ratio]:.2f} times as long as FAISS alone, with the same hits."
     ),
     "million": (
         "One million demonstrations ({r[build][kind]}): built in {r[build][build_s]:.0f} s within "
@@ -50,11 +50,11 @@ FIGURES = {
         "of ten {r[use][recall_at_10]}."
     ),
     "encoders": (
-        "MiniLM in bfloat16 encodes {r[speed_over_float32][bfloat16]} times as many texts a second as in float32; "
+        "MiniLM in bfloat16 encodes {r[speed_over_float32][bfloat16]:.2f} times as many texts a second as in float32; "
         "of its ten nearest, {r[recall_at_10][bfloat16]:.1%} are the same."
     ),
     "aligner_overhead": (
-        "`Aligner.generate`, retrieval and packing included, takes {r[median_ratio]} times as long as the bare engine "
+        "`Aligner.generate`, retrieval and packing included, takes {r[median_ratio]:.2f} times as long as the bare engine "
         "given the same token ids (shape {r[shape]})."
     ),
     "output_penalty": (
@@ -67,7 +67,7 @@ FIGURES = {
         "{r[settings][1][prefilled_ratio]:.1%} of the tokens, in {r[settings][1][seconds_ratio]:.1%} of the time."
     ),
     "planning_testbed": (
-        "`relax` at a relevance of {r[strategies][2][relevance]} keeps {r[strategies][2][exact_match][points]} of "
+        "`relax` at a relevance of {r[strategies][2][relevance]:.2f} keeps {r[strategies][2][exact_match][points]} of "
         "{r[strategies][0][exact_match][points]} points of exact match."
     ),
     "gpu_8b": (
@@ -80,8 +80,8 @@ FIGURES = {
         "{r[settings][relax-0.98][requests_per_s]} and {r[settings][fixed-3000][requests_per_s]} requests/s."
     ),
     "judge_throughput": (
-        "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]} times what "
-        "the judge's latency alone takes; {r[measured][1][best_times_ideal]} times when 30 % of its replies fail."
+        "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times what "
+        "the judge's latency alone takes; {r[measured][1][best_times_ideal]:.2f} times when 30 % of its replies fail."
     ),
     "judge_statistics": (
         "A clustered paired bootstrap over 805 prompts takes {r[paired_difference_805_prompts_s]} s, SciPy's bootstrap "
@@ -90,16 +90,16 @@ FIGURES = {
     "serving_overhead": (
         "The service adds {r[time_to_first_token_beyond_vllm_and_encoder][ica][added_ms][p50]} ms to the first token of "
         "vLLM's own server and the encoder (toy model), and answers "
-        "{r[throughput][empty_caches][median_ratio]} times as many requests a second with empty caches."
+        "{r[throughput][empty_caches][median_ratio]:.2f} times as many requests a second with empty caches."
     ),
     "serving_overhead_160m": (
-        "With a 160M shape: {r[throughput][empty_caches][median_ratio]} times as many requests a second with empty "
-        "caches, {r[throughput][warm_caches][median_ratio]} with warm ones."
+        "With a 160M shape: {r[throughput][empty_caches][median_ratio]:.2f} times as many requests a second with empty "
+        "caches, {r[throughput][warm_caches][median_ratio]:.2f} with warm ones."
     ),
     "serving_load": (
         "{r[clients]} clients on a service with room for {r[may_run]} running and {r[may_wait]} waiting requests: "
         "{r[answers_by_status][200]} answers, {r[answers_by_status][429]} refusals, no traceback, and "
-        "{r[memory_last_third_over_second_third]} times the memory in the last third of the run."
+        "{r[memory_last_third_over_second_third]:.2f} times the memory in the last third of the run."
     ),
     "serving_fuzz": (
         "{r[bodies]:,} malformed bodies, odd hosts, broken heads and broken servers: {r[errors_logged]} internal errors."
@@ -147,13 +147,11 @@ def _section(path: Path) -> str:
     script = SCRIPTS.get(name, name)
     source = FOLDER / f"{script}.py"
     described = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) if source.is_file() else None) or ""
-    title, link = (f"{script}.py", f"[{script}.py]({script}.py)") if source.is_file() else (name, "")
-    if name != script and source.is_file():
-        title = f"{script}.py, {name}"
+    link = f"[{script}.py]({script}.py)" if source.is_file() else ""
     figure = FIGURES[name].format(r=result) if name in FIGURES else described.split("\n\n")[0].replace("\n", " ")
     links = " · ".join(filter(None, [link, f"[result](results/{path.name})"]))
     command = COMMANDS.get(name) or _command(result) or _documented_command(described)
-    return f"## {title}\n\n{figure}\n\n```sh\n{command}\n```\n\n{_machine(result)}. {links}\n"
+    return f"## {name}\n\n{figure}\n\n```sh\n{command}\n```\n\n{_machine(result)}. {links}\n"
 
 
 def _machine(result: dict[str, Any]) -> str:
@@ -162,9 +160,10 @@ def _machine(result: dict[str, Any]) -> str:
         return f"{result['gpu']}, Python {result['python']}"
     strategies = result.get("strategies", {})
     cores = result.get("cpus") or (strategies.get("cpus") if isinstance(strategies, dict) else None)
-    named = result.get("machine") or facts.get("machine") or f"{result.get('processor', 'x86-64')}, {cores or 2} cores"
+    parts = [result["processor"]] if "processor" in result else []
+    named = result.get("machine") or facts.get("machine") or ", ".join(parts + ([f"{cores} cores"] if cores else []))
     load = result.get("load_average")
-    return f"{named}, no GPU" + (f", load average {load[0]}" if load else "")
+    return (named or "Machine not recorded") + (f", load average {load[0]}" if load else "")
 
 
 def _command(result: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 # Pages of the site that are kept where readers of the repository look for them.
 PAGES = {
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/testbed/README.md": "testbed-model.md",
     "indexes/README.md": "index-format.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",

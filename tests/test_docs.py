@@ -1,0 +1,138 @@
+"""The documentation does not drift from the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
+
+import pytest
+
+from ragalign.recipes import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+HOOKS = ROOT / "docs" / "hooks"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"), ROOT / "indexes/README.md"]
+)
+PLACEHOLDER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
+    pytest.importorskip("griffe", reason="the extra docs is not installed")
+    sys.path.insert(0, str(HOOKS))
+    yield load(HOOKS / "generate.py")
+    sys.path.remove(str(HOOKS))
+
+
+@pytest.fixture(scope="module")
+def site(generate: ModuleType) -> str:
+    """All pages, with what is generated filled in."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return PLACEHOLDER.sub(lambda found: getattr(generate, found[1])(), text)
+
+
+def test_every_command_is_documented(generate: ModuleType, site: str) -> None:
+    names = generate.command_names()
+    assert "ragalign index add" in names
+    assert [name for name in names if f"### {name}\n" not in site] == []
+
+
+def test_every_recipe_key_is_documented(site: str) -> None:
+    hints = get_type_hints(Recipe)
+    for table in fields(Recipe):
+        if is_dataclass(hints[table.name]):
+            section = site.split(f"### `[{table.name}]`\n")[1].split("\n### ")[0]
+            keys = [each.name for each in fields(hints[table.name])]
+            assert keys
+            assert [key for key in keys if f"| `{key}` |" not in section] == [], table.name
+
+
+def test_every_retriever_option_is_described(generate: ModuleType) -> None:
+    assert ": ?" not in generate.retrievers()
+
+
+def test_docstrings_that_describe_several_names_are_split(generate: ModuleType) -> None:
+    text = "Sum.\n\nArgs:\n    low, high: the ends,\n        both in nats.\n    n: how many.\n\nReturns, twice: no."
+    expected = (
+        "Sum.\n\nArgs:\n    low: the ends,\n        both in nats.\n    high: the ends,\n        both in nats.\n"
+        "    n: how many.\n\nReturns, twice: no."
+    )
+    assert generate.split_groups(text) == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_resolve(page: Path) -> None:
+    links = load(HOOKS / "links.py")
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in links.LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if links.is_relative(target):
+            there = page.parent / path
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor and there.suffix == ".md" and not PLACEHOLDER.search(there.read_text(encoding="utf-8")):
+                assert anchor in anchors(there), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_quoted_messages_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^```text\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
+    assert len(quoted) >= 20
+    known = set(messages())
+    assert [text for text in quoted if not any(text in message for message in known)] == []
+
+
+def messages() -> Iterator[str]:
+    """Every text of the code, with … for what is filled in."""
+    for folder in ("src", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [each.value if isinstance(each, ast.Constant) else "…" for each in node.values]
+                    yield "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_the_list_of_benchmarks_is_that_of_the_results() -> None:
+    readme = load(ROOT / "benchmarks" / "readme.py")
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert page == readme.page(), "run `python benchmarks/readme.py`"
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    result = json.loads((ROOT / "benchmarks/results/bench_testbed.json").read_text(encoding="utf-8"))["bench"]
+    scores = {one["name"]: one["quality"]["estimate"]["value"] for one in result["conditions"]}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {name: float(value) for name, value in re.findall(r"^\| `([\w-]+)` \|.*\| \**([\d.]+) %\** \|$", text, re.M)}
+    assert set(rows) == {"zero-shot", "fixed", "random", "retrieved"}
+    assert rows == {name: scores[name] for name in rows}
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150
+    assert "pip install" in "\n".join(lines[:24])
