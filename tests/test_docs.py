@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_the_list_of_benchmarks_is_that_of_the_results() -> None:
     readme = load(ROOT / "benchmarks" / "readme.py")
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert page == readme.page(), "run `python benchmarks/readme.py`"
+
+
+def test_paths_in_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [path for path in re.findall(r"`([\w./*-]+/[\w./*-]*)`", text) if not path.startswith("..")]
+    assert len(paths) > 25
+    missing = [path for path in paths if not any([*ROOT.glob(path), *(ROOT / "src/ragalign").glob(path)])]
+    assert [path for path in missing if path != "build/site"] == []
+
+
+def test_every_room_is_in_contributing() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(each["layers"] for each in contract["contracts"] if each["name"] == "floors")
+    rooms = re.findall(r"ragalign\.(\w+)", " ".join(layers))
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [room for room in rooms if not room.startswith("_") and not re.search(f"`{room}(/|\\.py)`", text)] == []
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
