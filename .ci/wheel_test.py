@@ -25,7 +25,11 @@ DIST = ROOT / "dist"
 QUESTION = "How do I keep basil fresh?"
 POOL = [
     ("basil", "How do I keep basil fresh in summer?", "Put the stems into water, like flowers, not into the fridge."),
-    ("snow", "Write a haiku about snow.", "Quiet falls the snow / on roofs and on resting fields. / The night holds its breath."),
+    (
+        "snow",
+        "Write a haiku about snow.",
+        "Quiet falls the snow / on roofs and on resting fields. / The night holds its breath.",
+    ),
     ("prime", "What is a prime number?", "A whole number above 1 that only 1 and itself divide."),
     ("moons", "Name three moons of Jupiter.", "Io, Europa and Ganymede."),
 ]
@@ -74,7 +78,9 @@ def check_content(wheel: Path) -> None:
         if name.startswith(f"{folder}/")
     }
     if packed != expected:
-        sys.exit(f"{wheel.name}: missing {sorted(expected - packed)[:5]}, not committed {sorted(packed - expected)[:5]}")
+        sys.exit(
+            f"{wheel.name}: missing {sorted(expected - packed)[:5]}, not committed {sorted(packed - expected)[:5]}"
+        )
 
 
 def install(wheel: Path, environment: Path) -> Path:
@@ -103,7 +109,7 @@ def use(environment: Path, scratch: Path) -> None:
     pool.write_text("\n".join(rows) + "\n", encoding="utf-8")
     run([ragalign, "index", "--pool", str(pool), "--out", index, "--no-cache"], scratch)
     hits = json.loads(run([ragalign, "search", index, QUESTION, "-k", "2", "--json"], scratch))
-    if [hit["source_id"] for hit in hits["hits"]][0] != "basil":
+    if hits["hits"][0]["source_id"] != "basil":
         sys.exit(f"search: the nearest demonstration is not the one about basil: {hits}")
     tokenizer = str(next(environment.glob("lib/*/site-packages/ragalign/data/testbed/model")))
     packed = json.loads(run([ragalign, "pack", index, QUESTION, "--tokenizer", tokenizer, "--json"], scratch))

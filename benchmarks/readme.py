@@ -17,9 +17,9 @@ FOLDER = Path(__file__).resolve().parent
 INTRODUCTION = """\
 # Benchmarks
 
-Each script compares ragalign with a baseline in one run, in turns, and reports medians and ratios. Results are committed
-as JSON in `results/` with the command, the machine and the versions that produced them. `python benchmarks/readme.py`
-writes this page from them.
+Each script compares ragalign with a baseline in one run, in turns, and reports medians and ratios. Results are
+committed as JSON in `results/` with the command, the machine and the versions that produced them. This page is written
+from them by `python benchmarks/readme.py`.
 
 Most runs shared two processor cores with other work; the load average says how much. Compare ratios within one
 result, not seconds between results. Material in `../shared/data` is not part of the repository: it holds the published
@@ -42,7 +42,8 @@ FIGURES = {
         "{r[n_demonstrations]:,} texts with sentence-transformers alone (median of {r[rounds]} rounds)."
     ),
     "search": (
-        "Searching {r[n_vectors]:,} vectors takes {r[median_ratio]:.2f} times as long as FAISS alone, with the same hits."
+        "Searching {r[n_vectors]:,} vectors takes {r[median_ratio]:.2f} times as long as FAISS alone, with the "
+        "same hits."
     ),
     "million": (
         "One million demonstrations ({r[build][kind]}): built in {r[build][build_s]:.0f} s within "
@@ -54,8 +55,8 @@ FIGURES = {
         "of its ten nearest, {r[recall_at_10][bfloat16]:.1%} are the same."
     ),
     "aligner_overhead": (
-        "`Aligner.generate`, retrieval and packing included, takes {r[median_ratio]:.2f} times as long as the bare engine "
-        "given the same token ids (shape {r[shape]})."
+        "`Aligner.generate`, retrieval and packing included, takes {r[median_ratio]:.2f} times as long as the bare "
+        "engine given the same token ids (shape {r[shape]})."
     ),
     "output_penalty": (
         "The output-only repetition penalty keeps {r[relative_to_none][output_only]:.1%} of the decoding speed "
@@ -80,16 +81,18 @@ FIGURES = {
         "{r[settings][relax-0.98][requests_per_s]} and {r[settings][fixed-3000][requests_per_s]} requests/s."
     ),
     "judge_throughput": (
-        "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times what "
-        "the judge's latency alone takes; {r[measured][1][best_times_ideal]:.2f} times when 30 % of its replies fail."
+        "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times "
+        "what the judge's latency alone takes; "
+        "{r[measured][1][best_times_ideal]:.2f} times when 30 % of its replies fail."
     ),
     "judge_statistics": (
         "A clustered paired bootstrap over 805 prompts takes {r[paired_difference_805_prompts_s]} s, SciPy's bootstrap "
         "of the same {r[scipy_bootstrap_same_s]} s."
     ),
     "serving_overhead": (
-        "The service adds {r[time_to_first_token_beyond_vllm_and_encoder][ica][added_ms][p50]} ms to the first token of "
-        "vLLM's own server and the encoder (toy model), and answers "
+        "The service adds {r[time_to_first_token_beyond_vllm_and_encoder][ica][added_ms][p50]} ms to the first token "
+        "of vLLM's "
+        "own server and the encoder (toy model), and answers "
         "{r[throughput][empty_caches][median_ratio]:.2f} times as many requests a second with empty caches."
     ),
     "serving_overhead_160m": (
@@ -102,7 +105,8 @@ FIGURES = {
         "{r[memory_last_third_over_second_third]:.2f} times the memory in the last third of the run."
     ),
     "serving_fuzz": (
-        "{r[bodies]:,} malformed bodies, odd hosts, broken heads and broken servers: {r[errors_logged]} internal errors."
+        "{r[bodies]:,} malformed bodies, odd hosts, broken heads and broken servers: "
+        "{r[errors_logged]} internal errors."
     ),
     "serving_topic": (
         "At the default threshold of 0.15, {r[thresholds][0.15][follow_ups_that_keep]:.1%} of follow-ups keep their "

@@ -91,10 +91,8 @@ def template_keys() -> str:
 def built_in_templates() -> str:
     """The built-in templates, each as its file."""
     folder = ROOT / "src/ragalign/templates/forms"
-    parts = []
-    for path in sorted(folder.glob("*.toml")):
-        parts.append(f"### `{path.stem}`\n\n```toml\n{path.read_text(encoding='utf-8').strip()}\n```")
-    return "\n\n".join(parts)
+    texts = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.toml"))}
+    return "\n\n".join(f"### `{name}`\n\n```toml\n{text}\n```" for name, text in texts.items())
 
 
 def serving_limits() -> str:

@@ -27,6 +27,12 @@ class RandomRetriever(Retriever):
     name: ClassVar[str] = "random"
 
     def __init__(self, index: Index, *, seed: int = 0) -> None:
+        """Set up the draw.
+
+        Args:
+            index: where the demonstrations are.
+            seed: of the draw, 0 or more; the same seed and query draw the same demonstrations.
+        """
         super().__init__(index.pool, index)
         self._seed = whole("random", "seed", seed, low=0)
 
