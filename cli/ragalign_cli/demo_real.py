@@ -1,0 +1,111 @@
+"""The demo's first part: a real base model answers with and without retrieved demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragalign_cli import console, prompts
+
+if TYPE_CHECKING:
+    from ragalign.types import Completion
+
+MODEL = "packaged:gemma-3-270m"
+MAX_NEW_TOKENS = 90
+# Enough for the form and the style, and half a minute instead of one.
+_DEMONSTRATION_TOKENS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with the model's two answers."""
+
+    question: str
+    without: Completion
+    retrieved: Completion
+    shown: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``: both answers, how they ended, and the instructions of the demonstrations."""
+        return {
+            "question": self.question,
+            "shown": list(self.shown),
+            "without": {"response": self.without.text, "finish_reason": self.without.finish_reason},
+            "retrieved": {"response": self.retrieved.text, "finish_reason": self.retrieved.finish_reason},
+        }
+
+
+def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
+    """Index the starter pool in `folder` and answer each question twice, greedily.
+
+    Raises:
+        MissingDependencyError: the packaged model, or what reads it, is not installed.
+        GenerationError: the model could not be loaded.
+    """
+    from dataclasses import replace
+
+    from ragalign.aligner import Aligner
+    from ragalign.encoders import Encoder
+    from ragalign.generation import TransformersGenerator
+    from ragalign.indexes import Index
+    from ragalign.models import locate_model
+    from ragalign.pool import Pool
+    from ragalign.recipes import Recipe, data_folder
+    from ragalign.tokenization import Tokenizer
+
+    located = locate_model(MODEL)
+    encoder = Encoder.load()
+    pool = Pool.load(data_folder() / "starter.jsonl")
+    Index.build(pool, encoder).save(folder)
+    index, tokenizer = Index.open(folder, encoder=encoder), Tokenizer.load(located)
+    bare, ica = Recipe.load("zero-shot"), Recipe.load("ica")
+    ica = replace(ica, packing=replace(ica.packing, max_tokens=_DEMONSTRATION_TOKENS))
+    console.note(
+        f"the base model {MODEL} answers {len(questions)} questions twice (half a minute on two CPU cores) ..."
+    )
+    completions = []
+    # Half precision is the slower one on most processors.
+    with TransformersGenerator(located, dtype="float32", batch_size=len(questions)) as generator:
+        for recipe in (bare, ica):
+            aligner = Aligner.from_recipe(recipe, index=index, model=generator, tokenizer=tokenizer)
+            decoding = replace(recipe.decoding, temperature=0.0, n=1, max_tokens=MAX_NEW_TOKENS)
+            completions.append(aligner.generate(questions, decoding=decoding))
+    instructions = dict(zip(pool.ids, pool.instructions, strict=True))
+    return [
+        Answered(question, without, retrieved, tuple(instructions[one.id] for one in retrieved.prompt.demonstrations))
+        for question, without, retrieved in zip(questions, *completions, strict=True)
+    ]
+
+
+def show(answered: Sequence[Answered]) -> None:
+    """Question by question: what the model was shown, what it says either way, and whether it stopped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console.stdout()
+    for one in answered:
+        console.heading(one.question)
+        n = len(one.shown)
+        out.print(f"[dim]shown with it: {n} demonstrations of {one.retrieved.prompt.n_demonstration_tokens:,} tokens; "
+                  "the most similar:[/dim]")  # fmt: skip
+        for instruction in one.shown[:-4:-1]:
+            out.print(Text(f"  {console.shortened(instruction, 90)}", style="dim"))
+        table = Table(expand=True, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("a system prompt only", ratio=1)
+        table.add_column("retrieved demonstrations", ratio=1)
+        sides = (one.without, one.retrieved)
+        table.add_row(*(Text(prompts.visible(side.text.strip())) for side in sides))
+        table.add_row(*(Text(_ending(side), style="dim") for side in sides))
+        out.print(table)
+    console.note(
+        "A base model of 270 million parameters knows little, reasons badly and states wrong facts with confidence: no "
+        "demonstration mends that. Demonstrations show it what an answer looks like and where one ends."
+    )
+
+
+def _ending(completion: Completion) -> str:
+    if completion.finish_reason == "stop":
+        return f"stopped by itself after {completion.n_output_tokens} tokens"
+    return f"did not stop: cut after {completion.n_output_tokens} tokens"
