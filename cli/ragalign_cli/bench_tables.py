@@ -52,7 +52,7 @@ def _show_metric(bench: Bench, metric: MetricName) -> None:
 
 
 def show_costs(bench: Bench) -> None:
-    """What every recipe cost, per request."""
+    """The cost of every recipe, per request."""
     from ragalign.reports.formats import number
     from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
 
@@ -132,7 +132,7 @@ def _show_published(bench: Bench) -> None:
 
 
 def show_expected(expected: Sequence[Expectation]) -> None:
-    """What the testbed must show, and whether it does."""
+    """The expectations of the testbed, and whether they hold."""
     if not expected:
         return
     console.heading("Expected of the testbed")

@@ -108,7 +108,7 @@ def break_exclusion(patch: pytest.MonkeyPatch) -> None:
     ("mutate", "names", "fails", "falls", "most"),
     [
         # The place of a demonstration hardly matters to the model, so here the order itself is what is looked at.
-        (break_order, ("random", "retrieved", "retrieved-1"), "most similar demonstration stands last", "", 0),
+        (break_order, ("random", "retrieved", "retrieved-1"), "most similar demonstration comes last", "", 0),
         (break_template, ("random", "retrieved"), "retrieved beats random", "retrieved", 20),
         (break_stopping, ("random", "retrieved"), "end by themselves", "retrieved", 20),
         # Six right demonstrations stand beside the three planted ones.

@@ -1,4 +1,4 @@
-"""What recipes are asked: prompt sets by name, or a file in any of their forms."""
+"""The questions of a benchmark: prompt sets by name, or a file in any of their forms."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Case:
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """What the user says, from the first turn that is to be answered."""
+        """The user's turns, from the first turn that is to be answered."""
         return (self.query.text, *self.further)
 
     def query_of(self, turn: int, answers: Sequence[str]) -> Query:
-        """What is asked in a turn (from 1), after the answers to the turns before it."""
+        """The query of a turn (from 1), after the answers to the turns before it."""
         turns = list(self.query.turns)
         for answer, text in zip(answers, self.further[: turn - 1], strict=True):
             turns += [Turn("assistant", answer), Turn("user", text)]
@@ -110,7 +110,7 @@ def load_cases(
 
     Raises:
         ConfigError: it is neither a file nor the name of a set, or an unknown key in `fields`.
-        DataError: it cannot be read, or a row is no query.
+        DataError: it cannot be read, or a row is not a query.
     """
     name = str(name_or_file)
     rows: Rows

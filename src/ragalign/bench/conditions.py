@@ -1,4 +1,4 @@
-"""What is compared: recipes under names of their own, each over one of the run's indexes."""
+"""The conditions of a run: recipes under unique names, each with one of the run's indexes."""
 
 from __future__ import annotations
 

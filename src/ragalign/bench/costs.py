@@ -1,4 +1,4 @@
-"""What answering cost: tokens, seconds, lengths, how answers ended, and which demonstrations were used how often."""
+"""The cost of answering: tokens, seconds, lengths, how answers ended, and which demonstrations were used how often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the testbed must show where every part of the pipeline works, whatever the machine: the check of `--testbed`."""
+"""Known results of the testbed where every part of the pipeline works, on any machine: the check of `--testbed`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Expectation:
 
 
 def expectations(bench: Bench, answered: Sequence[Answered]) -> list[Expectation]:
-    """What is expected of the testbed's conditions, as far as the run has them.
+    """The expectations of the testbed's conditions, as far as the run has them.
 
     Args:
         bench: the figures, with "random" as the baseline.
@@ -70,7 +70,7 @@ def _bound(
 
 
 def _guards(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
-    """The stop string ends answers, and a query that stands in the pool does not see itself."""
+    """The stop string ends answers, and a query that is in the pool does not see itself."""
     if _RETRIEVED not in figures:
         return
     stopped = 100 * figures[_RETRIEVED].costs.ends.get("stop", 0.0)
@@ -85,7 +85,7 @@ def _guards(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
 
 
 def _orders(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[Expectation]:
-    """The most similar demonstration, which is the only one of retrieved-1, stands where the order says."""
+    """The most similar demonstration, which is the only one of retrieved-1, is where the order says."""
     best = {name: used[0] for name, used in shown.get("retrieved-1", {}).items() if used}
     for condition, place, where in ((_RETRIEVED, -1, "last"), ("similar-first", 0, "first")):
         prompts = [
@@ -93,5 +93,5 @@ def _orders(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[Expect
         ]
         if prompts:
             n_right = sum(one == most for one, most in prompts)
-            about = f"{condition}: the most similar demonstration stands {where}"
+            about = f"{condition}: the most similar demonstration comes {where}"
             yield Expectation(about, f"in {n_right} of {len(prompts)} prompts", n_right == len(prompts))

@@ -41,7 +41,7 @@ def report_of(
         fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed.
         title: the report's heading.
         facts: what was run, for people.
-        published: published results to stand beside.
+        published: published results to show beside.
         notes: what readers should know beforehand.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From completions to what judges and reports take: items, and the texts behind verdicts."""
+"""Turns completions into what judges and reports take: items, and the texts of verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ragalign.judging.pairing import Prompted, pair
 def items(
     cases: Cases, answered: Sequence[Answered], *, baseline: str | None = None, baseline_file: str | Path | None = None
 ) -> list[Item]:
-    """What a judge is asked about: every answer of every condition, beside the baseline's where there is one.
+    """The items for a judge: every answer of every condition, beside the baseline's where there is one.
 
     Args:
         cases: what was asked.
@@ -52,7 +52,7 @@ def items(
 
 
 def texts(cases: Cases, answered: Sequence[Answered]) -> Completions:
-    """The texts behind verdicts, and which demonstrations were used."""
+    """The texts of verdicts, and which demonstrations were used."""
     completions = Completions()
     for one in answered:
         for case in cases.cases:

@@ -1,4 +1,4 @@
-"""The reference likelihood of a benchmark's conditions: how likely the model finds the references behind their prompts.
+"""The reference likelihood of a benchmark's conditions: how likely the references are after their prompts.
 
 conditions/NAME/likelihood.jsonl   one line per case and turn, appended batch by batch
 
@@ -32,7 +32,7 @@ Key = tuple[int, str]
 
 
 def read_likelihoods(path: Path, cases: Cases) -> dict[Key, Row]:
-    """What is known of a condition: for each turn its ``nll``, ``nll_first32``, ``bits_per_token`` and more.
+    """The known likelihoods of a condition: for each turn its ``nll``, ``nll_first32``, ``bits_per_token`` and more.
 
     A turn whose references are others by now is not known.
 

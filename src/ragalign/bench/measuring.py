@@ -11,7 +11,7 @@ from ragalign.errors import DataError
 from ragalign.measures.instructions import BENCHMARKS, Followed, InstructionChecker, InstructionPrompt
 
 Record = Mapping[str, Any]
-"""What a metric sees of an answer; see `ragalign.bench.scoring.records`."""
+"""An answer as a metric sees it; see `ragalign.bench.scoring.records`."""
 
 EXACT_MATCH = "exact-match"
 LIKELIHOOD = "reference-likelihood"

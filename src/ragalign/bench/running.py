@@ -1,9 +1,9 @@
-"""Generation of a benchmark: every condition answers every case, into a folder that can be gone on with at any time.
+"""Generation of a benchmark: every condition answers every case, into a folder that can be resumed at any time.
 
 run.json                      what was asked of whom; a folder made with other settings is refused
 conditions/NAME/turn-1.jsonl  completions as `ragalign generate` writes them, one file per turn
 conditions/NAME/pieces.jsonl  one line per piece of work that ran to its end: how many answers
-conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured anew over all of them
+conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured again over all of them
 
 An interruption empties the engine's prefix cache, so that the prompts after it would seem to share less than they do.
 Once such a condition is answered, its prompts go through the engine again, in order and for one token each; the tokens
@@ -44,7 +44,7 @@ _WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a condition answered.
+    """The answers of a condition.
 
     Attributes:
         condition: who.
@@ -177,7 +177,7 @@ class Run:
         return failures
 
     def answered(self) -> list[Answered]:
-        """What every condition has answered so far, in the order of the cases.
+        """The answers of every condition so far, in the order of the cases.
 
         Raises:
             DataError: a file of the folder is damaged.
@@ -255,7 +255,7 @@ class Run:
         return found
 
     def _queries(self, rows: Sequence[Mapping[str, Mapping[str, Any]]], turn: int) -> list[Query]:
-        """What is asked in a turn; a case whose earlier turns failed has nothing to follow."""
+        """The queries of a turn; a case whose earlier turns failed has nothing to follow."""
         before = rows[: turn - 1]
         return [
             case.query_of(turn, [str(one[case.id]["response"]) for one in before])

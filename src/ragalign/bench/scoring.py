@@ -101,7 +101,7 @@ def make_scorers(texts: Sequence[str]) -> tuple[Scorer, ...]:
 
 
 def records(case: Case, answered: Answered) -> list[tuple[int, int, dict[str, Any]]]:
-    """What a metric sees, as (turn from 1, sample, record) for each answer to a case.
+    """An answer as a metric sees it, as (turn from 1, sample, record) for each answer to a case.
 
     A record has ``id``, ``instruction`` (the turn's), ``messages`` (up to the answer), ``response``, ``references``
     (a list, empty where none are known), ``finish_reason``, ``demonstrations`` (ids), ``recipe``, ``turn``,
@@ -182,7 +182,7 @@ def _verdict(
 
 
 def _about(scorers: Sequence[Scorer]) -> dict[str, Any]:
-    """What a report must know of the metrics, as `ragalign.comparisons.metrics` reads it."""
+    """Facts about the metrics for reports, as `ragalign.comparisons.metrics` reads it."""
     lower = [scorer.name for scorer in scorers if scorer.lower_is_better]
     names = [scorer.name for scorer in scorers] if len(scorers) > 1 else []
     return ({"metrics": names} if names else {}) | ({"lower_is_better": lower} if lower else {})
@@ -204,7 +204,7 @@ def _check_signature(function: Callable[..., Any], text: str) -> None:
 
 
 def _number(function: Callable[[Record], Any], record: Record) -> float:
-    """What a user's function returns, as a score."""
+    """The score that a user's function returns."""
     try:
         value = function(record)
     except Exception as error:

@@ -34,7 +34,7 @@ _REPLIES = "replies.sqlite"
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What answers: the model and how to run it.
+    """The model that answers, and how to run it.
 
     Attributes:
         model: a folder or hub id, or the name under which an endpoint serves it.
@@ -54,7 +54,7 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the answers beside the model."""
+        """Settings that decide the answers, besides the model."""
         dtype = {"dtype": self.options["dtype"]} if "dtype" in self.options else {}
         return {"backend": self.backend, "tokenizer": self.tokenizer, "context_length": self.context_length, **dtype}
 
@@ -207,7 +207,7 @@ def judge(
     baseline_file: str | Path | None = None,
     options: RunOptions | None = None,
 ) -> JudgeRun:
-    """Ask judges about a run's answers; replies are kept in the run's folder, so it can be gone on with.
+    """Ask judges about a run's answers; replies are kept in the run's folder, so judging can be resumed.
 
     Raises:
         ConfigError, DataError, JudgeError: as `run_judge`, or there is no baseline where the protocol needs one.
@@ -247,7 +247,7 @@ def score(run: Run, *scorers: Scorer) -> list[Verdict]:
 
 
 def facts(run: Run, engine: Engine) -> dict[str, str]:
-    """What was run and on what, for the head of a report; a model in a folder goes by the folder's name."""
+    """Model, prompts, pool and machine, for the head of a report; a model in a folder goes by the folder's name."""
     model = engine.name or display_name(engine.model)
     prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
     timings = timing.read_timings(run.folder)

@@ -1,7 +1,7 @@
 """The testbed: a closed world in which in-context alignment can be measured in a minute, without judge or download.
 
 The model that comes with the package was pre-trained on synthetic documents in which every topic has a house style of
-its own, drawn anew for each document: it can only be read from demonstrations of the same topic. A query's right
+its own, drawn again for each document: it can only be read from demonstrations of the same topic. A query's right
 answer is known, so exact match is the metric. It shows how a pipeline works, and nothing about real models.
 """
 

@@ -1,4 +1,4 @@
-"""How likely a model finds a given answer behind a prompt: the reference likelihood.
+"""How likely a model finds a given answer after a prompt: the reference likelihood.
 
 The answer's tokens follow the prompt's own, which are exactly those that generation begins with, in the form that the
 template gives to an assistant's text. Nothing is sampled, so the figures are deterministic up to rounding.
@@ -63,14 +63,14 @@ class Likelihood:
 
 
 def continuation(prompt: Prompt, answer: str, template: Template, tokenizer: Tokenizer) -> list[int]:
-    """The ids of an answer behind a prompt.
+    """The ids of an answer that follows a prompt.
 
     They are those that the tokenizer gives in that place, so that prompt and answer together are
     ``tokenizer(prompt.text + answer)``. Where a token of that spans the seam, which the model cannot write after this
     prompt, the answer is tokenised apart.
 
     Raises:
-        DataError: the answer is empty, or is no valid Unicode.
+        DataError: the answer is empty, or is not valid Unicode.
     """
     if not answer.strip():
         raise DataError("the reference is empty")
@@ -84,7 +84,7 @@ def continuation(prompt: Prompt, answer: str, template: Template, tokenizer: Tok
 def likelihoods(
     generator: SupportsDistributions, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, Likelihood | BudgetError]]:
-    """The likelihood of each answer's ids behind its prompt, in any order; what does not fit is an error.
+    """The likelihood of each answer's ids after its prompt, in any order; what does not fit is an error.
 
     Raises:
         ConfigError: the generator gives no probabilities of given tokens.
@@ -107,7 +107,7 @@ def likelihoods(
 
 
 def _apart(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text behind a line break, where tokenizers do not begin a word as they do at the start of a text."""
+    """Ids of a text after a line break, where tokenizers do not begin a word as they do at the start of a text."""
     for mark in ("\n", "\n\n"):
         n = tokenizer.split_at(mark + text, len(mark))
         if n is not None:

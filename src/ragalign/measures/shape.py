@@ -8,7 +8,7 @@ N_GRAM = 4
 
 
 def repetition(text: str, n: int = N_GRAM) -> float | None:
-    """The share of word `n`-grams that stood in the text before; None where there is no `n`-gram.
+    """The share of word `n`-grams that occurred in the text before; None where the text has fewer words.
 
     This is ``rep-n`` of Welleck et al. (1908.04319) over white-space words: 1 minus unique over all.
     """

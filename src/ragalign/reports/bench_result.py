@@ -123,7 +123,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """What a sweep varied, and what came of it."""
+    """A factor of a sweep with its levels."""
 
     name: str
     levels: tuple[Level, ...]
@@ -144,7 +144,7 @@ class Bench:
         fixed: the condition that prices are relative to.
         conditions: in the order of the run.
         factors: of a sweep.
-        published: published results of the same kind, to stand beside.
+        published: published results of the same kind, to show beside.
         timing: how speed was measured; None where it was not.
     """
 

@@ -1,4 +1,4 @@
-"""The data behind the page's browser: every judged answer once, every text once."""
+"""The data of the page's browser: every judged answer once, every text once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ragalign.reports.report import Comparison, Report
 
 @dataclass(slots=True)
 class _Texts:
-    """Texts by number; baselines and queries stand in many rows."""
+    """Texts by number; many rows share baselines and queries."""
 
     known: dict[str, int] = field(default_factory=dict)
 
@@ -22,7 +22,7 @@ class _Texts:
 
 
 def browser_data(report: Report, n_prompts: int | None = None) -> dict[str, Any]:
-    """What the page's script reads; texts are numbers into ``texts``.
+    """The data that the page's script reads; texts are numbers into ``texts``.
 
     Rows are in the order of the prompts, with a prompt's models side by side.
 

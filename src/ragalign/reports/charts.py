@@ -47,12 +47,12 @@ class Axis:
         return cls(ticks[0], ticks[-1], ticks)
 
     def percent(self, value: float) -> float:
-        """Where a value stands, in percent of the width; infinite values stand at the ends."""
+        """The place of a value, in percent of the width; infinite values are at the ends."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return 2 + 96 * share
 
     def html(self, unit: str) -> Markup:
-        """The labels, to stand above the charts."""
+        """The labels above the charts."""
         digits = 0 if all(tick == round(tick) for tick in self.ticks) else 1
         if digits and any(abs(tick * 10 - round(tick * 10)) > 1e-6 for tick in self.ticks):
             digits = 2

@@ -1,4 +1,4 @@
-"""What answering cost, as a report shows it."""
+"""The cost of answering, as a report shows it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one condition cost; means are per request, with intervals over prompts.
+    """The cost of one condition; means are per request, with intervals over prompts.
 
     Attributes:
         n: requests that were answered; every turn is one.

@@ -17,7 +17,7 @@ class Column:
     """A column of a table.
 
     Attributes:
-        label: its heading, which stands beside every cell on narrow screens.
+        label: its heading, which is beside every cell on narrow screens.
         heading: what the heading shows where that is more than the label, such as an axis.
         kind: ``number``, ``text`` or ``chart``.
     """
@@ -70,10 +70,10 @@ def with_range(value: str, ends: str) -> Markup:
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """Parts behind one another; plain text is escaped."""
+    """Parts one after another; plain text is escaped."""
     return Markup().join(parts)
 
 
 def with_unit(label: str, unit: str) -> str:
-    """A heading with the unit of what stands below it; points are their own unit."""
+    """A heading with the unit of the figures below it; points are their own unit."""
     return label if unit == "points" else f"{label},\N{NO-BREAK SPACE}{unit}"

@@ -114,7 +114,7 @@ def _navigation(report: Report) -> list[tuple[str, str]]:
 
 
 def _headings(report: Report) -> list[str]:
-    """What tells comparisons apart: the protocol, the baseline, and the judge where these are the same."""
+    """Headings that tell comparisons apart: the protocol, the baseline, and the judge where these are the same."""
     names = ["Quality" if one.protocol == COMPUTED else one.protocol for one in report.comparisons]
     headings = [
         f"{name} against {one.baseline}" if one.baseline else name

@@ -1,4 +1,4 @@
-"""Line and bar plots as SVG of their own size: they scale, take the page's colours, and stand in a file as well."""
+"""Line and bar plots as SVG of their own size: they scale, take the page's colours, and work in a file of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = ("#3465a4", "#c2621a", "#2a8a6a", "#8a4fa3", "#b0304f", "#2d8fae", "#
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line: its name, where its points stand, their heights, and the ends of their intervals.
+    """A line: its name, where its points are, their heights, and the ends of their intervals.
 
     Attributes:
         name: shown in the key.

@@ -1,4 +1,4 @@
-"""Published results, which stand beside measured ones only marked as published, each with its source."""
+"""Published results, which are shown beside measured ones, marked as published, each with its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages from Jinja2 templates: plain text is escaped wherever it stands, only `Markup` is taken as it is.
+"""Pages from Jinja2 templates: plain text is always escaped, and only `Markup` is taken as it is.
 
 A room keeps its templates, styles and scripts in a folder ``assets`` of its own, beside those of the reports.
 """

@@ -29,10 +29,10 @@ from ragalign.types import Demonstration
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Models under the same protocol, baseline and judge: what may stand in one table.
+    """Models under the same protocol, baseline and judge: what can be in one table.
 
     Attributes:
-        protocol, baseline, judge: what they have in common. MT-Bench's pairs stand in one table whatever the
+        protocol, baseline, judge: what they have in common. MT-Bench's pairs are in one table whatever the
             baseline, which is None then.
         metrics: what is measured, the headline first.
         verdicts: the judged answers by the model's name in the report, best first by the headline.
@@ -137,7 +137,7 @@ class Report:
         Args:
             verdicts: what judges said.
             title: the report's heading.
-            texts: the answers behind the verdicts; without them the report has no texts.
+            texts: the answers that verdicts are about; without them the report has no texts.
             pools: where the demonstrations come from.
             against: the model that all others are compared with; by default every two are.
 
@@ -234,7 +234,7 @@ def _rank(value: float, metric: Metric) -> float:
 
 
 def _names(members: Sequence[ModelVerdicts]) -> list[str]:
-    """Unique names: the model's, with the baseline or the file where it stands several times."""
+    """Unique names: the model's, with the baseline or the file where it occurs several times."""
     names = [line.model or "unnamed" for line in members]
     marks = (
         [f"against {line.baseline}" for line in members],
@@ -277,7 +277,7 @@ def _title(found: Sequence[ModelVerdicts]) -> str:
 
 
 def _part(verdict: Verdict) -> tuple[object, ...]:
-    """Where a recorded verdict stands: files and rows may use the same ids."""
+    """Where a recorded verdict comes from: files and rows may use the same ids."""
     return tuple(verdict.metadata.get(key) for key in ("source", "row", "mode"))
 
 

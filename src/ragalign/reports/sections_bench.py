@@ -23,7 +23,7 @@ def bench_sections(
 
     Args:
         bench: the figures.
-        places: where each condition stands among the compared models, for its colour.
+        places: the place of each condition among the compared models, for its colour.
         demonstrations: texts of demonstrations by id.
     """
     marked = _namer(bench, places)

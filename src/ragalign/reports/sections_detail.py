@@ -77,7 +77,7 @@ def unscored(comparison: Comparison) -> Markup:
 
 
 def own_figures(comparison: Comparison) -> Markup:
-    """What the upstream tool reports, under its names."""
+    """The figures that the upstream tool reports, under its names."""
     names = list(dict.fromkeys(key for model in comparison.models for key in _flat(model)))
     rows = [Row(key, [_own_figure(model, key) for model in comparison.models]) for key in names]
     notes = dict.fromkeys(note for model in comparison.models for note in model.figures.notes)

@@ -113,7 +113,7 @@ def read_prompts(path: str | Path) -> dict[str, InstructionPrompt]:
     """Upstream's prompts by their texts.
 
     Raises:
-        DataError: the file cannot be read, or a row is no prompt with instructions.
+        DataError: the file cannot be read, or a row is not a prompt with instructions.
     """
     found: dict[str, InstructionPrompt] = {}
     for row in read_rows(path):
@@ -152,7 +152,7 @@ def verdict_of(
 
 
 def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
-    """What the four figures are means of, in percent; instructions whose verdict is known all count."""
+    """The observations of the four figures, in percent; instructions whose verdict is known all count."""
     verdicts = list(verdicts)
     found = {}
     for mode in _MODES:

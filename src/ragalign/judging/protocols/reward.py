@@ -1,4 +1,4 @@
-"""What reward models are asked: a number for each answer, or which of two answers has the higher one.
+"""Protocols for reward models: a number for each answer, or which of two answers has the higher one.
 
 Rewards have no scale of their own, so they say something only between answers to the same prompts.
 """
@@ -93,7 +93,7 @@ class Reward(Protocol):
         except OverflowError:
             rewards = [math.inf]
         if not all(map(math.isfinite, rewards)):
-            raise UnreadableReplyError("a reward is no finite number")
+            raise UnreadableReplyError("a reward is not a finite number")
         return rewards
 
 
