@@ -131,6 +131,7 @@ def test_without_a_judge_it_tells_cost_and_speed(
     assert "Lengths and ends" in page
 
 
+NO_COMMA = "punctuation:no_comma"
 METRICS = """
 def words(record):
     assert set(record) == {
@@ -264,8 +265,9 @@ def test_instructions_are_checked_and_a_reward_model_judges(
 ) -> None:
     pytest.importorskip("if_verifiable")
     rows = [
-        {"key": 7, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {"key": 7, "prompt": "No commas.", "instruction_id_list": [NO_COMMA], "kwargs": [{}]},
         {"key": 8, "prompt": "Unknown.", "instruction_id_list": ["x:y"], "kwargs": [{"n": None}]},
+        {"key": 9, "prompt": "Two.", "instruction_id_list": [NO_COMMA, "startend:quotation"], "kwargs": [{}, {}]},
     ]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -278,14 +280,22 @@ def test_instructions_are_checked_and_a_reward_model_judges(
     names = ["prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"]
     assert list(condition["qualities"]) == names
     estimate = condition["qualities"]["prompt_strict"]["estimate"]
-    assert (estimate["n"], estimate["n_unscored"]) == (1, 1)
-    assert estimate["value"] in (0, 100)
+    assert (estimate["n"], estimate["n_unscored"]) == (2, 1)
+    assert estimate["value"] in (0, 50, 100)
+    # Instructions are counted, and intervals resample prompts: the same figure as `judge aggregate` gives.
+    estimate = condition["qualities"]["instruction_strict"]["estimate"]
+    assert (estimate["n"], estimate["n_prompts"], estimate["n_unscored"]) == (3, 2, 1)
+    [answers] = (out / "conditions").glob("*/turn-1.jsonl")
+    aggregate = ragalign("judge", "aggregate", "--protocol", "ifeval", "--prompts", prompts, answers, "--json")
+    assert aggregate.returncode == 0, aggregate.stderr
+    assert json.loads(aggregate.stdout)["instruction_strict"] == pytest.approx(estimate["value"])
+    assert json.loads(aggregate.stdout)["n_unscored"] == 1
 
     judged = ragalign(*command, "--judge", f"reward:{build_reward_model(tmp_path / 'reward', tiny_model)}")
     assert judged.returncode == 0, judged.stderr
     assert "no engine is needed" in judged.stderr
     [condition] = json.loads(judged.stdout)["bench"]["conditions"]
-    assert condition["quality"]["estimate"]["n"] == 2
+    assert condition["quality"]["estimate"]["n"] == 3
 
 
 def test_a_sweep_has_a_plot_per_factor(

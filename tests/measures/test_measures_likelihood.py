@@ -222,8 +222,8 @@ def test_it_is_what_a_plain_loop_finds_with_a_real_model(recipe: str, starter_in
     assert prompt.token_ids + ids == whole, "prompt and answer are the tokenizer's ids of the whole text"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
-        logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-    expected = [-float(logprobs[place - 1, whole[place]]) for place in range(len(prompt.ids), len(whole))]
+        logprobs = model(torch.tensor([whole]), logits_to_keep=len(ids) + 1).logits[0].log_softmax(-1)
+    expected = [-float(logprobs[place, id_]) for place, id_ in enumerate(ids)]
     assert isinstance(found, Likelihood)
     assert found.nll == pytest.approx(np.mean(expected), abs=1e-3)
     assert found.nll < 4, "a real model expects the right answer"

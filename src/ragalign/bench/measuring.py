@@ -32,12 +32,14 @@ class Measure:
         value: of a record.
         lower_is_better: whether a lower value is a better one.
         needs_likelihoods: whether records must hold ``reference_likelihood``, which the model is asked for.
+        weight: how many observations the value is the mean of, such as instructions; 1 by default.
     """
 
     name: str
     value: Callable[[Record], float]
     lower_is_better: bool = False
     needs_likelihoods: bool = False
+    weight: Callable[[Record], int] | None = None
 
 
 def measures_of(metric: str) -> tuple[Measure, ...]:
@@ -61,7 +63,10 @@ def measures_of(metric: str) -> tuple[Measure, ...]:
         if metric == "ifbench":
             names = ("prompt_loose", "prompt_strict", "instruction_loose", "instruction_strict")
         checked = _instructions(metric)
-        return tuple(Measure(name, _share(name, checked)) for name in names)
+        return tuple(
+            Measure(name, _share(name, checked), weight=_n_instructions if name.startswith("instruction") else None)
+            for name in names
+        )
     return ()
 
 
@@ -125,6 +130,10 @@ def _instructions(benchmark: str) -> Callable[[Record], tuple[Followed, ...]]:
 def _arguments(record: Record) -> dict[str, Any]:
     metadata = record["metadata"]
     return {key: metadata.get(key) for key in ("instruction_id_list", "kwargs")}
+
+
+def _n_instructions(record: Record) -> int:
+    return len(record["metadata"]["instruction_id_list"])
 
 
 def _share(name: str, checked: Callable[[Record], tuple[Followed, ...]]) -> Callable[[Record], float]:

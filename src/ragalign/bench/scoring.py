@@ -27,12 +27,14 @@ class Scorer:
         score: the score of a record (see `records`).
         lower_is_better: whether a lower score is a better one, as for a count of errors.
         needs_likelihoods: whether records must hold ``reference_likelihood``.
+        weight: how many observations a score is the mean of; 1 by default.
     """
 
     name: str
     score: Callable[[Record], float]
     lower_is_better: bool = False
     needs_likelihoods: bool = False
+    weight: Callable[[Record], int] | None = None
 
 
 def make_scorer(text: str) -> Scorer:
@@ -55,7 +57,9 @@ def _scorers_of(text: str) -> tuple[Scorer, ...]:
             one record.
     """
     if built_in := measures_of(text):
-        return tuple(Scorer(one.name, one.value, one.lower_is_better, one.needs_likelihoods) for one in built_in)
+        return tuple(
+            Scorer(one.name, one.value, one.lower_is_better, one.needs_likelihoods, one.weight) for one in built_in
+        )
     path, colon, name = text.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise ConfigError(
@@ -156,12 +160,15 @@ def _verdict(
 ) -> Verdict:
     scores: dict[str, float] = {}
     reasons: dict[str, str] = {}
+    weights: dict[str, int] = {}
     shown = ""
     if record is not None:
         shown = "\n\nor\n\n".join(record["references"])
         for scorer in scorers:
             try:
                 scores[scorer.name] = scorer.score(record)
+                if scorer.weight is not None:
+                    weights[scorer.name] = scorer.weight(record)
             except UnscoredError as error:
                 reasons[scorer.name] = str(error)
     reason = "" if scores else next(iter(reasons.values()), "there is no answer")
@@ -177,7 +184,9 @@ def _verdict(
         sample=sample,
         category=case.category,
         raw=shown,
-        metadata=_about(scorers) | ({"unscored": reasons} if scores and reasons else {}),
+        metadata=_about(scorers)
+        | ({"unscored": reasons} if scores and reasons else {})
+        | ({"weights": weights} if weights else {}),
     )
 
 

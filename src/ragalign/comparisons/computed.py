@@ -64,11 +64,20 @@ class Computed(Protocol):
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
         scored, reasons = split_scored(verdicts)
         names = dict.fromkeys(name for verdict in scored for name in verdict.scores)
+        known = {
+            name: [
+                (verdict.item_id, verdict.scores[name])
+                for verdict in scored
+                if name in verdict.scores
+                for _ in range(weight(verdict, name))
+            ]
+            for name in names
+        }
         samples = {
             name: Observations(
-                tuple(verdict.item_id for verdict in scored if name in verdict.scores),
-                tuple(verdict.scores[name] for verdict in scored if name in verdict.scores),
-                # Several metrics score the same answers, and some of them can be unscored where others are not.
+                tuple(prompt for prompt, _ in known[name]),
+                tuple(value for _, value in known[name]),
+                # Several metrics score the same answers, and one can have no score where others have theirs.
                 n_unscored=len(verdicts) - sum(name in verdict.scores for verdict in verdicts),
             )
             for name in names
@@ -76,6 +85,11 @@ class Computed(Protocol):
         values = {name: sum(sample.values) / len(sample.values) for name, sample in samples.items()}
         n_unscored = len(verdicts) - len(scored)
         return Figures(COMPUTED, verdicts[0].model, "", None, len(scored), n_unscored, values, reasons, samples=samples)
+
+
+def weight(verdict: Verdict, name: str) -> int:
+    """How many observations a computed score is the mean of, such as the instructions of a prompt."""
+    return int(verdict.metadata.get("weights", {}).get(name, 1))
 
 
 def protocol_named(name: str) -> Protocol:

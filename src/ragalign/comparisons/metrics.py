@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.comparisons.computed import COMPUTED, is_pairwise
+from ragalign.comparisons.computed import COMPUTED, is_pairwise, weight
 from ragalign.comparisons.judged import Judged
 from ragalign.judging.protocols.just_eval import GENERAL_ASPECTS
 from ragalign.statistics import Estimate, bootstrap, mean
@@ -48,6 +48,7 @@ class Metric:
         is_aspect: whether the metric is one of several aspects of the same answers.
         is_computed: whether a program computed it, beside which others may have computed theirs.
         lower_is_better: whether lower values are better.
+        weight: how many observations of the same prompt a value is the mean of, such as instructions.
     """
 
     name: str
@@ -59,12 +60,17 @@ class Metric:
     is_aspect: bool = False
     is_computed: bool = False
     lower_is_better: bool = False
+    weight: Callable[[Judged], int] = lambda judged: 1
 
     def observe(self, judged: Sequence[Judged]) -> ValuesByPrompt:
         """The metric's values; unscored answers are None."""
-        chosen = [answer for answer in judged if self.applies(answer)]
-        values = [self.value(answer) if answer.verdict.is_scored else None for answer in chosen]
-        return values, [answer.prompt for answer in chosen]
+        pairs = [
+            (self.value(answer) if answer.verdict.is_scored else None, answer.prompt)
+            for answer in judged
+            if self.applies(answer)
+            for _ in range(self.weight(answer))
+        ]
+        return [value for value, _ in pairs], [prompt for _, prompt in pairs]
 
     def estimate(self, judged: Sequence[Judged]) -> Estimate:
         """The mean with a bootstrap interval over prompts."""
@@ -156,9 +162,14 @@ def scale_of(protocol: str) -> tuple[float, float] | None:
 
 def _differences(metric: Metric, first: Sequence[Judged], second: Sequence[Judged]) -> ValuesByPrompt:
     by_first, by_second = _by_prompt(metric, first), _by_prompt(metric, second)
-    shared = [key for key in by_first if key in by_second]
-    values = [None if (a := by_first[key]) is None or (b := by_second[key]) is None else a - b for key in shared]
-    return values, [prompt for prompt, _ in shared]
+    weights = {(answer.prompt, answer.verdict.turn): metric.weight(answer) for answer in first}
+    pairs = [
+        (None if (a := by_first[key]) is None or (b := by_second[key]) is None else a - b, key[0])
+        for key in by_first
+        if key in by_second
+        for _ in range(weights[key])
+    ]
+    return [value for value, _ in pairs], [prompt for _, prompt in pairs]
 
 
 def _by_prompt(metric: Metric, judged: Sequence[Judged]) -> dict[tuple[str, int], float | None]:
@@ -194,7 +205,7 @@ def _computed(name: str, *, lower_is_better: bool) -> Metric:
         label += " (lower is better)"
     value = _score(name)
     if name in _SHARES:
-        return Metric(name, label, "%", _percent(value), is_computed=True)
+        return Metric(name, label, "%", _percent(value), is_computed=True, weight=lambda one: weight(one.verdict, name))
     return Metric(name, label, "points", value, is_computed=True, lower_is_better=lower_is_better)
 
 

@@ -75,7 +75,7 @@ class InstructionProtocol(Protocol):
         answer = _first_text(row, ("response", "output"))
         if text is None or answer is None:
             raise DataError(f"no text {'prompt' if text is None else 'response'!r}")
-        prompt = self._prompts.get(text)
+        prompt = self._prompts.get(text.strip())
         if prompt is None:
             raise DataError(f"{self._file} has no such prompt: {text[:60]!r}")
         followed = self._checker.check(prompt, answer)
@@ -110,7 +110,7 @@ class IfBench(InstructionProtocol):
 
 
 def read_prompts(path: str | Path) -> dict[str, InstructionPrompt]:
-    """Upstream's prompts by their texts.
+    """Upstream's prompts by their texts, without blanks at both ends.
 
     Raises:
         DataError: the file cannot be read, or a row is not a prompt with instructions.
@@ -123,7 +123,7 @@ def read_prompts(path: str | Path) -> dict[str, InstructionPrompt]:
             prompt = InstructionPrompt.from_row(row.value)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
-        found.setdefault(prompt.text, prompt)
+        found.setdefault(prompt.text.strip(), prompt)  # recorded runs differ in blanks at the ends
     return found
 
 
