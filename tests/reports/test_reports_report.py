@@ -282,7 +282,7 @@ def test_other_bad_input(tmp_path: Path) -> None:
         Report.from_files([path], protocol="vibes")
     with pytest.raises(DataError, match="given twice"):
         Report.from_files([path, tmp_path])
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read"):
         Report.from_files([tmp_path / "missing.jsonl"])
     with pytest.raises(DataError, match="at least one verdict"):
         Report.from_verdicts([])
