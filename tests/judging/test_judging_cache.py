@@ -54,6 +54,10 @@ GOOD = json.dumps({"judge": "j", "choice": {}, "usage": None, "latency_s": None,
 @pytest.mark.parametrize(
     "value",
     [b"{bad", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, GOOD.replace("{}", "null").encode(),
+     GOOD.replace('"usage": null', '"usage": {"n_prompt_tokens": "x", "n_output_tokens": 1}').encode(),
+     GOOD.replace('"usage": null', '"usage": {"n_prompt_tokens": null, "n_output_tokens": 1}').encode(),
+     GOOD.replace('"latency_s": null', '"latency_s": "x"').encode(),
+     GOOD.replace('"created": null', '"created": NaN').encode(),
      GOOD.replace('"usage": null', '"usage": 3').encode(), GOOD.replace('"j"', "7").encode()],
 )  # fmt: skip
 @pytest.mark.parametrize("has_checksum", [True, False])

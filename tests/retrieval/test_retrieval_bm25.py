@@ -37,7 +37,8 @@ def unicode_words(text: str) -> list[str]:
 
 LETTER = regex.compile(r"(?V1)[\w--\p{M}]")
 LETTERS_WITHOUT_SPACES = regex.compile(
-    r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmer}\p{scx=Myanmar}\p{lb=SA}]"
+    r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmer}\p{scx=Myanmar}\p{lb=SA}"
+    r"\p{scx=Bopomofo}\p{scx=Yi}\p{scx=Javanese}\p{scx=Balinese}]"
 )
 
 
@@ -124,6 +125,10 @@ def test_words_end_where_unicode_says(text: str) -> None:
         ("မြန်မာ", ["မြန်", "န်မာ"]),
         ("ພາສາ", ["ພາ", "າສ", "ສາ"]),
         ("한국어 문장", ["한국어", "문장"]),
+        ("ㄅㄆㄇ", ["ㄅㄆ", "ㄆㄇ"]),
+        ("ꀀꀁꀂ", ["ꀀꀁ", "ꀁꀂ"]),
+        ("ꦧꦱꦗꦮ", ["ꦧꦱ", "ꦱꦗ", "ꦗꦮ"]),
+        ("ᬪᬵᬱᬩᬮᬶ", ["ᬪᬵᬱ", "ᬱᬩ", "ᬩᬮᬶ"]),
         ("e\u0301tat", ["état"]),
         ("", []),
     ],

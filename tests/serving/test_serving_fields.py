@@ -161,3 +161,42 @@ def test_what_no_server_has_is_refused_or_said(make_aligners: Any, upstream_serv
         asked = ask(output_repetition_penalty=1.1)
         answer = httpx.post(f"{running.url}{CHAT}", json=asked, timeout=60)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "output_repetition_penalty")
+
+
+CANNOT = {
+    "response_format": {"type": "json_object"},
+    "tools": [{"type": "function"}],
+    "guided_json": {"type": "object"},
+    "use_beam_search": True,
+    "best_of": 3,
+    "echo": True,
+    "bad_words": ["no"],
+    "allowed_token_ids": [5],
+    "length_penalty": 2.0,
+    "include_stop_str_in_output": True,
+}
+NOTHING = {
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "use_beam_search": False,
+    "best_of": 1,
+    "echo": False,
+    "bad_words": [],
+    "length_penalty": 1.0,
+    "suffix": None,
+    "modalities": ["text"],
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_what_cannot_be_honoured_is_refused_on_both_endpoints(upstream_service: Any, path: str) -> None:
+    body = ask() if path == CHAT else dict(PLAIN)
+    with ScriptedServer() as server, upstream_service(server) as running:
+        for field, value in CANNOT.items():
+            answer = httpx.post(f"{running.url}{path}", json=body | {field: value}, timeout=60)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"], error["code"]) == (400, field, "unsupported")
+        answer = httpx.post(f"{running.url}{path}", json=body | NOTHING, timeout=60)
+    assert answer.status_code == 200
+    assert "warnings" not in answer.json()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -119,6 +121,11 @@ def _decoded(value: bytes) -> JudgeReply | None:
         if not isinstance(stored["judge"], str) or not isinstance(stored["choice"], dict):
             return None
         usage = JudgeUsage(**stored["usage"]) if stored["usage"] else None
-        return JudgeReply(stored["judge"], stored["choice"], usage, stored["latency_s"], stored["created"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+        numbers = [stored["latency_s"], stored["created"], *(astuple(usage) if usage else (0, 0))]
+        if not all(number is None or (isinstance(number, int | float) and math.isfinite(number)) for number in numbers):
+            return None
+        if usage is not None and None in numbers[2:]:
+            return None
+        return JudgeReply(stored["judge"], stored["choice"], usage, *numbers[:2])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None

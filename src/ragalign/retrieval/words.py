@@ -10,7 +10,10 @@ from ragalign.text import normalise
 
 # Letters of scripts that write no spaces between words, with the marks on them. Script extensions, so that marks that
 # several scripts share are in, such as the Japanese long-vowel mark; \w, so that their punctuation is not.
-_SCRIPTS = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+_SCRIPTS = (
+    *("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Le", "New_Tai_Lue"),
+    *("Tai_Tham", "Tai_Viet", "Ahom", "Javanese", "Balinese"),
+)
 _UNSPACED = r"(?:[[\w--\p{M}]&&[" + "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS) + r"]]\p{M}*)"
 _LETTER = regex.compile(rf"(?V1){_UNSPACED}")
 # The flag `w` gives \b the default word boundaries of Unicode (UAX 29).
@@ -21,7 +24,7 @@ def words(text: str) -> list[str]:
     """The words of a text, normalised (`ragalign.text.normalise`), repeated ones as often as they occur.
 
     Words end at the default word boundaries of UAX 29, which keep marks with their letters. Scripts without spaces
-    between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) give overlapping pairs of letters, or the letter
+    between words (Han, kana, Thai, Lao, Khmer, Myanmar and others) give overlapping pairs of letters, or the letter
     itself where it has no neighbour. Single characters count: "C" and "R" are what a question may be about. A
     possessive 's is left out, as in Lucene's English analyser.
     """

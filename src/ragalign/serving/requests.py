@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -14,8 +13,6 @@ from ragalign.serving.errors import ApiError
 from ragalign.serving.sampling import Capabilities, SamplingRequest, Token
 from ragalign.types import Role, Turn
 
-# What would change an answer, and no base model here can do.
-_UNSUPPORTED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 _MOST_PARTS = 1_000
 _MOST_OPTIONS = 32
 
@@ -115,16 +112,7 @@ class ChatRequest(SamplingRequest):
         return turns
 
     def _check_unsupported(self) -> None:
-        extra: Mapping[str, Any] = self.model_extra or {}
-        for name in ("tools", "functions", "tool_choice", "function_call"):
-            if extra.get(name) and extra[name] not in ("none", "auto"):
-                raise ApiError(400, f"{name}: tool calls are not supported", param=name, code="unsupported")
-        for name in ("audio", "prediction", *_UNSUPPORTED):
-            if extra.get(name):
-                raise ApiError(400, f"{name} is not supported", param=name, code="unsupported")
-        form = extra.get("response_format")
-        if form and not (isinstance(form, dict) and form.get("type") == "text"):
-            raise ApiError(400, "response_format: only text is supported", param="response_format", code="unsupported")
+        self.check_supported()
         if self.logprobs is not True and self.top_logprobs:
             raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
 
@@ -146,12 +134,7 @@ class CompletionRequest(SamplingRequest):
         Raises:
             ApiError: 400, for what is not supported.
         """
-        extra: Mapping[str, Any] = self.model_extra or {}
-        for name in ("echo", "suffix", "use_beam_search", *_UNSUPPORTED):
-            if extra.get(name):
-                raise ApiError(400, f"{name} is not supported", param=name, code="unsupported")
-        if extra.get("best_of") not in (None, 1, self.n):
-            raise ApiError(400, "best_of is not supported", param="best_of", code="unsupported")
+        self.check_supported()
         if isinstance(self.prompt, str):
             return [self.prompt]
         if all(isinstance(item, int) for item in self.prompt):

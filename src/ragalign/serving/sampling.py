@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -24,14 +24,28 @@ _MOST_STOPS = 16
 _MOST_STOP_CHARACTERS = 1_024
 _MOST_TOKENS_NAMED = 1_024
 _MOST_WARNINGS = 20
+# What would change an answer and cannot be honoured, with the values that ask for nothing.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("tools", "functions", "tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
+    **dict.fromkeys(("audio", "prediction", "echo", "suffix", "use_beam_search", "early_stopping"), ()),
+    **dict.fromkeys(("allowed_token_ids", "bad_words", "logits_processors", "prompt_embeds"), ()),
+    **dict.fromkeys(("continue_final_message", "include_stop_str_in_output"), ()),
+    "length_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
 # Fields of OpenAI's protocol that make no difference to an answer here, so that ignoring them needs no warning.
 _WITHOUT_EFFECT = frozenset(
     {
-        *("functions", "function_call", "tools", "tool_choice", "parallel_tool_calls", "response_format", "modalities"),
+        *("parallel_tool_calls", "best_of"),
         *("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-        *("audio", "prediction", "echo", "suffix", "best_of"),
     }
 )
+_REASONS = {
+    **dict.fromkeys(("tools", "functions", "tool_choice", "function_call"), "tool calls are not supported"),
+    **dict.fromkeys(("response_format", "modalities"), "only text is supported"),
+}
 _NEUTRAL = Decoding()
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -101,9 +115,24 @@ class SamplingRequest(Body):
         """Whether a stream ends with token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def check_supported(self) -> None:
+        """Refuse what would change the answer and cannot be honoured: tools, forms, beams, an answer to go on with.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        extra = self.model_extra or {}
+        for name, neutral in _UNSUPPORTED.items():
+            if extra.get(name) and extra[name] not in neutral:
+                raise ApiError(
+                    400, f"{name}: {_REASONS.get(name, 'this is not supported')}", param=name, code="unsupported"
+                )
+        if extra.get("best_of") not in (None, 1, self.n):
+            raise ApiError(400, "best_of is not supported", param="best_of", code="unsupported")
+
     def unknown_fields(self) -> list[str]:
         """The names of fields that were ignored, since nothing here is called so."""
-        unknown = [name for name in self.model_extra or {} if name not in _WITHOUT_EFFECT]
+        unknown = [name for name in self.model_extra or {} if name not in _WITHOUT_EFFECT and name not in _UNSUPPORTED]
         options = self.stream_options.model_extra or {} if self.stream_options else {}
         return unknown + [f"stream_options.{name}" for name in options if name != "include_obfuscation"]
 
