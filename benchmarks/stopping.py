@@ -10,7 +10,8 @@ at most 256 new tokens; all else is the recipe's own. For each recipe:
 - leaked: the answer shows a delimiter of the prompt's form or a fence that nobody closes;
 - repeated: the mean share of an answer's 4-grams of words that stand in it before.
 
-Each recipe's figures are written as they are known, so that an interrupted run keeps what it has.
+Each recipe's figures are written as they are known; the same command continues an interrupted run, and --recipe
+measures one anew.
 """
 
 from __future__ import annotations
@@ -86,7 +87,18 @@ def main() -> None:
     recipes = [Recipe.load(name) for name in given.recipe or packaged_recipes()]
 
     encoder = Encoder.load()
-    result = {"model": MODEL, "queries": given.queries.name, "max_new_tokens": given.max_new_tokens, "recipes": {}}
+    result: dict[str, Any] = {
+        "model": MODEL,
+        "queries": given.queries.name,
+        "max_new_tokens": given.max_new_tokens,
+        "recipes": {},
+    }
+    if given.out and given.out.is_file():  # recipes that were measured in the same way before are kept
+        before = json.loads(given.out.read_text(encoding="utf-8"))
+        if all(before[name] == result[name] for name in ("model", "queries", "max_new_tokens")):
+            result["recipes"] = before["recipes"]
+    if not given.recipe:
+        recipes = [recipe for recipe in recipes if recipe.name not in result["recipes"]]
     with tempfile.TemporaryDirectory() as folder, VllmGenerator(MODEL, max_model_len=8192) as generator:
         Index.build(Pool.load(data_folder() / "starter.jsonl"), encoder).save(folder)
         index, tokenizer = Index.open(folder, encoder=encoder), Tokenizer.load(MODEL)
