@@ -6,15 +6,18 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+import click
 import pytest
+import typer
 
 from ragalign.recipes import Recipe
 
@@ -29,6 +32,10 @@ PAGES = sorted(
     ]
 )
 PLACEHOLDER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def load(path: Path) -> ModuleType:
@@ -84,7 +91,45 @@ def test_docstrings_that_describe_several_names_are_split(generate: ModuleType) 
     assert generate.split_groups(text) == expected
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [page for page in PAGES if "ragalign " in page.read_text(encoding="utf-8")], ids=name)
+def test_commands_in_examples_exist(page: Path) -> None:
+    from ragalign_cli.main import app
+
+    top = typer.main.get_command(app)
+    for words in commands(page):
+        command: Any = top
+        context = click.Context(top, info_name="ragalign")
+        while words and hasattr(command, "get_command") and command.get_command(context, words[0]):
+            command = command.get_command(context, words.pop(0))
+            context = click.Context(command, info_name=words[0] if words else "", parent=context)
+        assert command is not top, f"{page.name}: {words}"
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = [word.partition("=")[0] for word in words if word.startswith("-") and word not in ("-", "--help")]
+        assert [option for option in options if option not in known] == [], f"{page.name}: {command.name}"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The `ragalign` commands in a page's shell examples and between backticks, as words without the first."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines += [found.replace("\n", " ") for found in re.findall(r"`(ragalign [a-z][^`]*)`", prose)]
+    for line in lines:
+        if line.startswith("ragalign ") and not re.match(r"ragalign [A-Z|]", line):
+            yield shlex.split(line.partition("  #")[0].partition(" ... ")[0].replace("|", " "))[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_in_examples_is_python(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ragalign":
+                module = importlib.import_module(node.module or "")
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_relative_links_resolve(page: Path) -> None:
     links = load(HOOKS / "links.py")
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
