@@ -253,9 +253,14 @@ def _options(command: Any, context: click.Context) -> str:
         default = "Arguments" if parameter.param_type_name == "argument" else "Options"
         title = getattr(parameter, "rich_help_panel", None) or default
         name = _TYPE.sub(lambda found: _PLACEHOLDERS[found[1].lower()], record[0])
-        panels.setdefault(title, []).append((f"`{name}`", escape(record[1], quote=False)))
+        panels.setdefault(title, []).append((_code(name), escape(record[1], quote=False)))
     ordered = sorted(panels, key=lambda title: (title != "Arguments", title == "Options"))
     return "\n\n".join(_table((title, ""), panels[title]) for title in ordered)
+
+
+def _code(text: str) -> str:
+    """Code for a cell of a table: between backticks, a bar could not be written."""
+    return f"<code>{escape(text).replace('|', '&#124;')}</code>"
 
 
 def _keys_table(kind: type[Any], extra: list[tuple[str, ...]] | None = None, skip: set[str] | None = None) -> str:
