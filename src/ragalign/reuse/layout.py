@@ -112,6 +112,12 @@ class ReusingPacker:
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
         return self.packer.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
 
+    def hits_and_misses(self, prompt: Prompt) -> tuple[int, int]:
+        """How many of a prompt's demonstrations are reused, and how many are not though they were to be."""
+        n_hit = len(prompt.reuse.lengths) if prompt.reuse else 0
+        n_retrieved = sum(used.score is not None for used in prompt.demonstrations)
+        return n_hit, max(0, n_retrieved - self.real - n_hit)
+
     def _finished(self, choice: Choice) -> Prompt | BudgetError:
         try:
             return self.finish(choice)

@@ -28,6 +28,7 @@ class Part:
         finish_reason: ``stop`` or ``length`` in the last part of an answer.
         n_tokens: tokens of the answer, in its last part.
         n_cached_tokens: prompt tokens from the prefix cache, in the last part; None where the engine does not say.
+        n_reused_tokens: tokens of demonstrations that were reused, in the last part.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Part:
     finish_reason: str | None = None
     n_tokens: int = 0
     n_cached_tokens: int | None = None
+    n_reused_tokens: int = 0
 
 
 async def answer(
@@ -124,6 +126,7 @@ async def _one(
         finish_reason=_reason(last.finish_reason),
         n_tokens=last.n_tokens,
         n_cached_tokens=last.n_cached_tokens,
+        n_reused_tokens=last.n_reused_tokens,
     )
 
 

@@ -26,6 +26,15 @@ class Metrics:
         self.cached_tokens = Counter(
             "ragalign_cached_tokens", "Prompt tokens from the prefix cache.", ("recipe",), registry=registry
         )
+        self.reused_tokens = Counter(
+            "ragalign_reused_tokens", "Tokens of demonstrations that were reused.", ("recipe",), registry=registry
+        )
+        self.reuse_pieces = Counter(
+            "ragalign_reuse_demonstrations",
+            "Retrieved demonstrations of prompts that reuse: hit, or missing from what is kept.",
+            ("recipe", "outcome"),
+            registry=registry,
+        )
         self.output_tokens = Counter("ragalign_output_tokens", "Tokens of answers.", ("recipe",), registry=registry)
         self.queue_s = self._seconds("ragalign_queue_seconds", "Waiting for a place.")
         self.retrieval_s = self._seconds("ragalign_retrieval_seconds", "Encoding and search, per batch.")

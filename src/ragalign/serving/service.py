@@ -293,7 +293,7 @@ class Service:
     ) -> Parts:
         template = None if aligner is None else aligner.packer.template
         parts = answer(self.generator, prompt, decoding, template, logprobs=logprobs, whole=whole)
-        n_tokens, n_cached = 0, 0
+        n_tokens, n_cached, n_reused = 0, 0, 0
         try:
             async with aclosing(parts):
                 async for part in parts:
@@ -303,6 +303,7 @@ class Service:
                     n_tokens += part.n_tokens
                     if part.index == 0:
                         n_cached = part.n_cached_tokens or n_cached
+                        n_reused = part.n_reused_tokens or n_reused
                         if aligner is not None:
                             aligner.online.learn(prompt, part.n_cached_tokens)
                     yield part
@@ -311,4 +312,9 @@ class Service:
             self.metrics.request_s.observe(timings.total_s)
             self.metrics.prompt_tokens.labels(recipe).inc(len(prompt.ids))
             self.metrics.cached_tokens.labels(recipe).inc(n_cached)
+            if aligner is not None and aligner.reuse is not None:
+                self.metrics.reused_tokens.labels(recipe).inc(n_reused)
+                n_hit, n_missed = aligner.reuse.hits_and_misses(prompt)
+                self.metrics.reuse_pieces.labels(recipe, "hit").inc(n_hit)
+                self.metrics.reuse_pieces.labels(recipe, "miss").inc(n_missed)
             self.metrics.output_tokens.labels(recipe).inc(n_tokens)

@@ -126,7 +126,7 @@ function promptView(told) {
   let count = 0;
   for (const piece of segments) {
     const even = piece.kind === "demonstration" && ++count % 2 === 0 ? " even" : "";
-    const button = make("button", { className: piece.kind + even, title: describe(piece), "aria-label": describe(piece) });
+    const button = make("button", { className: piece.kind + even + (piece.reused ? " reused" : ""), title: describe(piece), "aria-label": describe(piece) });
     button.tabIndex = bar.children.length ? -1 : 0;
     bar.append(proportion(mark(piece, button), piece.n_tokens, total));
   }
@@ -144,6 +144,8 @@ function promptView(told) {
   const facts = [`${number.format(total)} tokens`];
   if (context) facts[0] += ` of ${number.format(context)}, ${number.format(reserved)} kept for the answer`;
   if (used.length) facts.push(`demonstrations fill ${percent(told.tokens.demonstrations, budget)} of their ${number.format(budget)}`);
+  const reused = used.filter((piece) => piece.reused).length;
+  if (reused) facts.push(`${reused} of them reused (striped), not computed`);
   if (told.demonstrations_kept) facts.push("kept from the turn before");
   const cache = make("div", { className: "cache" });
   return [
