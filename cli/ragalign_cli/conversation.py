@@ -46,7 +46,7 @@ class Conversation:
                 line = input("\n> " if sys.stdin.isatty() else "")
             except EOFError:
                 return
-            if not line.strip() or line.strip() == "/exit":
+            if not line.strip() or line.split()[0] == "/exit":
                 return
             try:
                 if line.startswith("/") and not line.startswith("//"):

@@ -216,13 +216,16 @@ def one_question(text: str | None, question: str | None) -> str | None:
     """The question, given as an argument after the index or as --question.
 
     Raises:
-        ConfigError: it is given twice.
+        ConfigError: it is given twice, or empty.
     """
     from ragalign.errors import ConfigError
 
     if text is not None and question is not None:
         raise ConfigError("give the question once: after DIR, or with --question")
-    return text if question is None else question
+    asked = text if question is None else question
+    if asked is not None and not asked.strip():
+        raise ConfigError("the question is empty")
+    return asked
 
 
 def engine(dtype: str | None, tensor_parallel: int | None, gpu_memory: float | None) -> dict[str, Any]:

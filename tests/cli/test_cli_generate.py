@@ -307,3 +307,26 @@ def test_the_demo_runs_on_vllm_as_printed() -> None:
     assert "minus random" in done.stdout
     assert "ragalign bench --testbed --out testbed" in done.stdout
     assert time.monotonic() - started < 540, "it is meant to take a minute or two"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--stop", "\udcff"), "the stop string '\\udcff' is not valid Unicode"),
+        (("--dtype", "floaty"), "no dtype 'floaty'; there are auto, float16"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_loaded(
+    ragalign: Command, tiny_model: Path, queries: Path, tmp_path: Path, arguments: tuple[str, str], words: str
+) -> None:
+    run = ragalign(
+        *("generate", "--recipe", "zero-shot", "--model", tiny_model, "--queries", queries),
+        *("--out", tmp_path / "a.jsonl", "--backend", "transformers", *arguments),
+    )
+    assert (run.returncode, words in run.stderr) == (2, True)
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_an_empty_question_is_refused(ragalign: Command, tiny_model: Path) -> None:
+    run = ragalign("chat", "--recipe", "zero-shot", "--model", tiny_model, "--question", " ")
+    assert (run.returncode, run.stderr) == (2, "error: the question is empty\n")

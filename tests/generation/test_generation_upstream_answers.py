@@ -122,9 +122,10 @@ def test_probability_zero_is_the_lowest_number() -> None:
         (b"{", "no JSON"),
         (b"", "no JSON"),
         (b"\xff\xfe", "no JSON"),
-        (b'{"a": 1' + b"0" * 5_000 + b"}", "no JSON"),
-        (b"[]", "where an object belongs"),
-        (b"NaN", "where an object belongs"),
+        (b'{"a": 1' + b"0" * 5_000 + b"}", "a number of too many digits"),
+        (b"[]", "sent a list where a JSON object belongs"),
+        (b"NaN", "sent a number where a JSON object belongs"),
+        (b"null", "sent null where a JSON object belongs"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -177,3 +178,25 @@ def test_data_lines_without_end_are_given_up() -> None:
 )
 def test_a_servers_own_words_are_one_line(body: Any) -> None:
     assert error_message(body) == "no way"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"choices": [null]}', r"sent null as choices\[0\]"),
+        ('{"choices": [{"text": 5}]}', r"sent a number as choices\[0\].text"),
+        ('{"choices": {}}', "sent an object as choices"),
+        ('{"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-1%s]}}]}' % ("0" * 400), None),
+        (
+            '{"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [1%s]}}]}' % ("0" * 400),
+            "as a log",
+        ),
+    ],
+    ids=["null", "number", "object", "huge", "above one"],
+)
+def test_what_is_no_answer(body: str, words: str | None) -> None:
+    if words is None:
+        assert parse_answer(parse_object(body.encode())).logprobs[0].logprob == -9999.0
+        return
+    with pytest.raises(BadAnswerError, match=words):
+        parse_answer(parse_object(body.encode()))

@@ -239,3 +239,9 @@ def test_fingerprints_follow_values() -> None:
     assert fingerprint(True) != fingerprint(1)
     assert fingerprint({"a": None}) != fingerprint({})
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1.0}}) == ["c was 2 and is not set now"]
+
+
+def test_settings_with_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
+    settings = {"model": "m\udcff", "recipe": "é"}
+    RunFolder(tmp_path / "run").claim(settings)
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == settings

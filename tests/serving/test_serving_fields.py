@@ -73,12 +73,15 @@ def test_biased_stopped_and_forced_tokens(url: str, tokens: Any, vllm_engine: An
 
 
 @pytest.mark.parametrize(
-    "prompt", [[10**6], [5, 10**6, 7], [[5], [2**31 - 1]], [2**30]], ids=["one", "within", "second", "large"]
+    "prompt",
+    [[10**6], [5, 10**6, 7], [[5], [2**31 - 1]], [2**30], [2**40], [-1], [5, -7, 6], [[5], [-2]]],
+    ids=["one", "within", "second", "large", "huge", "negative", "negative within", "negative second"],
 )
 def test_ids_out_of_the_vocabulary_are_named(url: str, prompt: Any) -> None:
     answer = httpx.post(f"{url}{COMPLETIONS}", json=PLAIN | {"prompt": prompt}, timeout=60)
     error = answer.json()["error"]
-    wrong = max(token for part in prompt for token in (part if isinstance(part, list) else [part]))
+    tokens = [token for part in prompt for token in (part if isinstance(part, list) else [part])]
+    wrong = min(tokens) if min(tokens) < 0 else max(tokens)
     assert (answer.status_code, error["param"]) == (400, "prompt")
     assert str(wrong) in error["message"]
     assert text_of(url)  # and the engine lives

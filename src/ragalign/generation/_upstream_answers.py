@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from ragalign.generation.base import one_line
+from ragalign.questions import kind
 from ragalign.text import valid_text
 from ragalign.types import TokenLogprob
 
@@ -56,7 +57,9 @@ def parse_answer(body: dict[str, Any]) -> UpstreamAnswer:
         raise BadAnswerError(f"sent {len(choices)} choices where one was asked for")
     usage = _typed(body.get("usage"), dict, "usage") or {}
     details = _typed(usage.get("prompt_tokens_details"), dict, "usage.prompt_tokens_details") or {}
-    choice = _typed(choices[0], dict, "choices[0]") or {} if choices else {}
+    if None in choices:
+        raise BadAnswerError("sent null as choices[0]")
+    choice = _typed(choices[0], dict, "choices[0]") if choices else {}
     return UpstreamAnswer(
         text=_typed(choice.get("text"), str, "choices[0].text") or "",
         finish_reason=_typed(choice.get("finish_reason"), str, "choices[0].finish_reason"),
@@ -76,10 +79,12 @@ def parse_object(data: bytes) -> dict[str, Any]:
         value = json.loads(data)
     except RecursionError:
         raise BadAnswerError("sent JSON that is nested too deeply") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadAnswerError(f"sent no JSON: {one_line(error)}") from None
+    except ValueError:  # Python converts no more digits than sys.get_int_max_str_digits()
+        raise BadAnswerError("sent JSON with a number of too many digits") from None
     if not isinstance(value, dict):
-        raise BadAnswerError(f"sent a JSON {type(value).__name__} where an object belongs")
+        raise BadAnswerError(f"sent {kind(value)} where a JSON object belongs")
     return value
 
 
@@ -171,10 +176,10 @@ def _too_long() -> BadAnswerError:
     return BadAnswerError(f"sent an event of more than {MAX_EVENT_BYTES:,} bytes")
 
 
-def _typed(value: Any, kind: type[Any], name: str) -> Any:
-    if value is None or isinstance(value, kind):
+def _typed(value: Any, expected: type[Any], name: str) -> Any:
+    if value is None or isinstance(value, expected):
         return value
-    raise BadAnswerError(f"sent a {type(value).__name__} as {name}")
+    raise BadAnswerError(f"sent {kind(value)} as {name}")
 
 
 def token_count(value: Any, name: str) -> int | None:
@@ -218,7 +223,7 @@ def _logprob(value: Any) -> float:
     if value is None:  # of the first token of a prompt
         return 0.0
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadAnswerError(f"sent a {type(value).__name__} as a log-probability")
-    if math.isnan(value) or value > 1:
+        raise BadAnswerError(f"sent {kind(value)} as a log-probability")
+    if (isinstance(value, float) and math.isnan(value)) or value > 1:
         raise BadAnswerError(f"sent {str(value)[:20]} as a log-probability")
     return max(float(value), _LOWEST_LOGPROB) if value > -1e300 else _LOWEST_LOGPROB

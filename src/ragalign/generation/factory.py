@@ -10,6 +10,11 @@ from ragalign.errors import ConfigError
 from ragalign.generation.base import BaseGenerator
 from ragalign.generation.engine_options import EngineOptions
 
+_DTYPES = {
+    "VllmGenerator": ("auto", "half", "float16", "bfloat16", "float", "float32"),
+    "TransformersGenerator": ("auto", "float16", "bfloat16", "float32", "float64"),
+}
+
 
 def make_generator(
     backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any
@@ -44,6 +49,9 @@ def check_generator(backend: str = "auto", *, model: str, context_length: int | 
         from ragalign.models import locate_tokenizer
 
         locate_tokenizer(model)  # of a GGUF file, that converts no weights
+    dtype = options.get("dtype", "auto")
+    if (known := _DTYPES.get(kind.__name__)) and dtype not in known:
+        raise ConfigError(f"no dtype {dtype!r}; there are {', '.join(known)}")
     if kind.__name__ == "VllmGenerator":
         from ragalign.generation.vllm import check_options
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ragalign.errors import ConfigError
+from ragalign.text import valid_text
 from ragalign.types import Decoding
 
 PRESETS: Mapping[str, Decoding] = MappingProxyType(
@@ -87,6 +88,8 @@ def validate(decoding: Decoding) -> None:
     stop: object = decoding.stop
     if not isinstance(stop, tuple | list) or not all(isinstance(text, str) and text for text in stop):
         raise ConfigError(f"decoding: stop must be a sequence of non-empty strings, not {stop!r}")
+    if wrong := next((text for text in decoding.stop if valid_text(text) != text), None):
+        raise ConfigError(f"decoding: the stop string {wrong!r} is not valid Unicode")
 
 
 def _check_range(field: str, value: object, low: float, high: float, *, above: bool = False) -> None:

@@ -33,7 +33,12 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     Raises:
         OSError: as `write_text`.
     """
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8, say: JSON can hold it as an escape only
+        text = json.dumps(value, indent=indent)
+    write_text(path, text + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -38,7 +38,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         ApiError: 400.
     """
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_no_number)
         # JSON can escape half of a surrogate pair, which neither tokenizers nor upstream servers can be given.
         if "\\ud" in text.lower():
@@ -47,8 +47,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "the body is nested too deeply") from None
     except UnicodeEncodeError:
         raise ApiError(400, "a string in the body has half of a surrogate pair, which is not valid Unicode") from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8: byte {error.start + 1:,} is wrong") from None
+    except (json.JSONDecodeError, _NotANumberError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
+    except ValueError:  # Python converts no more digits than sys.get_int_max_str_digits()
+        raise ApiError(400, "the body holds a number of too many digits") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
     return value
@@ -71,5 +75,9 @@ def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"the body is larger than {max_bytes:,} bytes", code="body_too_large")
 
 
+class _NotANumberError(Exception):
+    """NaN or an infinity, which Python's parser would take."""
+
+
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise _NotANumberError(f"{name} is not a JSON number")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ragalign.packing import Packing
 from ragalign.serving.body_models import Body, at_most
 from ragalign.serving.errors import ApiError
-from ragalign.serving.sampling import Capabilities, SamplingRequest, Token
+from ragalign.serving.sampling import Capabilities, SamplingRequest
 from ragalign.types import Role, Turn
 
 _MOST_PARTS = 1_000
@@ -123,8 +123,8 @@ class CompletionRequest(SamplingRequest):
     prompt: (
         str
         | Annotated[list[str], Field(fail_fast=True)]
-        | Annotated[list[Token], Field(fail_fast=True)]
-        | Annotated[list[Annotated[list[Token], Field(fail_fast=True)]], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -143,6 +143,7 @@ class CompletionRequest(SamplingRequest):
             found = [item for item in self.prompt if not isinstance(item, int)]
         for prompt in found:
             if isinstance(prompt, list) and prompt:
+                engine.check_token(min(prompt), "prompt")
                 engine.check_token(max(prompt), "prompt")
         return found
 

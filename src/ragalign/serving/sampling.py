@@ -17,6 +17,7 @@ from ragalign.serving.settings import Limits
 from ragalign.types import Decoding
 
 _INT64 = 2**63
+_MOST_TOKEN_IDS = 2**31  # where a vocabulary's size is not known
 # Seeds of any sign are folded into this range, with room for the n that are counted up from them.
 _SEEDS = 2**62
 _SMALLEST_TOP_P = 1e-6
@@ -47,7 +48,6 @@ _REASONS = {
     **dict.fromkeys(("response_format", "modalities"), "only text is supported"),
 }
 _NEUTRAL = Decoding()
-Token = Annotated[int, Field(ge=0, lt=2**31)]
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -75,9 +75,10 @@ class Capabilities:
         Raises:
             ApiError: 400, naming it.
         """
-        size = self.vocabulary_size
-        if size is not None and not 0 <= token < size:
-            raise ApiError(400, f"{field}: token id {token} is not in the vocabulary (0 to {size - 1:,})", param=field)
+        size = _MOST_TOKEN_IDS if self.vocabulary_size is None else self.vocabulary_size
+        if not 0 <= token < size:
+            shown = str(token) if abs(token) < _INT64 else f"{str(token)[:20]}..."
+            raise ApiError(400, f"{field}: token id {shown} is not in the vocabulary (0 to {size - 1:,})", param=field)
 
     def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
         """A recipe's decoding without what the engine cannot honour, and the names of those fields."""
@@ -101,7 +102,7 @@ class SamplingRequest(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: Annotated[list[Token], Field(fail_fast=True), at_most(_MOST_TOKENS_NAMED)] | None = None
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True), at_most(_MOST_TOKENS_NAMED)] | None = None
     ignore_eos: bool | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], at_most(_MOST_TOKENS_NAMED)] | None = (
         None
