@@ -1,0 +1,1 @@
+"""The parts of `results_real.py`."""
