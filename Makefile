@@ -23,7 +23,7 @@ $(READY): requirements-cpu.txt pyproject.toml
 demo: setup
 	$(BIN)/ragalign demo
 
-# Every figure of the README's results: the testbed on the real engine. Interrupted, it goes on where it stopped.
+# The results on the testbed, on the real engine (README, docs/results.md); an interrupted run is resumed.
 results: setup
 	$(BIN)/ragalign bench --testbed --out build/testbed --browse 40
 	cp build/testbed/report.json benchmarks/results/bench_testbed.json
