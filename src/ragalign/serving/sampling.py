@@ -77,7 +77,7 @@ class Capabilities:
         """
         size = _MOST_TOKEN_IDS if self.vocabulary_size is None else self.vocabulary_size
         if not 0 <= token < size:
-            shown = str(token) if abs(token) < _INT64 else f"{str(token)[:20]}..."
+            shown = str(token) if abs(token) < 10**20 else f"{str(token)[:20]}..."
             raise ApiError(400, f"{field}: token id {shown} is not in the vocabulary (0 to {size - 1:,})", param=field)
 
     def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
