@@ -80,7 +80,8 @@ def test_one_demonstration_behind_the_prefix_equals_full_attention(world: World)
 @pytest.mark.parametrize("kind", [*SHAPES, "llama3"])
 def test_a_hundred_prompts_of_every_shape(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
-    with make_world(random_model(kind, tiny_model, tmp_path / "model"), tmp_path, seed=len(kind)) as made:
+    folder = random_model(kind, tiny_model, tmp_path / "model")
+    with make_world(folder, tmp_path, seed=len(kind), kv_cache_memory_bytes=2**26) as made:
         check(made, 100, seed=len(kind))
 
 
