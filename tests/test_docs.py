@@ -66,6 +66,7 @@ def test_every_command_is_documented(generate: ModuleType, site: str) -> None:
     names = generate.command_names()
     assert "ragalign index add" in names
     assert [name for name in names if f"### {name}\n" not in site] == []
+    assert not re.search("^Examples?:", generate.command_line(), re.MULTILINE), "examples are code"
 
 
 def test_every_recipe_key_is_documented(site: str) -> None:

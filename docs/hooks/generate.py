@@ -236,8 +236,8 @@ def _command(path: str, command: Any, context: click.Context) -> str:
     parts.append(f"```text\n{path} {usage}\n```")
     for paragraph in text.split("\n\n"):
         block = paragraph.lstrip("\b\n")
-        if block.startswith("Examples:"):
-            parts.append(f"```sh\n{inspect.cleandoc(block.removeprefix('Examples:'))}\n```")
+        if example := re.match(r"Examples?:\n", block):
+            parts.append(f"```sh\n{inspect.cleandoc(block[example.end() :])}\n```")
         elif block:
             parts.append(escape(" ".join(block.split()), quote=False))
     parts.append(_options(command, context))
