@@ -177,11 +177,11 @@ def test_messages_out_of_order_are_refused(aligner: Aligner, messages: Sequence[
 
 
 def test_what_is_missing_is_said_before_any_work(starter_index: Path, tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="give it an index"):
+    with pytest.raises(ConfigError, match="name an index"):
         Aligner.from_recipe("ica", tokenizer=tiny_model)
     with pytest.raises(ConfigError, match="no tokenizer"):
         Aligner.from_recipe("ica", index=starter_index)
-    with pytest.raises(ConfigError, match="only packs"):
+    with pytest.raises(ConfigError, match="no generator"):
         Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model).chat("Hi")
     with pytest.raises(ConfigError, match="dtype"):
         Aligner.from_recipe("ica", index=starter_index, tokenizer=tiny_model, dtype="float32")

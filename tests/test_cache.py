@@ -178,7 +178,7 @@ def test_what_cannot_be_used_is_said_once_and_left_out(
         assert cache.get(KEYS) == {}
         assert len(cache) == 0
     [message] = said(caplog)
-    assert "cannot be used, going on without it" in message
+    assert "cannot be used, continuing without it" in message
     with pytest.raises(CacheError, match="cannot be used"):
         Cache(tmp_path / place, "test cache", strict=True).put(ENTRIES)
 
@@ -207,7 +207,7 @@ def test_reading_only_changes_nothing(path: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
     with Cache(path, "test cache", strict=True, read_only=True) as cache:
         assert cache.get(KEYS) == ENTRIES
-        with pytest.raises(CacheError, match="for reading only"):
+        with pytest.raises(CacheError, match="read-only"):
             cache.put({b"new": b"x"})
     with Cache(tmp_path / "none.sqlite", "test cache", strict=True, read_only=True) as cache:
         assert cache.get(KEYS) == {}

@@ -131,7 +131,7 @@ def test_another_question_under_the_same_id_is_not_answered(
     refused(path, [QUERIES[0], query(0, "And now?")], settings, "two queries have the id 'q0'", DataError)
     doubled = path.read_bytes()
     path.write_bytes(doubled + doubled)
-    refused(path, QUERIES, settings, "line 4: answers 'q0' again, after line 1", DataError)
+    refused(path, QUERIES, settings, "line 4: answers 'q0' a second time \\(first in line 1\\)", DataError)
 
 
 @pytest.mark.parametrize("content", [b"my notes\n", b'{"my":"notes"}', b'{"id": "1", "response": "a"}\n'])

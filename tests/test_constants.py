@@ -79,7 +79,7 @@ def test_diverse_ones_by_another_field() -> None:
     counts = Counter(one.metadata["topic"] for one in diverse_constants(POOL, 8, 0, by="topic"))
     assert counts == {"t0": 2, "t1": 2, "t2": 2, "t3": 2}
     for by in ("same", "missing"):
-        with pytest.raises(DataError, match=f"'{by}' is the same for all of the pool; choose another field"):
+        with pytest.raises(DataError, match=f"'{by}' is the same in the whole pool; choose another field"):
             diverse_constants(POOL, 8, 0, by=by)
 
 
@@ -125,15 +125,15 @@ def test_random_answers_are_never_right(n: int, seed: int, ood: bool) -> None:
     ("kind", "n", "options", "message"),
     [
         ("best", 3, {}, "no constant demonstrations of kind 'best': use one of random, diverse"),
-        ("random", 99, {}, "asked for 99 constant demonstrations, and there are 43"),
+        ("random", 99, {}, "need 99 constant demonstrations, but there are only 43"),
         ("random", -1, {}, "asked for -1 constant demonstrations"),
         ("random", 3, {"by": "x"}, "of kind 'random' take no option 'by' .known: none."),
         ("diverse", 3, {"base": ()}, "of kind 'diverse' take no option 'base' .known: by."),
         ("unsupervised", 42, {}, "asked for 45"),
         ("circular_shift", 1, {}, "among two or more constant demonstrations, not 1"),
-        ("circular_shift", 3, {"base": list(OTHER)[:2]}, "asked for 3 constant demonstrations, and there are 2"),
-        ("random_answer", 30, {}, "asked for 30 answers of other demonstrations, and there are 13"),
-        ("random_answer_ood", 3, {}, "answers out of domain come from another pool: name it"),
+        ("circular_shift", 3, {"base": list(OTHER)[:2]}, "need 3 constant demonstrations, but there are only 2"),
+        ("random_answer", 30, {}, "need 30 answers of other demonstrations, but the pool has only 13"),
+        ("random_answer_ood", 3, {}, "out-of-domain answers come from another pool: name it"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(kind: str, n: int, options: dict[str, object], message: str) -> None:

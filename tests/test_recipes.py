@@ -93,8 +93,8 @@ def test_constants_are_drawn_as_published(tmp_path: Path, table: str, n: int, n_
         ("[decoding]\npreset = 'wild'", "no decoding preset 'wild'"),
         ("retriever = 3", "retriever"),
         ("not toml", "own.toml"),
-        ("[template]\nprompt_file = 'a.txt'\nsystem_file = 'b.txt'", "leave system_file out"),
-        ("[template]\nprompt_file = 'a.txt'\n[constants]\nfile = 'c.jsonl'", r"leave \[constants\] out"),
+        ("[template]\nprompt_file = 'a.txt'\nsystem_file = 'b.txt'", "remove system_file"),
+        ("[template]\nprompt_file = 'a.txt'\n[constants]\nfile = 'c.jsonl'", r"remove \[constants\]"),
     ],
 )
 def test_a_wrong_recipe_gets_one_clear_line(tmp_path: Path, content: str, message: str) -> None:

@@ -1,6 +1,6 @@
 """Locks between processes: one writer per output.
 
-The operating system holds them (``flock``), so the lock of a process that died is free again.
+The operating system holds them (``flock``), so a lock is released when its process dies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# What file systems answer that have no locks, such as some network mounts. Work goes on there without one.
+# Errors of file systems without locks, such as some network mounts: there we continue without a lock.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
@@ -23,14 +23,14 @@ class LockedError(OSError):
 
 
 class FileLock:
-    """An exclusive lock on a file, until `release` or the end of the process.
+    """An exclusive lock on a file, held until `release` or the end of the process.
 
     Args:
         path: created if missing. A symbolic link is not followed unless `follow` is set.
         follow: whether to lock what a symbolic link points to.
 
     Raises:
-        LockedError: somebody else holds it, in this process or in another.
+        LockedError: it is already held, in this process or in another.
         OSError: the file cannot be opened for writing, or is not a regular file.
     """
 
@@ -55,11 +55,11 @@ class FileLock:
 
     @property
     def inode(self) -> int:
-        """The locked file, to compare with what its name refers to now."""
+        """The inode of the locked file, to compare with the file that its path names now."""
         return os.fstat(self._handle).st_ino if self._handle is not None else -1
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         _held.discard(self)
         handle, self._handle = self._handle, None
         if handle is not None:
@@ -72,7 +72,7 @@ class FileLock:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which exists only as long as it is held.
+    """Hold a lock file, which exists only while it is held.
 
     Raises:
         LockedError, OSError: as `FileLock`.
@@ -80,7 +80,7 @@ def locked(path: Path) -> Iterator[None]:
     while True:
         lock = FileLock(path)
         with suppress(FileNotFoundError):
-            # Its last holder may have removed it between our opening and locking it.
+            # The previous holder can remove it between our opening and locking it.
             if lock.inode == path.lstat().st_ino:
                 break
         lock.release()
@@ -94,10 +94,10 @@ def locked(path: Path) -> Iterator[None]:
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
-def _let_go() -> None:
-    """A forked child, such as an engine's, must not keep the lock of a parent that died."""
+def _release_all() -> None:
+    """Release all locks in a forked child, which must not keep those of a parent that dies."""
     for lock in list(_held):
         lock.release()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_all)

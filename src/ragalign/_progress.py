@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, elsewhere a plain line a minute."""
+"""Progress of long work on stderr: a bar on a terminal, otherwise a plain line every minute."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Seconds between two lines where there is no terminal, such as in a log file.
+# Seconds between two lines when stderr is not a terminal, such as in a log file.
 INTERVAL_S = 60.0
 
 silent: ContextVar[bool] = ContextVar("silent", default=False)
-"""Whether to show nothing at all."""
+"""Whether to hide all progress."""
 
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Show how far long work is; the block calls the yielded function with the number of units just done."""
+    """Show the progress of long work; the block calls the yielded function with the number of units just done."""
     if silent.get():
         yield lambda done: None
         return
@@ -34,7 +34,7 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    # Rich would send what is printed meanwhile to the bar's terminal, results in a redirected stdout included.
+    # Otherwise Rich sends everything printed meanwhile to the terminal, even when stdout is redirected to a file.
     bars = Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     )
@@ -46,13 +46,13 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
 class PlainProgress:
     """Lines such as ``generating: 1,200 of 5,000 queries (24 %), about 12 min left``.
 
-    The first comes after a minute: work that takes less says nothing.
+    The first line comes after a minute; shorter work prints nothing.
 
     Args:
-        description: what is done.
-        total: units in all; None if that is not known.
-        unit: their name, in the plural.
-        clock: seconds, for tests.
+        description: the work, such as "generating".
+        total: number of units; None if unknown.
+        unit: the name of a unit, in the plural.
+        clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PlainProgress:
         self._n_done = 0
 
     def advance(self, done: int) -> None:
-        """Take in units that were done, and print a line where one is due."""
+        """Count `done` more units, and print a line if one is due."""
         self._n_done += done
         now = self._clock()
         if now - self._shown >= INTERVAL_S:

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file.
+    """Read a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: the file cannot be read or is not valid TOML.
     """
     try:
         return parse_toml(path.read_text(encoding="utf-8"))
@@ -27,10 +27,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a TOML table; nested tables become the dataclasses that their fields name.
+    """Build a dataclass from a TOML table; nested tables become the dataclasses of their fields.
 
     Raises:
-        ConfigError: an unknown key, a missing one, or a value of the wrong type; `where` names the place.
+        ConfigError: a key is unknown or missing, or a value has the wrong type; `where` opens the message.
     """
     from pydantic import TypeAdapter, ValidationError
 

@@ -1,4 +1,4 @@
-"""Files of rows as bytes: plain, compressed with gzip, or standard input."""
+"""Input files as bytes: plain, gzip-compressed, or standard input."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Something to read rows from, as often as needed.
+    """An input that can be read any number of times.
 
     Attributes:
-        name: what messages call it.
-        extension: of its name, in lower case, such as ``.jsonl``; that of the compressed file for ``.jsonl.gz``.
-        path: the file; None for standard input.
-        content: what came from standard input.
+        name: its name in messages.
+        extension: of the name, in lower case, without ``.gz``: ``.jsonl`` for ``pool.jsonl.gz``.
+        path: the file, or None for standard input.
+        content: the bytes of standard input.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Source:
 
     @classmethod
     def of(cls, path: str | Path) -> Source:
-        """A file, or standard input for ``-``, which is read to its end."""
+        """The source for a path; ``-`` reads standard input to its end."""
         if str(path) == STANDARD_INPUT:
             return cls("standard input", ".json", content=sys.stdin.buffer.read())
         file = Path(path)
@@ -46,10 +46,10 @@ class Source:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Its bytes, decompressed where they are compressed.
+        """Open the source, decompressing it if needed.
 
         Raises:
-            DataError: it cannot be read, or is damaged.
+            DataError: the source cannot be read, or its gzip data is damaged.
         """
         try:
             with io.BytesIO(self.content) if self.path is None else self.path.open("rb") as raw:
@@ -67,7 +67,7 @@ class Source:
             raise DataError(f"{self.name}: cannot be read ({reason}); check the file and its permissions") from None
 
     def read(self) -> bytes:
-        """All its bytes, decompressed.
+        """Read all bytes, decompressed.
 
         Raises:
             DataError: as `open`.

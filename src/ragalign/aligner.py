@@ -28,9 +28,9 @@ from ragalign.templates.template import check_turns
 from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Hit, Prompt, Query, Role, Turn
 
-# Queries that are retrieved for and packed together, while earlier ones are answered. Few let the engine start soon and
-# hide the most work; but prompts share prefixes only with those of the same plan, and an engine on the
-# processor loses more to a neighbour than it gains.
+# Queries that are retrieved for and packed together, while earlier ones are answered. Small batches let the engine
+# start early and hide the most work, but prompts share prefixes only within a batch, and an engine on the CPU
+# loses more to concurrent packing than it gains.
 _FEW, _MANY = 64, 4096
 
 Message = Turn | Mapping[str, str]
@@ -38,28 +38,28 @@ Message = Turn | Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A query that got no completion, and why."""
+    """A query without a completion, and the reason."""
 
     query: Query
     error: RagalignError
 
 
 class Aligner:
-    """A retriever, a packer and a generator, put together.
+    """Answers conversations with a retriever, a packer and a generator.
 
     Args:
         packer: makes prompts.
-        retriever: finds demonstrations; None retrieves nothing.
+        retriever: finds demonstrations; None for prompts without retrieved demonstrations.
         generator: answers prompts; None for an aligner that only packs.
-        decoding: how to decode, unless a call says otherwise.
-        candidates: hits per query that the packer chooses from at first, and most demonstrations that it takes; None
-            is the packer's `max_demonstrations`.
-        exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
-        where: metadata that demonstrations must have.
-        planner: how to let prompts share prefixes; by default nothing is planned.
-        memory: what the generator's prefix cache probably holds; share it between aligners of one generator.
-        name: what to call this setting in files, such as a recipe's name.
-        reuse: packs prompts whose demonstrations are reused; None for plain prompts.
+        decoding: the default decoding parameters.
+        candidates: hits to retrieve per query at first, and the largest number of demonstrations in a prompt; None
+            means the packer's `max_demonstrations`.
+        exclude: demonstrations never to retrieve; by default those whose instruction is the query.
+        where: metadata values that demonstrations must match.
+        planner: how prompts are made to share prefixes; by default they are not.
+        memory: an estimate of the generator's prefix cache; share it between aligners with the same generator.
+        name: identifies this aligner in output files, such as the recipe's name.
+        reuse: packs prompts that reuse kept keys and values; None for plain prompts.
     """
 
     def __init__(
@@ -102,31 +102,31 @@ class Aligner:
         store: str | Path | None = None,
         **generator_options: Any,
     ) -> Self:
-        """Put together what a recipe names.
+        """Build an aligner from a recipe.
 
         Args:
             recipe: a packaged recipe's name, a TOML file, or a `Recipe`.
-            index: an index or its folder; needed where the recipe retrieves.
-            model: a model's folder or hub id, a GGUF file, ``packaged:NAME``, or a generator; None for an aligner
+            index: an index or its folder; required if the recipe retrieves.
+            model: a model's folder or Hub id, a GGUF file, ``packaged:NAME``, or a generator; None for an aligner
                 that only packs.
             backend: what runs the model: see `ragalign.generation.make_generator`.
-            tokenizer: the model's tokenizer, where it is not in the model's own place.
-            context_length: tokens that prompt and completion share; the model's by default.
-            store: the folder with kept keys and values, for recipes that reuse; the recipe's own by default, or else
-                one beside the index.
-            generator_options: arguments of the backend's class, such as ``dtype="bfloat16"``.
+            tokenizer: folder or Hub id of the tokenizer, if it is not stored with the model.
+            context_length: maximum tokens of prompt and completion together; the model's by default.
+            store: folder of kept keys and values, for recipes that reuse them; by default the recipe's, or else
+                the one beside the index.
+            generator_options: passed to the backend's class, such as ``dtype="bfloat16"``.
 
         Raises:
-            ConfigError: the recipe is wrong, or lacks an index, a model or a tokenizer.
+            ConfigError: the recipe is invalid, or an index, a model or a tokenizer is missing.
             GenerationError: the engine did not start.
         """
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-        # Everything that can be wrong is looked at before the engine starts, which takes long.
+        # Check everything before the engine starts, which is slow.
         template, constants = recipe.make_template()
         retriever, pool, cache, folder = None, Pool.from_demonstrations([]), None, None
         if recipe.retriever.name != "none":
             if index is None:
-                raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give it an index")
+                raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: name an index")
             if not isinstance(index, Index):
                 index = Index.open(index)
             if index.folder is not None:
@@ -136,8 +136,8 @@ class Aligner:
             pool = retriever.pool
         if tokenizer is None:
             if not isinstance(model, str | Path):
-                raise ConfigError("no tokenizer: give the folder or hub id of the model's")
-            # Located as a model, so that a GGUF file's weights and tokenizer are read in one go.
+                raise ConfigError("no tokenizer: name the folder or Hub id of the model's tokenizer")
+            # Located as a model, so that a GGUF file's weights and tokenizer are read in one pass.
             tokenizer = locate_model(model)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
@@ -156,8 +156,8 @@ class Aligner:
             decoding, lost = without_unsupported(decoding, getattr(generator, "unsupported", ()))
             if lost:
                 warnings.warn(
-                    f"recipe {recipe.name}: {' and '.join(lost)} left out, which this backend cannot honour; run the "
-                    "model with vLLM or transformers here, or choose another decoding",
+                    f"recipe {recipe.name}: ignoring {' and '.join(lost)}, which this backend does not support; run "
+                    "the model with vLLM or transformers here, or choose another decoding",
                     stacklevel=2,
                 )
         packer = Packer(
@@ -188,35 +188,35 @@ class Aligner:
         """The generator.
 
         Raises:
-            ConfigError: this aligner was made without a model.
+            ConfigError: the aligner was made without a model.
         """
         if self._generator is None:
-            raise ConfigError("this aligner only packs: make it with a model to generate")
+            raise ConfigError("this aligner has no generator: pass a model to Aligner.from_recipe")
         return self._generator
 
     @property
     def online(self) -> OnlinePlanner | ReusingPacker:
-        """Packs request by request, so that each prompt begins like earlier ones; all of them share one memory.
+        """A planner for prompts that arrive one at a time, steering each towards earlier prefixes in `memory`.
 
-        Where demonstrations are reused there is nothing to plan.
+        With reuse there is nothing to plan, and this is the reusing packer.
         """
         if self.reuse is not None:
             return self.reuse
         return OnlinePlanner(self.packer, self.planner, self._memory)
 
     def with_packing(self, packing: Packing, *, candidates: int | None = None) -> Self:
-        """An aligner with other limits on its prompts, and with as many candidates as these need unless given."""
+        """Return a copy with other prompt limits, and with as many candidates as they need unless given."""
         enough = max(self.candidates, packing.max_demonstrations)
         packer = self.packer.with_packing(packing)
         reuse = None if self.reuse is None else ReusingPacker(packer, self.reuse.store, self.reuse.real)
         return self._with(packer=packer, reuse=reuse, candidates=enough if candidates is None else candidates)
 
     def with_retriever(self, retriever: Retriever | None) -> Self:
-        """An aligner that retrieves otherwise, over the same pool."""
+        """Return a copy with another retriever over the same pool."""
         return self._with(retriever=retriever)
 
     def with_generator(self, generator: Generator | None) -> Self:
-        """An aligner with another generator, whose prefix cache it knows nothing of yet."""
+        """Return a copy with another generator and an empty prefix memory."""
         return self._with(generator=generator, memory=None)
 
     def _with(self, **changes: Any) -> Self:
@@ -237,7 +237,7 @@ class Aligner:
 
     @property
     def n_hits(self) -> int:
-        """How many hits per query packer and planner have a use for."""
+        """Hits per query that the packer and planner can use."""
         return max(self.candidates, Planner(self.packer, self.planner).n_candidates)
 
     def retrieve(
@@ -248,7 +248,7 @@ class Aligner:
         exclude: Exclusion | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[list[Hit]]:
-        """Candidates for each query, best first: `k` of them, or `n_hits`; filtered as usual unless told otherwise."""
+        """Retrieve `k` (default `n_hits`) candidates per query, best first, with the aligner's filters by default."""
         if self.retriever is None or self.candidates == 0:
             return [[] for _ in queries]
         exclude = self.exclude if exclude is None else exclude
@@ -262,7 +262,7 @@ class Aligner:
         exclude: Exclusion | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> More:
-        """Retrieves further candidates for these queries, where packing has to skip some; see `Packing.refill`."""
+        """A function that retrieves more candidates when packing skips some; see `Packing.refill`."""
 
         def retrieve(positions: Sequence[int], k: int) -> list[list[Hit]]:
             return self.retrieve([queries[position] for position in positions], k=k, exclude=exclude, where=where)
@@ -270,14 +270,14 @@ class Aligner:
         return retrieve
 
     def pack(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Prompt:
-        """Retrieve for one conversation (or a single question) and pack its prompt.
+        """Retrieve demonstrations for one conversation or question, and pack its prompt.
 
-        Without a planner this is the prompt that `pack_many` makes. With one, it is steered towards the prompts that
-        were packed here before, while `pack_many` plans its prompts together.
+        Without a planner this is the prompt that `pack_many` makes. With a planner it is steered towards prompts
+        packed earlier, while `pack_many` plans its prompts together.
 
         Raises:
             BudgetError: the conversation does not fit.
-            DataError: the messages are in no order that a template can render.
+            DataError: a message is malformed, or the roles do not alternate.
         """
         query = _query(messages)
         [hits] = self.retrieve([query])
@@ -290,11 +290,11 @@ class Aligner:
         )
 
     def pack_many(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> list[Prompt | BudgetError]:
-        """Retrieve, plan and pack in one batch: for each query its prompt, or why it does not fit."""
+        """Retrieve, plan and pack a batch: for each query its prompt, or the error if it does not fit."""
         return self.plan(queries, decoding=decoding).prompts
 
     def plan(self, queries: Sequence[Query], *, decoding: Decoding | None = None) -> Plan:
-        """As `pack_many`, with the order in which to ask the prompts and the relevance that each has kept."""
+        """Like `pack_many`, with the order in which to send the prompts and the relevance each has kept."""
         hits = self.retrieve(queries)
         if self.reuse is not None:
             packed = self.reuse.pack_many(
@@ -315,11 +315,11 @@ class Aligner:
         )
 
     def chat(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> Completion:
-        """Answer one conversation, given as messages (or a single question).
+        """Answer one conversation, given as messages or as a single question.
 
         Raises:
             BudgetError: the conversation does not fit.
-            DataError: the messages are in no order that a template can render.
+            DataError: a message is malformed, or the roles do not alternate.
             GenerationError: the generator failed.
         """
         prompt = self.pack(messages, decoding=decoding)
@@ -328,10 +328,10 @@ class Aligner:
         return self._clean(completion)
 
     def stream(self, messages: str | Sequence[Message], *, decoding: Decoding | None = None) -> ClosableIterator[Delta]:
-        """Answer one conversation, yielding its cleaned text part by part.
+        """Answer one conversation, yielding the cleaned text as it is generated.
 
-        The texts add up to what `chat` gives. The last part says why the answer ended and how much of the prompt was
-        cached. Closing the iterator ends the request.
+        The texts add up to the result of `chat`. The last part has the finish reason and the number of cached prompt
+        tokens. Closing the iterator cancels the request.
 
         Raises:
             ConfigError: the decoding asks for more than one answer.
@@ -370,13 +370,13 @@ class Aligner:
     def iter_generate(
         self, queries: Sequence[Query], *, decoding: Decoding | None = None
     ) -> Iterator[tuple[int, Completion | Failure]]:
-        """Answer a batch, yielding (position, result) as each is finished; queries that do not fit come as failures.
+        """Answer a batch, yielding (position, result) as each finishes; a query that does not fit yields a `Failure`.
 
         Raises:
             GenerationError: the generator failed as a whole.
         """
         size = _FEW if self.planner.strategy == "none" and not self.generator.shares_cpu else _MANY
-        # For each query in the order of packing: its position if it has a prompt, else what is wrong with it.
+        # For each query in packing order: its position if it has a prompt, else its failure.
         packed: SimpleQueue[int | tuple[int, Failure]] = SimpleQueue()
 
         def prompts_of(start: int) -> Iterator[Prompt]:
@@ -389,7 +389,7 @@ class Aligner:
                     packed.put(start + place)
                     yield prompt
 
-        # The generator reads on in a thread: while it answers, the next batches are retrieved for and packed.
+        # The generator reads prompts in a thread, so later batches are packed while it answers.
         prompts: Iterable[Prompt] = list(prompts_of(0))
         if len(queries) > size:
             prompts = chain(prompts, chain.from_iterable(map(prompts_of, range(size, len(queries), size))))
@@ -408,7 +408,7 @@ class Aligner:
                 yield found
 
     def close(self) -> None:
-        """Release what the generator holds."""
+        """Release the generator's resources."""
         if self._generator is not None:
             self._generator.close()
 
@@ -419,11 +419,11 @@ class Aligner:
         self.close()
 
     def _reserved(self, decoding: Decoding) -> int:
-        """Room to keep for the completion: without a generator nothing is decoded, so none."""
+        """Tokens to reserve for the completion; none without a generator."""
         return decoding.max_tokens if self._generator is not None else 0
 
     def _clean(self, completion: Completion) -> Completion:
-        """The completion with its answers cleaned as the template wants it."""
+        """The completion with its answers cleaned by the template."""
         clean = self.packer.template.clean
         outputs = tuple(
             replace(output, text=clean(output.text, finished=output.finish_reason != "length"))
@@ -439,10 +439,10 @@ def _open_store(
     model: str | Path | Generator | None,
     store: str | Path | None,
 ) -> Store | None:
-    """The store that a recipe reuses; None where prompts are only packed, or answered elsewhere, and none is named.
+    """The store that a recipe reuses; None if none is named and this machine runs no engine.
 
     Raises:
-        ConfigError, DataError: there is none though an engine is to be started, or it is for other prompts.
+        ConfigError, DataError: an engine needs a store and there is none, or it was made for other prompts.
     """
     starts = isinstance(model, str | Path)
     named = store or (recipe.path(recipe.reuse.store) if recipe.reuse.store else None)
@@ -450,7 +450,7 @@ def _open_store(
         named = default_store(index, recipe.name, model)
     if named is None:
         if starts:
-            raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: name the folder that holds them")
+            raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: name their folder (store)")
         return None
     return open_store(named, packer)
 
@@ -463,7 +463,7 @@ def _generator(
 
         return make_generator(backend, model=str(model), context_length=context_length, **options)
     if options:
-        raise ConfigError(f"options for a generator ({', '.join(options)}), but no model to load")
+        raise ConfigError(f"generator options ({', '.join(options)}) without a model: name one")
     return model
 
 

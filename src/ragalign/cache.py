@@ -1,15 +1,15 @@
-"""One cache on disk: bytes by key, in an SQLite file, for replies of judges, embeddings and token ids.
+"""A cache on disk: bytes by key in an SQLite file, for judge replies, embeddings and token ids.
 
-Its policy, whatever is kept in it:
+The policy is the same for all values:
 
-- A damaged entry is never returned: every row carries a checksum over its key and value. The first one is reported
-  with the file's name; all count as missing.
-- A damaged file is moved aside, kept under the name that the report gives, and begun afresh with those of its entries
-  that are still sound.
-- A file that cannot be written, since the disk is full or read-only, is reported once and left out.
-- Any number of threads and processes share a file. A process can be killed at any moment.
+- A damaged entry is never returned: every row has a checksum of its key and value. Damaged entries count as missing;
+  the first is reported with the file's name.
+- A damaged file is renamed, and a new one starts with the entries that can still be read. The report gives the new
+  name.
+- A file that cannot be written (full or read-only disk) is reported once and not used any more.
+- Threads and processes can share a file, and a process can be killed at any time.
 
-The file belongs on a local disk, as SQLite's locks do.
+Keep the file on a local disk: SQLite's locks do not work on most network file systems.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _log = logging.getLogger(__name__)
 
 _TABLE = "ragalign_cache"
 _APPLICATION_ID = 0x52414743  # "RAGC", in the file's header
-# Rows are found by a hash of their key, so that there is no index beside them that damage could set against them.
+# Rows are found by a hash of their key. A separate index could contradict the rows once the file is damaged.
 _SCHEMA = f"CREATE TABLE IF NOT EXISTS {_TABLE} (id INTEGER PRIMARY KEY, key BLOB, value BLOB, checksum INTEGER)"
 # SQLite's oldest limit on the parameters of one statement is 999.
 _KEYS_PER_QUERY = 900
 _WAIT_S = 30.0
-# What SQLite raises at damaged files; messages that quote damaged text cannot be decoded.
+# Raised by SQLite for damaged files; UnicodeDecodeError comes from messages that quote damaged text.
 _TROUBLE = (sqlite3.Error, OSError, ValueError, OverflowError, MemoryError, UnicodeError)
-# Errors that say nothing against the file: it is locked for long, read-only, or the disk is full.
+# Errors that do not mean damage: a long-held lock, a read-only file, a full disk.
 _PASSING = frozenset({
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
@@ -52,20 +52,20 @@ _SIDECARS = ("-wal", "-shm", "-journal")
 
 
 class CacheError(DataError):
-    """A strict cache cannot be opened, read or written."""
+    """Raised when a strict cache cannot be opened, read or written."""
 
 
 class Cache:
-    """Bytes by key in one file; no call raises for what is wrong with the file, unless the cache is strict.
+    """Bytes by key in one file. Problems with the file are warnings, or errors if the cache is strict.
 
-    Without `with`, every call opens the file for itself, which is fast enough for batches and safe with forks.
+    Outside a `with` block, every call opens the file itself, which is fast enough for batches and safe with forks.
 
     Args:
-        path: made when something is put; None keeps the entries in memory.
-        name: what messages call it, such as "embedding cache".
-        strict: the entries are worth more than going on: what cannot be written, and files of something else, raise
-            `CacheError`. Otherwise files of something else are moved aside, too.
-        read_only: neither make nor change the file.
+        path: the file, created by the first `put`; None keeps the entries in memory.
+        name: its name in messages, such as "embedding cache".
+        strict: raise `CacheError` if the file cannot be written or belongs to something else. Otherwise such a file
+            is renamed, like a damaged one.
+        read_only: neither create nor change the file.
     """
 
     def __init__(self, path: Path | None, name: str, *, strict: bool = False, read_only: bool = False) -> None:
@@ -97,14 +97,14 @@ class Cache:
         self.close()
 
     def close(self) -> None:
-        """Close the file; whatever was put is in it."""
+        """Close the file."""
         with self._lock:
             kept, self._kept = self._kept, None
             if kept is not None:
                 kept.close()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there.
+        """Return the values of the keys that are present.
 
         Raises:
             CacheError: a strict cache cannot be read.
@@ -122,7 +122,7 @@ class Cache:
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
-        """Add or replace entries, all or none of them; they survive a kill once this returns.
+        """Add or replace entries, all or none. Once this returns they survive a kill.
 
         Raises:
             CacheError: a strict cache cannot be written.
@@ -131,7 +131,7 @@ class Cache:
 
         def write() -> None:
             if self._read_only:
-                raise PermissionError(None, "it was opened for reading only")
+                raise PermissionError(None, "the cache was opened read-only")
             with self._connection(write=True) as connection:
                 _insert(connection, rows)
 
@@ -139,7 +139,7 @@ class Cache:
             self._attempt(write)
 
     def __len__(self) -> int:
-        """How many entries there are, damaged ones included; 0 where it cannot be read."""
+        """The number of entries, damaged ones included; 0 if the file cannot be read."""
         count = 0
 
         def read() -> None:
@@ -153,11 +153,11 @@ class Cache:
         return count
 
     def report_damage(self) -> None:
-        """Say once that entries are damaged and count as missing; for values that cannot be read."""
+        """Report, once, that entries are damaged and count as missing; call it for a value that cannot be decoded."""
         self._report("rows", f"the {self._name} {self.path} has damaged entries; they count as missing")
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Do something with the file; if it is damaged, replace it and try once more."""
+        """Run `work` on the file; if the file is damaged, replace it and try once more."""
         if self._left_out:
             return
         with self._lock:
@@ -179,7 +179,7 @@ class Cache:
         if self._strict:
             raise CacheError(f"the {self._name} {self.path} cannot be used: {reason}") from None
         self._left_out = True
-        self._report("left out", f"the {self._name} {self.path} cannot be used, going on without it: {reason}")
+        self._report("left out", f"the {self._name} {self.path} cannot be used, continuing without it: {reason}")
 
     def _report(self, kind: str, message: str) -> None:
         if kind not in self._reported:
@@ -225,13 +225,13 @@ class Cache:
 
     def _open_for_reading(self, path: Path) -> sqlite3.Connection:
         name = path.absolute().as_uri()
-        # Where the folder cannot be written, SQLite can read the file only if told that nobody changes it.
+        # In a read-only folder, SQLite can read the file only if told that it is immutable.
         for options in ("mode=ro", "mode=ro&immutable=1"):
             connection = sqlite3.connect(f"{name}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False)
             try:
                 self._refuse_foreign(connection)
                 tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-                if not tables:  # a file that somebody is just beginning
+                if not tables:  # another process is just creating it
                     connection.close()
                     return _empty()
                 return connection
@@ -246,11 +246,11 @@ class Cache:
         raise AssertionError("one of the ways returns or raises")
 
     def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
-        """A sound database of something else is not damage; it is ours to move only in a folder of our own."""
+        """A valid database of something else is not damaged; we may rename it only in a folder of our own."""
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if names and _TABLE not in names:
             if self._strict and connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
-                raise _ForeignFileError("it is a database of something else; name another file")
+                raise _ForeignFileError("it is not a ragalign cache but another database; choose another file")
             raise sqlite3.DatabaseError(f"it has no table {_TABLE}")
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -265,7 +265,7 @@ class Cache:
                 self.report_damage()
 
     def _replace(self, reason: str) -> None:
-        """Move a damaged file aside and begin afresh, with whatever can be read of it."""
+        """Rename a damaged file and start a new one with the entries that can still be read."""
         path = self._path
         if self._read_only:
             raise PermissionError(None, reason)
@@ -286,8 +286,8 @@ class Cache:
                     n_saved += len(rows)
         self._report(
             "file",
-            f"the {self._name} {path} is damaged ({reason}): it is kept as {aside}, and {n_saved:,} of its entries "
-            "could be saved",
+            f"the {self._name} {path} is damaged ({reason}): it was renamed to {aside}, and {n_saved:,} of its entries "
+            "were recovered",
         )
         if was_kept:
             self._keep_open()
@@ -300,15 +300,15 @@ class Cache:
 
 
 class _ForeignFileError(Exception):
-    """A file of something else."""
+    """The file belongs to something else."""
 
 
 def _look_at(path: Path, *, strict: bool) -> None:
-    """Check what SQLite does not: whether the file can be a database at all.
+    """Check, as SQLite does not, whether the file can be a database at all.
 
     Raises:
-        sqlite3.DatabaseError: it is damaged.
-        _ForeignFileError: it was never a database.
+        sqlite3.DatabaseError: the file is damaged.
+        _ForeignFileError: the file was never a database.
     """
     try:
         status = path.stat()
@@ -321,11 +321,11 @@ def _look_at(path: Path, *, strict: bool) -> None:
     if not head:
         return
     if not head.startswith(_MAGIC):
-        # Our own files are full of zeros from their first page on; what has none is somebody's text.
+        # Our own files have zero bytes in their first page; a file without any is text.
         if strict and b"\0" not in head:
-            raise _ForeignFileError("it is not a database; name another file")
+            raise _ForeignFileError("it is not a database; choose another file")
         raise sqlite3.DatabaseError("file is not a database")
-    # Of unknown format versions SQLite says that the file is read-only.
+    # SQLite reports an unknown format version as a read-only file.
     if len(head) < 100 or head[18] not in (1, 2) or head[19] not in (1, 2):
         raise sqlite3.DatabaseError("its header is damaged")
 
@@ -337,7 +337,7 @@ def _empty() -> sqlite3.Connection:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch the file to write-ahead mode; for this alone SQLite does not wait until others let go of it."""
+    """Switch the file to write-ahead mode, retrying: SQLite does not wait for other connections here."""
     deadline = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -358,7 +358,7 @@ def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[bytes, bytes, i
 
 
 def _salvaged(path: Path) -> Iterator[list[tuple[bytes, bytes, int]]]:
-    """The sound rows of a damaged file, read from both ends up to what cannot be read."""
+    """The intact rows of a damaged file, read from both ends up to the damage."""
     for order in ("ASC", "DESC"):
         rows: list[tuple[bytes, bytes, int]] = []
         try:
@@ -390,7 +390,7 @@ def _checksum(key: bytes, value: bytes) -> int:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether an error speaks against the file, not against the disk or other processes."""
+    """Whether an error means that the file is damaged, rather than the disk full or the file locked."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING
     return isinstance(error, UnicodeError | OverflowError | MemoryError)
@@ -420,7 +420,7 @@ def _free_name(path: Path) -> Path:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for others that do."""
+    """Hold a lock file, waiting for it if another process has it."""
     deadline = time.monotonic() + _WAIT_S
     while True:
         lock = locked(path)

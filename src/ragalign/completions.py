@@ -1,11 +1,11 @@
-"""Files of completions: queries answered into JSON Lines, resumable, never mixed with others.
+"""Completion files: answers as JSON Lines, resumable, with one recipe and model per file.
 
-One line per query, appended as each is finished::
+There is one line per query, appended as soon as the query is answered::
 
     {"id": "q1", "instruction": "...", "response": "...", "finish_reason": "stop", ..., "recipe": "ica",
      "model": "...", "query": "5f0c...", "run": "a41b..."}
 
-``query`` is the fingerprint of the whole conversation that was asked and ``run`` that of the settings; see
+``query`` is the fingerprint of the whole conversation, and ``run`` that of the settings; see
 `ragalign.runs`.
 """
 
@@ -30,7 +30,7 @@ _KEYS = ("id", "instruction", "response", QUERY)
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """The outcome of `CompletionFile.generate`: completions written, found in the file before, and failures."""
+    """The outcome of `CompletionFile.generate`: completions written, already present, and failures."""
 
     n_written: int
     n_present: int
@@ -41,19 +41,19 @@ class CompletionFile:
     """A file of completions for some queries, locked until it is closed; a context manager.
 
     Args:
-        path: JSON Lines; made if missing. Completions of other queries may be in it.
-        queries: what is to be answered.
-        settings: whatever decides the answers, such as `generation_settings`.
-        record: whether to keep the settings beside the file; a run folder keeps them for its files.
+        path: a JSON Lines file, created if missing. It can hold completions of other queries.
+        queries: the queries to answer.
+        settings: everything that determines the answers, such as `generation_settings`.
+        record: whether to save the settings beside the file; a run folder saves them for its files.
 
     Attributes:
-        missing: the queries without a completion, in their order.
-        n_present: how many queries have one.
+        missing: the queries without a completion, in input order.
+        n_present: number of queries with a completion.
 
     Raises:
-        ConfigError: the file was made with other settings; the message says which.
-        DataError: it holds something else, a query was asked with another text, an id comes twice, or another
-            process is writing it. The file is left as it is.
+        ConfigError: the file was made with other settings; the message names them.
+        DataError: the file holds something else, a query's text has changed, an id occurs twice, or another
+            process is writing the file. The file is not changed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CompletionFile:
         asked: dict[str, Query] = {}
         for query in queries:
             if asked.setdefault(query.id, query) is not query:
-                raise DataError(f"two queries have the id {query.id!r}; give each its own")
+                raise DataError(f"two queries have the id {query.id!r}; make the ids unique")
         self._file = OutputFile(self.path, settings, _KEYS, record=record)
         try:
             present = _check(self.path, self._file.rows, asked)
@@ -76,16 +76,16 @@ class CompletionFile:
     def generate(
         self, aligner: Aligner, *, decoding: Decoding | None = None, generator: str | None = None
     ) -> FileReport:
-        """Answer what is missing. Failures are not written: a later run tries them again.
+        """Answer the missing queries. Failures are not written, so a later run retries them.
 
         Args:
-            aligner: answers.
-            decoding: how to decode, unless as usual.
-            generator: what judges call whoever gave these answers; the model by default.
+            aligner: answers the queries.
+            decoding: decoding parameters; the aligner's by default.
+            generator: the name that judges see for these answers; the model's by default.
 
         Raises:
-            DataError: the file cannot be written, or its completions are another recipe's or model's.
-            GenerationError: the generator failed as a whole; what was answered is in the file.
+            DataError: the file cannot be written, or it holds completions of another recipe or model.
+            GenerationError: the generator failed as a whole; finished answers are in the file.
         """
         made_by = {"recipe": aligner.name, "model": aligner.generator.model}
         made_by |= {"generator": generator} if generator is not None else {}
@@ -107,7 +107,7 @@ class CompletionFile:
         return report
 
     def _require_same(self, made_by: Mapping[str, str]) -> None:
-        """Compare who answers with who has answered: settings name a model as the caller does."""
+        """Check that the file's answers come from the same recipe and model."""
         for number, row in enumerate(self._file.rows, start=1):
             for key, value in made_by.items():
                 if row.get(key, value) != value:
@@ -117,7 +117,7 @@ class CompletionFile:
                     )
 
     def close(self) -> None:
-        """Let others write."""
+        """Unlock the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -130,17 +130,17 @@ class CompletionFile:
 def generation_settings(
     recipe: Recipe, decoding: Decoding, model: str, index: Index | None = None, **others: Any
 ) -> dict[str, Any]:
-    """Whatever decides the answers of a recipe: its content, decoding, model and index.
+    """Everything that determines a recipe's answers: its content, decoding, model and index.
 
     Args:
-        recipe: texts that it names count by their content.
-        decoding: the recipe's, or what replaces it.
-        model: its name, as it is asked for.
-        index: what the recipe retrieves from.
-        others: more of the same, such as the backend.
+        recipe: the recipe; files that it names count by their content.
+        decoding: the decoding parameters in use.
+        model: the model's name, as given.
+        index: the index that the recipe retrieves from.
+        others: further settings, such as the backend.
 
     Raises:
-        ConfigError, DataError: a file that the recipe names is missing or wrong.
+        ConfigError, DataError: a file that the recipe names is missing or invalid.
     """
     content = {**recipe.content(), "decoding": asdict(decoding)}
     return {
@@ -152,7 +152,7 @@ def generation_settings(
 
 
 def index_settings(index: Index) -> dict[str, Any]:
-    """What tells two indexes apart, as JSON values."""
+    """The settings that identify an index, as JSON values."""
     about = index.manifest
     return {
         "pool": index.pool.fingerprint,
@@ -167,22 +167,24 @@ def index_settings(index: Index) -> dict[str, Any]:
 
 
 def query_fingerprint(query: Query) -> str:
-    """Tells conversations apart, by all their turns."""
+    """The fingerprint of a conversation, over all its turns."""
     return fingerprint([[turn.role, turn.content] for turn in query.turns])
 
 
 def _check(path: Path, rows: Sequence[Mapping[str, Any]], asked: Mapping[str, Query]) -> set[str]:
-    """The ids that have a completion.
+    """Return the ids that have a completion.
 
     Raises:
-        DataError: one of them was asked something else, or has two.
+        DataError: an id was asked with another text, or has two completions.
     """
     lines: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         id_ = str(row["id"])
         first = lines.setdefault(id_, number)
         if first != number:
-            raise DataError(f"{path}, line {number}: answers {id_!r} again, after line {first}; remove one of them")
+            raise DataError(
+                f"{path}, line {number}: answers {id_!r} a second time (first in line {first}); remove one of the lines"
+            )
         query = asked.get(id_)
         if query is not None and row[QUERY] != query_fingerprint(query):
             raise DataError(
@@ -200,7 +202,7 @@ def _difference(instruction: str, query: Query) -> str:
 
 
 def _brief(text: str, other: str) -> str:
-    """The beginning of a text, or where two long ones begin to differ."""
+    """The beginning of a text, or the place where two long texts start to differ."""
     same = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     start = max(0, same - 20) if same > 40 else 0
     return ("..." if start else "") + text[start : start + 60] + ("..." if len(text) > start + 60 else "")

@@ -1,9 +1,8 @@
-"""Constant demonstrations: the published ways to choose those that every prompt begins with.
+"""Constant demonstrations, which every prompt begins with, and the published ways to choose them.
 
-URIAL (Lin et al. 2023) writes them by hand: a prompt file holds them. icl-alignment (Zhao et al. 2024) draws them
-from a pool, at random or evenly from its sources, shows instructions without answers before a few answered ones, and
-pairs instructions with wrong answers to see what answers are for. All of it here depends on the pool, `n` and `seed`
-only.
+URIAL (Lin et al. 2023) writes them by hand, in a prompt file. icl-alignment (Zhao et al. 2024) draws them from a pool,
+at random or evenly across its sources, shows instructions without answers before a few answered ones, and pairs
+instructions with wrong answers to measure how much answers matter. All draws depend only on the pool, `n` and `seed`.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from ragalign.pool import Pool
 from ragalign.templates import Constant, Template
 from ragalign.types import Demonstration
 
-# What stands above instructions without answers, and above the answered ones that follow them.
+# The headings of instructions without answers, and of the answered ones that follow.
 UNANSWERED_HEADING = "Users ask questions such as these:"
 ANSWERED_HEADING = "From here on, every question is followed by its answer."
 
 
 def make_constants(kind: str, pool: Pool, n: int, seed: int = 0, **options: object) -> tuple[Demonstration, ...]:
-    """Constant demonstrations by the name of the way to choose them, as recipes do.
+    """Choose constant demonstrations in one of the ways that recipes name.
 
     Args:
         kind: ``random``, ``diverse``, ``unsupervised``, ``circular_shift``, ``random_answer`` or
-            ``random_answer_ood``: see the function of each.
-        pool: where they come from.
-        n: how many.
-        seed: of the draw.
+            ``random_answer_ood``; each is a function below.
+        pool: the pool to draw from.
+        n: number of demonstrations.
+        seed: random seed.
         options: those of the function.
 
     Raises:
@@ -49,134 +48,136 @@ def make_constants(kind: str, pool: Pool, n: int, seed: int = 0, **options: obje
 
 
 def as_constants(template: Template, demonstrations: Sequence[Demonstration]) -> tuple[Constant, ...]:
-    """The demonstrations as they stand in a prompt.
+    """Render demonstrations as constants of a prompt.
 
-    Where some without answers come before answered ones, each group has its heading, as in icl-alignment's
-    unsupervised prompts (in words of our own).
+    If demonstrations without answers precede answered ones, each group gets a heading, as in icl-alignment's
+    unsupervised prompts (in our own words).
     """
-    answered = [bool(one.response) for one in demonstrations]
+    answered = [bool(demonstration.response) for demonstration in demonstrations]
     mixed = any(answered) and not all(answered)
     constants = []
-    for number, one in enumerate(demonstrations):
-        text = template.render_demonstration(one)
+    for number, demonstration in enumerate(demonstrations):
+        text = template.render_demonstration(demonstration)
         if mixed and (number == 0 or answered[number] != answered[number - 1]):
             text = f"{ANSWERED_HEADING if answered[number] else UNANSWERED_HEADING}\n\n{text}"
-        constants.append(Constant(one, text))
+        constants.append(Constant(demonstration, text))
     return tuple(constants)
 
 
 def random_constants(pool: Pool, n: int, seed: int = 0) -> tuple[Demonstration, ...]:
-    """`n` different demonstrations, each as likely as any other.
+    """Draw `n` different demonstrations, all with equal probability.
 
     Raises:
-        ConfigError: the pool has fewer.
+        ConfigError: the pool has fewer than `n`.
     """
     _check_size(pool, n)
     return tuple(pool[position] for position in random.Random(seed).sample(range(len(pool)), n))
 
 
 def diverse_constants(pool: Pool, n: int, seed: int = 0, by: str = "source") -> tuple[Demonstration, ...]:
-    """`n` different demonstrations, as evenly as possible from the values of a field, in random order.
+    """Draw `n` different demonstrations as evenly as possible across the values of a field, in random order.
 
     Args:
-        pool: where they come from.
-        n: how many.
-        seed: of the draw.
+        pool: the pool to draw from.
+        n: number of demonstrations.
+        seed: random seed.
         by: ``source``, or a metadata field.
 
     Raises:
-        ConfigError: the pool has fewer.
-        DataError: the field is missing everywhere, or has a single value.
+        ConfigError: the pool has fewer than `n`.
+        DataError: the field is missing or has the same value in every demonstration.
     """
     _check_size(pool, n)
     strata: dict[str, list[int]] = {}
-    for position, one in enumerate(pool):
-        value = one.source if by == "source" else one.metadata.get(by)
+    for position, demonstration in enumerate(pool):
+        value = demonstration.source if by == "source" else demonstration.metadata.get(by)
         strata.setdefault("" if value is None else str(value), []).append(position)
     if len(strata) < 2:
-        raise DataError(f"diverse constants: {by!r} is the same for all of the pool; choose another field (by)")
-    chosen = random.Random(seed)
-    # Each round takes one of every stratum, in random order; strata that are used up drop out.
-    queues = [chosen.sample(positions, len(positions)) for _, positions in sorted(strata.items())]
+        raise DataError(f"diverse constants: {by!r} is the same in the whole pool; choose another field (by)")
+    generator = random.Random(seed)
+    # Each round takes one demonstration from every stratum, in random order, until a stratum is empty.
+    queues = [generator.sample(positions, len(positions)) for _, positions in sorted(strata.items())]
     taken: list[int] = []
     while len(taken) < n:
-        queues = [queue for queue in chosen.sample(queues, len(queues)) if queue]
+        queues = [queue for queue in generator.sample(queues, len(queues)) if queue]
         taken += [queue.pop() for queue in queues[: n - len(taken)]]
-    return tuple(pool[position] for position in chosen.sample(taken, n))
+    return tuple(pool[position] for position in generator.sample(taken, n))
 
 
 def unsupervised(
     pool: Pool, n: int, seed: int = 0, answered: Sequence[Demonstration] | int = 3
 ) -> tuple[Demonstration, ...]:
-    """`n` instructions without their answers, then a few demonstrations.
+    """Draw `n` instructions without their answers, followed by a few answered demonstrations.
 
     Args:
-        pool: where they come from.
-        n: how many instructions.
-        seed: of the draw.
-        answered: the demonstrations, or how many others to draw from the pool.
+        pool: the pool to draw from.
+        n: number of instructions.
+        seed: random seed.
+        answered: the answered demonstrations, or how many to draw from the pool.
 
     Raises:
-        ConfigError: the pool has fewer.
+        ConfigError: the pool has fewer than `n`.
     """
     if isinstance(answered, int):
         drawn = random_constants(pool, n + answered, seed)
         shown: tuple[Demonstration, ...] = drawn[n:]
     else:
         shown = tuple(answered)
-        drawn = random_constants(pool.without([one.id for one in shown if one in pool]), n, seed)
-    return (*(replace(one, response="") for one in drawn[:n]), *shown)
+        rest = pool.without([demonstration.id for demonstration in shown if demonstration in pool])
+        drawn = random_constants(rest, n, seed)
+    return (*(replace(demonstration, response="") for demonstration in drawn[:n]), *shown)
 
 
 def circular_shift(pool: Pool, n: int, seed: int = 0, base: Sequence[Demonstration] = ()) -> tuple[Demonstration, ...]:
-    """Demonstrations in which each instruction has the answer of the next one, and the last that of the first.
+    """Draw demonstrations and give each instruction the answer of the next one (the last that of the first).
 
     Args:
-        pool: where they come from.
-        n: how many.
-        seed: of the draw.
-        base: the first `n` of these, instead of a draw from the pool.
+        pool: the pool to draw from.
+        n: number of demonstrations.
+        seed: random seed.
+        base: use the first `n` of these instead of drawing from the pool.
 
     Raises:
-        ConfigError: fewer than two are asked for, or there are fewer.
+        ConfigError: `n` is less than two, or the pool has fewer than `n`.
     """
     chosen = _base(pool, n, seed, base)
     if len(chosen) < 2:
         raise ConfigError(f"answers can be shifted among two or more constant demonstrations, not {len(chosen)}")
-    return tuple(_with_answer(one, other) for one, other in zip(chosen, (*chosen[1:], chosen[0]), strict=True))
+    following = (*chosen[1:], chosen[0])
+    return tuple(_with_answer(mine, next_) for mine, next_ in zip(chosen, following, strict=True))
 
 
 def random_answers(
     pool: Pool, n: int, seed: int = 0, base: Sequence[Demonstration] = (), answers: Pool | None = None
 ) -> tuple[Demonstration, ...]:
-    """Demonstrations whose instructions have answers of other ones, drawn at random.
+    """Draw demonstrations and replace their answers by random ones of other demonstrations.
 
     Args:
-        pool: where they come from.
-        n: how many.
-        seed: of the draw.
-        base: the first `n` of these, instead of a draw from the pool.
-        answers: where the answers come from: another pool makes them out of domain. By default the pool itself.
+        pool: the pool to draw from.
+        n: number of demonstrations.
+        seed: random seed.
+        base: use the first `n` of these instead of drawing from the pool.
+        answers: the pool to draw answers from, such as another one for answers out of domain; `pool` by default.
 
     Raises:
-        ConfigError: there are fewer instructions or answers.
+        ConfigError: there are not enough instructions or answers.
     """
     chosen = _base(pool, n, seed, base)
-    taken = {one.response for one in chosen}
+    taken = {demonstration.response for demonstration in chosen}
     source = pool if answers is None else answers
     others = [position for position, response in enumerate(source.responses) if response not in taken]
     if len(others) < n:
-        raise ConfigError(f"asked for {n} answers of other demonstrations, and there are {len(others)}")
-    # A draw of its own: with the same one, both pools would give the same positions.
+        raise ConfigError(f"need {n} answers of other demonstrations, but the pool has only {len(others)}")
+    # Another seed: with the same one, both pools would give the same positions.
     drawn = random.Random(f"answers {seed}").sample(others, n)
-    return tuple(_with_answer(one, source[position]) for one, position in zip(chosen, drawn, strict=True))
+    return tuple(_with_answer(mine, source[position]) for mine, position in zip(chosen, drawn, strict=True))
 
 
 def _random_answers_ood(
     pool: Pool, n: int, seed: int = 0, base: Sequence[Demonstration] = (), answers: Pool | None = None
 ) -> tuple[Demonstration, ...]:
     if answers is None:
-        raise ConfigError("answers out of domain come from another pool: name it (answers)")
+        raise ConfigError("out-of-domain answers come from another pool: name it (answers)")
     return random_answers(pool, n, seed, base, answers)
 
 
@@ -199,8 +200,9 @@ def _base(pool: Pool, n: int, seed: int, base: Sequence[Demonstration]) -> tuple
 
 def _check_size(pool: Sequence[Demonstration], n: int) -> None:
     if not 0 <= n <= len(pool):
-        raise ConfigError(f"asked for {n} constant demonstrations, and there are {len(pool)} to choose from")
+        raise ConfigError(f"need {n} constant demonstrations, but there are only {len(pool)} to choose from")
 
 
-def _with_answer(one: Demonstration, other: Demonstration) -> Demonstration:
-    return replace(one, response=other.response, metadata={**one.metadata, "answer_of": other.id})
+def _with_answer(demonstration: Demonstration, other: Demonstration) -> Demonstration:
+    metadata = {**demonstration.metadata, "answer_of": other.id}
+    return replace(demonstration, response=other.response, metadata=metadata)

@@ -1,11 +1,11 @@
-"""The error tree: everything that ragalign raises on purpose.
+"""The exceptions that ragalign raises.
 
     RagalignError
     ├── ConfigError             a recipe, an option or an argument is wrong
-    ├── DataError               a pool or query file holds something unusable
-    ├── IndexFormatError        an index folder is damaged or of another version
-    ├── IndexMismatchError      an index and what is asked of it do not belong together
-    ├── BudgetError             a query does not fit into the token budget
+    ├── DataError               a pool, query or answer file holds something unusable
+    ├── IndexFormatError        an index folder is missing, damaged or of another format version
+    ├── IndexMismatchError      an index does not match the request, such as its encoder
+    ├── BudgetError             a query does not fit the token budget
     ├── MissingDependencyError  an optional package is not installed
     ├── GenerationError         a generator failed
     └── JudgeError              a judge failed
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class RagalignError(Exception):
-    """Base of every error that ragalign raises on purpose."""
+    """Base class of all ragalign exceptions."""
 
 
 class ConfigError(RagalignError):
@@ -25,7 +25,7 @@ class ConfigError(RagalignError):
 
 
 class DataError(RagalignError):
-    """A pool or query file holds something that cannot be used."""
+    """A pool, query or answer file holds something that cannot be used."""
 
 
 class IndexFormatError(RagalignError):
@@ -33,15 +33,15 @@ class IndexFormatError(RagalignError):
 
 
 class IndexMismatchError(RagalignError):
-    """An index and what is asked of it do not belong together, such as another encoder."""
+    """An index does not match the request: it was built with another encoder, for example."""
 
 
 class BudgetError(RagalignError):
-    """A query does not fit into the token budget; it is never truncated."""
+    """A query does not fit the token budget. Queries are never truncated."""
 
 
 class MissingDependencyError(RagalignError):
-    """An optional package is not installed; the message holds the pip command."""
+    """An optional package is not installed; the message has the pip command."""
 
 
 class GenerationError(RagalignError):
@@ -49,4 +49,4 @@ class GenerationError(RagalignError):
 
 
 class JudgeError(RagalignError):
-    """A judge failed in a way that no retry mends."""
+    """A judge failed in a way that a retry cannot fix."""

@@ -1,13 +1,12 @@
-r"""The one definition of what a row asks: for pools, question files, prompt sets and judged answers alike.
+r"""Reading the question from a row: for pools, query files, prompt sets and judged answers alike.
 
     a conversation     messages, conversation(s): a list of {role, content} or {from, value}, or of alternating texts
-    the user's turns   turns: a list of texts (FastChat), or of {content} (Arena-Hard)
-    flat               instruction, question, query, prompt, or, without any of these, input
+    the user's turns   turns: a list of texts (FastChat) or of {content} (Arena-Hard)
+    flat               instruction, question, query or prompt; without any of these, input
 
 A flat question is followed by its passages (input, context, passage), each after a line break. `history`, a list of
 earlier (question, answer) pairs, and `system` or `system_prompt` are turns before it. Null, NaN, blank text and empty
-lists count as missing, so rows of several shapes with each other's fields set to null are read like the shape that
-each has.
+lists count as missing, so rows of mixed shapes, with each other's fields set to null, are read by the fields they fill.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ HISTORY_FIELD = "history"
 CONVERSATION_FIELDS = ("messages", "conversation", "conversations")
 USER_TURNS_FIELD = "turns"
 
-# In lower case: some exports write "User" and "Assistant".
+# Compared in lower case: some exports write "User" and "Assistant".
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -46,11 +45,11 @@ _ROLES = {
     "bing": "assistant",
     "bard": "assistant",
 }
-_KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
 
 
 class BadRowError(Exception):
-    """A row that cannot be used: what is wrong, and what to do if more is known than "correct it"."""
+    """A row that cannot be used: the reason, and advice where there is any better than "correct it"."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason)
@@ -60,13 +59,13 @@ class BadRowError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a row asks.
+    """The question in a row.
 
     Attributes:
-        turns: the conversation up to the first turn that waits for an answer, the user's.
-        further: what the user says after that answer, one text per turn.
-        bare: the last turn without its passages.
-        used: names of the row's fields that are part of `turns` or `further`.
+        turns: the conversation up to the first user turn that needs an answer.
+        further: the user's later turns, as texts.
+        bare: the last of `turns` without its passages.
+        used: names of the fields that `turns` and `further` were read from.
     """
 
     turns: tuple[Turn, ...]
@@ -86,28 +85,28 @@ class Question:
 
     @property
     def as_one_text(self) -> str:
-        """All turns but the system's as one text, where there is room for no more: earlier turns first, one a line."""
+        """All turns except the system's as a single text, separated by line breaks."""
         return joined(self.turns)
 
 
 def joined(turns: Iterable[Turn]) -> str:
-    """Turns as one text, separated by line breaks; the system's is left out."""
+    """Join turns with line breaks, leaving out the system's."""
     return "\n".join(turn.content for turn in turns if turn.role != "system")
 
 
 def read_question(
     row: Mapping[str, Any], *, names: Mapping[str, str] | None = None, metadata: Collection[str] = ()
 ) -> Question:
-    """What a row asks.
+    """Read the question of a row.
 
     Args:
         row: the row.
-        names: where a part is under another name: ``instruction`` (a text, a list of the user's turns, or a
-            conversation), ``input``, ``system``, ``history`` or ``conversations``.
-        metadata: fields that are no part of the question, whatever their names.
+        names: field names that replace the usual ones, by part: ``instruction`` (a text, a list of the user's turns,
+            or a conversation), ``input``, ``system``, ``history`` or ``conversations``.
+        metadata: fields that are never part of the question.
 
     Raises:
-        BadRowError: there is no question in the row, or a part has the wrong type.
+        BadRowError: the row has no question, or a part has the wrong type.
     """
     named = names or {}
     if "conversations" in named or "instruction" in named:
@@ -118,7 +117,7 @@ def read_question(
         lists = [name for name in (*CONVERSATION_FIELDS, USER_TURNS_FIELD) if name in row and name not in metadata]
         flat = [name for name in QUESTION_FIELDS if name in row and name not in metadata]
         filled = [name for name in lists if isinstance(row[name], list) and row[name]]
-        # Without anything in any of them, the first says what is wrong with the row.
+        # If all are empty, the first gives the error message.
         candidates = [*filled, *(name for name in flat if is_filled(row, name)), *flat, *lists]
         if not candidates:
             raise BadRowError(f"no known field holds a question ({field_names(row)})", "name it with --field NAME")
@@ -129,7 +128,7 @@ def read_question(
     if isinstance(value, list):
         texts = [_user_turn(field, number, turn) for number, turn in enumerate(value, 1)]
         if not texts:
-            raise BadRowError(f"the field {field!r} is a list without any turn")
+            raise BadRowError(f"the field {field!r} is an empty list")
         return Question((Turn("user", texts[0]),), tuple(texts[1:]), texts[0], frozenset({field}))
     return flat_question(row, field, names=named, metadata=metadata)
 
@@ -142,14 +141,14 @@ def flat_question(
     names: Mapping[str, str] | None = None,
     metadata: Collection[str] = (),
 ) -> Question:
-    """What a row without a conversation asks.
+    """Read the question of a row without a conversation.
 
     Args:
         row: the row.
-        field: the question's name.
-        answer: the answer's name, which is no part of the question.
+        field: name of the question's field.
+        answer: name of the answer's field, which is not part of the question.
         names: as in `read_question`.
-        metadata: as there.
+        metadata: as in `read_question`.
 
     Raises:
         BadRowError: a part has the wrong type.
@@ -175,10 +174,10 @@ def flat_question(
 
 
 def read_conversation(name: str, value: object) -> tuple[ConversationShape, list[tuple[str, str]]]:
-    """The shape of a list of turns, and its (role, text) pairs; roles other than the usual three keep their names.
+    """Read a list of turns: its shape, and its (role, text) pairs. Unknown roles keep their names.
 
     Raises:
-        BadRowError: it is not a list of turns.
+        BadRowError: the value is not a list of turns.
     """
     if not isinstance(value, list):
         raise BadRowError(f"the field {name!r} is {kind(value)}, not a list of turns")
@@ -195,18 +194,18 @@ def read_conversation(name: str, value: object) -> tuple[ConversationShape, list
 def system_field(
     row: Mapping[str, Any], *, names: Mapping[str, str] | None = None, metadata: Collection[str] = ()
 ) -> str | None:
-    """The name of the field with a system prompt; None where there is none."""
+    """The name of the field with the system prompt, or None."""
     usual = (names["system"],) if names and "system" in names else SYSTEM_FIELDS
     return next((name for name in usual if isinstance(row.get(name), str) and is_filled(row, name, metadata)), None)
 
 
 def is_filled(row: Mapping[str, Any], name: str, metadata: Collection[str] = ()) -> bool:
-    """Whether a row has something under a name that is not set apart: neither null nor NaN, blank or empty."""
+    """Whether a field is not metadata and has a value that is not null, NaN, blank or empty."""
     return name not in metadata and not is_empty(row.get(name))
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value says nothing."""
+    """Whether a value is null, NaN, blank text or an empty container."""
     if isinstance(value, str):
         return not value or value.isspace()
     if isinstance(value, float):
@@ -218,7 +217,7 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
     """The text in a field.
 
     Raises:
-        BadRowError: it is missing, or not text.
+        BadRowError: the field is missing or not text.
     """
     value = row.get(name)
     if isinstance(value, str):
@@ -230,7 +229,7 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
 
 def missing(name: str, row: Mapping[str, Any]) -> BadRowError:
     """The error for a field that a row lacks."""
-    return BadRowError(f"there is no field {name!r} among its fields ({field_names(row)})")
+    return BadRowError(f"the row has no field {name!r} (its fields: {field_names(row)})")
 
 
 def field_names(row: Mapping[str, Any]) -> str:
@@ -255,7 +254,7 @@ def _asked_in_conversation(
     turns = []
     for number, (role, text) in enumerate(pairs, 1):
         if role not in get_args(Role):
-            raise BadRowError(f"turn {number} has the role {role!r}", "use system, user or assistant")
+            raise BadRowError(f"turn {number} has the unknown role {role!r}", "use system, user or assistant")
         turns.append(Turn(cast("Role", role), text))
     if not turns:
         raise BadRowError("the conversation is empty")
@@ -263,7 +262,7 @@ def _asked_in_conversation(
         return Question(tuple(turns), (), turns[-1].content, frozenset(used))
     if shape == "messages":
         raise BadRowError(f"the last message is the {turns[-1].role}'s, not the user's")
-    # Datasets keep the answers: the first question is asked again, and then the later ones.
+    # The conversation includes its answers: ask the first question again, and then the later ones.
     first = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None or any(turn.role == "assistant" for turn in turns[:first]):
         raise BadRowError(f"the conversation does not begin with a user's turn (its role is {turns[0].role!r})")
@@ -272,7 +271,7 @@ def _asked_in_conversation(
 
 
 def _is_conversation(value: object) -> bool:
-    """Whether a value is a list of turns that say whose they are."""
+    """Whether a value is a list of turns with roles."""
     return isinstance(value, list) and any(
         isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value
     )
@@ -287,7 +286,7 @@ def _user_turn(name: str, number: int, turn: object) -> str:
 
 
 def _turn(number: int, turn: Mapping[str, Any]) -> tuple[str, str]:
-    """The role and text of a turn; in tables of mixed rows the other form's keys are there and null."""
+    """The role and text of a turn. In tables with mixed rows, the keys of the other form exist with null values."""
     role_key = _key(turn, "from", "role")
     text_key = _key(turn, "value", "content") if role_key == "from" else _key(turn, "content", "value")
     role, text = turn.get(role_key), turn.get(text_key)
@@ -298,12 +297,12 @@ def _turn(number: int, turn: Mapping[str, Any]) -> tuple[str, str]:
         if wrong not in turn:
             raise BadRowError(f"turn {number} has no {wrong!r} ({field_names(turn)})")
         raise BadRowError(f"turn {number}: {wrong!r} is {kind(value)}, not text")
-    # Roles such as "tool" can only follow the first pair of a demonstration; there they keep their name.
+    # Other roles, such as "tool", are allowed after the first pair of a demonstration.
     return _ROLES.get(role.lower(), role), text
 
 
 def _key(turn: Mapping[str, Any], first: str, second: str) -> str:
-    """Which of two keys a turn uses: the first that holds something, else the first that is there."""
+    """Which of two keys a turn uses: the first with a value, or else the first that exists."""
     there = [key for key in (first, second) if key in turn]
     filled = [key for key in there if not is_empty(turn[key])]
     typed = [key for key in there if isinstance(turn[key], str | list)]  # empty, but of the right type
@@ -315,23 +314,23 @@ def _join_parts(number: int, parts: Sequence[Any]) -> str:
     texts = []
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise BadRowError(f"turn {number}: its content has a part that is not text")
+            raise BadRowError(f"turn {number}: its content has a part that is not of type text")
         texts.append(part["text"])
     return "".join(texts)
 
 
 def _passages(name: str, value: object) -> list[str]:
-    """The texts of a field that goes with the question."""
+    """The texts in a passage field."""
     values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-    wrong = next((one for one in values if not isinstance(one, str) and not is_empty(one)), None)
+    wrong = next((each for each in values if not isinstance(each, str) and not is_empty(each)), None)
     if wrong is not None:
-        advice = f"name the passage's field with --field input=NAME, or keep this one apart with --metadata {name}"
+        advice = f"name the passage's field with --field input=NAME, or make it metadata with --metadata {name}"
         raise BadRowError(f"the field {name!r} is {kind(wrong if wrong is value else value)}, not text", advice)
-    return [one for one in values if not is_empty(one)]
+    return [text for text in values if not is_empty(text)]
 
 
 def _history(name: str, value: object) -> list[Turn] | None:
-    """The turns before a question; None for a field of this name that holds something else."""
+    """The turns before the question; None if the field is not a history."""
     if isinstance(value, str) and value.strip().startswith("["):  # as CSV holds it
         try:
             value = json.loads(value)
@@ -350,7 +349,7 @@ def _history(name: str, value: object) -> list[Turn] | None:
             for role, text in zip(("user", "assistant"), _pair(name, number, entry), strict=True)
         ]
     if any(role not in ("user", "assistant") for role, _ in pairs):
-        raise BadRowError(f"the field {name!r} has turns of others than the user and the assistant")
+        raise BadRowError(f"the field {name!r} has turns of roles other than user and assistant")
     return [Turn(cast("Role", role), text) for role, text in pairs]
 
 
@@ -361,5 +360,5 @@ def _pair(name: str, number: int, entry: object) -> tuple[str, str]:
             for keys in ((*QUESTION_FIELDS, "user"), (*ANSWER_FIELDS, "assistant"))
         ]
     if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
-        raise BadRowError(f"entry {number} of {name!r} is not a pair of a question and an answer, both texts")
+        raise BadRowError(f"entry {number} of {name!r} is not a (question, answer) pair of texts")
     return entry[0], entry[1]

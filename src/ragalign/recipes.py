@@ -1,4 +1,4 @@
-"""Recipes: TOML files that name the parts of one method."""
+"""Recipes: TOML files that describe a method by its parts."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _PACKAGED = "package:"
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    """How `ragalign index --recipe` builds; relative paths start at the recipe's folder.
+    """The index that `ragalign index --recipe` builds. Paths are relative to the recipe's folder.
 
     Attributes:
         pool: files of demonstrations, or names of Hugging Face datasets.
-        shape: of the rows, such as "alpaca" or "messages"; "auto" recognises each row's.
-        fields: the rows' own names of fields, such as ``{ instruction = "question" }``.
-        metadata: fields that are no part of a demonstration, whatever their names.
-        unwrap: take instructions out of the Alpaca prompt template.
-        on_error: "strict" stops at the first bad row; "skip" leaves bad rows out and lists them.
-        near_duplicates: leave out instructions this similar to an earlier one (Jaccard, such as 0.8).
-        encoder: a sentence-transformers model; MiniLM where it is empty.
+        shape: shape of the rows, such as "alpaca" or "messages"; "auto" recognises the shape of each row.
+        fields: names of the rows' fields, such as ``{ instruction = "question" }``.
+        metadata: fields that are never part of a demonstration.
+        unwrap: extract instructions from the Alpaca prompt template.
+        on_error: "strict" stops at the first bad row; "skip" skips bad rows and lists them.
+        near_duplicates: remove instructions at least this similar to an earlier one (Jaccard, such as 0.8).
+        encoder: a sentence-transformers model; MiniLM by default.
         normalize: scale vectors to length 1.
-        query_prompt: text before every query, where the encoder wants one.
-        document_prompt: text before everything that is indexed.
-        precision: of the encoder's weights; "auto" is bfloat16 on processors made for it.
-        text: encode the instruction only, or both it and the response.
+        query_prompt: text to prepend to queries, if the encoder needs one.
+        document_prompt: text to prepend to indexed texts.
+        precision: precision of the encoder's weights; "auto" is bfloat16 on processors with instructions for it.
+        text: encode only the instruction, or both instruction and response.
         kind: "auto", "flat", "hnsw", "ivf" or a FAISS factory string.
         metric: how vectors are compared.
     """
@@ -64,12 +64,12 @@ class IndexSettings:
 
 @dataclass(frozen=True, slots=True)
 class TemplateSettings:
-    """The prompt's form.
+    """The form of the prompt.
 
     Attributes:
         form: a built-in template's name or a TOML file; "auto" takes it from `prompt_file`.
-        prompt_file: a published prompt file, whose preamble and demonstrations are taken as they are.
-        system_file: a text that becomes the preamble, under the form's heading.
+        prompt_file: a published prompt file, whose preamble and demonstrations are used verbatim.
+        system_file: a text file that becomes the preamble, under the form's heading.
         escape: see `Template`.
     """
 
@@ -84,15 +84,15 @@ class ConstantSettings:
     """Demonstrations that every prompt begins with.
 
     Attributes:
-        kind: "file" takes the rows of `file` in their order; the others are those of
-            `ragalign.constants.make_constants`, drawn from `pool`.
-        file: a pool file; for other kinds, the instructions (or, for "unsupervised", the answered demonstrations)
-            to take instead of a draw.
-        pool: a pool file or dataset to draw from.
-        n: how many to draw.
-        seed: of the draw.
-        by: for "diverse", the field to draw evenly from.
-        answers: for "random_answer_ood", the pool that the answers come from.
+        kind: "file" uses the rows of `file` in order; the other kinds draw from `pool` (see
+            `ragalign.constants.make_constants`).
+        file: a pool file; for other kinds, the instructions (for "unsupervised", the answered demonstrations) to use
+            instead of drawing them.
+        pool: the pool file or dataset to draw from.
+        n: number of demonstrations to draw.
+        seed: random seed.
+        by: for "diverse", the field to balance.
+        answers: for "random_answer_ood", the pool to draw answers from.
     """
 
     kind: str = "file"
@@ -109,13 +109,13 @@ class RetrieverSettings:
     """How demonstrations are retrieved for each query.
 
     Attributes:
-        name: a retriever's name; "none" retrieves nothing.
-        candidates: how many hits the packer chooses from at first, and most demonstrations that it takes; None is its
-            `max_demonstrations`.
-        exclude_same_text: leave out demonstrations whose instruction is the query itself.
-        exclude_near: leave out demonstrations at least this similar (cosine) to the query.
-        where: metadata that demonstrations must have.
-        options: the retriever's own.
+        name: a retriever's name, or "none" for no retrieval.
+        candidates: hits to retrieve per query at first, and the largest number of demonstrations in a prompt; None
+            means the packer's `max_demonstrations`.
+        exclude_same_text: exclude demonstrations whose instruction is the query.
+        exclude_near: exclude demonstrations with at least this cosine similarity to the query.
+        where: metadata values that demonstrations must match.
+        options: arguments of the retriever's class.
     """
 
     name: str = "dense"
@@ -128,12 +128,12 @@ class RetrieverSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One method, from index to decoding.
+    """A method: everything from index to decoding.
 
     Attributes:
-        name: what people call it.
-        description: one line on what it does.
-        folder: where relative paths start.
+        name: the recipe's name.
+        description: a one-line description.
+        folder: the folder that relative paths start from.
         index, template, constants, retriever, packing, planner, reuse, decoding: the parts.
     """
 
@@ -151,10 +151,10 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> Recipe:
-        """A packaged recipe by name, or a TOML file.
+        """Load a packaged recipe by name, or a TOML file.
 
         Raises:
-            ConfigError: there is no such recipe, or it has an unknown key or a wrong value.
+            ConfigError: no such recipe, or it has an unknown key or an invalid value.
         """
         path = Path(name_or_file)
         if path.suffix != ".toml":
@@ -169,32 +169,32 @@ class Recipe:
             table["decoding"] = asdict(decoding_preset(preset)) | own
         recipe = from_table(cls, {"name": path.stem, **table, "folder": path.parent}, where)
         if recipe.template.prompt_file and "constants" in table:
-            raise ConfigError(f"{where}: a prompt_file brings its own demonstrations; leave [constants] out")
+            raise ConfigError(f"{where}: a prompt_file has its own demonstrations; remove [constants]")
         if recipe.template.prompt_file and recipe.template.system_file:
-            raise ConfigError(f"{where}: a prompt_file brings its own preamble; leave system_file out")
+            raise ConfigError(f"{where}: a prompt_file has its own preamble; remove system_file")
         if recipe.reuse.enabled and recipe.planner.strategy != "none":
             raise ConfigError(
-                f"{where}: [reuse] and the planner's strategy {recipe.planner.strategy!r} are alternatives; "
-                "leave one of them out"
+                f"{where}: [reuse] and the planner's strategy {recipe.planner.strategy!r} cannot be "
+                "combined; remove one of them"
             )
         return recipe
 
     def path(self, name: str) -> Path:
-        """A file that the recipe names: packaged (``package:NAME``), absolute, or relative to its folder."""
+        """Resolve a file name: packaged (``package:NAME``), absolute, or relative to the recipe's folder."""
         if name.startswith(_PACKAGED):
             return data_folder() / name.removeprefix(_PACKAGED)
         return self.folder / name
 
     def source(self, name: str) -> str:
-        """A source of demonstrations that the recipe names: a file as in `path`, or else a dataset's name."""
+        """Resolve a source of demonstrations: a file as in `path`, or else the name of a dataset."""
         path = self.path(name)
         return str(path) if path.exists() or name.startswith(_PACKAGED) else name
 
     def make_template(self) -> tuple[Template, tuple[Constant, ...]]:
-        """The template with its preamble, and the constant demonstrations as they are in the prompt.
+        """Build the template with its preamble, and the constant demonstrations as rendered in the prompt.
 
         Raises:
-            ConfigError, DataError: a file that the recipe names is missing or wrong.
+            ConfigError, DataError: a file that the recipe names is missing or invalid.
         """
         settings = self.template
         if settings.prompt_file:
@@ -208,7 +208,7 @@ class Recipe:
         return template, as_constants(template, self._constants())
 
     def content(self) -> dict[str, Any]:
-        """All that decides prompts and answers, as JSON values, without the name; texts by their hashes.
+        """Everything that determines prompts and answers, as JSON values: no names, and texts as hashes.
 
         Raises:
             ConfigError, DataError: as `make_template`.
@@ -243,12 +243,12 @@ class Recipe:
 
 
 def packaged_recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """The names of the packaged recipes."""
     return sorted(path.stem for path in (data_folder() / "recipes").glob("*.toml"))
 
 
 def data_folder() -> Path:
-    """Where the package's own data files are: the starter pool, recipes, the system prompt."""
+    """The folder of the package's data files: the starter pool, recipes, the system prompt."""
     return Path(str(files("ragalign") / "data"))
 
 

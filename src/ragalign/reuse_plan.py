@@ -1,4 +1,4 @@
-"""What of a prompt is reused, as it travels with a request to the engine."""
+"""The reused parts of a prompt, as sent to the engine with the request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ragalign.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class ReusePlan:
-    """Which tokens of a prompt need not be computed.
+    """Tokens of a prompt whose keys and values are taken from a store instead of being computed.
 
     Attributes:
-        key: of the store whose keys and values are meant.
-        n_prefix_tokens: tokens in front, special ones included, which every piece was computed behind.
-        lengths: tokens of each reused demonstration, in order, directly behind the prefix.
-        keep: where not empty, nothing is reused: the only demonstration, or the prefix if there is none, is computed
-            and kept. A word that no other such request has.
+        key: the store's key.
+        n_prefix_tokens: tokens before the first demonstration, special ones included. All kept demonstrations were
+            computed after these.
+        lengths: tokens of each reused demonstration, in order. They follow the prefix directly.
+        keep: if not empty, a unique name for a request that reuses nothing: its only demonstration, or the prefix if
+            there is none, is computed and kept.
     """
 
     key: str
@@ -28,16 +29,16 @@ class ReusePlan:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all reused demonstrations together."""
+        """The total number of reused tokens."""
         return sum(self.lengths)
 
     @property
     def cache_salt(self) -> str:
-        """What keeps the engine's cached blocks apart from those of other requests.
+        """The salt that separates the engine's cached blocks from those of other requests.
 
-        Blocks behind reused demonstrations are approximate, so plain requests must not read them. The number of
-        demonstrations is in it since one that is reused in one prompt can be computed in another that begins alike;
-        with as many of them, equal tokens have equal keys and values, and the prefix is shared.
+        Blocks after reused demonstrations are approximate, so plain requests must not read them. The salt includes the
+        number of reused demonstrations, since a demonstration that one prompt reuses can be computed in another with
+        the same beginning. With equal numbers, equal tokens have equal keys and values, so the prefix can be shared.
         """
         if self.keep:
             return f"ragalign-keep-{self.keep}"
@@ -56,10 +57,10 @@ class ReusePlan:
 
     @classmethod
     def from_params(cls, plan: Any) -> ReusePlan:
-        """Read what `params` has made, from its field "ragalign".
+        """Read a plan from the field "ragalign" of `params`.
 
         Raises:
-            DataError: it is something else.
+            DataError: it is not a plan.
         """
         if isinstance(plan, Mapping):
             key, prefix, lengths, keep = (plan.get(name) for name in ("key", "prefix", "lengths", "keep"))
@@ -67,4 +68,4 @@ class ReusePlan:
             whole = [number for number in numbers if type(number) is int and number >= 0]
             if isinstance(key, str) and isinstance(keep, str) and len(whole) == len(numbers):
                 return cls(key, whole[0], tuple(whole[1:]), keep)
-        raise DataError("its plan is malformed")
+        raise DataError("the reuse plan is malformed")

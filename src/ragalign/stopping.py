@@ -2,8 +2,8 @@
 
 Every generator follows one rule: a text ends where the first stop string to be *completed* begins. If one character
 completes several, the one that begins first counts. A token-by-token engine does the same, so cutting a whole text and
-filtering its chunks give the same result. Both also make the text valid Unicode (see `ragalign.text.valid_text`): they
-are what every text from a model or a server passes through.
+filtering its chunks give the same result. Both also make the text valid Unicode (see `ragalign.text.valid_text`), since
+all text from a model or a server passes through them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def merge_stops(*groups: Iterable[str]) -> tuple[str, ...]:
     follows the rule above.
 
     Raises:
-        ConfigError: a stop string is empty; it would end every text before it begins.
+        ConfigError: a stop string is empty; it would cut every text to nothing.
     """
     stops = dict.fromkeys(stop for group in groups for stop in group)
     if "" in stops:
@@ -42,26 +42,26 @@ class StopFilter:
     """Filters a stream of text chunks: emits no stop string, no part of one, and nothing after it.
 
     For any chunking of a text, the results of `push` and `finish` add up to ``cut_at_stop(text, stops)``. A chunk's end
-    is held back only while it could begin a stop string. Time is linear in the text for each stop string, and memory
-    linear in the stop strings.
+    is held back only while it could begin a stop string. Per stop string, time is linear in the text; memory is linear
+    in the stop strings.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
         self._searches = [_Search(stop) for stop in dict.fromkeys(stops)]
         self._valid = ValidText()
-        # Held text is a beginning of a stop string, so the string and a length say it all.
+        # Text held back is always a prefix of a stop string, so the string and a length describe it.
         self._held: tuple[str, int] = ("", 0)
         self._stopped = False
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was completed; the filter emits nothing from then on."""
+        """Whether a stop string was completed. From then on the filter emits nothing."""
         return self._stopped
 
     def push(self, chunk: str, *, final: bool = False) -> str:
         """Take the next chunk; return the text that is certain to belong to the answer.
 
-        Half a character at the end of a chunk waits for its partner, unless the chunk is the `final` one.
+        Half a surrogate pair at the end of a chunk is held back, unless the chunk is the `final` one.
         """
         if self._stopped:
             return ""
@@ -81,13 +81,13 @@ class StopFilter:
         return held[: min(n_sure, n_held)] + chunk[: max(0, n_sure - n_held)]
 
     def finish(self) -> str:
-        """Return what was held back: a beginning that no stop string followed."""
+        """Return the text held back: a prefix of a stop string that was never completed."""
         text = self.push("", final=True)
         (stop, n_held), self._held = self._held, ("", 0)
         return text + stop[:n_held]
 
     def beginnings(self) -> Iterator[tuple[str, int]]:
-        """For each stop string, the lengths of its beginnings that the text ends with, longest first."""
+        """Each stop string with the lengths of its prefixes that the text ends with, longest first."""
         for search in self._searches:
             yield from ((search.stop, length) for length in search.matches())
 
@@ -97,7 +97,7 @@ class _Search:
 
     Attributes:
         stop: the string.
-        matched: length of the longest proper beginning of the string that the text so far ends with.
+        matched: length of the longest proper prefix of the string that the text so far ends with.
     """
 
     __slots__ = ("_borders", "matched", "stop")
@@ -105,7 +105,7 @@ class _Search:
     def __init__(self, stop: str) -> None:
         self.stop = stop
         self.matched = 0
-        # For each length, the longest proper border of the beginning of that length.
+        # For each length, the longest proper border of the prefix of that length.
         self._borders = array("q", [0, 0])
         border = 0
         for char in stop[1:]:
@@ -115,7 +115,7 @@ class _Search:
             self._borders.append(border)
 
     def push(self, chunk: str) -> int | None:
-        """Take the next chunk; return where in it the string ends for the first time, if it does."""
+        """Take the next chunk; return the position in it where the string first ends, if it does."""
         stop, borders, matched = self.stop, self._borders, self.matched
         at, end = 0, len(chunk)
         while at < end:
@@ -135,7 +135,7 @@ class _Search:
         return None
 
     def matches(self) -> Iterator[int]:
-        """The lengths of all proper beginnings of the string that the text so far ends with, longest first."""
+        """The lengths of all proper prefixes of the string that the text so far ends with, longest first."""
         length = self.matched
         while length:
             yield length

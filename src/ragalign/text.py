@@ -1,4 +1,4 @@
-"""Text: the one definition of "same text", and text from outside made valid Unicode."""
+"""Normalising text for comparison, and making it valid Unicode."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def normalise(text: str) -> str:
-    """Reduce ``text`` to what has to agree for two texts to count as the same.
+    """Normalise ``text`` for comparison: two texts count as the same if their normalised forms are equal.
 
     Compatibility characters are unified (Unicode NFKC), case is folded, every run of whitespace becomes
     one space, and the ends are stripped. Applying it twice changes nothing.
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    # Folding case can leave a text that is no longer NFKC, and the other way round: Unicode 3.13, D146.
+    # Case folding can undo NFKC, and the other way round: Unicode 3.13, D146.
     folded = unicodedata.normalize("NFD", text).casefold()
     folded = unicodedata.normalize("NFKC", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -23,7 +23,7 @@ def normalise(text: str) -> str:
 def valid_text(text: str) -> str:
     r"""Make `text` valid Unicode: join surrogate pairs, and replace each lone surrogate by U+FFFD.
 
-    JSON escapes such as ``\\ud83d`` put half characters into a string; no encoder takes them.
+    JSON escapes such as ``\\ud83d`` put half a surrogate pair into a string, which cannot be encoded.
     """
     try:
         text.encode()
@@ -44,7 +44,7 @@ def valid_values(value: Any) -> Any:
 
 
 class ValidText:
-    """Applies `valid_text` to a stream: a chunk's last half character is held back until its partner comes."""
+    """Applies `valid_text` to a stream: half a surrogate pair at the end of a chunk is held back for the other half."""
 
     def __init__(self) -> None:
         self._held = ""
@@ -56,6 +56,6 @@ class ValidText:
         return valid_text(text[: len(text) - len(self._held)])
 
     def finish(self) -> str:
-        """Return U+FFFD for a half character whose partner never came."""
+        """Return U+FFFD if half a surrogate pair is still held back."""
         held, self._held = self._held, ""
         return valid_text(held)

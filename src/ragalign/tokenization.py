@@ -1,4 +1,4 @@
-"""Tokenizers as the packer needs them: exact ids of parts of a text, special-token strings taken as plain text."""
+"""Tokenizers for the packer: exact ids of the parts of a text, with special-token strings treated as plain text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ragalign.models import locate_tokenizer
 
 
 class Tokenizer(ABC):
-    """Turns text into ids.
+    """Turns text into token ids.
 
     Special-token strings inside a text, such as ``</s>``, become the ids of their characters, never the special
     id (transformers calls this ``split_special_tokens``).
 
     Attributes:
-        prefix_ids, suffix_ids: the special ids that the tokenizer puts around a text, such as BOS.
+        prefix_ids, suffix_ids: the special ids that the tokenizer adds around a text, such as BOS.
         special_tokens: the strings of its special tokens.
     """
 
@@ -34,17 +34,17 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, name_or_folder: str | Path) -> Tokenizer:
-        """The tokenizer of a model: a folder, a hub id, a GGUF file or a packaged model.
+        """Load the tokenizer of a model: a folder, a Hub id, a GGUF file or a packaged model.
 
         Raises:
-            ConfigError: there is no tokenizer to load there.
+            ConfigError: no tokenizer can be loaded from there.
             GenerationError, MissingDependencyError: as `ragalign.models.locate_tokenizer`.
         """
         located = locate_tokenizer(name_or_folder)
         try:
             with _quiet():
                 tokenizer = _auto_tokenizer(located)
-        # transformers raises whatever its many loaders raise; all of it means "no tokenizer here".
+        # transformers raises many kinds of errors here; all mean that there is no usable tokenizer.
         except Exception as error:
             raise ConfigError(
                 f"cannot load a tokenizer from {str(name_or_folder)!r}: {_why_not(name_or_folder, error)}"
@@ -53,48 +53,48 @@ class Tokenizer(ABC):
 
     @classmethod
     def wrap(cls, tokenizer: Any) -> Tokenizer:
-        """A transformers tokenizer object in this interface."""
+        """Wrap a transformers tokenizer."""
         if getattr(tokenizer, "is_fast", False):
             return FastTokenizer(tokenizer)
         return PythonTokenizer(tokenizer)
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without the special ids around it."""
+        """Token ids of each text, without special ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text, without the special ids around it."""
+        """Token ids of one text, without special ids."""
         return self.encode_batch([text])[0]
 
     @abstractmethod
     def split_at(self, text: str, position: int) -> int | None:
-        """How many of the ids of `text` stand before character `position`.
+        """The number of ids of `text` before character `position`.
 
-        None where an id crosses that position, or where this tokenizer cannot tell.
+        None if an id crosses that position, or if this tokenizer cannot tell.
         """
 
     @abstractmethod
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Ids of the joined `parts`, and how many of them belong to each part.
+        """Token ids of the joined `parts`, and the number of ids in each part.
 
-        An id belongs to the part in which it starts. Where this tokenizer cannot tell, the sizes are those of the
-        parts on their own, corrected so that they add up.
+        An id belongs to the part in which it starts. If this tokenizer cannot tell, the numbers are those of the parts
+        encoded separately, adjusted to add up.
         """
 
     @abstractmethod
     def may_cross(self, left: str, right: str) -> bool:
-        """Whether the vocabulary has a piece in which character `left` is directly followed by `right`."""
+        """Whether a piece of the vocabulary can contain character `left` directly followed by `right`."""
 
     @property
     @abstractmethod
     def vocabulary_size(self) -> int:
-        """One more than the highest id that it knows."""
+        """The highest known id plus one."""
 
     def fewest_tokens(self, texts: Iterable[str]) -> int:
-        """A lower bound of the ids that `texts` take together, from their lengths alone; 0 where it cannot tell.
+        """A lower bound on the total number of ids of `texts`, from their lengths alone; 0 if unknown.
 
-        Each id covers at most as many bytes (in UTF-8) as the longest piece of the vocabulary has. White space does
-        not count on either side, since templates strip it.
+        An id covers at most as many UTF-8 bytes as the longest piece of the vocabulary. White space is not counted,
+        since templates strip it.
         """
         longest = self._longest_piece
         if not longest:
@@ -103,27 +103,27 @@ class Tokenizer(ABC):
 
     @property
     def _longest_piece(self) -> int:
-        """Bytes of the longest piece without its white space; 0 where an id can stand for any number of bytes."""
+        """Bytes of the longest piece without white space; 0 if an id can stand for any number of bytes."""
         return 0
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides ids, 16 hex digits."""
+        """SHA-256 over everything that determines the ids, 16 hex digits."""
 
     @property
     def n_special_tokens(self) -> int:
-        """How many special ids stand around a text."""
+        """The number of special ids around a text."""
         return len(self.prefix_ids) + len(self.suffix_ids)
 
 
 class FastTokenizer(Tokenizer):
-    """A transformers tokenizer that is backed by the `tokenizers` package."""
+    """A transformers tokenizer backed by the `tokenizers` package."""
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import Tokenizer as Backend
 
-        # A copy of its own: flags and truncation set here must not change the caller's object.
+        # A copy: the flags and truncation set here must not change the caller's object.
         self._backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -134,12 +134,12 @@ class FastTokenizer(Tokenizer):
         self.special_tokens = frozenset(str(token) for token in added if token.special and str(token).strip())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without the special ids around it."""
-        # The fast call keeps no offsets; it takes two thirds of the time of `encode` for one text, too.
+        """Token ids of each text, without special ids."""
+        # Without offsets this takes two thirds of the time of `encode`, even for one text.
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def split_at(self, text: str, position: int) -> int | None:
-        """How many ids stand before character `position`; None where an id crosses it."""
+        """The number of ids before character `position`; None if an id crosses it."""
         offsets = self._backend.encode(text, add_special_tokens=False).offsets
         before = 0
         for start, end in offsets:
@@ -149,7 +149,7 @@ class FastTokenizer(Tokenizer):
         return before
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Ids of the joined `parts`, and how many of them start in each part."""
+        """Token ids of the joined `parts`, and the number of ids that start in each part."""
         encoding = self._backend.encode("".join(parts), add_special_tokens=False)
         starts = [start for start, _ in encoding.offsets]
         borders = [bisect_left(starts, end) for end in accumulate(map(len, parts[:-1]))]
@@ -157,20 +157,20 @@ class FastTokenizer(Tokenizer):
         return encoding.ids, sizes
 
     def may_cross(self, left: str, right: str) -> bool:
-        """Whether the vocabulary has a piece in which `left` is directly followed by `right`."""
-        # In byte-level vocabularies a piece may hold parts of a character: the bytes next to the join count.
+        """Whether a piece of the vocabulary contains `left` directly followed by `right`."""
+        # Byte-level pieces can contain parts of a character, so compare the bytes on both sides of the join.
         bytes_ = _byte_level(left)[-1] + _byte_level(right)[0]
         pairs = {f"{left}{right}", bytes_, f"{left}{right}".replace(" ", "\u2581")}
         return any(pair in piece for piece in self._pieces for pair in pairs)
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """One more than the highest id that it knows."""
+        """The highest known id plus one."""
         return max(self._backend.get_vocab().values()) + 1
 
     @cached_property
     def _longest_piece(self) -> int:
-        """See `Tokenizer`. Only where no normaliser shortens texts, and unknown characters become bytes."""
+        """As in `Tokenizer`; 0 if a normaliser can shorten texts, or unknown characters do not become bytes."""
         content = json.loads(self._backend.to_str())
         if not _keeps_length(content["normalizer"]):
             return 0
@@ -195,7 +195,7 @@ class FastTokenizer(Tokenizer):
 
 
 class PythonTokenizer(Tokenizer):
-    """Any other transformers tokenizer, such as Mistral's own. Nothing is known of its pieces."""
+    """Any other transformers tokenizer, such as Mistral's, whose pieces are unknown."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -203,13 +203,13 @@ class PythonTokenizer(Tokenizer):
         try:
             tokenizer.encode("a", **self._options)
         except ValueError:
-            # Mistral's own tokenizer refuses the option: it never takes text for a special token.
+            # Mistral's tokenizer rejects the option: it never reads text as a special token.
             del self._options["split_special_tokens"]
         self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
         self.special_tokens = frozenset(tokenizer.all_special_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without the special ids around it."""
+        """Token ids of each text, without special ids."""
         return [self._tokenizer.encode(text, **self._options) for text in texts]
 
     def split_at(self, text: str, position: int) -> int | None:
@@ -217,20 +217,20 @@ class PythonTokenizer(Tokenizer):
         return None
 
     def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Ids of the joined `parts`, and about how many of them belong to each part."""
+        """Token ids of the joined `parts`, and the approximate number of ids in each part."""
         ids, *own = self.encode_batch(["".join(parts), *parts])
-        # Spread what the whole has more or less than its parts over them all, in proportion.
+        # Spread the difference between the whole and the sum of the parts in proportion to their sizes.
         share = len(ids) / max(1, sum(map(len, own)))
         borders = [round(share * end) for end in accumulate(map(len, own))]
         return ids, [after - before for before, after in pairwise([0, *borders])]
 
     def may_cross(self, left: str, right: str) -> bool:
-        """Not known, so possible."""
+        """Always True: the pieces are unknown."""
         return True
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """One more than the highest id that it knows."""
+        """The highest known id plus one."""
         return int(max(self._tokenizer.get_vocab().values())) + 1
 
     @cached_property
@@ -247,21 +247,21 @@ def _auto_tokenizer(name_or_folder: str | Path) -> Any:
 
 
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:
-    """Why there is no tokenizer."""
+    """The reason why no tokenizer was loaded, for messages."""
     folder = Path(name_or_folder)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
-        return "the folder holds none (no tokenizer.json, tokenizer.model or tokenizer_config.json)"
+        return "the folder has none (no tokenizer.json, tokenizer.model or tokenizer_config.json)"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that `tokenizer` puts before and behind a text."""
+    """The ids that `tokenizer` adds before and after a text."""
     plain = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a")
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return tuple(whole[:start]), tuple(whole[start + len(plain) :])
-    raise ConfigError("cannot tell which special ids this tokenizer puts around a text")
+    raise ConfigError("cannot tell which special ids this tokenizer adds around a text")
 
 
 def _byte_level(text: str) -> str:
@@ -273,7 +273,7 @@ def _byte_level(text: str) -> str:
 
 
 def _keeps_length(normalizer: Any) -> bool:
-    """Whether a normaliser takes nothing away but white space."""
+    """Whether a normaliser removes nothing but white space."""
     if normalizer is None:
         return True
     if normalizer["type"] == "Sequence":
@@ -284,7 +284,7 @@ def _keeps_length(normalizer: Any) -> bool:
 
 
 def _visible(piece: str) -> str:
-    """A byte-level piece without the characters that stand for white space."""
+    """A byte-level piece without the characters that represent white space."""
     return piece.translate(dict.fromkeys(map(ord, _byte_level(" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"))))
 
 
@@ -293,7 +293,7 @@ def _utf8(piece: str) -> bytes:
 
 
 class _quiet:  # noqa: N801 - reads as what it does
-    """Keeps the hub client's and transformers' chatter from stderr while a tokenizer loads."""
+    """Silences the Hub client and transformers while a tokenizer loads."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

@@ -118,7 +118,7 @@ def test_what_is_no_prompt_set_is_said_in_one_line(tmp_path: Path) -> None:
         load_cases(tmp_path / "nowhere.jsonl")
     with pytest.raises(DataError, match="no known field holds a question"):
         load_cases(write(tmp_path / "odd.jsonl", [{"text": "?"}]))
-    with pytest.raises(DataError, match="'a' was used before"):
+    with pytest.raises(DataError, match="'a' was already used"):
         load_cases(write(tmp_path / "twice.jsonl", [{"id": "a", "instruction": "x"}] * 2))
     with pytest.raises(ConfigError, match="at least one prompt"):
         load_cases(write(tmp_path / "one.jsonl", [{"instruction": "x"}])).first(0)

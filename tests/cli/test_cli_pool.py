@@ -129,7 +129,7 @@ def test_inspect_lists_twenty_and_counts_the_rest(pool: Callable[..., Run], tmp_
 
 def test_inspect_shows_text_that_looks_like_markup(pool: Callable[..., Run], tmp_path: Path) -> None:
     path = write(tmp_path / "pool.jsonl", {"prompt": "q", "completion": "a"}, {"[bold]x": 1, "[/red]": 2})
-    assert "no known shape has its fields ([bold]x, [/red])" in pool("inspect", path).stdout
+    assert "no known shape fits the fields of the row ([bold]x, [/red])" in pool("inspect", path).stdout
 
 
 def test_convert_writes_what_load_reads(pool: Callable[..., Run], files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_dedupe_keeps_each_removed_one_on_its_line(pool: Callable[..., Run], tmp
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("inspect", "none.jsonl"), 1, "none.jsonl: there is no such file; check the path"),
+        (("inspect", "none.jsonl"), 1, "none.jsonl: no such file; check the path"),
         (("inspect", "FIRST", "--shape", "wide"), 2, "unknown shape 'wide'"),
         (("inspect", "FIRST", "--field", "q"), 2, "--field 'q': write it as FIELD=NAME"),
         (("inspect", "FIRST", "--field", "id=a", "--field", "id=b"), 2, "--field id is given twice"),
@@ -199,7 +199,7 @@ def test_dedupe_keeps_each_removed_one_on_its_line(pool: Callable[..., Run], tmp
         ),
         (("convert", "SECOND", "--out", "x.jsonl"), 1, "second.jsonl:2: the response is empty"),
         (("convert", "FIRST", "--out", "x.csv"), 2, "unknown extension '.csv' for a pool"),
-        (("dedupe", "FIRST", "--near", "2", "--out", "x.jsonl"), 2, "near is 2.0, but a similarity is above 0"),
+        (("dedupe", "FIRST", "--near", "2", "--out", "x.jsonl"), 2, "near must be above 0 and at most 1, not 2.0"),
         (("convert", "FIRST"), 2, "missing option '--out'"),
     ],
 )

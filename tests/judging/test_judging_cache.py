@@ -112,7 +112,7 @@ def test_read_only_makes_and_changes_nothing(tmp_path: Path) -> None:
         cache.put("k", JudgeReply.from_text("x", "j"))
     with ReplyCache(path, read_only=True) as cache:
         assert len(cache.get("k")) == 1
-        with pytest.raises(JudgeError, match=r"replies cannot be stored: .*for reading only"):
+        with pytest.raises(JudgeError, match=r"replies cannot be stored: .*read-only"):
             cache.put("k", JudgeReply.from_text("x", "j"))
 
 

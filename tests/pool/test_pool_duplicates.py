@@ -95,7 +95,7 @@ def test_near_duplicates_repeat_a_kept_one() -> None:
 
 @pytest.mark.parametrize("near", [0.0, -1.0, 1.5, float("nan")])
 def test_a_similarity_outside_its_range(near: float) -> None:
-    with pytest.raises(ConfigError, match="a similarity is above 0 and at most 1"):
+    with pytest.raises(ConfigError, match="near must be above 0 and at most 1"):
         pool_of("q").deduplicate(near)
 
 

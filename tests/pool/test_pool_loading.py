@@ -27,15 +27,15 @@ BAD_ROWS = [
     (b'{"instruction": "caf\xe9", "output": "a"}', "not UTF-8: byte 0xe9 at byte 21 of the line"),
     ({"instruction": "", "output": "a"}, "the instruction is empty"),
     ({"instruction": "q", "output": " \n\u3000"}, "the response is empty"),
-    ({"instruction": "q", "output": "a \ud83d b"}, "the response holds a lone surrogate (U+D83D) at character 3"),
-    ({"instruction": "\udc00", "output": "a"}, "the instruction holds a lone surrogate (U+DC00) at character 1"),
-    ({"instruction": "q", "output": "a", "note": "\ud800"}, "the metadata holds a lone surrogate (U+D800)"),
-    ({"instruction": "q", "output": "a", "id": "\ud800"}, "the id or source holds a lone surrogate (U+D800)"),
-    ({"instruction": "q\0", "output": "a"}, "the instruction holds a NUL character (U+0000) at character 2"),
+    ({"instruction": "q", "output": "a \ud83d b"}, "the response contains a lone surrogate (U+D83D) at character 3"),
+    ({"instruction": "\udc00", "output": "a"}, "the instruction contains a lone surrogate (U+DC00) at character 1"),
+    ({"instruction": "q", "output": "a", "note": "\ud800"}, "the metadata contains a lone surrogate (U+D800)"),
+    ({"instruction": "q", "output": "a", "id": "\ud800"}, "the id or source contains a lone surrogate (U+D800)"),
+    ({"instruction": "q\0", "output": "a"}, "the instruction contains a NUL character (U+0000) at character 2"),
     ({"instruction": "q", "output": 4}, "the field 'output' is a number, not text"),
     (
         {"id": "first", "instruction": "q", "output": "other"},
-        "the id 'first' was used before, in line 1, with other content",
+        "the id 'first' was already used in line 1 for other content",
     ),
 ]
 
@@ -66,7 +66,9 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path: Path) -> None:
 
 
 def test_unknown_shapes_advise_to_name_the_fields(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pool.jsonl:1: no known shape has its fields \(x, y\); name them: fields="):
+    with pytest.raises(
+        DataError, match=r"pool.jsonl:1: no known shape fits the fields of the row \(x, y\); name them: fields="
+    ):
         Pool.load(write(tmp_path, "pool.jsonl", {"x": "q", "y": "a"}))
 
 
@@ -84,12 +86,10 @@ def test_rows_without_lines_are_called_rows(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, "pool.jsonl", {**GOOD, "output": ""})
-    with pytest.raises(
-        DataError, match=r"no row could be used; the first reason: .*pool.jsonl:1: the response is empty"
-    ):
+    with pytest.raises(DataError, match=r"no usable row; first reason: .*pool.jsonl:1: the response is empty"):
         Pool.load(path, on_error="skip")
     for name, content in (("blank.jsonl", b"\n\n"), ("none.json", b"[]"), ("head.csv", b"instruction,output\n")):
-        with pytest.raises(DataError, match="there are no rows in it"):
+        with pytest.raises(DataError, match="the file has no rows"):
             Pool.load(write(tmp_path, name, content), on_error="skip")
 
 
@@ -169,7 +169,7 @@ def test_parquet_values_beyond_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + ".jsonl", "a" * 300 + ".parquet"])
 def test_names_that_no_file_can_have(name: str) -> None:
-    with pytest.raises(DataError, match=r"cannot be looked up \(.*\); check the path"):
+    with pytest.raises(DataError, match=r"cannot be accessed \(.*\); check the path"):
         Pool.load(name)
 
 
@@ -184,7 +184,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
         Pool.load(path, on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown shape"):
         Pool.load(path, shape="parquet")
-    with pytest.raises(ConfigError, match="no source was given"):
+    with pytest.raises(ConfigError, match="no source: name"):
         Pool.load([])
 
 

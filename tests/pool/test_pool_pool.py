@@ -135,7 +135,7 @@ def test_a_damaged_saved_pool_is_refused(tmp_path: Path) -> None:
         Pool.load(path)
     marked = pool.table.replace_schema_metadata({b"ragalign_pool": b"1"})
     pq.write_table(marked.drop_columns("response"), path)
-    with pytest.raises(DataError, match="marked as a saved pool, but its columns are not a pool's"):
+    with pytest.raises(DataError, match="marked as a saved pool, but its columns are not those of a pool"):
         Pool.load(path)
 
 
@@ -176,10 +176,10 @@ def test_take_without_union() -> None:
         pool.take([4])
     with pytest.raises(IndexError, match="position -1 is outside"):
         pool.take([-1])
-    with pytest.raises(DataError, match="taken twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         pool.take([1, 1])
     for positions in ([0.5], np.array([True, False, True, False])):
-        with pytest.raises(ConfigError, match="positions are whole numbers, not"):
+        with pytest.raises(ConfigError, match="positions must be whole numbers, not"):
             pool.take(positions)  # type: ignore[arg-type]
 
 
@@ -203,10 +203,10 @@ def test_contains_asks_for_the_content() -> None:
 @pytest.mark.parametrize(
     ("demonstration", "reason"),
     [
-        (Demonstration("q", " "), "demonstration 2: the response is empty; correct it or leave it out"),
+        (Demonstration("q", " "), "demonstration 2: the response is empty; correct or remove it"),
         (Demonstration("q\0", "a"), "demonstration 2: the instruction holds a NUL"),
-        (Demonstration("q", "\ud800"), "demonstration 2: the response holds a lone surrogate"),
-        (Demonstration("q", "a", source="\ud800"), "demonstration 2: the id or source holds a lone surrogate"),
+        (Demonstration("q", "\ud800"), "demonstration 2: the response contains a lone surrogate"),
+        (Demonstration("q", "a", source="\ud800"), "demonstration 2: the id or source contains a lone surrogate"),
         (Demonstration("q", "a", metadata={"x": {1}}), "demonstration 2: the metadata cannot be written as JSON"),
     ],
 )

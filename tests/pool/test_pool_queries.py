@@ -54,26 +54,26 @@ USER = {"role": "user", "content": "q"}
         ({"instruction": None}, "the field 'instruction' is null, not text"),
         ({"instruction": "q", "input": 3}, "the field 'input' is a number, not text; name the passage's field with"),
         ({"instruction": "q", "context": {"title": "t"}}, "the field 'context' is an object, not text"),
-        ({"instruction": "q\ud800"}, "the instruction holds a lone surrogate"),
-        ({"instruction": "q", "context": "\ud800"}, "the instruction holds a lone surrogate"),
-        ({"id": [1], "instruction": "q"}, "the field 'id' is a list, neither text nor a whole number"),
-        ({"id": True, "instruction": "q"}, "the field 'id' is a truth value, neither text nor a whole number"),
-        ({"id": 0.5, "instruction": "q"}, "the field 'id' is a number, neither text nor a whole number"),
-        ({"id": "\ud800", "instruction": "q"}, "the id holds a lone surrogate"),
-        ({"id": "first", "instruction": "q"}, "the id 'first' was used before, in line 1; give each query its own"),
+        ({"instruction": "q\ud800"}, "the instruction contains a lone surrogate"),
+        ({"instruction": "q", "context": "\ud800"}, "the instruction contains a lone surrogate"),
+        ({"id": [1], "instruction": "q"}, "the field 'id' is a list, not text or a whole number"),
+        ({"id": True, "instruction": "q"}, "the field 'id' is a boolean, not text or a whole number"),
+        ({"id": 0.5, "instruction": "q"}, "the field 'id' is a number, not text or a whole number"),
+        ({"id": "\ud800", "instruction": "q"}, "the id contains a lone surrogate"),
+        ({"id": "first", "instruction": "q"}, "the id 'first' was already used in line 1; make the ids unique"),
         ({"messages": []}, "the conversation is empty"),
         ({"messages": "q"}, "the field 'messages' is text, not a list of turns"),
         ({"messages": ["q", USER]}, "the field 'messages' mixes turns of different types"),
-        ({"messages": [{"role": "tool", "content": "q"}]}, "turn 1 has the role 'tool'; use system, user or"),
+        ({"messages": [{"role": "tool", "content": "q"}]}, "turn 1 has the unknown role 'tool'; use system, user or"),
         ({"messages": [{"role": ["user"], "content": "q"}]}, "turn 1: 'role' is a list, not text"),
         ({"messages": [{"role": "user", "content": None}]}, "turn 1: 'content' is null, not text"),
         ({"messages": [{"role": "user", "content": ""}]}, "the instruction is empty"),
         ({"messages": [{"role": "system", "content": ""}, USER]}, "the content of turn 1 is empty"),
         ({"turns": ["q", 5]}, "turn 2 of 'turns' is a number, not text"),
-        ({"turns": []}, "the field 'turns' is a list without any turn"),
+        ({"turns": []}, "the field 'turns' is an empty list"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "the conversation does not begin with a user's turn"),
-        ({"instruction": "q", "history": [["q"]]}, "entry 1 of 'history' is not a pair of a question and an answer"),
-        ({"instruction": "q", "history": [["q", None]]}, "entry 1 of 'history' is not a pair"),
+        ({"instruction": "q", "history": [["q"]]}, "entry 1 of 'history' is not a (question, answer) pair"),
+        ({"instruction": "q", "history": [["q", None]]}, "entry 1 of 'history' is not a (question, answer) pair"),
         (
             {"messages": [USER, {"role": "assistant", "content": "a"}]},
             "the last message is the assistant's, not the user's",
@@ -88,14 +88,14 @@ def test_rows_that_are_no_queries(tmp_path: Path, row: Any, message: str) -> Non
 
 
 def test_a_line_number_that_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2: the id '2' was used before, in line 1"):
+    with pytest.raises(DataError, match="2: the id '2' was already used in line 1"):
         read_queries(write(tmp_path, {"id": "2", "instruction": "q"}, {"instruction": "q"}))
 
 
 def test_files_without_queries(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there are no queries in it"):
+    with pytest.raises(DataError, match="the file has no queries"):
         read_queries(write(tmp_path, "", ""))
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="no such file"):
         read_queries(tmp_path / "none.jsonl")
 
 
@@ -172,9 +172,9 @@ def test_fields_by_name(tmp_path: Path) -> None:
     [query] = read_queries(path, fields={"instruction": "title"}, metadata=["context"])
     assert query.text == "q"
     assert unused_fields([query], asked=["context"]) == {"body": 1, "prompt": 1, "key": 1}
-    with pytest.raises(DataError, match=r"1: there is no field 'headline' among its fields \(title, "):
+    with pytest.raises(DataError, match=r"1: the row has no field 'headline' \(its fields: title, "):
         read_queries(path, fields={"instruction": "headline"})
-    with pytest.raises(ConfigError, match="unknown field 'response' of a query"):
+    with pytest.raises(ConfigError, match="unknown query field 'response'"):
         read_queries(path, fields={"response": "title"})
 
 

@@ -124,10 +124,10 @@ def test_json_a_bad_byte_is_laid_to_its_row(tmp_path: Path) -> None:
         ('[{"a": 1},\n {"a": 2', ":2: not valid JSON (Expecting ',' delimiter)"),
         ('[\n{"a": 1}\n{"a": 2}]', ":3: not valid JSON (expected ',')"),
         ('[\n{"a": 1},\n]', ":3: not valid JSON (Expecting value)"),
-        ("[] []", ":1: not valid JSON (there is more text after the end of the JSON document)"),
-        ("17", ":1: not valid JSON (neither an array of rows nor an object with one under 'data')"),
+        ("[] []", ":1: not valid JSON (extra text after the end of the JSON document)"),
+        ("17", ":1: not valid JSON (neither an array of rows nor an object with an array of rows under 'data')"),
         (" \n ", ":2: not valid JSON (neither"),
-        ('{\n"rows": []}', ": the document is an object without a list of rows under 'data'"),
+        ('{\n"rows": []}', ": the document is an object without an array of rows under 'data'"),
         ('{\n"data": [] "x"}', ":2: not valid JSON (expected ',' or '}')"),
         ("{\n1: 2}", ":2: not valid JSON (a key of the object is not text)"),
         ('{\n"data"', ":2: not valid JSON (expected ':')"),
@@ -191,7 +191,7 @@ def test_csv_lines_and_bad_rows(tmp_path: Path) -> None:
         (9, "not valid CSV (',' expected after '\"')"),
         (10, {"instruction": "", "output": ""}),
         (11, {"instruction": "q7", "output": "a7"}),
-        (12, "not valid CSV (a quote is opened here and not closed up to the end of the file)"),
+        (12, "not valid CSV (a quote is opened here and never closed)"),
     ]
 
 
@@ -205,7 +205,7 @@ def test_csv_long_cells_leave_the_limit_of_the_csv_module_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b,a\n1,2,3\n", ":1: the header names the column 'a' twice; give each column its own name"),
+        (b"a,b,a\n1,2,3\n", ":1: the header has the column 'a' twice; make the names unique"),
         (b'"a,b\n1,2\n', ":1: not valid CSV (a quote is opened here"),
         (b"a,caf\xe9\n1,2\n", ":1: not UTF-8: byte 0xe9; convert the file"),
     ],
@@ -239,10 +239,10 @@ def test_parquet_that_is_none_or_cut_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing.jsonl", "missing.jsonl: there is no such file; check the path"),
+        ("missing.jsonl", "missing.jsonl: no such file; check the path"),
         ("folder.jsonl", "folder.jsonl: this is a directory; name the files in it"),
         ("pool.txt", "pool.txt: unknown extension '.txt'; use one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
-        ("empty.jsonl", "empty.jsonl: the file is empty; give a file with at least one row"),
+        ("empty.jsonl", "empty.jsonl: the file is empty; name a file with at least one row"),
         ("empty.parquet", "empty.parquet: the file is empty"),
     ],
 )

@@ -183,15 +183,15 @@ def test_odd_names_of_roles(user: str, assistant: str) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({}, "no known shape has its fields (none)"),
-        ({"text": "q a"}, "no known shape has its fields (text)"),
-        ({"instruction": "q"}, "no known shape has its fields (instruction)"),
+        ({}, "no known shape fits the fields of the row (none)"),
+        ({"text": "q a"}, "no known shape fits the fields of the row (text)"),
+        ({"instruction": "q"}, "no known shape fits the fields of the row (instruction)"),
         ({"instruction": 5, "output": "a"}, "the field 'instruction' is a number, not text"),
         ({"instruction": "q", "output": None}, "the field 'output' is null, not text"),
         ({"instruction": "q", "output": ["a"]}, "the field 'output' is a list, not text"),
         ({"instruction": "q", "input": {"x": 1}, "output": "a"}, "the field 'input' is an object, not text"),
         ({"id": ["x"], "instruction": "q", "output": "a"}, "the field 'id' is a list, not text or a number"),
-        ({"id": True, "instruction": "q", "output": "a"}, "the field 'id' is a truth value, not text or a number"),
+        ({"id": True, "instruction": "q", "output": "a"}, "the field 'id' is a boolean, not text or a number"),
         ({"conversations": []}, "the conversation is empty"),
         ({"conversations": ["q"]}, "the conversation's first user turn is not followed by an answer"),
         ({"conversations": ["q", {"from": "gpt"}]}, "the field 'conversations' mixes turns of different types"),
@@ -206,7 +206,7 @@ def test_odd_names_of_roles(user: str, assistant: str) -> None:
         ({"messages": messages(("user", [{"type": "image_url"}]))}, "turn 1: its content has a part that is not text"),
         (
             {"messages": messages(("user", "q"), ("assistant", "a"), ("user", "r")), "further_turns": 2},
-            "the row has a field 'further_turns', a name that is kept for",
+            "the row has a field 'further_turns', a name reserved for",
         ),
     ],
 )
@@ -219,13 +219,13 @@ def test_rows_without_a_demonstration_say_why(row: dict[str, Any], reason: str) 
 @pytest.mark.parametrize(
     ("row", "shape", "fields", "reason"),
     [
-        ({"prompt": "q", "completion": "a"}, "alpaca", {}, "there is no field 'instruction' among its fields (prompt"),
-        ({"dialog": ["q", "a"]}, "messages", {}, "there is no field 'messages' among its fields (dialog)"),
-        ({"dialog": ["q", "a"]}, "lima", {}, "there is no field 'conversations' among its fields (dialog)"),
+        ({"prompt": "q", "completion": "a"}, "alpaca", {}, "the row has no field 'instruction' (its fields: prompt"),
+        ({"dialog": ["q", "a"]}, "messages", {}, "the row has no field 'messages' (its fields: dialog)"),
+        ({"dialog": ["q", "a"]}, "lima", {}, "the row has no field 'conversations' (its fields: dialog)"),
         ({"conversations": ["q", "a"]}, "sharegpt", {}, "is in the shape lima, not sharegpt"),
         ({"conversations": "q"}, "sharegpt", {}, "the field 'conversations' is text, not a list of turns"),
-        ({"x": "q"}, "auto", {"instruction": "q", "response": "a"}, "there is no field 'q' among its fields (x)"),
-        ({"x": "q"}, "auto", {"conversations": "c"}, "there is no field 'c'"),
+        ({"x": "q"}, "auto", {"instruction": "q", "response": "a"}, "the row has no field 'q' (its fields: x)"),
+        ({"x": "q"}, "auto", {"conversations": "c"}, "the row has no field 'c'"),
         ({"instruction": "q"}, "ragalign", {}, "the field 'metadata' is null, not an object"),
     ],
 )
@@ -242,8 +242,8 @@ def test_a_shape_or_field_that_a_row_does_not_have(
     [
         ("csv", {}, f"unknown shape 'csv': use auto, {', '.join(SHAPES)}"),
         ("auto", {"answer": "a"}, "unknown field 'answer'"),
-        ("auto", {"instruction": "q", "conversations": "c"}, "'instruction' has no place in a conversation"),
-        ("sharegpt", {"response": "a"}, "'response' has no place in a conversation"),
+        ("auto", {"instruction": "q", "conversations": "c"}, "'instruction' does not belong to conversations"),
+        ("sharegpt", {"response": "a"}, "'response' does not belong to conversations"),
         ("alpaca", {"conversations": "c"}, "'alpaca' has no conversations"),
     ],
 )

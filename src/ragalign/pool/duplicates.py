@@ -1,4 +1,4 @@
-"""Finds demonstrations whose instructions say the same: exactly, or nearly."""
+"""Finding demonstrations with the same or nearly the same instruction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROUNDING = 1e-9
 class Duplicate:
     """A demonstration whose instruction repeats that of an earlier one, which is kept.
 
-    `similarity` is 1.0 where the normalised instructions are equal (and where only their repetitions differ).
+    `similarity` is 1.0 if the normalised instructions have the same set of 5-grams, which equal ones have.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Duplicate:
 def find_duplicates(ids: Sequence[str], instructions: pa.ChunkedArray, near: float | None) -> tuple[Duplicate, ...]:
     """Exact and near duplicates, in pool order; `Pool.duplicates` documents the arguments."""
     if near is not None and not 0 < near <= 1:
-        raise ConfigError(f"near is {near}, but a similarity is above 0 and at most 1; 0.8 is a usual choice")
+        raise ConfigError(f"near must be above 0 and at most 1, not {near}; 0.8 is a usual choice")
     first: dict[str, int] = {}
     exact: list[tuple[int, int]] = []
     for position, instruction in enumerate(instructions):
@@ -48,7 +48,7 @@ def find_duplicates(ids: Sequence[str], instructions: pa.ChunkedArray, near: flo
         positions = list(first.values())
         for i, j, similarity in near_duplicates(list(first), near):
             removed[positions[i]] = positions[j], similarity
-    # Where the first of equal texts is itself removed, they all repeat what it repeats.
+    # If the first of several equal texts is removed, all of them are duplicates of the same kept text.
     removed.update({position: removed.get(earlier, (earlier, 1.0)) for position, earlier in exact})
     return tuple(
         Duplicate(ids[position], ids[kept], similarity) for position, (kept, similarity) in sorted(removed.items())
@@ -56,14 +56,14 @@ def find_duplicates(ids: Sequence[str], instructions: pa.ChunkedArray, near: flo
 
 
 def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Texts that are close to an earlier one, as (text, the text it repeats, similarity).
+    """Find texts that are similar to an earlier one; yields (text, earlier text, similarity), texts as positions.
 
-    Similarity is the Jaccard index of the sets of character 5-grams. Texts are taken in order; one repeats an
-    earlier text that was itself kept and is at least ``threshold`` similar: the most similar, then the earliest.
+    Similarity is the Jaccard index of the sets of character 5-grams. Texts are processed in order and compared with
+    earlier texts that were kept. If several reach the threshold, the most similar is reported, and of these the first.
 
-    The search is exact: two sets can only reach the threshold if their prefixes, in an order that begins with the
-    rarest 5-grams, have one in common (prefix filtering: Bayardo, Ma, Srikant, "Scaling up all pairs similarity
-    search", 2007). Only such pairs are compared.
+    The search is exact. Two sets can reach the threshold only if their prefixes, rarest 5-grams first, share a 5-gram
+    (prefix filtering: Bayardo, Ma, Srikant, "Scaling up all pairs similarity search", 2007), so only such pairs are
+    compared.
     """
     if not texts:
         return
@@ -74,7 +74,7 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
     _, lists, capacities = np.unique(
         np.concatenate([grams for grams, _ in prefixes]), return_inverse=True, return_counts=True
     )
-    # One inverted list per 5-gram, all in one array with room for every text; only kept texts are entered.
+    # One inverted list per 5-gram, all in one array with room for every text; only kept texts are added.
     starts = np.cumsum(capacities) - capacities
     filled = np.zeros(len(capacities), dtype=np.int64)
     entries = np.empty((2, len(lists)), dtype=np.int32)  # the text, and the rank of the 5-gram in it
@@ -103,9 +103,9 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
 def _prefixes(
     sets: Callable[[int], NDArray[np.uint64]], sizes: NDArray[np.int64], threshold: float
 ) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """Per text the 5-grams of which a similar text must share one, and their ranks in the text, rarest first."""
-    # In how many texts a 5-gram is, or a little more where several fall into one bucket: any order is correct,
-    # rare ones first is quick.
+    """For each text, rarest first, the 5-grams of which any similar text shares at least one, and their ranks."""
+    # Document frequencies of 5-grams, slightly too high where several share a bucket. Any order is correct; rare
+    # ones first is fast.
     counts = np.zeros(_BUCKETS, dtype=np.int64)
     for i in range(len(sizes)):
         counts[sets(i) % _BUCKETS] += 1
@@ -122,10 +122,10 @@ def _prefixes(
 def _candidates(
     i: int, sizes: NDArray[np.int64], entries: NDArray[np.int32], ranks: NDArray[np.int64], threshold: float
 ) -> NDArray[np.int32]:
-    """Those of the texts found for text ``i`` that can be similar enough, by size and by what can still be common.
+    """Filter the texts found for text ``i`` by size and by the largest overlap that is still possible.
 
-    After the last 5-gram found in common, at most the rest of the smaller remainder can be (positional filtering:
-    Xiao, Wang, Lin, Yu, "Efficient similarity joins for near duplicate detection", 2008).
+    After the last shared 5-gram, the overlap grows by at most the smaller remainder (positional filtering: Xiao,
+    Wang, Lin, Yu, "Efficient similarity joins for near duplicate detection", 2008).
     """
     texts, which, counts = np.unique(entries[0], return_inverse=True, return_counts=True)
     last = np.zeros((2, len(texts)), dtype=np.int64)
@@ -149,6 +149,6 @@ def _grams(text: str) -> NDArray[np.uint64]:
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers ``start .. start + length - 1`` of every range, one after the other."""
+    """The concatenated ranges ``start .. start + length - 1``."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())

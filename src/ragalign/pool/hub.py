@@ -1,4 +1,4 @@
-"""Reads Hugging Face datasets by name; the one place that imports `datasets`."""
+"""Reading Hugging Face datasets by name. The only module that imports `datasets`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ _PROBE_SECONDS = 10
 
 
 def looks_like_dataset(text: str, extensions: tuple[str, ...]) -> bool:
-    """Whether ``text`` can be the name of a dataset; a name with a file's extension is a file that is missing."""
+    """Whether ``text`` can be a dataset name. A name with a file extension is a missing file instead."""
     return _NAME.fullmatch(text) is not None and not text.lower().endswith(extensions)
 
 
 def read_dataset(text: str) -> Rows:
-    """The rows of a dataset named ``name``, ``name:split`` or ``name:config:split``.
+    """Read the rows of a dataset named ``name``, ``name:split`` or ``name:config:split``.
 
-    Without a split it is ``train``, or the only one there is. Where the hub is switched off (``HF_HUB_OFFLINE=1``)
-    a cached copy is read.
+    The default split is ``train``, or the only one there is. With ``HF_HUB_OFFLINE=1`` a cached copy is read.
 
     Raises:
-        DataError: the dataset cannot be loaded: no such name, configuration or split, or no way to the hub.
+        DataError: no such dataset, configuration or split, or the Hub cannot be reached.
     """
     match = _NAME.fullmatch(text)
     if match is None:
-        raise DataError(f"{text}: not the name of a dataset; write name, name:split or name:config:split")
+        raise DataError(f"{text}: not a dataset name; write name, name:split or name:config:split")
     name, first, second = match["name"], match["first"], match["second"]
     config, split = (first, second) if second else (None, first)
     datasets = require("datasets", "a dataset name")
@@ -42,20 +41,20 @@ def read_dataset(text: str) -> Rows:
     try:
         with _quiet_unless_terminal(datasets):
             loaded = datasets.load_dataset(name, config, split=split)
-    # `datasets` raises its own errors, those of the hub's client, and plain ValueErrors: all mean the same here.
+    # `datasets` raises its own errors, those of the Hub client, and plain ValueErrors; all mean the same here.
     except Exception as error:
         raise DataError(
-            f"{text}: there is no such file, and no dataset of this name could be loaded ({_first_line(error)}); "
-            "check its name, configuration and split, or give a file"
+            f"{text}: no such file, and no dataset of this name could be loaded ({_first_line(error)}); "
+            "check its name, configuration and split, or name a file"
         ) from None
     return _rows(loaded if split else _choose_split(text, loaded))
 
 
 def fetch_file(repository: str, file: str) -> Path:
-    """A single file of a dataset repository, for datasets that only a script of their own could load.
+    """Fetch a single file of a dataset repository, for datasets that only their own script can load.
 
     Raises:
-        DataError: it is not in the local hub cache, and cannot be had from the hub.
+        DataError: the file is neither in the local Hub cache nor can it be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -63,12 +62,12 @@ def fetch_file(repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file, repo_type="dataset", etag_timeout=_PROBE_SECONDS))
     except Exception as error:
         raise DataError(
-            f"{repository}: the file {file} cannot be had from the hub ({_first_line(error)}); give a local copy"
+            f"{repository}: cannot download the file {file} from the Hub ({_first_line(error)}); name a local copy"
         ) from None
 
 
 def _probe_hub(text: str, name: str) -> None:
-    """Ask the hub once, since `datasets` would try for half a minute to reach it."""
+    """Ask the Hub once, since `datasets` would retry for half a minute."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -77,10 +76,10 @@ def _probe_hub(text: str, name: str) -> None:
     try:
         HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
     except (HfHubHTTPError, ValueError):
-        return  # the hub is there, and `datasets` says best what is wrong with the name
+        return  # the Hub answers, and `datasets` gives the better message about the name
     except Exception as error:
         raise DataError(
-            f"{text}: there is no such file, and the hub cannot be reached to look for a dataset of this name "
+            f"{text}: no such file, and the Hub cannot be reached to look for a dataset of this name "
             f"({_first_line(error)}); check the name and the network, or set HF_HUB_OFFLINE=1 to use a cached copy"
         ) from None
 
@@ -103,7 +102,7 @@ def _choose_split(text: str, loaded: Any) -> Any:
     if len(loaded) == 1:
         return next(iter(loaded.values()))
     splits = list(loaded)
-    raise DataError(f"{text}: the dataset has the splits {', '.join(splits)}; name one, as in {text}:{splits[0]}")
+    raise DataError(f"{text}: the dataset has the splits {', '.join(splits)}; choose one, as in {text}:{splits[0]}")
 
 
 def _rows(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:

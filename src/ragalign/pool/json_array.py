@@ -1,4 +1,4 @@
-"""Reads the rows of a JSON document one at a time, with the lines where they start, or numbered."""
+"""Reading the rows of a JSON document one at a time, with line or row numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragalign.pool.rows import Problem, Rows, escaped_byte
 
 
 class JsonArray:
-    """Walks through the rows of a JSON document, parsing one at a time and counting lines."""
+    """Iterates over the rows of a JSON document, parsing one at a time and counting lines."""
 
     def __init__(self, file: str, text: str, unit: Unit) -> None:
         self._file = file
@@ -32,9 +32,9 @@ class JsonArray:
         elif start == "{":
             yield from self._document()
         else:
-            raise self._error("neither an array of rows nor an object with one under 'data'")
+            raise self._error("neither an array of rows nor an object with an array of rows under 'data'")
         if self._peek():
-            raise self._error("there is more text after the end of the JSON document")
+            raise self._error("extra text after the end of the JSON document")
 
     def _document(self) -> Rows:
         found = False
@@ -55,7 +55,7 @@ class JsonArray:
                 raise self._error("expected ',' or '}'")
         self._position += 1
         if not found:
-            raise DataError(f"{self._file}: the document is an object without a list of rows under 'data'; give one")
+            raise DataError(f"{self._file}: the document is an object without an array of rows under 'data'; add one")
 
     def _array(self) -> Rows:
         self._position += 1
@@ -108,6 +108,4 @@ class JsonArray:
 
     def _error(self, reason: str) -> DataError:
         line = self._text.count("\n", 0, self._position) + 1
-        return DataError(
-            f"{self._file}:{line}: not valid JSON ({reason}); mend the file: rows after this place cannot be found"
-        )
+        return DataError(f"{self._file}:{line}: not valid JSON ({reason}); correct the file: later rows cannot be read")

@@ -1,4 +1,4 @@
-"""From files and dataset names to the table behind a pool and a report of what was read."""
+"""Loading files and datasets into the table of a pool, with a report."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def load(
     on_error: OnError = "strict",
     unwrap: bool = False,
 ) -> tuple[pa.Table, LoadReport]:
-    """Read all sources, in order, into one table without duplicates; `Pool.load` documents the arguments.
+    """Read all sources, in order, into a table without duplicates; see `Pool.load` for the arguments.
 
     Raises:
-        DataError: a source cannot be read, a row cannot be used (strict), or nothing was left.
-        ConfigError: an option is wrong.
+        DataError: a source cannot be read, a row cannot be used (strict), or no row is left.
+        ConfigError: an option is invalid.
     """
     if on_error not in ("strict", "skip"):
         raise ConfigError(f"unknown on_error {on_error!r}: use strict or skip")
     if not sources:
-        raise ConfigError("no source was given: name at least one file or dataset")
+        raise ConfigError("no source: name at least one file or dataset")
     parser = RowParser(shape, fields, metadata)
     if len(sources) == 1 and shape == "auto" and not fields and not unwrap:
         path = Path(sources[0])
@@ -66,12 +66,12 @@ def load(
     table = loader.builder.build()
     if not table.num_rows:
         names = ", ".join(file.file for file in files)
-        raise DataError(f"{names}: no row could be used; {_first_reason(files)}")
+        raise DataError(f"{names}: no usable row; {_first_reason(files)}")
     return table, LoadReport(files)
 
 
 class _Loader:
-    """Reads sources one after the other; remembers what was seen, so that the same content is added once."""
+    """Reads sources one after another, and adds equal content once."""
 
     def __init__(self, parser: RowParser, *, strict: bool, unwrap_instructions: bool, metadata: frozenset[str]) -> None:
         self.builder = TableBuilder()
@@ -102,7 +102,7 @@ class _Loader:
                     earlier, line = first_with_id.setdefault(parsed.source_id, (content, number))
                     if earlier != content:
                         raise BadRowError(
-                            f"the id {parsed.source_id!r} was used before, in {unit} {line}, with other content"
+                            f"the id {parsed.source_id!r} was already used in {unit} {line} for other content"
                         )
             except BadRowError as error:
                 if self._strict:
@@ -123,7 +123,7 @@ class _Loader:
             origin = name if parsed.source is None else parsed.source
             self.builder.add(key, parsed.instruction, parsed.response, origin, parsed.source_id, metadata)
         if not n_rows:
-            raise DataError(f"{file}: there are no rows in it; give a file with at least one")
+            raise DataError(f"{file}: the file has no rows; name a file with at least one row")
         n_duplicates = n_rows - n_loaded - len(skipped)
         return FileReport(
             file,
@@ -160,7 +160,7 @@ class _Loader:
 
 
 def _open(source: str | Path) -> tuple[str, Unit, Rows]:
-    """The name that demonstrations get as their source, what rows are counted in, and the rows."""
+    """The source's name, the unit that its rows are counted in, and the rows."""
     if str(source) == STANDARD_INPUT:
         unit, rows = read_file(source)
         return "standard input", unit, rows
@@ -172,7 +172,7 @@ def _open(source: str | Path) -> tuple[str, Unit, Rows]:
 
 
 def _late_progress(stack: ExitStack) -> Callable[[int], None]:
-    """A counter of rows whose bar appears only once loading turns out to be long."""
+    """A row counter that shows a progress bar only if loading takes long."""
     count = 0
     advance: Callable[[int], None] | None = None
 
@@ -190,4 +190,4 @@ def _late_progress(stack: ExitStack) -> Callable[[int], None]:
 
 def _first_reason(files: Sequence[FileReport]) -> str:
     skipped = next((row for file in files for row in file.skipped), None)
-    return f"the first reason: {skipped}"
+    return f"first reason: {skipped}"

@@ -24,12 +24,12 @@ from ragalign.types import Demonstration
 class Pool(Sequence[Demonstration]):
     """A deduplicated collection of demonstrations in a fixed order.
 
-    Texts stay in Arrow columns; a `Demonstration` is made when it is asked for. No two have the same id.
-    Pools are equal when they hold the same demonstrations, sources and metadata in the same order.
+    Texts stay in Arrow columns; a `Demonstration` object is created on access. Ids are unique. Pools are equal if they
+    have the same demonstrations, sources and metadata in the same order.
     """
 
     def __init__(self, table: pa.Table, report: LoadReport | None = None) -> None:
-        """Wrap a table whose rows are checked; use `load` or `from_demonstrations` instead."""
+        """Wrap a table of checked rows; use `load` or `from_demonstrations` instead."""
         self._table = table
         self._report = report or LoadReport()
 
@@ -47,19 +47,18 @@ class Pool(Sequence[Demonstration]):
         """Read files and Hugging Face datasets into one pool.
 
         Args:
-            source: paths by extension (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also with .gz), ``-`` for
-                standard input, or dataset names (``name``, ``name:split``, ``name:config:split``); an existing path is
-                always a path.
-            shape: ``auto`` recognises each row's shape; see `ragalign.pool.shapes` for the names and what they mean.
-            fields: the rows' own field names, such as ``{"instruction": "q", "response": "a"}``.
-            metadata: fields that are no part of a demonstration, whatever their names. Other unused fields go into the
-                metadata, too, but are counted in `report`.
-            on_error: ``strict`` raises at the first bad row; ``skip`` leaves bad rows out and lists them in `report`.
-            unwrap: take instructions out of a known prompt template (Stanford Alpaca's).
+            source: files (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also with .gz), ``-`` for standard input,
+                or dataset names (``name``, ``name:split``, ``name:config:split``). A path that exists is always a file.
+            shape: ``auto`` recognises the shape of each row; see `ragalign.pool.shapes` for the others.
+            fields: names of the rows' fields, such as ``{"instruction": "q", "response": "a"}``.
+            metadata: fields that are never part of a demonstration. Other unused fields also go into the metadata, but
+                are counted in `report`.
+            on_error: ``strict`` raises at the first bad row; ``skip`` skips bad rows and lists them in `report`.
+            unwrap: extract instructions from a known prompt template (Stanford Alpaca's).
 
-        A row with the instruction and response of an earlier one is left out and counted. A bad row is one that
-        cannot be read, has no demonstration in it, has an empty text, a NUL or a lone surrogate, or uses an id of
-        the same file for other content. Text of any length is taken.
+        A row with the instruction and response of an earlier row is dropped and counted. A row is bad if it cannot be
+        read, has no demonstration, has an empty text, a NUL or a lone surrogate, or reuses an id of the same file for
+        other content. The length of texts is not limited.
 
         Raises:
             DataError: a source cannot be read, a row is bad (strict), or no row is left.
@@ -73,7 +72,7 @@ class Pool(Sequence[Demonstration]):
 
     @classmethod
     def from_demonstrations(cls, demonstrations: Iterable[Demonstration]) -> Pool:
-        """Collect demonstrations; the first of each content wins.
+        """Collect demonstrations, keeping the first of those with equal content.
 
         Raises:
             DataError: a text is empty or holds a NUL or a lone surrogate, or metadata is not JSON.
@@ -88,7 +87,7 @@ class Pool(Sequence[Demonstration]):
                     check_surrogates("the id or source", text)
                 metadata = metadata_json(demo.metadata)
             except BadRowError as error:
-                raise DataError(f"demonstration {number}: {error.reason}; correct it or leave it out") from None
+                raise DataError(f"demonstration {number}: {error.reason}; correct or remove it") from None
             if demo.id not in seen:
                 seen.add(demo.id)
                 builder.add(demo.id, demo.instruction, demo.response, demo.source, demo.source_id, metadata)
@@ -114,7 +113,7 @@ class Pool(Sequence[Demonstration]):
             yield from map(_demonstration, batch.to_pylist())
 
     def __contains__(self, value: object) -> bool:
-        """Whether a demonstration of this content is in the pool."""
+        """Whether the pool has a demonstration with this content."""
         return isinstance(value, Demonstration) and self._find(value.id) is not None
 
     def __eq__(self, other: object) -> bool:
@@ -133,7 +132,7 @@ class Pool(Sequence[Demonstration]):
 
     @property
     def report(self) -> LoadReport:
-        """What was read, and what was left out, for the pool that this one began with."""
+        """Counts of rows read and skipped when the pool, or the one it was derived from, was loaded."""
         return self._report
 
     @cached_property
@@ -143,33 +142,31 @@ class Pool(Sequence[Demonstration]):
 
     @property
     def instructions(self) -> list[str]:
-        """The instructions, in order: a new list each time, since keeping it would double the pool's memory."""
+        """The instructions, in order. A new list each time, since keeping it would double the pool's memory."""
         return self._table["instruction"].to_pylist()  # type: ignore[no-any-return]
 
     @property
     def responses(self) -> list[str]:
-        """The responses, in order: a new list each time."""
+        """The responses, in order. A new list each time."""
         return self._table["response"].to_pylist()  # type: ignore[no-any-return]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the ids, one per line, in order: the same for the same texts, wherever they come from."""
+        """SHA-256 (hex) of the ids, one per line, in order; equal for equal texts from any source."""
         digest = hashlib.sha256()
         for batch in self._table.select(["id"]).to_batches(max_chunksize=65_536):
             digest.update("".join(f"{key}\n" for key in batch.column(0).to_pylist()).encode())
         return digest.hexdigest()
 
     def position(self, id: str) -> int:  # noqa: A002
-        """Where the demonstration with this id is.
+        """The position of the demonstration with this id.
 
         Raises:
             DataError: it is not in the pool.
         """
         found = self._find(id)
         if found is None:
-            raise DataError(
-                f"no demonstration with the id {id!r} is in this pool of {len(self)}; list them with pool.ids"
-            )
+            raise DataError(f"this pool of {len(self)} has no demonstration with the id {id!r}; pool.ids lists all ids")
         return found
 
     def get(self, id: str) -> Demonstration:  # noqa: A002
@@ -185,22 +182,22 @@ class Pool(Sequence[Demonstration]):
 
         Raises:
             IndexError: a position is outside the pool.
-            DataError: a position comes twice.
-            ConfigError: positions are no whole numbers.
+            DataError: a position occurs twice.
+            ConfigError: positions are not whole numbers.
         """
         given = np.asarray(positions)
         if given.size and given.dtype.kind not in "iu":
-            raise ConfigError(f"positions are whole numbers, not {given.dtype}; np.flatnonzero makes them from a mask")
+            raise ConfigError(f"positions must be whole numbers, not {given.dtype}; convert a mask with np.flatnonzero")
         chosen = given.astype(np.int64)
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
         if outside.size:
             raise IndexError(f"position {outside[0]} is outside a pool of {len(self)} demonstrations")
         if np.unique(chosen).size < chosen.size:
-            raise DataError("a position is taken twice, but a pool holds a demonstration once; take it once")
+            raise DataError("a position occurs twice, but a pool has each demonstration once")
         return Pool(self._table.take(pa.array(chosen)), self._report)
 
     def union(self, other: Pool) -> Pool:
-        """Join two pools: this one, followed by what only ``other`` has."""
+        """Join two pools: this pool, followed by the demonstrations that only ``other`` has."""
         new = [position for position, key in enumerate(other.ids) if self._find(key) is None]
         report = LoadReport(self._report.files + other.report.files)
         return Pool(pa.concat_tables([self._table, other.take(new).table]), report)
@@ -209,7 +206,7 @@ class Pool(Sequence[Demonstration]):
         """The pool without these demonstrations.
 
         Raises:
-            DataError: one of them is not in the pool.
+            DataError: an id is not in the pool.
         """
         keep = np.ones(len(self), dtype=bool)
         for key in ids:
@@ -217,11 +214,11 @@ class Pool(Sequence[Demonstration]):
         return Pool(self._table.filter(pa.array(keep)), self._report)
 
     def duplicates(self, near: float | None = None) -> tuple[duplicates.Duplicate, ...]:
-        """Demonstrations whose instruction says what an earlier one says, which `deduplicate` removes.
+        """Demonstrations that repeat the instruction of an earlier one; `deduplicate` removes them.
 
         Args:
-            near: also those whose instruction is at least this similar to a kept one's, in (0, 1]: Jaccard
-                similarity of the sets of character 5-grams of the normalised texts, computed exactly.
+            near: also report instructions at least this similar to a kept one, in (0, 1]: Jaccard similarity of the
+                sets of character 5-grams of the normalised texts, computed exactly.
 
         Raises:
             ConfigError: ``near`` is outside (0, 1].
@@ -229,14 +226,14 @@ class Pool(Sequence[Demonstration]):
         return duplicates.find_duplicates(self.ids, self._table["instruction"], near)
 
     def deduplicate(self, near: float | None = None) -> Pool:
-        """The pool without its `duplicates`; the first occurrence stays."""
+        """The pool without its `duplicates`; the first occurrence is kept."""
         return self.without(duplicate.id for duplicate in self.duplicates(near))
 
     def save(self, path: str | Path) -> None:
-        """Write the pool to a ``.parquet`` or ``.jsonl`` file; `load` gives an equal pool back.
+        """Write the pool to a ``.parquet`` or ``.jsonl`` file; `load` restores an equal pool.
 
         Raises:
-            ConfigError: another extension.
+            ConfigError: the extension is another one.
             DataError: the file cannot be written.
         """
         storage.save(self._table, Path(path))

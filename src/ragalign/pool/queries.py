@@ -1,4 +1,4 @@
-"""Reads queries: the conversations that are to be answered."""
+"""Reading query files: the conversations to answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragalign.types import Query
 
 QUERY_FIELDS = ("instruction", "input", "system", "history", "conversations", "id")
 FURTHER_TURNS = "turns"
-"""The metadata field of a query that holds what the user says after the first answer, a list of texts."""
+"""The metadata field with the user's later turns, a list of texts."""
 
 _ID_FIELDS = ("id", "question_id", "prompt_id", "uid")
 
@@ -25,20 +25,20 @@ _ID_FIELDS = ("id", "question_id", "prompt_id", "uid")
 def read_queries(
     path: str | Path, *, fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
 ) -> list[Query]:
-    """Read JSON Lines (or any other file that a pool can be read from) with one query per row.
+    """Read a query file: one query per row, in any format that a pool can be read from.
 
-    `ragalign.questions` says what a row asks. A row's id is its `id` (`question_id`, `prompt_id` or `uid`); without
-    one, its line number. All other fields become the query's metadata. Where a row has more turns of the user's after
-    an answer, the query is the first of them and the others are in the metadata, under ``turns``.
+    `ragalign.questions` reads the question of a row. The id is the row's `id`, `question_id`, `prompt_id` or `uid`, or
+    else its line number. All other fields become the query's metadata. If a row has several user turns, the query ends
+    with the first one, and the metadata has the others under ``turns``.
 
     Args:
-        path: the file, plain or compressed with gzip; ``-`` is standard input.
-        fields: the rows' own field names, such as ``{"instruction": "title"}``; keys from `QUERY_FIELDS`.
-        metadata: fields that are no part of a question, whatever their names.
+        path: the file, plain or gzip-compressed; ``-`` is standard input.
+        fields: names of the rows' fields, such as ``{"instruction": "title"}``; keys from `QUERY_FIELDS`.
+        metadata: fields that are never part of a question.
 
     Raises:
-        DataError: the file cannot be read, a row is no query, or an id comes twice.
-        ConfigError: an unknown key in `fields`.
+        DataError: the file cannot be read, a row is not a query, or an id occurs twice.
+        ConfigError: `fields` has an unknown key.
     """
     unit, rows = read_file(path)
     name = "standard input" if str(path) == "-" else str(path)
@@ -53,15 +53,15 @@ def as_queries(
     fields: Mapping[str, str] | None = None,
     metadata: Collection[str] = (),
 ) -> list[Query]:
-    """The queries in rows of any origin, as `read_queries`; `name` and `unit` are for messages.
+    """Read queries from rows, like `read_queries`; `name` and `unit` are for messages.
 
     Raises:
-        DataError: a row is no query, an id comes twice, or there is none.
-        ConfigError: an unknown key in `fields`.
+        DataError: a row is not a query, an id occurs twice, or there are no rows.
+        ConfigError: `fields` has an unknown key.
     """
     names = dict(fields or {})
     if unknown := [each for each in names if each not in QUERY_FIELDS]:
-        raise ConfigError(f"unknown field {unknown[0]!r} of a query: name one of {', '.join(QUERY_FIELDS)}")
+        raise ConfigError(f"unknown query field {unknown[0]!r}: use one of {', '.join(QUERY_FIELDS)}")
     queries: list[Query] = []
     lines: dict[str, int] = {}
     for number, row in rows:
@@ -72,19 +72,19 @@ def as_queries(
             raise DataError(f"{where}: {error.reason}; {error.advice or 'correct the row'}") from None
         first = lines.setdefault(query.id, number)
         if first != number:
-            raise DataError(f"{where}: the id {query.id!r} was used before, in {unit} {first}; give each query its own")
+            raise DataError(f"{where}: the id {query.id!r} was already used in {unit} {first}; make the ids unique")
         queries.append(query)
     if not queries:
-        raise DataError(f"{name}: there are no queries in it; give a file with at least one row")
+        raise DataError(f"{name}: the file has no queries; name a file with at least one row")
     return queries
 
 
 def unused_fields(queries: Iterable[Query], asked: Collection[str] = ()) -> dict[str, int]:
-    """Fields that are no part of any question: how many queries have something in each.
+    """Count the fields that no question uses: for each, the number of queries that have a value in it.
 
     Args:
-        queries: as `read_queries` gives them.
-        asked: fields that are known to be metadata.
+        queries: from `read_queries`.
+        asked: fields declared as metadata, which are not counted.
     """
     counts = Counter(
         name
@@ -119,6 +119,6 @@ def _id(name: str, value: object) -> str | int:
     if isinstance(value, float) and value.is_integer():  # pandas turns whole numbers with gaps into floats
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRowError(f"the field {name!r} is {kind(value)}, neither text nor a whole number")
+        raise BadRowError(f"the field {name!r} is {kind(value)}, not text or a whole number")
     check_surrogates("the id", str(value))
     return value

@@ -1,8 +1,8 @@
-"""Reads files into rows with their places, one at a time; what a row means is not known here.
+"""Reading files as rows with line or row numbers, one at a time, without interpreting the rows.
 
-Every reader yields ``(number, row)``. The row is a dict, or a `Problem` where the row cannot be read but the next
-one can. Numbers count from 1: lines of the file (the line where the row starts), or rows where a file has no lines.
-A file that cannot be read on raises `DataError`.
+Every reader yields ``(number, row)``. The row is a dict, or a `Problem` if this row cannot be read but the next can.
+Numbers count from 1: the line where the row starts, or the row if the format has no lines. `DataError` is raised if
+the rest of the file cannot be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _DOCUMENT = re.compile(rb'\{\s*"data"\s*:\s*\[')
 _CSV_FIELD_LIMIT = 2**30
-_PARQUET_ROWS = 128  # few, since a row may hold megabytes
+_PARQUET_ROWS = 128  # few, since a row can have megabytes
 
 
 _UNITS: dict[str, Unit] = {
@@ -43,30 +43,30 @@ EXTENSIONS = tuple(_UNITS)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at ``path``.
+    """Whether ``path`` exists.
 
     Raises:
-        DataError: that cannot be found out: a folder without permission, a name too long.
+        DataError: it cannot be checked: a folder without permission, a name that is too long.
     """
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"{path}: cannot be looked up ({error.strerror}); check the path") from None
+        raise DataError(f"{path}: cannot be accessed ({error.strerror}); check the path") from None
 
 
 def read_file(path: str | Path) -> tuple[Unit, Rows]:
-    """The rows of a file, by its extension, and what their numbers count.
+    """Read the rows of a file by its extension; returns the unit that their numbers count, and the rows.
 
-    A file may be compressed with gzip (``.jsonl.gz``). ``-`` is standard input: JSON Lines or a JSON array.
+    Files can be gzip-compressed (``.jsonl.gz``). ``-`` is standard input: JSON Lines or a JSON array.
 
     Raises:
-        DataError: there is no such file, it is empty or a directory, or its extension is none of `EXTENSIONS`.
-            While iterating: the file cannot be read on.
+        DataError: the file does not exist, is empty or a directory, or its extension is not in `EXTENSIONS`; while
+            iterating, the rest of the file cannot be read.
     """
     source = Source.of(path)
     if source.path is not None:
         if not exists(source.path):
-            raise DataError(f"{path}: there is no such file; check the path")
+            raise DataError(f"{path}: no such file; check the path")
         if source.path.is_dir():
             raise DataError(f"{path}: this is a directory; name the files in it ({', '.join(EXTENSIONS)})")
     extension = source.extension
@@ -75,7 +75,7 @@ def read_file(path: str | Path) -> tuple[Unit, Rows]:
     with source.open() as file:
         start = file.read(4)
     if not start:
-        raise DataError(f"{source.name}: the file is empty; give a file with at least one row")
+        raise DataError(f"{source.name}: the file is empty; name a file with at least one row")
     if extension != ".parquet" and start.startswith(_UTF16):
         raise DataError(f"{source.name}: the file is UTF-16; convert it to UTF-8")
     if extension == ".parquet":
@@ -89,7 +89,7 @@ def read_file(path: str | Path) -> tuple[Unit, Rows]:
 
 
 def read_jsonl(source: Source) -> Rows:
-    """One JSON object per line; blank lines are passed over."""
+    """Read one JSON object per line, skipping blank lines."""
     with source.open() as file:
         for number, line in enumerate(file, 1):
             content = (line.removeprefix(_BOM) if number == 1 else line).rstrip()
@@ -107,9 +107,9 @@ def read_jsonl(source: Source) -> Rows:
 
 
 def read_json(source: Source, unit: Unit = "line") -> Rows:
-    """A JSON array of objects, or an object that holds one under "data"; JSON Lines under a wrong name, too.
+    """Read a JSON array of objects, or an object with such an array under "data"; also accepts JSON Lines.
 
-    The text is held in memory, the parsed rows are not.
+    The text is kept in memory, the parsed rows are not.
     """
     if _is_json_lines(source):
         yield from read_jsonl(source)
@@ -118,15 +118,15 @@ def read_json(source: Source, unit: Unit = "line") -> Rows:
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        # Keeps undecodable bytes as surrogates, so that only the rows that hold them are refused.
+        # Undecodable bytes become surrogates, so that only the rows that contain them are rejected.
         text = content.decode(errors="surrogateescape")
     del content
     yield from JsonArray(source.name, text, unit).rows()
 
 
 def read_csv(source: Source, delimiter: str) -> Rows:
-    """Rows under a header, with RFC 4180 quoting; cells are text."""
-    limit = csv.field_size_limit(_CSV_FIELD_LIMIT)  # the default of 128 KiB is less than a long answer
+    """Read rows under a header, with RFC 4180 quoting; cells are text."""
+    limit = csv.field_size_limit(_CSV_FIELD_LIMIT)  # the default of 128 KiB is too small for long answers
     try:
         with (
             source.open() as binary,
@@ -156,7 +156,7 @@ def read_csv(source: Source, delimiter: str) -> Rows:
 
 
 def read_parquet(source: Source) -> Rows:
-    """The rows of a Parquet file."""
+    """Read the rows of a Parquet file."""
     number = 0
     with source.open() as binary:
         try:
@@ -181,7 +181,7 @@ def _parse_object(text: str) -> dict[str, Any] | Problem:
 
 
 def _json_unit(source: Source) -> Unit:
-    """Rows, where the whole document is one line and its number would tell nobody where to look."""
+    """The unit for row numbers: "row" if the whole document is one line, else "line"."""
     with source.open() as file:
         lines = (line for line in file if line.strip())
         next(lines, None)
@@ -189,10 +189,10 @@ def _json_unit(source: Source) -> Unit:
 
 
 def _is_json_lines(source: Source) -> bool:
-    """Whether the first line is an object by itself that holds no list of rows."""
+    """Whether the first line is a complete object without an array of rows."""
     with source.open() as file:
         start = file.read(1024).removeprefix(_BOM).lstrip()
-        # A document may be one line of gigabytes: only look on where its start leaves it open what it is.
+        # The document can be one line of gigabytes: read on only while its start is ambiguous.
         if not start.startswith(b"{") or _DOCUMENT.match(start):
             return False
         file.seek(0)
@@ -208,18 +208,18 @@ def _csv_header(name: str, reader: Iterator[list[str]]) -> list[str]:
     try:
         header = [cell.strip() for cell in next(reader)]
     except StopIteration:
-        raise DataError(f"{name}: the file is empty; give a file with a header and at least one row") from None
+        raise DataError(f"{name}: the file is empty; name a file with a header and at least one row") from None
     except csv.Error as error:
-        raise DataError(f"{name}:1: {_csv_reason(error)}; mend the header") from None
+        raise DataError(f"{name}:1: {_csv_reason(error)}; correct the header") from None
     if (bad := escaped_byte("".join(header))) is not None:
         raise DataError(f"{name}:1: not UTF-8: byte 0x{bad:02x}; convert the file to UTF-8")
     if len(set(header)) < len(header):
         twice = next(cell for cell in header if header.count(cell) > 1)
-        raise DataError(f"{name}:1: the header names the column {twice!r} twice; give each column its own name")
+        raise DataError(f"{name}:1: the header has the column {twice!r} twice; make the names unique")
     return header
 
 
 def _csv_reason(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
-        return "not valid CSV (a quote is opened here and not closed up to the end of the file)"
+        return "not valid CSV (a quote is opened here and never closed)"
     return f"not valid CSV ({error})"

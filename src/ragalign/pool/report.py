@@ -1,4 +1,4 @@
-"""What loading a pool did: counts per file, and every row that was left out."""
+"""The report of loading a pool: counts per file, and all skipped rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Unit = Literal["line", "row"]
 
 @dataclass(frozen=True, slots=True)
 class SkippedRow:
-    """A row that was left out. `line` counts from 1: lines of a text file, rows where there are no lines."""
+    """A row that was skipped. `line` counts from 1: lines, or rows in formats without lines."""
 
     file: str
     line: int
@@ -28,16 +28,16 @@ class FileReport:
 
     Attributes:
         file: the path or dataset name as it was given.
-        n_rows: rows read; blank lines are no rows. ``n_rows == n_loaded + n_duplicates + len(skipped)``.
+        n_rows: rows read, without blank lines. ``n_rows == n_loaded + n_duplicates + len(skipped)``.
         n_loaded: rows that became a demonstration of the pool.
-        n_duplicates: rows with the instruction and response of an earlier row, of this file or of one before it.
-        n_multi_turn: loaded or duplicate rows whose conversation went on; see `ragalign.pool.shapes`.
-        n_unwrapped: loaded or duplicate rows whose instruction was taken out of a prompt template.
-        n_wrapped: loaded or duplicate rows whose instruction still is in one.
-        shapes: how many rows were read in which shape.
-        skipped: rows left out, in file order.
-        unused: fields that are no part of a demonstration and were not asked for as metadata, where they are kept: how
-            many loaded or duplicate rows have something in each.
+        n_duplicates: rows with the instruction and response of an earlier row of this or an earlier file.
+        n_multi_turn: loaded or duplicate rows with more turns than a demonstration; see `ragalign.pool.shapes`.
+        n_unwrapped: loaded or duplicate rows whose instruction was extracted from a prompt template.
+        n_wrapped: loaded or duplicate rows whose instruction is still in a prompt template.
+        shapes: number of rows by shape.
+        skipped: skipped rows, in file order.
+        unused: fields that are not part of a demonstration and were not declared as metadata (they are kept there): for
+            each, the number of loaded or duplicate rows with a value in it.
     """
 
     file: str
@@ -54,7 +54,7 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Counts of everything that was read to make a pool; empty for a pool that was not loaded."""
+    """Counts of all files that a pool was loaded from; empty if the pool was not loaded."""
 
     files: tuple[FileReport, ...] = ()
 
@@ -70,15 +70,15 @@ class LoadReport:
 
     @property
     def n_duplicates(self) -> int:
-        """Rows with the content of an earlier row."""
+        """Rows that repeat an earlier row."""
         return sum(file.n_duplicates for file in self.files)
 
     @property
     def skipped(self) -> tuple[SkippedRow, ...]:
-        """Every row left out, with its file, line and reason."""
+        """Every skipped row, with its file, line and reason."""
         return tuple(row for file in self.files for row in file.skipped)
 
 
 def location(file: str, line: int, unit: Unit) -> str:
-    """Where a row is, as messages say it: ``file:12`` or ``file:row 12``."""
+    """The location of a row for messages: ``file:12`` or ``file:row 12``."""
     return f"{file}:{line}" if unit == "line" else f"{file}:row {line}"

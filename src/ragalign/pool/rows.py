@@ -1,4 +1,4 @@
-"""What readers give: rows with their places, or the reason why a row cannot be read."""
+"""Rows with their numbers, and problems of rows that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row cannot be read."""
+    """The reason why a row cannot be read."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-r"""Recognises the shape of a row and reads its demonstration.
+r"""Recognising the shape of a row and reading its demonstration.
 
     shape      fields                                               instruction, response
     alpaca     instruction [input] output                           instruction + "\n" + input, output
@@ -10,10 +10,10 @@ r"""Recognises the shape of a row and reads its demonstration.
     lima       conversations: [question, answer, ...]               first and second text
     ragalign   what `Pool.save` writes                              as written
 
-`ragalign.questions` decides what belongs to a flat row's question: every passage (input, context, passage), and a
-`history` of earlier pairs, which comes before it. A system prompt is kept in the metadata as ``system_turn``, the turns
-after a conversation's first pair as ``further_turns`` (a list of ``{"role", "content"}``). The row's own ``id`` becomes
-`source_id`; every other field goes into the metadata under its own name, ``source`` included: a demonstration's
+`ragalign.questions` reads the question of a flat row: with all its passages (input, context, passage), and after its
+`history` of earlier pairs. A system prompt goes into the metadata as ``system_turn``, and the turns after a
+conversation's first pair as ``further_turns`` (a list of ``{"role", "content"}``). The row's ``id`` becomes
+`source_id`. All other fields go into the metadata under their own names, including ``source``: a demonstration's
 `source` is its file or dataset.
 """
 
@@ -48,7 +48,7 @@ SYSTEM_TURN = "system_turn"
 FURTHER_TURNS = "further_turns"
 
 _FLAT_FIELDS = ("instruction", "input", "response", "system", "history")
-# The usual pairs of question and answer come first, then all others.
+# The most common pairs of question and answer first, then all others.
 _PAIRS = tuple(
     dict.fromkeys(
         (
@@ -65,12 +65,12 @@ _PAIRS_OF = {"alpaca": _PAIRS[:1], "dolly": _PAIRS[1:2], "plain": _PAIRS[1:]}
 
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
-    """What a row says.
+    """The content of a row.
 
     Attributes:
-        metadata: the fields that are no part of the demonstration.
-        source: None unless the row is one that a pool saved.
-        n_turns: turns of the row, the system's left out.
+        metadata: the fields that are not part of the demonstration.
+        source: the source in rows that a pool saved, else None.
+        n_turns: turns of the row, without the system's.
     """
 
     shape: Shape
@@ -83,7 +83,7 @@ class ParsedRow:
 
 
 class RowParser:
-    """Reads rows in one shape, or in whichever each row has."""
+    """Reads rows in one shape, or recognises the shape of each row."""
 
     def __init__(
         self, shape: str = "auto", fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
@@ -92,11 +92,11 @@ class RowParser:
 
         Args:
             shape: one of `SHAPES`, or ``auto``.
-            fields: names that the rows use instead of the usual ones; keys from `FIELDS`.
-            metadata: fields that are no part of a demonstration, whatever their names.
+            fields: field names that replace the usual ones; keys from `FIELDS`.
+            metadata: fields that are never part of a demonstration.
 
         Raises:
-            ConfigError: an unknown shape or key, or fields that do not belong to the shape or are metadata as well.
+            ConfigError: an unknown shape or key, or fields that do not belong to the shape or are also metadata.
         """
         self._fields = dict(fields or {})
         self._metadata = frozenset(metadata)
@@ -104,19 +104,19 @@ class RowParser:
             raise ConfigError(f"metadata must be a list of field names, not the single text {metadata!r}")
         both = next((own for own in self._fields.values() if own in self._metadata), None)
         if both is not None:
-            raise ConfigError(f"the field {both!r} cannot be part of a demonstration and metadata; choose one of them")
+            raise ConfigError(f"the field {both!r} cannot be both part of a demonstration and metadata; choose one")
         unknown = [name for name in self._fields if name not in FIELDS]
         if unknown:
-            raise ConfigError(f"unknown field {unknown[0]!r}: name one of {', '.join(FIELDS)}")
+            raise ConfigError(f"unknown field {unknown[0]!r}: use one of {', '.join(FIELDS)}")
         if shape not in ("auto", *SHAPES):
             raise ConfigError(f"unknown shape {shape!r}: use auto, {', '.join(SHAPES)}")
         flat = [name for name in _FLAT_FIELDS if name in self._fields]
         if flat and ("conversations" in self._fields or shape in ("sharegpt", "messages", "lima", "ragalign")):
             raise ConfigError(
-                f"the field {flat[0]!r} has no place in a conversation: name either texts or conversations"
+                f"the field {flat[0]!r} does not belong to conversations: name either text fields or conversations"
             )
         if "conversations" in self._fields and shape in ("alpaca", "dolly", "plain", "ragalign"):
-            raise ConfigError(f"the shape {shape!r} has no conversations: leave out the shape or the field")
+            raise ConfigError(f"the shape {shape!r} has no conversations: remove the shape or the field")
         self._shape = shape
         self._is_flat = bool(flat)
 
@@ -124,7 +124,7 @@ class RowParser:
         """Read one row.
 
         Raises:
-            BadRowError: no shape fits, or a field is missing or of the wrong type. Empty texts pass.
+            BadRowError: no shape fits, or a field is missing or has the wrong type. Empty texts are accepted.
         """
         if self._shape == "ragalign" or (self._shape == "auto" and not self._fields and _is_saved(row)):
             return _parse_saved(row)
@@ -141,7 +141,7 @@ class RowParser:
             return self._conversation_field(row)
         lists = [name for name in CONVERSATION_FIELDS if self._is_list(row, name)]
         filled = next((name for name in lists if row[name]), None)
-        # In a table of mixed rows an empty list is as good as null.
+        # In a table with mixed rows, an empty list counts as null.
         return filled or (None if any(name in row for name in QUESTION_FIELDS) else next(iter(lists), None))
 
     def _is_list(self, row: Mapping[str, Any], name: str) -> bool:
@@ -197,7 +197,7 @@ class RowParser:
         return ParsedRow(cast("Shape", shape), question.as_one_text, answer, source_id, metadata, n_turns=n_turns)
 
     def _ends(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """The names of the question and the answer: of the usual pairs the first that the row has something in."""
+        """The field names of the question and the answer: the first usual pair with values in the row."""
         named = self._fields
         pairs = [
             (named.get("instruction", question), named.get("response", answer))
@@ -211,7 +211,7 @@ class RowParser:
         if len(pairs) == 1:
             raise missing(next(name for name in pairs[0] if name not in row), row)
         raise BadRowError(
-            f"no known shape has its fields ({field_names(row)})",
+            f"no known shape fits the fields of the row ({field_names(row)})",
             'name them: fields={"instruction": ..., "response": ...}, --field instruction=NAME --field response=NAME',
         )
 
@@ -265,5 +265,5 @@ def _source_id(name: str, value: object, *, empty_is_none: bool = True) -> str |
 
 def _put(metadata: dict[str, Any], name: str, value: object) -> None:
     if name in metadata:
-        raise BadRowError(f"the row has a field {name!r}, a name that is kept for the conversation's own turns")
+        raise BadRowError(f"the row has a field {name!r}, a name reserved for the turns of a conversation")
     metadata[name] = value

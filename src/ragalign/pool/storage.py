@@ -1,4 +1,4 @@
-"""Saves pools as Parquet or JSON Lines, and opens what was saved as Parquet without going through its rows."""
+"""Saving pools as Parquet or JSON Lines, and opening saved Parquet files without parsing their rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMAT_VERSION = b"1"
 
 
 def save(table: pa.Table, path: Path) -> None:
-    """Write the table to ``path`` by its extension; an existing file is replaced only when all is written.
+    """Write the table in the format of the extension; an existing file is replaced only after a complete write.
 
     Raises:
         ConfigError: the extension is neither ``.parquet`` nor ``.jsonl``.
@@ -43,10 +43,10 @@ def save(table: pa.Table, path: Path) -> None:
 
 
 def read_saved_parquet(path: Path) -> pa.Table | None:
-    """The table of a Parquet file that `save` wrote, or None for anything else.
+    """Open a Parquet file that `save` wrote; None for any other file.
 
     Raises:
-        DataError: the file says that it is a saved pool, but is damaged.
+        DataError: the file is marked as a saved pool, but is damaged.
     """
     if path.suffix.lower() != ".parquet" or not path.is_file():
         return None
@@ -57,15 +57,15 @@ def read_saved_parquet(path: Path) -> pa.Table | None:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: not readable as Parquet ({reason}); get or save the file anew") from None
+        raise DataError(f"{path}: not readable as Parquet ({reason}); download or save the file again") from None
     if not table.schema.equals(SCHEMA) or pc.count_distinct(table["id"]).as_py() != table.num_rows:
-        raise DataError(f"{path}: marked as a saved pool, but its columns are not a pool's; save it anew")
+        raise DataError(f"{path}: marked as a saved pool, but its columns are not those of a pool; save it again")
     return table.replace_schema_metadata(None)
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
     marked = table.replace_schema_metadata({_FORMAT_KEY: _FORMAT_VERSION})
-    # Texts and ids are all different: building dictionaries of them would make reading three times slower.
+    # Texts and ids are all different: dictionary encoding would make reading three times slower.
     pq.write_table(marked, path, compression="zstd", row_group_size=65_536, use_dictionary=["source", "metadata"])
 
 

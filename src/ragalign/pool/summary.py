@@ -1,4 +1,4 @@
-"""How long the texts of a pool are."""
+"""Statistics on the length of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Percentiles of lengths in words, words being what whitespace separates; linear interpolation between ranks."""
+    """Percentiles of text lengths in whitespace-separated words, with linear interpolation between ranks."""
 
     min: float
     p25: float
@@ -22,7 +22,7 @@ class Lengths:
 
 
 def word_lengths(texts: pa.ChunkedArray) -> Lengths:
-    """The lengths of a column with at least one text."""
+    """Length percentiles of a column with at least one text."""
     counts = np.fromiter((len(text.as_py().split()) for text in texts), dtype=np.int64, count=len(texts))
     low, p25, median, p75, p95, high = np.percentile(counts, [0, 25, 50, 75, 95, 100]).tolist()
     return Lengths(low, p25, median, p75, p95, high, float(counts.mean()))

@@ -1,4 +1,4 @@
-"""The Arrow table behind a pool: its columns, what may go into them, and a builder that keeps memory low."""
+"""The Arrow table of a pool: its columns, checks of their values, and a builder with low memory use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ragalign.questions import BadRowError
 
-# large_string: a pool may hold more than 2 GB of text in one column.
+# large_string: a column can have more than 2 GB of text.
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.large_string(), nullable=False),
@@ -25,13 +25,13 @@ SCHEMA = pa.schema(
         pa.field("metadata", pa.large_string(), nullable=False),
     ]
 )
-ROWS_AT_ONCE = 64  # how many rows become Python objects together; a row may hold megabytes
+ROWS_AT_ONCE = 64  # rows converted to Python objects at once; a row can have megabytes
 _CHUNK_ROWS = 16_384
 _CHUNK_CHARACTERS = 16_000_000
 
 
 class TableBuilder:
-    """Collects demonstrations as Arrow chunks; Python objects live for one chunk only."""
+    """Collects demonstrations as Arrow chunks, with Python objects for one chunk at a time."""
 
     def __init__(self) -> None:
         self._chunks: list[pa.RecordBatch] = []
@@ -39,14 +39,14 @@ class TableBuilder:
         self._n_characters = 0
 
     def add(self, id: str, instruction: str, response: str, source: str, source_id: str | None, metadata: str) -> None:  # noqa: A002
-        """Append one demonstration whose texts `check_text` has passed."""
+        """Append one demonstration, whose texts have passed `check_text`."""
         self._rows.append((id, instruction, response, source, source_id, metadata))
         self._n_characters += len(instruction) + len(response) + len(metadata)
         if len(self._rows) >= _CHUNK_ROWS or self._n_characters >= _CHUNK_CHARACTERS:
             self._flush()
 
     def build(self) -> pa.Table:
-        """The table with everything that was added, in order."""
+        """The table with all added rows, in order."""
         self._flush()
         return pa.Table.from_batches(self._chunks, schema=SCHEMA)
 
@@ -62,24 +62,24 @@ class TableBuilder:
 
 
 def check_text(name: str, text: str) -> None:
-    """Refuse a text that no demonstration may have.
+    """Reject a text that a demonstration must not have.
 
     Raises:
-        BadRowError: it is empty or only whitespace, or holds a NUL character or a lone surrogate, both signs of
-            damage that no tokenizer was trained on.
+        BadRowError: the text is empty or only whitespace, or contains a NUL character or a lone surrogate, both of
+            which are signs of damage.
     """
     if not text or text.isspace():
         raise BadRowError(f"the {name} is empty")
     if "\0" in text:
-        raise BadRowError(f"the {name} holds a NUL character (U+0000) at character {text.index(chr(0)) + 1}")
+        raise BadRowError(f"the {name} contains a NUL character (U+0000) at character {text.index(chr(0)) + 1}")
     check_surrogates(f"the {name}", text)
 
 
 def check_surrogates(what: str, text: str) -> None:
-    """Refuse half a surrogate pair, which UTF-8 cannot write.
+    """Reject lone surrogates, which UTF-8 cannot encode.
 
     Raises:
-        BadRowError: with the position, counted in characters from 1.
+        BadRowError: a lone surrogate; the message has its position, counted in characters from 1.
     """
     if text.isascii():
         return
@@ -87,14 +87,14 @@ def check_surrogates(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise BadRowError(f"{what} holds a lone surrogate (U+{code:04X}) at character {error.start + 1}") from None
+        raise BadRowError(f"{what} contains a lone surrogate (U+{code:04X}) at character {error.start + 1}") from None
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as a JSON object. Dates become ISO 8601 text, decimals and UUIDs text, NaN and infinities null.
 
     Raises:
-        BadRowError: a value that JSON cannot hold, or a lone surrogate.
+        BadRowError: a value that JSON cannot represent, or a lone surrogate.
     """
     if not metadata:
         return "{}"

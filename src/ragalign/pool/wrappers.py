@@ -1,4 +1,4 @@
-"""Takes instructions out of the prompt templates that some pools were saved in."""
+"""Extracting instructions from the prompt templates that some pools were saved in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 
 from ragalign.text import normalise
 
-# The prompt that Stanford Alpaca trained with, with and without an input. Pools that went through training
-# scripts hold it with its line breaks collapsed to spaces, and with or without the closing response header.
+# Stanford Alpaca's training prompt, with and without an input. In pools saved by training scripts the line breaks can
+# be collapsed to spaces, and the closing response header can be missing.
 _ALPACA = re.compile(
     r"\s*Below is an instruction that describes a task"
     r"(?P<paired>, paired with an input that provides further context)?\.\s+"
@@ -20,10 +20,10 @@ _ALPACA_INPUT = re.compile(r"\s### ?Input:")
 
 
 def unwrap(text: str) -> str | None:
-    """The instruction inside a known prompt template, or None if ``text`` is in none.
+    """Extract the instruction from a known prompt template; None if ``text`` is not in one.
 
-    An input is joined to its instruction with a line break, as for rows in the Alpaca shape.
-    Whitespace around both, which is the template's, goes.
+    An input is joined to its instruction with a line break, as for rows in the Alpaca shape. Whitespace around both
+    belongs to the template and is removed.
     """
     match = _ALPACA.fullmatch(text)
     if match is None:
@@ -34,5 +34,5 @@ def unwrap(text: str) -> str | None:
 
 
 def question_key(text: str) -> str:
-    """What has to agree for two questions to count as the same: normalised, out of a known prompt template."""
+    """A key for comparing questions: the text, unwrapped from a known prompt template and normalised."""
     return normalise(unwrap(text) or text)
