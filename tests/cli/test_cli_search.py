@@ -157,7 +157,7 @@ def test_nothing_passes(ragalign: Command, folder: Path) -> None:
         (["x", "--queries", "y.jsonl"], 2, "give either a text or --queries FILE"),
         ([" "], 2, "the text to search for is empty"),
         (["x", "-k", "0"], 2, "-k"),
-        (["x", "--retriever", "sparse"], 2, "there is no retriever 'sparse'; choose one of: dense, bm25"),
+        (["x", "--retriever", "sparse"], 2, "no retriever 'sparse'; choose one of: dense, bm25"),
         (["x", "--option", "colour=red"], 2, "'dense' has no option 'colour'; its options: none"),
         (["x", "--option", "colour"], 2, "--option 'colour': write it as KEY=VALUE"),
         (["x", "--option", "a=1", "--option", "a=2"], 2, "--option a is given twice"),

@@ -71,5 +71,5 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, capabilities: 
 
 
 def test_other_precisions_are_refused(minilm_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="precision is 'auto', 'float32' or 'bfloat16', not 'int8'"):
+    with pytest.raises(ConfigError, match="precision must be 'auto', 'float32' or 'bfloat16', not 'int8'"):
         Encoder.load(minilm_folder, precision="int8")  # type: ignore[arg-type]

@@ -114,11 +114,11 @@ def test_a_hub_model_is_downloaded_once_and_stays_usable_offline(hub: Hub, nowhe
     # A snapshot without its weights is none.
     for path in (tmp_path / "hub").rglob("model.safetensors"):
         path.unlink()
-    assert "neither a folder nor in the local hub cache" in ask(tmp_path, MODEL, HF_ENDPOINT=nowhere)["error"]
+    assert "neither a folder nor in the local Hub cache" in ask(tmp_path, MODEL, HF_ENDPOINT=nowhere)["error"]
 
 
 def test_what_the_hub_does_not_have_is_said(hub: Hub, tmp_path: Path) -> None:
-    assert "no encoder 'someone/unknown' on the hub" in ask(tmp_path, "someone/unknown", HF_ENDPOINT=hub.url)["error"]
+    assert "no encoder 'someone/unknown' on the Hub" in ask(tmp_path, "someone/unknown", HF_ENDPOINT=hub.url)["error"]
     wrong = ask(tmp_path, MODEL, revision="f" * 40, HF_ENDPOINT=hub.url)
     assert f"no revision '{'f' * 40}'" in wrong["error"]
 

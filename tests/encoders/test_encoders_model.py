@@ -121,7 +121,7 @@ def test_the_fingerprint_follows_the_content_not_the_place(
 
 def test_what_cannot_be_loaded_is_said_in_one_line(minilm_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no complete model"):
+    with pytest.raises(ConfigError, match="has no complete model"):
         Encoder.load(tmp_path / "empty")
     with pytest.raises(ConfigError, match="no encoder folder"):
         Encoder.load(tmp_path / "gone")
@@ -142,7 +142,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(minilm_folder: Path, tmp_path
     listing = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (parts / "model.safetensors.index.json").write_text(json.dumps(listing))
     (parts / "model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="holds no complete model"):
+    with pytest.raises(ConfigError, match="has no complete model"):
         Encoder.load(parts)
 
 

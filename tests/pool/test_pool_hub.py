@@ -95,6 +95,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line_at_once() -> None:
         "TRANSFORMERS_OFFLINE": "0",
     }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.stdout.startswith("tatsu-lab/alpaca: no such file, and the hub cannot be reached")
+    assert done.stdout.startswith("tatsu-lab/alpaca: no such file, and the Hub cannot be reached")
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""

@@ -77,7 +77,7 @@ def test_stages_are_checked(make_index: Any) -> None:
     index, other = make_index(["a", "b"]), make_index(["a", "c"])
     with pytest.raises(ConfigError, match="at least one retriever"):
         HybridRetriever(index, retrievers=[])
-    with pytest.raises(ConfigError, match="'dense' under it is over another pool"):
+    with pytest.raises(ConfigError, match="stage 'dense' uses another pool"):
         HybridRetriever(index, retrievers=[DenseRetriever(other)])
     with pytest.raises(ConfigError, match="expected a retriever, not 'dense'"):
         HybridRetriever(index, retrievers=["dense"])  # type: ignore[list-item]

@@ -46,13 +46,13 @@ def test_stages_by_name_are_checked_too(make_index: Any) -> None:
         make_retriever("mmr", index, first="sparse")
     with pytest.raises(ConfigError, match="'bm25' has no option 'k'; its options: k1, b, stopwords"):
         make_retriever("mmr", index, first={"name": "bm25", "k": 1})
-    with pytest.raises(ConfigError, match="by name or as a mapping"):
+    with pytest.raises(ConfigError, match="a name or a mapping"):
         make_retriever("mmr", index, first={"k1": 1})
-    with pytest.raises(ConfigError, match="by name or as a mapping"):
+    with pytest.raises(ConfigError, match="a name or a mapping"):
         make_retriever("hybrid", index, retrievers=["dense", 3])
     with pytest.raises(ConfigError, match="retrievers must be a list"):
         make_retriever("hybrid", index, retrievers="dense")
-    with pytest.raises(ConfigError, match="over another pool"):
+    with pytest.raises(ConfigError, match="uses another pool"):
         make_retriever("rerank", index, first=make_retriever("dense", make_index(["b"])))
 
 

@@ -1,4 +1,4 @@
-"""Encoders: texts to float32 vectors, with an embedding cache on disk."""
+"""Encoders: turn texts into float32 vectors, with an embedding cache on disk."""
 
 from ragalign.encoders.base import Encoder, TextKind
 from ragalign.encoders.locate import DEFAULT_ENCODER

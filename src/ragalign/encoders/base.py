@@ -1,4 +1,4 @@
-"""Encoders: the interface that indexes and retrievers build on, and the one that loads a model."""
+"""The encoder interface, and the encoder that loads a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ragalign.errors import ConfigError
 
 TextKind = Literal["document", "query"]
 
-# What an interrupted encoding loses at most: a few seconds on a CPU. A multiple of the batch size.
+# An interrupted encoding loses at most one chunk, a few seconds on a CPU. A multiple of the batch size.
 _CHUNK_SIZE = 16 * BATCH_SIZE
-# No tokenizer makes more tokens of a text than it has bytes, but for the special ones around it.
+# A text never has more tokens than bytes, apart from the special tokens around it.
 _MAX_SPECIAL_TOKENS = 8
 
 
@@ -43,26 +43,26 @@ class Encoder(ABC):
         precision: Precision | Literal["auto"] = "float32",
         cache: Path | Literal["default"] | None = "default",
     ) -> Encoder:
-        """Load a sentence-transformers model, or a plain transformers model with mean pooling.
+        """Load a sentence-transformers model, or a transformers model with mean pooling.
 
-        A hub id is looked up on the hub; where the hub cannot be reached, in the local hub cache; and for
-        `DEFAULT_ENCODER` at last in the package of the ``offline`` extra.
+        A Hub id is looked up on the Hub or, if the Hub cannot be reached, in the local Hub cache. `DEFAULT_ENCODER`
+        also comes in the package of the ``offline`` extra.
 
         Args:
-            id_or_folder: hub id, or a folder with a saved model.
-            revision: commit of a hub model, or the revision that an index records; None takes the newest.
+            id_or_folder: Hub id, or a folder with a saved model.
+            revision: commit of a Hub model, or the revision recorded in an index; None is the newest.
             normalize: scale vectors to length 1.
-            query_prompt: text put before every query; None takes the model's own, which most have not.
-            document_prompt: the same for the texts that are indexed.
-            device: ``cpu``, ``cuda``, ``cuda:1``, ...; None takes the best there is.
-            precision: of the weights. ``bfloat16`` is about twice as fast on processors made for it, for vectors that
-                find nearly the same neighbours (``benchmarks/encoders.py``); ``auto`` takes it where the processor has
-                instructions for it (AVX512-BF16 or AMX, or a GPU that has it), and ``float32`` elsewhere.
+            query_prompt: text to prepend to queries; None is the model's own prompt, usually empty.
+            document_prompt: the same for indexed texts.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...; None is the best available device.
+            precision: of the weights. ``bfloat16`` is about twice as fast on processors with instructions for it, and
+                its vectors find nearly the same neighbours (``benchmarks/encoders.py``). ``auto`` is ``bfloat16`` on
+                such processors (AVX512-BF16, AMX, or a GPU with support) and ``float32`` on others.
             cache: folder of the embedding cache; ``"default"`` is ``$RAGALIGN_CACHE/embeddings``, else
-                ``ragalign/embeddings`` in the user's cache folder; None encodes everything anew.
+                ``ragalign/embeddings`` in the user's cache folder; None disables the cache.
 
         Raises:
-            ConfigError: there is no such model, or it cannot be loaded.
+            ConfigError: no such model, or it cannot be loaded.
         """
         model = load_model(id_or_folder, revision=revision, device=device, precision=precision)
         return _LoadedEncoder(
@@ -76,12 +76,12 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def id(self) -> str:
-        """Hub id, or absolute folder."""
+        """The Hub id, or the absolute folder."""
 
     @property
     @abstractmethod
     def revision(self) -> str:
-        """The hub commit where it is known, otherwise `content_digest`."""
+        """The Hub commit if known, otherwise `content_digest`."""
 
     @property
     @abstractmethod
@@ -96,43 +96,43 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def query_prompt(self) -> str:
-        """Text that is put before every query."""
+        """The text prepended to queries."""
 
     @property
     @abstractmethod
     def document_prompt(self) -> str:
-        """Text that is put before every text that is indexed."""
+        """The text prepended to indexed texts."""
 
     @property
     def pooling(self) -> str:
-        """How token vectors become one vector, such as ``mean``; empty where the model does it otherwise."""
+        """The pooling mode, such as ``mean``; empty if the model has no pooling module."""
         return ""
 
     @property
     def precision(self) -> Precision:
-        """Of the weights."""
+        """The precision of the weights."""
         return "float32"
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens after which a text is cut, special ones and its prompt included; None where that is not known."""
+        """Maximum tokens of a text, special tokens and prompt included; None if unknown. Longer texts are truncated."""
         return None
 
     @property
     def packaged(self) -> bool:
-        """Whether the weights come from the package of the ``offline`` extra."""
+        """Whether the weights are those of the ``offline`` extra."""
         return False
 
     @property
     def content_digest(self) -> str:
-        """What the weights and their configuration are, wherever they come from."""
+        """A hash of the weights, configuration and tokenizer, independent of their location."""
         return self.revision
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over everything that changes a vector.
+        """SHA-256 (hex) over everything that affects the vectors.
 
-        It leaves the id out: the same weights give the same fingerprint from the hub, a folder or a package.
+        The id is not included: equal weights have the same fingerprint on the Hub, in a folder or in a package.
         """
         parts = [
             self.content_digest,
@@ -153,20 +153,20 @@ class Encoder(ABC):
         """Encode texts.
 
         Args:
-            texts: n texts; those longer than `max_tokens` are cut there, see `truncated`.
-            kind: which of the two prompts is put before each text.
-            show_progress: a bar on stderr, if that is a terminal.
+            texts: n texts; texts longer than `max_tokens` are truncated (see `truncated`).
+            kind: which of the two prompts to prepend.
+            show_progress: show a progress bar on stderr, if that is a terminal.
 
         Returns:
             float32, C-contiguous, ``[n, dimension]``, in input order.
         """
 
     def truncated(self, texts: Sequence[str], *, kind: TextKind = "document") -> NDArray[np.bool_]:
-        """Which texts are longer than `max_tokens`, so that their ends have no part in their vectors: ``[n]``.
+        """Which texts are longer than `max_tokens`, so that their vectors ignore the end: bool ``[n]``.
 
         Args:
             texts: n texts.
-            kind: which of the two prompts is put before each text.
+            kind: which of the two prompts to prepend.
         """
         return np.zeros(len(texts), dtype=np.bool_)
 
@@ -240,14 +240,14 @@ class _LoadedEncoder(Encoder):
     ) -> NDArray[np.float32]:
         """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
 
-        Documents go through the embedding cache; queries do not, they would only fill it.
+        Only documents use the embedding cache: queries would fill it for little benefit.
 
         Raises:
             ConfigError: `kind` is neither ``document`` nor ``query``.
             DataError: a text cannot be tokenized, such as one with a lone surrogate.
         """
         if kind not in self._prompts:
-            raise ConfigError(f"kind is 'document' or 'query', not {kind!r}")
+            raise ConfigError(f"kind must be 'document' or 'query', not {kind!r}")
         if isinstance(texts, str):
             raise ConfigError("encode takes a sequence of texts, not one text")
         slots: dict[str, int] = {}
@@ -259,7 +259,7 @@ class _LoadedEncoder(Encoder):
         if self._cache_folder is not None and kind == "document":
             cache = EmbeddingCache(self._cache_folder / f"{self.fingerprint}.sqlite", self.dimension)
         missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
-        # Longest first across chunks too, so that chunking pads no more than one call would.
+        # Longest first across chunks too, so that chunking does not add padding.
         missing.sort(key=lambda position: -len(unique[position]))
         size = _CHUNK_SIZE if cache is not None or show_progress else max(1, len(missing))
         bar = progress("encoding", len(missing), "texts") if show_progress else nullcontext(_ignore)
@@ -293,4 +293,4 @@ class _LoadedEncoder(Encoder):
 
 
 def _ignore(_done: int) -> None:
-    """Progress that nobody watches."""
+    """Do nothing, where progress is not shown."""

@@ -22,14 +22,14 @@ def default_cache_folder() -> Path:
 
 
 class EmbeddingCache:
-    """Vectors of one encoder on disk; see `ragalign.cache` for what happens to a damaged file."""
+    """Vectors of one encoder on disk; see `ragalign.cache` for how damaged files are handled."""
 
     def __init__(self, path: Path, dimension: int) -> None:
         self._cache = Cache(path, "embedding cache")
         self._n_bytes = 4 * dimension
 
     def read(self, prompt: str, texts: Sequence[str], vectors: NDArray[np.float32]) -> list[int]:
-        """Fill rows of ``vectors`` ``[n, d]`` with what is cached; returns the positions that are missing."""
+        """Fill the rows of ``vectors`` ``[n, d]`` that are cached; returns the positions that are not."""
         keys = [_key(prompt, text) for text in texts]
         found = self._cache.get(keys)
         missing = []
@@ -42,11 +42,11 @@ class EmbeddingCache:
         return missing
 
     def write(self, prompt: str, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add ``vectors`` ``[n, d]`` of ``texts``, all or none of them."""
+        """Add the ``vectors`` ``[n, d]`` of ``texts``, all or none."""
         rows = vectors.astype("<f4", copy=False)
         self._cache.put({_key(prompt, text): row.tobytes() for text, row in zip(texts, rows, strict=True)})
 
 
 def _key(prompt: str, text: str) -> bytes:
-    """Hash of what the model sees; the prompt's length goes in, since pooling may leave the prompt out."""
+    """Hash of prompt and text. It includes the prompt's length, since pooling can leave the prompt out."""
     return hashlib.sha256(f"{len(prompt)}:{prompt}{text}".encode("utf-8", "surrogatepass")).digest()

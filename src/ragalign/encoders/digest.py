@@ -1,4 +1,4 @@
-"""What a model folder holds, as one hash: the files that decide its vectors, and no others."""
+"""A hash of a model folder, over the files that affect its vectors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-# A repository may hold the same weights in several forms; the loader takes the first that is there.
+# A repository can have the same weights in several formats; the loader uses the first of these.
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = (
     ("tokenizer.json",),
     ("vocab.txt", "vocab.json", "merges.txt", "*.model"),
 )
-# Weights in parts come with a listing, such as model.safetensors.index.json.
+# Sharded weights have an index file, such as model.safetensors.index.json.
 _LISTINGS = "*.index.json"
 _CONFIGS = ("config.json", "sentence_bert_config.json", "tokenizer_config.json", "modules.json")
 
 
 def has_model(folder: Path) -> bool:
-    """Whether ``folder`` holds a complete model: a configuration and weights, all parts of them."""
+    """Whether ``folder`` has a complete model: a configuration and all shards of its weights."""
     try:
         if not ((folder / "modules.json").is_file() or (folder / "config.json").is_file()):
             return False
@@ -66,7 +66,7 @@ def _first_of(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _module_folders(folder: Path) -> list[Path]:
-    """The folders of a sentence-transformers model's modules, or the folder itself for a plain model."""
+    """The module folders of a sentence-transformers model, or the folder itself for a transformers model."""
     modules = folder / "modules.json"
     if not modules.is_file():
         return [folder]

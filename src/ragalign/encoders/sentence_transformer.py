@@ -1,4 +1,4 @@
-"""A sentence-transformers model: texts in, vectors out. The only module that imports the package."""
+"""Sentence-transformers models. The only module that imports the package."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BATCH_SIZE = 32
 
 
 class SentenceTransformerModel:
-    """A loaded model; made by `load_model`.
+    """A loaded model; create it with `load_model`.
 
     Attributes:
-        located: where its files are.
-        precision: of its weights.
-        prompts: the texts that the model itself wants before others, by name; often none.
+        located: the location of its files.
+        precision: the precision of its weights.
+        prompts: the model's own prompts by name; often none.
     """
 
     def __init__(self, model: Any, located: Located, folder: Path, precision: Precision) -> None:
@@ -46,7 +46,7 @@ class SentenceTransformerModel:
 
     @cached_property
     def pooling(self) -> str:
-        """How token vectors become one vector, such as ``mean``; empty where the model does it otherwise."""
+        """The pooling mode, such as ``mean``; empty if the model has no pooling module."""
         return "+".join(mode for module in self._model if (mode := _pooling_mode(module)))
 
     @cached_property
@@ -56,12 +56,12 @@ class SentenceTransformerModel:
 
     @cached_property
     def max_tokens(self) -> int | None:
-        """Tokens, special ones included, after which the model cuts a text; None where it does not say."""
+        """Maximum tokens of a text, special tokens included; None if unknown."""
         limit = getattr(self._model, "max_seq_length", None)
         return int(limit) if isinstance(limit, int | float) and limit > 0 and self._tokenizer is not None else None
 
     def encode(self, texts: list[str], prompt: str, *, normalize: bool) -> NDArray[np.float32]:
-        """Vectors of texts that `prompt` is put before, float32 ``[n, d]``.
+        """Encode texts with a prompt prepended: float32 ``[n, d]``.
 
         Raises:
             DataError: a text cannot be tokenized, such as one with a lone surrogate.
@@ -71,7 +71,7 @@ class SentenceTransformerModel:
                 texts,
                 prompt=prompt,
                 batch_size=BATCH_SIZE,
-                # A length of 1 to the last bit takes float32, so coarser vectors are scaled afterwards.
+                # Exact unit length needs float32, so vectors of lower precision are scaled afterwards.
                 normalize_embeddings=normalize and self.precision == "float32",
                 show_progress_bar=False,
             )
@@ -83,7 +83,7 @@ class SentenceTransformerModel:
         return vectors
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special ones included, without the model's limit.
+        """Count the tokens of each text, special tokens included, without truncation.
 
         Raises:
             ConfigError: the model has no tokenizer.
@@ -100,7 +100,7 @@ class SentenceTransformerModel:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The transformers tokenizer; None for models that turn texts into something else than its tokens."""
+        """The transformers tokenizer; None for models without one."""
         from transformers import PreTrainedTokenizerBase
 
         tokenizer = getattr(self._model, "tokenizer", None)
@@ -116,7 +116,7 @@ def load_model(
 ) -> SentenceTransformerModel:
     """See `ragalign.encoders.Encoder.load`."""
     if precision not in ("auto", *get_args(Precision)):
-        raise ConfigError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
+        raise ConfigError(f"precision must be 'auto', 'float32' or 'bfloat16', not {precision!r}")
     located = locate(id_or_folder, revision)
     with quiet():
         from sentence_transformers import SentenceTransformer
@@ -129,7 +129,7 @@ def load_model(
                 model = SentenceTransformer(located.id, revision=located.commit, device=device)
                 folder = locate_downloaded(located)
         except Exception as error:
-            # Anything may go wrong in foreign weights and code; the user needs one line of it.
+            # Foreign weights and code can raise anything; show one line of it.
             reason = str(error).strip().splitlines()
             raise ConfigError(f"cannot load the encoder {located.id!r}: {reason[0] if reason else error!r}") from error
     chosen = _precision_of(model.device.type) if precision == "auto" else precision
@@ -139,20 +139,20 @@ def load_model(
 
 
 def _precision_of(device: str) -> Precision:
-    """What ``auto`` means on a kind of device."""
+    """The precision that ``auto`` chooses for a device."""
     import torch
 
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device != "cpu":
         return "float32"
-    # Without such instructions torch converts back and forth, which is slower than float32.
+    # Without such instructions torch emulates bfloat16, which is slower than float32.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
 def _pooling_mode(module: Any) -> str:
-    """The mode of a pooling module, empty for any other; before version 6 only a method told it."""
+    """The mode of a pooling module, or "" for other modules; before version 6 it was only available as a method."""
     if type(module).__name__ != "Pooling":
         return ""
     mode = module.pooling_mode if hasattr(module, "pooling_mode") else module.get_pooling_mode_str()

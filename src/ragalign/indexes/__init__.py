@@ -1,4 +1,4 @@
-"""Indexes: a pool, its vectors and a FAISS structure, in memory and as a folder."""
+"""Indexes: a pool, its vectors and a FAISS index, in memory or as a folder."""
 
 from ragalign.indexes.index import Index
 from ragalign.indexes.manifest import EncoderRecord, FileRecord, Manifest, Metric, TextForm

@@ -1,4 +1,4 @@
-"""Whether the vectors of an index are sound, and its FAISS file holds and finds them."""
+"""Checks that the vectors of an index are valid, and that its FAISS file contains and finds them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ragalign.indexes.manifest import Manifest
 from ragalign.indexes.vectors import for_metric, measurable
 
 _BLOCK = 32_768
-# Vectors that are compared at opening, and searched for by `any_problem`; approximate kinds miss some.
+# Number of vectors to compare when an index is opened, and to search for in `any_problem`.
 _COMPARED = 16
 _SEARCHED = 256
 _FOUND_AT_LEAST = 0.5
 
 
 def first_problem(vectors: NDArray[np.float32], faiss: FaissIndex, manifest: Manifest) -> str | None:
-    """Compare a few vectors, which is enough to notice the file of another index or metric; None if they agree."""
+    """Compare a few vectors with the FAISS file, to detect the file of another index or metric; None if they agree."""
     if faiss.inner_product != (manifest.metric != "l2"):
         return f"the FAISS file was not built for the metric {manifest.metric}"
     rows = _spread(len(vectors), _COMPARED)
@@ -30,15 +30,15 @@ def first_problem(vectors: NDArray[np.float32], faiss: FaissIndex, manifest: Man
 
 
 def any_problem(vectors: NDArray[np.float32], faiss: FaissIndex, manifest: Manifest, ids: Sequence[str]) -> str | None:
-    """Look at every vector: it has a length, and the FAISS file has the same one and finds it; None if all is well.
+    """Check that every vector is valid and that the FAISS file contains and finds it; None if all are.
 
     Args:
         vectors: ``[n, d]``.
-        faiss: built from them.
-        manifest: of the index.
-        ids: of the demonstrations, ``n`` of them.
+        faiss: the FAISS index built from them.
+        manifest: the index's manifest.
+        ids: the ids of the ``n`` demonstrations.
     """
-    # Where directions are compared, a vector of zeros can only be damage.
+    # If directions are compared, a zero vector can only be damage.
     has_lengths = manifest.metric == "cosine" or manifest.encoder.normalize
     for start in range(0, len(vectors), _BLOCK):
         block = np.asarray(vectors[start : start + _BLOCK])
@@ -46,7 +46,7 @@ def any_problem(vectors: NDArray[np.float32], faiss: FaissIndex, manifest: Manif
         bad = ~measurable(block) | is_zero
         if bad.any():
             row = int(np.argmax(bad))
-            what = "is zero" if is_zero[row] else "holds NaN, infinity or huge values"
+            what = "is zero" if is_zero[row] else "contains NaN, infinity or huge values"
             return f"the vector of the demonstration {ids[start + row]} {what}"
         rows = np.arange(start, start + len(block))
         if problem := faiss.disagreement(for_metric(block, manifest.metric), rows):
@@ -60,5 +60,5 @@ def any_problem(vectors: NDArray[np.float32], faiss: FaissIndex, manifest: Manif
 
 
 def _spread(n: int, most: int) -> NDArray[np.int64]:
-    """Positions from first to last, evenly spaced."""
+    """At most `most` evenly spaced positions, including the first and the last."""
     return np.unique(np.linspace(0, max(0, n - 1), num=min(n, most), dtype=np.int64))

@@ -1,7 +1,7 @@
 """FAISS: build, write, read and search. The only module that imports it.
 
-Vectors and queries come in as FAISS shall compare them: scaled to length 1 for the cosine. Scores go out
-with higher closer: the inner product, or the negative squared distance.
+Vectors and queries must be prepared for the metric: scaled to length 1 for the cosine. Higher scores are closer: the
+inner product, or the negative squared distance.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 _HNSW_EF_CONSTRUCTION = 200
 _ADD_BLOCK = 65_536
-# From this many queries on, copying the allowed rows out and using matrix products beats FAISS's masked scan.
+# From this many queries, copying the allowed rows and using matrix products is faster than FAISS's masked scan.
 _GATHER_MIN_QUERIES = 64
 _GATHER_BLOCK = 32_768
-# Below, a CPU search takes milliseconds and the GPU's memory is better left to the language model.
+# Smaller indexes are searched on the CPU in milliseconds, and the GPU memory is left to the language model.
 _GPU_MIN_VECTORS = 50_000
 _GPU_MAX_K = 2048
 _GPU_TEMPORARY_BYTES = 64 << 20
@@ -55,7 +55,7 @@ class FaissIndex:
         """Train on and add ``vectors`` ``[n, d]``.
 
         Raises:
-            ConfigError: FAISS does not know the factory string, has not got it for inner products, or cannot
+            ConfigError: FAISS does not know the factory string, does not support it for inner products, or cannot
                 train it on so few vectors.
         """
         faiss = _import_faiss()
@@ -64,7 +64,7 @@ class FaissIndex:
         try:
             index = faiss.index_factory(dimension, factory, metric)
             if index.metric_type != metric:  # it drops the metric silently
-                raise ConfigError(f"FAISS has {factory!r} for the metric l2 only; give that metric or another kind")
+                raise ConfigError(f"FAISS supports {factory!r} for the metric l2 only; use that metric or another kind")
             kept_alive = _prepare(faiss, index)
             if not index.is_trained:
                 index.train(vectors)
@@ -78,12 +78,12 @@ class FaissIndex:
         except RuntimeError as error:
             raise ConfigError(
                 f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}; "
-                "give another kind (auto, flat, hnsw, ivf or a factory string)"
+                "choose another kind (auto, flat, hnsw, ivf or a factory string)"
             ) from None
 
     @classmethod
     def open(cls, path: Path, search: Mapping[str, int]) -> FaissIndex:
-        """Read a FAISS file, memory-mapped where this FAISS and kind of index can.
+        """Read a FAISS file, memory-mapped if this FAISS version and kind of index support it.
 
         Raises:
             IndexFormatError: FAISS cannot read it.
@@ -92,7 +92,7 @@ class FaissIndex:
         try:
             index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
             if isinstance(index, faiss.IndexIDMap):
-                raise IndexFormatError(f"{path} gives its vectors numbers of its own; build the index again")
+                raise IndexFormatError(f"{path} has custom vector ids; build the index again")
             stored = {name: value for name in search if (value := _stored(faiss, index, name)) is not None}
             for name, value in stored.items():
                 if value != search[name]:
@@ -107,32 +107,32 @@ class FaissIndex:
         """Write the FAISS file.
 
         Raises:
-            OSError: the disk is full, or does not let us.
+            OSError: the disk is full, or the file cannot be written.
         """
-        # Given a path, FAISS closes the file without looking at the outcome: on a full disk its end would be missing.
+        # With a path, FAISS ignores errors when it closes the file: on a full disk it would be truncated silently.
         with path.open("wb") as file:
             self._faiss.write_index(self._index, self._faiss.PyCallbackIOWriter(file.write))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of vectors, dimension."""
+        """The number of vectors and their dimension."""
         return int(self._index.ntotal), int(self._index.d)
 
     @property
     def inner_product(self) -> bool:
-        """Whether it compares by inner product; otherwise by squared distance."""
+        """Whether vectors are compared by inner product, or else by squared distance."""
         return bool(self._index.metric_type == self._faiss.METRIC_INNER_PRODUCT)
 
     def search(self, queries: NDArray[np.float32], k: int) -> Found:
-        """The k best of all: scores and positions ``[m, k]``, padded with -inf and -1."""
+        """Search all vectors: the k best scores and positions ``[m, k]``, padded with -inf and -1."""
         if k <= _GPU_MAX_K and self._on_gpu is not None:
             return self._found(*self._on_gpu.search(queries, k))
         return self._found(*self._index.search(queries, k))
 
     def search_allowed(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> Found | None:
-        """The k best of the allowed, or None where this kind of index cannot tell them well.
+        """Search the allowed vectors; None if this kind of index is not accurate with masks.
 
-        Approximate kinds look at so much more as the mask lets less through.
+        The more vectors the mask excludes, the more an approximate kind examines.
         """
         faiss, index = self._faiss, self._index
         n_allowed = int(np.count_nonzero(allowed))
@@ -156,12 +156,12 @@ class FaissIndex:
         return self._found(*index.search(queries, k, params=parameters))
 
     def disagreement(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> str | None:
-        """How the FAISS structure differs from the vectors that it was built from; None if it agrees.
+        """Describe how the FAISS index differs from the vectors that it was built from; None if it does not.
 
-        Kinds that keep vectors as they are have to give them back; others, their own approximation of them.
+        Lossless kinds must return the vectors; other kinds, their own approximation of the vectors.
 
         Args:
-            vectors: ``[m, d]``, as FAISS shall compare them.
+            vectors: ``[m, d]``, prepared for the metric.
             rows: their positions ``[m]``, ascending.
         """
         try:
@@ -171,16 +171,16 @@ class FaissIndex:
                 expected = self._index.sa_decode(self._index.sa_encode(np.ascontiguousarray(vectors)))
         except RuntimeError as error:
             if "not implemented" in str(error) or "not supported" in str(error):
-                return None  # a kind that gives no vector back
-            return f"it does not give its vectors back ({_reason(error)})"
+                return None  # a kind that cannot reconstruct vectors
+            return f"its vectors cannot be reconstructed ({_reason(error)})"
         wrong = ~np.isclose(stored, expected, rtol=1e-4, atol=1e-5).all(axis=1)
         if wrong.any():
             first = int(rows[int(np.argmax(wrong))])
-            return f"{int(wrong.sum()):,} of its vectors are others, such as number {first:,}"
+            return f"{int(wrong.sum()):,} of its vectors differ, such as number {first:,}"
         return None
 
     def finds(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> float:
-        """The share of ``vectors`` ``[m, d]`` that a search finds at their own positions `rows`, or as well scored."""
+        """The share of ``vectors`` ``[m, d]`` that a search finds at their positions `rows`, or with an equal score."""
         scores, positions = self.search(vectors, min(10, self.shape[0]))
         own = (positions == rows[:, None]).any(axis=1)
         exact = np.einsum("ij,ij->i", vectors, vectors) if self.inner_product else np.zeros(len(vectors))
@@ -188,7 +188,7 @@ class FaissIndex:
 
     @property
     def gives_rows(self) -> bool:
-        """Whether single vectors can be asked for without going through all."""
+        """Whether single vectors can be reconstructed without reading all."""
         inner: Any = self._faiss.downcast_index(self._index)
         return isinstance(inner, self._faiss.IndexFlat) or (
             isinstance(inner, self._faiss.IndexHNSW) and self._is_lossless
@@ -204,7 +204,7 @@ class FaissIndex:
     def _reconstructed(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.full((len(rows), self.shape[1]), np.nan, dtype=np.float32)
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-            # Inverted lists are gone through once; what they number otherwise stays NaN.
+            # Read the inverted lists once; vectors with other ids stay NaN.
             self._index.reconstruct_n(int(rows[0]), len(rows), found)
             return found
         for place, row in enumerate(rows.tolist()):
@@ -213,14 +213,14 @@ class FaissIndex:
 
     def _found(self, distances: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
         if positions.size and int(positions.max()) >= self.shape[0]:
-            raise IndexFormatError("the FAISS file of the index numbers its vectors wrongly; build the index again")
+            raise IndexFormatError("the FAISS file of the index has wrong vector ids; build the index again")
         scores = distances if self.inner_product else -distances
         scores[positions < 0] = -np.inf
         return scores, positions
 
     @cached_property
     def _on_gpu(self) -> Any | None:
-        """A copy on the GPU where FAISS has one, the index is large and its kind exists there."""
+        """A copy on the GPU, if FAISS has GPU support, the index is large and its kind is supported there."""
         faiss = self._faiss
         if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1 or self.shape[0] < _GPU_MIN_VECTORS:
             return None
@@ -228,7 +228,7 @@ class FaissIndex:
             resources = faiss.StandardGpuResources()
             resources.setTempMemory(_GPU_TEMPORARY_BYTES)
             return faiss.index_cpu_to_gpu(resources, 0, self._index)
-        except RuntimeError:  # no such kind on a GPU, or no memory left there
+        except RuntimeError:  # the kind is not supported on GPUs, or the GPU is out of memory
             return None
 
 
@@ -250,7 +250,7 @@ def _import_faiss() -> Any:
 
 
 def _prepare(faiss: Any, index: Any) -> list[Any]:
-    """Set what a factory string cannot say; what comes back has to live until training is over."""
+    """Set options that factory strings do not cover; keep the returned objects alive until training is over."""
     inner, rotations = faiss.downcast_index(index), []
     while isinstance(inner, faiss.IndexPreTransform | faiss.IndexRefine):
         if isinstance(inner, faiss.IndexRefine):
@@ -261,25 +261,25 @@ def _prepare(faiss: Any, index: Any) -> list[Any]:
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
-    # OPQ makes its own quantiser for training unless it is given one, of 8 bits.
+    # Without a given quantiser, OPQ trains its own with 8 bits.
     quantisers = [faiss.ProductQuantizer(each.d_out, each.M, 8) for each in rotations]
     for rotation, quantiser in zip(rotations, quantisers, strict=True):
         rotation.pq = quantiser
     storage: Any = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else None
     parts: list[Any] = [inner, getattr(inner, "pq", None), getattr(storage, "pq", None), *quantisers]
     for part in parts:
-        # Below its own idea of enough training vectors FAISS writes to stderr. What is too few, it refuses.
+        # FAISS warns on stderr below its recommended number of training vectors. Too few are an error anyway.
         if hasattr(part, "cp"):
             part.cp.min_points_per_centroid = 1
     for part in (inner, storage):
-        # Sorts the codes for a search mode that we do not use; takes more than a second for each part of a vector.
+        # Sorts the codes for a search mode that we do not use; it takes more than a second per subquantiser.
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False
     return quantisers
 
 
 def _stored(faiss: Any, index: Any, name: str) -> int | None:
-    """A search parameter as the file has it; None where it has not got it."""
+    """The value of a search parameter in the file, or None."""
     if name == "nprobe":
         lists = faiss.try_extract_index_ivf(index)
         return None if lists is None else int(lists.nprobe)
@@ -288,7 +288,7 @@ def _stored(faiss: Any, index: Any, name: str) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """What FAISS said, without its source location."""
+    """The message of a FAISS error, without its source location."""
     text = " ".join(str(error).split())
     # "Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: MESSAGE", with or without a message
     _, failed, message = text.partition("' failed: ")

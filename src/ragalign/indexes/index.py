@@ -1,4 +1,4 @@
-"""The index: a pool, its vectors, and a FAISS structure over them."""
+"""The index: a pool, its vectors, and a FAISS index of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BLOCK = 32_768
 
 
 class Index:
-    """A searchable pool; made by `build` or `open`, never changed afterwards."""
+    """A searchable pool. Create it with `build` or `open`; it is immutable."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Index:
         encoder: Encoder | None,
         origin: tuple[Path, str] | None = None,
     ) -> None:
-        """Put the parts together; use `build` or `open` instead. ``origin`` is the folder and its checksum."""
+        """Set the parts; use `build` or `open` instead. ``origin`` is the folder and its checksum."""
         self.pool = pool
         self.vectors = vectors
         self.manifest = manifest
@@ -67,22 +67,22 @@ class Index:
         """Encode a pool and index its vectors.
 
         Args:
-            pool: what to index.
-            encoder: what turns the texts into vectors.
+            pool: the pool to index.
+            encoder: encodes the texts.
             kind: ``auto`` (exact up to `ragalign.indexes.kinds.AUTO_FLAT_MAX` demonstrations, ``hnsw`` above),
                 ``flat``, ``hnsw``, ``ivf``, or a FAISS factory string such as ``IVF256,PQ48``.
             metric: ``cosine``, ``ip`` (inner product) or ``l2``.
-            text: what to encode: the ``instruction``, or ``both`` instruction and response.
-            show_progress: bars on stderr, if that is a terminal.
+            text: the texts to encode: the ``instruction``, or ``both`` instruction and response.
+            show_progress: show progress bars on stderr, if that is a terminal.
 
         Raises:
-            ConfigError: an unknown kind, metric or text, or too few vectors to train this kind.
+            ConfigError: an unknown kind, metric or text, or too few vectors to train the kind.
             DataError: a text cannot be encoded.
         """
         if metric not in get_args(Metric):
-            raise ConfigError(f"the metric is one of {', '.join(get_args(Metric))}, not {metric!r}")
+            raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
         if text not in get_args(TextForm):
-            raise ConfigError(f"the text is one of {', '.join(get_args(TextForm))}, not {text!r}")
+            raise ConfigError(f"text must be one of {', '.join(get_args(TextForm))}, not {text!r}")
         vectors, n_truncated = _encode(pool, encoder, text, show_progress)
         record = EncoderRecord.of(encoder)
         return cls._assemble(
@@ -127,14 +127,14 @@ class Index:
         return cls(pool, vectors, faiss, manifest, encoder, origin)
 
     def save(self, folder: str | Path) -> None:
-        """Write the index to a folder, replacing the index that is there, if any.
+        """Write the index to a folder, replacing an existing index.
 
-        Killed at any moment, the folder holds the old index or the new one.
+        If the process is killed, the folder has either the old index or the new one.
 
         Raises:
-            ConfigError: the folder holds something that is no index.
+            ConfigError: the folder contains something other than an index.
             IndexMismatchError: this index was derived from the one in the folder, which has changed since.
-            IndexFormatError: another process is writing there, or it cannot be written.
+            IndexFormatError: another process is writing the index, or it cannot be written.
         """
         path = store.as_folder(folder)
         expected = None
@@ -146,7 +146,7 @@ class Index:
         self._origin = (path.resolve(), self.manifest.checksum)
 
     def _write_vectors(self, path: Path) -> None:
-        # NumPy's own writing closes a copy of the file without looking at the outcome, which loses a full disk's error.
+        # np.save ignores errors when it closes its copy of the file, and so misses a full disk.
         vectors = np.ascontiguousarray(self.vectors, dtype="<f4")
         with path.open("wb") as file:
             header = np.lib.format.header_data_from_array_1_0(vectors)  # type: ignore[no-untyped-call]
@@ -155,17 +155,17 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path, *, encoder: Encoder | None = None, verify: store.Verification = "full") -> Index:
-        """Open an index; vectors and FAISS file are memory-mapped.
+        """Open an index. Vectors and the FAISS file are memory-mapped.
 
         Args:
-            folder: what `save` wrote.
-            encoder: the encoder to search with; None loads the one that the manifest names, when it is needed.
-            verify: ``full`` compares every file's size and SHA-256 with the manifest; ``size`` leaves the hashes
-                out, for indexes so large that reading them once takes too long.
+            folder: a folder written by `save`.
+            encoder: the encoder for queries; None loads the one named in the manifest on first use.
+            verify: ``full`` checks the size and SHA-256 of every file; ``size`` skips the hashes, for indexes so large
+                that reading them takes too long.
 
         Raises:
-            IndexFormatError: it is no index, damaged, or of another format version.
-            IndexMismatchError: the index was made with another encoder than the one given.
+            IndexFormatError: the folder is not an index, is damaged, or has another format version.
+            IndexMismatchError: the index was built with another encoder.
         """
         path = store.as_folder(folder)
 
@@ -185,14 +185,14 @@ class Index:
         except (FileNotFoundError, IndexFormatError, MissingDependencyError):
             raise
         except Exception as error:  # readers of damaged files raise anything
-            # Of a file that has gone missing the folder's reader has to hear as such.
+            # Raises FileNotFoundError for a missing file, which the caller handles.
             for path in paths.values():
                 path.stat()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise IndexFormatError(f"{folder} is damaged: {reason}; build the index again") from None
         shape = (manifest.n_demonstrations, manifest.encoder.dimension)
         if not shape == vectors.shape == faiss.shape or len(pool) != shape[0]:
-            raise IndexFormatError(f"the files of {folder} do not belong together; build the index again")
+            raise IndexFormatError(f"the files in {folder} do not belong together; build the index again")
         index = cls(pool, vectors, faiss, manifest, encoder, (folder.resolve(), manifest.checksum))
         if problem := checking.first_problem(vectors, faiss, manifest):
             raise IndexFormatError(f"{folder} is damaged: {problem}; build the index again")
@@ -200,20 +200,20 @@ class Index:
 
     @classmethod
     def verify(cls, folder: str | Path) -> Manifest:
-        """Check everything that can be checked.
+        """Check an index completely.
 
-        That is: checksums, sizes, hashes, counts, the pool's fingerprint, that every vector has a length, and that the
-        FAISS file holds these vectors and finds them.
+        This covers checksums, sizes, hashes, counts and the pool's fingerprint, and that every vector is valid and the
+        FAISS file contains and finds it.
 
         Returns:
             The manifest.
 
         Raises:
-            IndexFormatError: the first thing that is wrong.
+            IndexFormatError: the first problem found.
         """
         index = cls.open(folder)
         if index.pool.fingerprint != index.manifest.pool_fingerprint:
-            raise IndexFormatError(f"the pool in {folder} is not the one that its manifest names")
+            raise IndexFormatError(f"the pool in {folder} does not match the manifest")
         if problem := checking.any_problem(index.vectors, index._faiss, index.manifest, index.pool.ids):
             raise IndexFormatError(f"{folder} is damaged: {problem}; build the index again")
         return index.manifest
@@ -227,7 +227,7 @@ class Index:
 
     @property
     def folder(self) -> Path | None:
-        """Where it was opened or saved (absolute); None while it is in memory only."""
+        """The absolute folder that the index was opened from or saved to; None if it is only in memory."""
         return None if self._origin is None else self._origin[0]
 
     @property
@@ -237,11 +237,11 @@ class Index:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that made the vectors: the one given, or loaded from what the manifest says.
+        """The encoder that made the vectors, loaded on first use if none was given.
 
         Raises:
-            ConfigError: it cannot be had here.
-            IndexMismatchError: what is there under its name is another encoder.
+            ConfigError: it cannot be loaded.
+            IndexMismatchError: the loaded encoder differs from the one that made the vectors.
         """
         if self._encoder is None:
             record = self.manifest.encoder
@@ -263,26 +263,26 @@ class Index:
         return self._encoder
 
     def search(self, vectors: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
-        """The k demonstrations that are closest to each vector.
+        """Find the k demonstrations closest to each vector.
 
         Args:
-            vectors: ``[m, d]`` queries, such as the encoder makes them.
-            k: how many for each.
-            allowed: ``[n]``, True for the positions that may come back; None allows all.
+            vectors: query vectors ``[m, d]`` from the encoder.
+            k: results per query.
+            allowed: bool ``[n]``, True for the positions to search; None searches all.
 
         Returns:
             Scores, float32 ``[m, k]``, higher is closer: cosine, inner product or negative squared distance;
-            and pool positions, int64 ``[m, k]``. Best first, equal scores by position. Where fewer than k
-            are allowed, rows end with -inf and -1.
+            and pool positions, int64 ``[m, k]``. Best first, equal scores by position. If fewer than k are allowed, rows
+            end with -inf and -1.
 
         Raises:
-            ConfigError: k < 1, or a mask that does not fit.
-            IndexMismatchError: vectors of another dimension.
-            DataError: a vector holds NaN, infinity or values whose squares overflow.
+            ConfigError: k < 1, or a mask of another type or shape.
+            IndexMismatchError: the vectors have another dimension.
+            DataError: a vector contains NaN, infinity or values whose squares overflow.
         """
         queries = self._check_queries(vectors)
         if k < 1:
-            raise ConfigError(f"k is at least 1, not {k}")
+            raise ConfigError(f"k must be at least 1, not {k}")
         mask = self._check_mask(allowed)
         queries = for_metric(queries, self.metric)
         available = len(self) if mask is None else int(np.count_nonzero(mask))
@@ -296,14 +296,14 @@ class Index:
         if found is None:
             found = self._search_exactly(queries, n_results, mask)
         else:
-            # An approximate kind may look at too little to find k; these queries are answered exactly.
+            # An approximate kind can find fewer than k; search these queries exactly.
             short = (found[1] < 0).any(axis=1)
             if short.any():
                 found[0][short], found[1][short] = self._search_exactly(queries[short], n_results, mask)
         return _padded(_ordered(*found), k)
 
     def _search_exactly(self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None) -> Found:
-        """Exact search over the allowed rows, block by block."""
+        """Search the allowed rows exactly, block by block."""
         rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
         scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), 0), -1, dtype=np.int64)
@@ -331,7 +331,7 @@ class Index:
                 f"encode them with {self.manifest.encoder.id!r}"
             )
         if not measurable(queries).all():
-            raise DataError("a query vector holds NaN, infinity or huge values; its text cannot have been encoded well")
+            raise DataError("a query vector contains NaN, infinity or huge values; check its text and the encoder")
         return queries
 
     def _check_mask(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -340,14 +340,14 @@ class Index:
         mask = np.asarray(allowed)
         if mask.dtype != np.bool_ or mask.shape != (len(self),):
             raise ConfigError(
-                f"allowed is a boolean array of shape [{len(self)}], not {mask.dtype} of {list(mask.shape)}"
+                f"allowed must be a boolean array of shape [{len(self)}], not {mask.dtype} of {list(mask.shape)}"
             )
         return None if mask.all() else mask
 
     def add(self, pool: Pool, *, show_progress: bool = False) -> Index:
-        """The index with what only ``pool`` has, at the end; the same as building it from both.
+        """Return an index with the demonstrations of ``pool`` added at the end, as if built from both pools.
 
-        Only what is new is encoded. The FAISS structure is made anew from all vectors.
+        Only new demonstrations are encoded. The FAISS index is rebuilt from all vectors.
         """
         joined = self.pool.union(pool)
         if len(joined) == len(self):
@@ -358,10 +358,10 @@ class Index:
         return self._derive(joined, np.concatenate([self.vectors, new]), n_truncated, show_progress)
 
     def remove(self, ids: Iterable[str]) -> Index:
-        """The index without these demonstrations.
+        """Return an index without these demonstrations.
 
         Raises:
-            DataError: one of them is not in it.
+            DataError: an id is not in the index.
         """
         gone = set(ids)
         left = self.pool.without(gone)
@@ -371,7 +371,7 @@ class Index:
         return self._derive(left, self.vectors[keep], self._n_truncated_of(left), show_progress=False)
 
     def _n_truncated_of(self, part: Pool) -> int | None:
-        """How many texts of a part of the pool are truncated; None where the encoder that could tell is not here."""
+        """Number of truncated texts in a part of the pool; None if the encoder cannot be loaded to count them."""
         if not self.manifest.n_truncated:
             return self.manifest.n_truncated
         try:
@@ -396,14 +396,14 @@ class Index:
 
 
 def _texts(pool: Pool, text: TextForm) -> list[str]:
-    """What is encoded of each demonstration."""
+    """The text to encode of each demonstration."""
     if text == "instruction":
         return pool.instructions
     return [f"{first}\n\n{second}" for first, second in zip(pool.instructions, pool.responses, strict=True)]
 
 
 def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -> tuple[NDArray[np.float32], int]:
-    """The vectors ``[n, d]``, and how many texts are truncated."""
+    """The vectors ``[n, d]`` and the number of truncated texts."""
     texts = _texts(pool, text)
     vectors = encoder.encode(texts, kind="document", show_progress=show_progress)
     if vectors.shape != (len(pool), encoder.dimension):
@@ -415,12 +415,12 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
     if not is_measurable.all():
         bad = pool.ids[int(np.argmin(is_measurable))]
         raise DataError(
-            f"the encoder {encoder.id!r} makes NaN, infinity or huge values of the demonstration {bad}; leave it out"
+            f"the encoder {encoder.id!r} returns NaN, infinity or huge values for the demonstration {bad}; remove it"
         )
     n_truncated = int(encoder.truncated(texts).sum())
     if n_truncated:
         _log.warning(
-            "%d of %d texts are longer than the %s tokens of the encoder %s: what comes after is not searched",
+            "%d of %d texts are longer than the %s tokens of the encoder %s: their ends are not searched",
             n_truncated,
             len(texts),
             encoder.max_tokens,
@@ -430,7 +430,7 @@ def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -
 
 
 def _ordered(scores: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
-    """Equal scores in order of position; FAISS leaves it open."""
+    """Order equal scores by position, which FAISS does not guarantee."""
     tied = (scores[:, 1:] == scores[:, :-1]).any(axis=1)
     if tied.any():
         order = np.lexsort((positions[tied], -scores[tied]), axis=1)
@@ -455,7 +455,7 @@ def _require_same_encoder(folder: Path | None, record: EncoderRecord, encoder: E
     where = "the index" if folder is None else f"the index {folder}"
     given = EncoderRecord.of(encoder)
     raise IndexMismatchError(
-        f"{where} was made with the encoder {_describe(record)}, not with {_describe(given)}; "
+        f"{where} was built with the encoder {_describe(record)}, not with {_describe(given)}; "
         "use the former, or build the index again"
     )
 

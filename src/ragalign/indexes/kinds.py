@@ -1,4 +1,4 @@
-"""From the kind that is asked for to a FAISS factory string and its search parameters."""
+"""Choosing a FAISS factory string and search parameters for an index kind."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from math import ceil, sqrt
 
 from ragalign.errors import ConfigError
 
-# Up to here exact search answers a batched query in one or two milliseconds on two cores (benchmarks/search.py).
+# Up to this size exact search takes one or two milliseconds per batched query on two cores (benchmarks/search.py).
 AUTO_FLAT_MAX = 200_000
 
-# Found with MiniLM vectors of 111,000 sentences and instructions, 300 queries: 0.998 of the ten nearest found.
+# Measured with MiniLM vectors of 111,000 sentences and instructions and 300 queries: recall@10 is 0.998.
 _EF_SEARCH = 128
-# The same: 0.96 found with 1,024 lists; up to 64 lists all are probed, which is exact.
+# Same data: recall@10 is 0.96 with 1,024 lists; up to 64 lists all are probed, which is exact.
 _PROBES_MIN, _PROBES_SHARE = 64, 1 / 16
 
-# FAISS asks for at least this many training vectors per centroid.
+# FAISS recommends at least this many training vectors per centroid.
 _VECTORS_PER_LIST = 39
 
 
@@ -30,14 +30,14 @@ class Kind:
 
 
 def choose(kind: str, n: int) -> Kind:
-    """The factory string for ``n`` vectors.
+    """Choose the factory string for ``n`` vectors.
 
-    ``auto`` is exact up to `AUTO_FLAT_MAX` vectors and ``hnsw`` above, which finds more in less time than ``ivf``
-    does. ``ivf`` needs less memory; it makes about 4 sqrt(n) lists, a power of two as FAISS's guidelines have it,
-    and probes a sixteenth of them, at least 64.
+    ``auto`` is exact up to `AUTO_FLAT_MAX` vectors and ``hnsw`` above, which is faster and more accurate than ``ivf``.
+    ``ivf`` needs less memory; it has about 4 sqrt(n) lists, a power of two as in FAISS's guidelines, and probes a
+    sixteenth of them, at least 64.
 
     Raises:
-        ConfigError: an empty kind, or IVF without lists.
+        ConfigError: the kind is empty, or IVF with zero lists.
     """
     if kind == "auto":
         kind = "flat" if n <= AUTO_FLAT_MAX else "hnsw"
@@ -49,7 +49,7 @@ def choose(kind: str, n: int) -> Kind:
         lists = _n_lists(n)
         return Kind(f"IVF{lists},Flat", {"nprobe": _n_probes(lists)})
     if not kind.strip():
-        raise ConfigError("the kind of an index is auto, flat, hnsw, ivf or a FAISS factory string")
+        raise ConfigError("the index kind must be auto, flat, hnsw, ivf or a FAISS factory string")
     if match := re.search(r"IVF(\d+)(_HNSW\d*)?\b", kind):
         if int(match[1]) == 0:
             raise ConfigError(f"the kind {kind!r} has no lists; IVF needs at least one")

@@ -1,4 +1,4 @@
-"""The manifest of an index: which files are in the folder, and how its vectors were made."""
+"""The manifest of an index: its files, and how its vectors were made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FORMAT = "ragalign-index"
 FORMAT_VERSION = 1
 FILE_ROLES = ("pool", "vectors", "faiss")
 
-# pydantic's settings for the classes below: no conversions, no unknown keys.
+# Pydantic's settings for the classes below: no conversions, no unknown keys.
 _STRICT = {"strict": True, "extra": "forbid"}
 
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _NO_CHECKSUM = "0" * 64
-# Numbers become parameters of C++ code.
+# Upper limit of numbers, since they become parameters of C++ code.
 _MOST = {"size": 2**62, "n_demonstrations": 2**40}
 _MOST_OF_OTHERS = 2**31 - 1
 
@@ -50,7 +50,7 @@ class EncoderRecord:
 
     @classmethod
     def of(cls, encoder: Encoder) -> EncoderRecord:
-        """What identifies ``encoder``."""
+        """The record of ``encoder``."""
         return cls(**{each.name: getattr(encoder, each.name) for each in fields(cls)})
 
 
@@ -72,17 +72,17 @@ class Manifest:
     Attributes:
         n_demonstrations: demonstrations in the pool, which is also the number of vectors.
         pool_fingerprint: `Pool.fingerprint`.
-        text: what was encoded: the ``instruction``, or ``both`` instruction and response.
+        text: the encoded texts: the ``instruction``, or ``both`` instruction and response.
         metric: ``cosine``, ``ip`` or ``l2``.
-        kind: the kind that was asked for: ``auto``, ``flat``, ``hnsw``, ``ivf`` or a FAISS factory string.
-        factory: the FAISS factory string that it became.
+        kind: the requested kind: ``auto``, ``flat``, ``hnsw``, ``ivf`` or a FAISS factory string.
+        factory: the FAISS factory string in use.
         search: FAISS search parameters, such as ``nprobe`` or ``efSearch``.
         encoder: the encoder that made the vectors.
         made_with: versions of the packages that wrote the folder.
-        n_truncated: how many of the encoded texts are longer than the encoder's `max_tokens`, so that their ends have
-            no part in the vectors; None where that was not counted, as in older indexes.
-        files: ``pool``, ``vectors`` and ``faiss``; empty while the index is in memory only.
-        checksum: over the manifest's own bytes; empty while the index is in memory only.
+        n_truncated: number of texts longer than the encoder's `max_tokens`, whose vectors ignore the end; None if not
+            counted, as in older indexes.
+        files: ``pool``, ``vectors`` and ``faiss``; empty if the index is only in memory.
+        checksum: checksum of the manifest file; empty if the index is only in memory.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -109,7 +109,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest as the bytes of its file, with its checksum.
 
-        The checksum is the SHA-256 of these very bytes with 64 zeros in its own place.
+        The checksum is the SHA-256 of these bytes with 64 zeros in place of the checksum.
         """
         values = {**self.to_dict(), "checksum": _NO_CHECKSUM}
         blank = (json.dumps(values, indent=2) + "\n").encode()
@@ -120,21 +120,21 @@ class Manifest:
         """Read a manifest file; ``where`` names it in messages.
 
         Raises:
-            IndexFormatError: it is damaged, of another version, or no manifest at all.
+            IndexFormatError: it is damaged, has another version, or is not a manifest.
         """
         match = _CHECKSUM.search(content)
         if match is None:
-            raise IndexFormatError(f"{where} is damaged, or not a manifest of an index")
+            raise IndexFormatError(f"{where} is damaged, or is not the manifest of an index")
         blank = content[: match.start(1)] + _NO_CHECKSUM.encode() + content[match.end(1) :]
         if hashlib.sha256(blank).hexdigest().encode() != match[1]:
-            raise IndexFormatError(f"{where} is damaged: its checksum does not agree; build the index again")
+            raise IndexFormatError(f"{where} is damaged: its checksum does not match; build the index again")
         try:
             values = json.loads(content)
             found, version = values.pop("format"), values.pop("format_version")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            raise IndexFormatError(f"{where} is damaged, or not a manifest of an index") from None
+            raise IndexFormatError(f"{where} is damaged, or is not the manifest of an index") from None
         if found != FORMAT:
-            raise IndexFormatError(f"{where} is not a manifest of an index")
+            raise IndexFormatError(f"{where} is not the manifest of an index")
         if version != FORMAT_VERSION or isinstance(version, bool | float):
             raise IndexFormatError(
                 f"{where} has format version {_brief(version)}, this ragalign reads {FORMAT_VERSION}; "
@@ -155,12 +155,12 @@ class Manifest:
                 f"{where} is damaged: {place}: {first['msg'].lower()}, not {_brief(first['input'])}; "
                 "build the index again"
             ) from None
-        except (ValueError, RecursionError) as error:  # half a surrogate pair, or nesting without an end
+        except (ValueError, RecursionError) as error:  # a lone surrogate, or nesting that is too deep
             raise IndexFormatError(f"{where} is damaged: {_brief(str(error))}; build the index again") from None
         if problem := _problem(asdict(manifest)):
             raise IndexFormatError(f"{where} is damaged: {problem}; build the index again")
         for role in FILE_ROLES:
-            # Names come from the folder and become paths: no other place may be reached by them.
+            # File names become paths, which must not leave the folder.
             record = manifest.files.get(role)
             digest = re.fullmatch(rf"{role}-([0-9a-f]{{64}})\.[a-z]+", record.name) if record else None
             if record is None or digest is None or digest[1] != record.sha256:
@@ -176,7 +176,7 @@ def _validator() -> Any:
 
 
 def _problem(values: Mapping[str, Any], where: str = "") -> str:
-    """The first value that no index can have, though its type is right."""
+    """Describe the first value that is out of range for an index, or return ""."""
     for key, value in values.items():
         name = f"{where}{key}"
         if isinstance(value, Mapping):
@@ -184,7 +184,7 @@ def _problem(values: Mapping[str, Any], where: str = "") -> str:
                 return problem
         elif isinstance(value, str):
             if "\0" in value or "\0" in key:
-                return f"{name} holds a NUL character"
+                return f"{name} contains a NUL character"
             if not value and key in ("id", "fingerprint", "kind", "factory"):
                 return f"{name} is empty"
         elif isinstance(value, int) and not 0 <= value <= _MOST.get(key, _MOST_OF_OTHERS):

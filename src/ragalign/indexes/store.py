@@ -1,7 +1,7 @@
-"""An index folder on disk: atomic writing, checked reading. The protocol is in ``indexes/README.md``.
+"""Index folders on disk: atomic writing and checked reading. ``indexes/README.md`` describes the protocol.
 
-Data files carry their content's hash in their names and are complete before the manifest names them;
-replacing the manifest is the one step that counts.
+Data files have the hash of their content in their names and are complete before the manifest names them. Replacing the
+manifest is the commit.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ EXTENSIONS = {"pool": ".parquet", "vectors": ".npy", "faiss": ".faiss"}
 _LOCK = ".lock"
 _WORKSHOP = ".writing"
 _DATA_FILE = re.compile(r"(pool|vectors|faiss)-[0-9a-f]{64}\.(parquet|npy|faiss)")
-# A reader starts over when a writer has replaced the index under it; nobody replaces it this often in a row.
+# A reader starts over if a writer has replaced the index meanwhile, up to this many times.
 _MAX_READS = 100
 
 
 def as_folder(folder: str | Path) -> Path:
-    """A path that the operating system takes.
+    """Check that a path is valid for the operating system.
 
     Raises:
-        IndexFormatError: it holds a NUL, or what the file system's encoding lacks.
+        IndexFormatError: it contains a NUL, or characters outside the file system's encoding.
     """
     try:
         if b"\0" not in os.fsencode(folder):
             return Path(folder)
     except UnicodeEncodeError:
         pass
-    raise IndexFormatError(f"{str(folder)!r} cannot be a folder: its name holds a NUL or a lone surrogate")
+    raise IndexFormatError(f"{str(folder)!r} cannot be a folder: its name contains a NUL or a lone surrogate")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the index in ``folder``.
+    """Read the manifest of the index in ``folder``.
 
     Raises:
-        IndexFormatError: there is none, or it is damaged.
+        IndexFormatError: there is no manifest, or it is damaged.
     """
     return _read_manifest(folder)[0]
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
-    """The manifest and which file it was: an index may be replaced by another and then by the same again."""
+    """The manifest and the identity of its file, since an index can be replaced by another and then by itself."""
     path = as_folder(folder) / MANIFEST
     try:
         with path.open("rb") as file:
@@ -65,20 +65,20 @@ def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
             status = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         if not folder.is_dir():
-            raise IndexFormatError(f"there is no index folder {folder}; build one with `ragalign index`") from None
-        raise IndexFormatError(f"{folder} holds no {MANIFEST}: it is no index, or its building was cut off") from None
+            raise IndexFormatError(f"no index folder {folder}; build one with `ragalign index`") from None
+        raise IndexFormatError(f"{folder} has no {MANIFEST}: it is not an index, or its build was interrupted") from None
     except OSError as error:
         raise IndexFormatError(f"cannot read {path}: {error.strerror or error}") from None
     return Manifest.from_bytes(content, str(path)), (status.st_ino, status.st_mtime_ns)
 
 
 def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T], verify: Verification) -> T:
-    """Check the data files and hand them to ``load``, all from one state of the index.
+    """Check the data files and pass them to ``load``, all from the same version of the index.
 
     Args:
         folder: the index.
-        load: gets the manifest and the path of each data file, by role.
-        verify: ``full`` compares sizes and hashes, ``size`` only sizes.
+        load: takes the manifest and the path of each data file, by role.
+        verify: ``full`` checks sizes and hashes, ``size`` only sizes.
 
     Raises:
         IndexFormatError: a file is missing or damaged.
@@ -104,21 +104,21 @@ def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T],
 def write_folder(
     folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], None]], expected: str | None
 ) -> Manifest:
-    """Write an index, replacing the one that is there, if any, in one step.
+    """Write an index, replacing an existing one atomically.
 
     Args:
         folder: a new or empty folder, or an index.
-        manifest: what to write, without `files` and `checksum`.
-        writers: for each role what writes its file to a given path.
-        expected: the checksum of the manifest that must still be there, where it matters.
+        manifest: the manifest, without `files` and `checksum`.
+        writers: for each role, a function that writes its file to a given path.
+        expected: the required checksum of the existing manifest, if any.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder contains something else.
         IndexMismatchError: another writer has replaced the index that this one comes from.
-        IndexFormatError: it cannot be written; what was there is unchanged.
+        IndexFormatError: it cannot be written; the existing index is unchanged.
     """
     try:
         _refuse_other_folders(folder)
@@ -131,14 +131,14 @@ def write_folder(
             try:
                 return _write(folder, manifest, writers)
             finally:
-                # What cannot be removed now does no harm, and the next writer tries again.
+                # Files that cannot be removed now are harmless; the next writer tries again.
                 with suppress(OSError):
                     _sweep(folder)
     except LockedError:
         raise IndexFormatError(f"another process is writing the index {folder}; wait until it is done") from None
     except (OSError, DataError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise IndexFormatError(f"cannot write the index {folder}: {reason}; what was there is unchanged") from None
+        raise IndexFormatError(f"cannot write the index {folder}: {reason}; the existing index is unchanged") from None
 
 
 def _write(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Path], None]]) -> Manifest:
@@ -164,13 +164,13 @@ def _write(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Pat
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what no manifest names: leftovers of killed writers, and the files of a replaced index."""
+    """Remove files that the manifest does not name: leftovers of killed writers and of replaced indexes."""
     shutil.rmtree(folder / _WORKSHOP, ignore_errors=True)
     try:
         named = {record.name for record in read_manifest(folder).files.values()}
     except IndexFormatError:
         if (folder / MANIFEST).exists():
-            return  # a damaged manifest: leave the files to whoever looks into it
+            return  # the manifest is damaged: keep the files for inspection
         named = set()
     for path in folder.iterdir():
         if _DATA_FILE.fullmatch(path.name) and path.name not in named:
@@ -183,18 +183,18 @@ def _current(folder: Path) -> str | None:
 
 def _refuse_other_folders(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder for the index")
+        raise ConfigError(f"{folder} is a file; name a folder for the index")
     if not folder.is_dir():
         return
     with suppress(FileNotFoundError):
         if b'"ragalign-index"' not in (folder / MANIFEST).read_bytes()[:200]:
-            raise ConfigError(f"{folder} holds a {MANIFEST} of something else; give another folder for the index")
+            raise ConfigError(f"{folder} has a {MANIFEST} of something else; name another folder for the index")
         return
     for path in folder.iterdir():
-        # A manifest that is here only now is one that another writer has just put in place.
+        # A manifest that appears only now was just written by another process.
         if path.name not in {_LOCK, _WORKSHOP, MANIFEST} and not _DATA_FILE.fullmatch(path.name):
             raise ConfigError(
-                f"{folder} is neither empty nor an index (it holds {path.name!r}); give another folder for the index"
+                f"{folder} is neither empty nor an index (it has {path.name!r}); name another folder for the index"
             )
 
 
@@ -203,7 +203,7 @@ def _check_file(path: Path, record: FileRecord, verify: Verification) -> None:
     if size != record.size:
         raise IndexFormatError(f"{path} is damaged: {size} bytes instead of {record.size}; build the index again")
     if verify == "full" and _sha256(path) != record.sha256:
-        raise IndexFormatError(f"{path} is damaged: its SHA-256 does not agree; build the index again")
+        raise IndexFormatError(f"{path} is damaged: its SHA-256 does not match; build the index again")
 
 
 def _sha256(path: Path) -> str:
@@ -212,7 +212,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power failure."""
+    """Flush a file or a folder's entries to disk, so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

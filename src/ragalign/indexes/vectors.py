@@ -1,4 +1,4 @@
-"""Vectors as arrays: reading their file, scaling them for a metric, and which of them have scores."""
+"""Arrays of vectors: reading them, preparing them for a metric, and checking their values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from ragalign.indexes.manifest import Metric
 
-# Squared lengths of vectors stay below, so that no score overflows float32 (3.4e38).
+# Upper limit of squared lengths, so that no score overflows float32 (3.4e38).
 _MAX_SQUARED_LENGTH = 1e37
 
 
 def read_vectors(path: Path) -> NDArray[np.float32]:
     """Memory-map a file of vectors: float32 ``[n, d]``.
 
-    NumPy's own loader would take archives and pickles, too.
+    np.load would also accept archives and pickles.
 
     Raises:
-        ValueError: the file holds something else; a damaged header can raise almost anything.
+        ValueError: the file contains something else; a damaged header can raise almost anything.
     """
     vectors: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     if vectors.dtype != np.dtype("<f4") or vectors.ndim != 2 or not vectors.flags.c_contiguous:
@@ -28,7 +28,7 @@ def read_vectors(path: Path) -> NDArray[np.float32]:
 
 
 def for_metric(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
-    """As FAISS shall compare them: for the cosine scaled to length 1, zero vectors as they are."""
+    """Prepare vectors for FAISS: scaled to length 1 for the cosine, except zero vectors."""
     if metric != "cosine":
         return np.ascontiguousarray(vectors)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -36,5 +36,5 @@ def for_metric(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float
 
 
 def measurable(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows have scores: no NaN, no infinity, and no length that overflows."""
+    """The rows with valid scores, as a mask: no NaN, no infinity, and no length that overflows."""
     return np.asarray(np.einsum("ij,ij->i", vectors, vectors) < _MAX_SQUARED_LENGTH)

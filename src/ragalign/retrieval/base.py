@@ -1,4 +1,4 @@
-"""What all retrieval strategies share: filters, exclusion, batches, and the way from positions to hits."""
+"""The base class of retrievers: filters, exclusion, batches, and the conversion of positions to hits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What must not be retrieved for a query, so that an evaluation prompt is never its own demonstration.
+    """Demonstrations that must not be retrieved, so that an evaluation prompt is never its own demonstration.
 
     Attributes:
-        ids: demonstrations that no query gets; ids that are not in the pool do no harm.
+        ids: ids of demonstrations to exclude for all queries; ids that are not in the pool are ignored.
         same_text: exclude demonstrations whose instruction is the query's text, or for a `Query` any of its
-            `own_texts`, both normalised (`ragalign.text.normalise`) and taken out of a known prompt template.
-        near: exclude demonstrations whose vector has at least this cosine similarity to the query's, both encoded as
-            documents by the index's encoder; None for no such bound.
+            `own_texts`, both normalised (`ragalign.text.normalise`) and extracted from known prompt templates.
+        near: exclude demonstrations with at least this cosine similarity to the query, both encoded as documents by
+            the index's encoder; None for no limit.
 
     Raises:
         ConfigError: ``ids`` is a single text, or ``near`` is outside [-1, 1].
@@ -55,24 +55,24 @@ class Exclusion:
 class Retriever(ABC):
     """Finds demonstrations for queries.
 
-    A strategy implements `rank`. Strategies compose by calling one another's `rank` with the same `Batch`, so that
-    filters and exclusion are resolved once and hold at every stage.
+    A strategy implements `rank`. Strategies are combined by calling each other's `rank` with the same `Batch`, so that
+    filters and exclusions are resolved once and apply at every stage.
 
     Attributes:
-        pool: the demonstrations that hits come from.
-        name: what recipes call the strategy.
-        reason_for_no_hit: what to tell whoever gets none.
+        pool: the demonstrations to retrieve.
+        name: the strategy's name in recipes.
+        reason_for_no_hit: the usual reason for queries without hits, for messages.
     """
 
     name: ClassVar[str] = "retriever"
     reason_for_no_hit: ClassVar[str] = "no demonstration passes the filter and the exclusion"
 
     def __init__(self, pool: Pool, space: Space | None = None) -> None:
-        """Set up what is shared.
+        """Set the pool and its vectors.
 
         Args:
             pool: the demonstrations.
-            space: their vectors and encoder, for `Exclusion.near`; an `Index` is one.
+            space: their vectors and encoder, for `Exclusion.near`, such as an `Index`.
         """
         self.pool = pool
         self._space = space
@@ -80,12 +80,12 @@ class Retriever(ABC):
 
     @property
     def space(self) -> Space | None:
-        """The vectors of the pool and their encoder, where the strategy was given an index."""
+        """The vectors of the pool and their encoder; None if the strategy has no index."""
         return self._space
 
     @abstractmethod
     def rank(self, batch: Batch, k: int) -> Ranking:
-        """The best k positions for each query of the batch, fewer where not as many may be retrieved.
+        """Rank positions for each query of the batch: the best k, or fewer if fewer are allowed.
 
         Filters and exclusions of the batch are applied *before* the cut to k.
         """
@@ -98,20 +98,20 @@ class Retriever(ABC):
         exclude: Exclusion | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[list[Hit]]:
-        """Hits for each query, best first, at most k.
+        """Retrieve at most k hits for each query, best first.
 
-        Fewer than k come back only where the pool has no more that pass filter and exclusion and, for `bm25`, share a
-        word with the query. Queries without any hit are counted in one logged warning.
+        Fewer than k are returned only if no more pass the filter and the exclusion and, for `bm25`, share a word with
+        the query. The number of queries without hits is logged in one warning.
 
         Args:
-            queries: texts or queries; equal ones are worked out once.
-            k: most hits per query, at least 1.
-            exclude: what must not be retrieved; None excludes nothing.
+            queries: texts or queries; equal ones are processed once.
+            k: maximum hits per query, at least 1.
+            exclude: demonstrations not to retrieve; None excludes nothing.
             where: metadata conditions, all of which must hold, such as ``{"category": "maths"}`` or
-                ``{"source": ["a.jsonl", "b.jsonl"]}``; a list means one of its values (see `Filters.mask`).
+                ``{"source": ["a.jsonl", "b.jsonl"]}``; a list matches any of its values (see `Filters.mask`).
 
         Raises:
-            ConfigError: an argument is wrong, or ``exclude.near`` is asked of a retriever without an encoder.
+            ConfigError: an argument is invalid, or ``exclude.near`` is set and the retriever has no encoder.
         """
         if isinstance(queries, str):
             raise ConfigError("retrieve: queries must be a list of texts, not a single text; wrap it in a list")
@@ -129,11 +129,11 @@ class Retriever(ABC):
         return found
 
     def _check_stage(self, stage: Retriever) -> None:
-        """Refuse another retriever that this one cannot build on."""
+        """Reject another retriever that this one cannot combine with."""
         if not isinstance(stage, Retriever):
             raise ConfigError(f"{self.name}: expected a retriever, not {stage!r}; make_retriever also takes names")
         if stage.pool is not self.pool and stage.pool.fingerprint != self.pool.fingerprint:
-            raise ConfigError(f"{self.name}: the retriever {stage.name!r} under it is over another pool")
+            raise ConfigError(f"{self.name}: its stage {stage.name!r} uses another pool")
 
     def _resolve(
         self, asked: list[tuple[str, ...]], exclude: Exclusion | None, where: Mapping[str, Any] | None
@@ -152,7 +152,7 @@ class Retriever(ABC):
         near = None
         if exclude.near is not None:
             if self._space is None:
-                raise ConfigError("exclusion: near needs an encoder, and this retriever has no index; leave near out")
+                raise ConfigError("exclusion: near needs an encoder, but this retriever has no index; remove near")
             near = Near(exclude.near, self._space)
         return Batch(texts, len(self.pool), allowed=allowed, forbidden=forbidden, near=near)
 
@@ -161,7 +161,7 @@ class Retriever(ABC):
         return np.array(self.pool.ids, dtype=object)
 
     def _positions_of(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """The demonstrations whose instruction is one of these texts."""
+        """Positions of the demonstrations whose instruction is one of these texts."""
         keys = dict.fromkeys(map(question_key, texts))
         found = [self._positions_by_text[key] for key in keys if key in self._positions_by_text]
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)

@@ -15,24 +15,24 @@ from ragalign.retrieval.ranking import Ranking
 
 _log = logging.getLogger(__name__)
 
-# A ranking of the given rows of the batch down to a depth, with `Batch.allowed` already applied.
+# Ranks the given rows of the batch to a given depth, with `Batch.allowed` already applied.
 Rank = Callable[[NDArray[np.int64], int], Ranking]
 
-# Most bytes of temporary vectors or similarities; strategies work through larger batches in parts.
+# Maximum bytes of temporary vectors or similarities; strategies process larger batches in parts.
 CHUNK_BYTES = 64 * 2**20
 
-# What float32 may lose in a cosine: a copy of the query is near at any threshold.
+# Tolerance for float32 rounding in a cosine, so that a copy of the query is near at any threshold.
 _ROUNDING = 1e-6
 _GROWTH = 4
 _SLACK = 16
 
 
 class Space(Protocol):
-    """Vectors of a pool's demonstrations and the encoder that made them; an `Index` is one."""
+    """The vectors of a pool and their encoder, such as an `Index`."""
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder of the vectors."""
+        """The encoder that made the vectors."""
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -48,15 +48,15 @@ class Near:
 
 
 class Batch:
-    """Distinct queries and what may be retrieved for them.
+    """Distinct queries, and the demonstrations allowed for each.
 
-    What all queries share is a mask over the pool. What each query has for itself, the demonstrations with its own
-    text or close to it, is removed from rankings by `survivors`.
+    Restrictions for all queries are a mask over the pool. Restrictions of a single query (demonstrations with its own
+    text or similar to it) are applied to rankings by `survivors`.
 
     Attributes:
         texts: the queries, each once.
-        allowed: bool [n], which demonstrations any query may get; None for all of them.
-        n_allowed: how many these are.
+        allowed: bool [n], the demonstrations allowed for all queries; None for the whole pool.
+        n_allowed: number of allowed demonstrations.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Batch:
             texts: the queries, each once.
             n: size of the pool.
             allowed: bool [n], None for all.
-            forbidden: positions that single rows must not get, by row.
-            near: what counts as too close to a query, None for nothing.
+            forbidden: forbidden positions of single queries, by row.
+            near: the similarity limit; None for no limit.
         """
         self.texts = tuple(texts)
         self.allowed = allowed
@@ -87,7 +87,7 @@ class Batch:
         for row, positions in (forbidden or {}).items():
             self._n_forbidden[row] = len(positions)
             codes.append(row * n + positions)
-        # (row, position) pairs as single numbers, so that membership is one vectorised test.
+        # (row, position) pairs encoded as single numbers, so that membership is a vectorised test.
         self._forbidden = np.concatenate(codes)
         self._encoded: dict[tuple[int, str], NDArray[np.float32]] = {}
 
@@ -95,17 +95,17 @@ class Batch:
         return len(self.texts)
 
     def vectors(self, encoder: Encoder, kind: Literal["query", "document"] = "query") -> NDArray[np.float32]:
-        """The queries' vectors, float32 [m, d], encoded once however many strategies ask."""
+        """The queries' vectors, float32 [m, d], encoded once for all strategies."""
         if encoder.query_prompt == encoder.document_prompt:
             kind = "query"
         key = (id(encoder), kind)
         if key not in self._encoded:
             self._encoded[key] = encoder.encode(self.texts, kind=kind)
-            # The same texts are as long whichever prompt is before them: one warning is enough.
+            # Both prompts make the same texts too long, so warn once.
             if len(self._encoded) == 1 and (n_truncated := int(encoder.truncated(self.texts, kind=kind).sum())):
                 _log.warning(
-                    "%d of %d questions are longer than the %s tokens of the encoder %s: what comes after has no part "
-                    "in the search",
+                    "%d of %d questions are longer than the %s tokens of the encoder %s: their ends are ignored in the "
+                    "search",
                     n_truncated,
                     len(self.texts),
                     encoder.max_tokens,
@@ -114,18 +114,19 @@ class Batch:
         return self._encoded[key]
 
     def survivors(self, k: int, rank: Rank) -> Ranking:
-        """The best k of each query's ranking that are not excluded for it.
+        """The best k positions of each query's ranking that are not forbidden for this query.
 
-        Ranks a little deeper than k, drops what is excluded, and ranks deeper for the queries that fell short, until
-        they have k or their ranking ends. ``rank`` must be consistent: deeper means more at the end.
+        Ranks a little deeper than k, drops forbidden positions, and ranks deeper for queries with fewer than k left,
+        until they have k or their ranking ends. ``rank`` must be consistent: a deeper ranking extends a shallower one.
         """
         k = min(k, self.n_allowed)
         rows = np.arange(len(self))
         if k == 0 or (self._near is None and not len(self._forbidden)):
             return rank(rows, k)
         out = Ranking.empty(len(self), k)
-        # One query with many copies in the pool must not make all others rank deep: first a little, then what is known
-        # to be enough, or with near-duplicates, of which the number is not known, always several times as deep.
+        # A query with many copies in the pool must not make all others rank deep. So rank a little deeper first, then
+        # as deep as is known to be enough or, with near-duplicates, whose number is unknown, several times as deep
+        # each time.
         depth = k + min(self._most_forbidden(rows), _SLACK) + (_SLACK if self._near else 0)
         while len(rows):
             depth = min(depth, self.n_allowed)
@@ -139,13 +140,13 @@ class Batch:
         return int(self._n_forbidden[rows].max())
 
     def _chunks(self, rows: NDArray[np.int64], depth: int) -> list[NDArray[np.int64]]:
-        """The rows in groups for which one group's vectors or scores stay within the memory bound."""
+        """Split the rows into groups whose vectors and scores stay within the memory limit."""
         width = self._near.space.vectors.shape[1] if self._near else 1
         size = max(1, CHUNK_BYTES // (depth * max(width * 4, 16)))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _fill(self, out: Ranking, rows: NDArray[np.int64], rank: Rank, depth: int) -> NDArray[np.int64]:
-        """Write the rows that have their k at this depth, or whose ranking ends; return the others."""
+        """Fill the rows that have k positions at this depth, or whose ranking ends; return the other rows."""
         k = out.positions.shape[1]
         found = rank(rows, depth)
         keep = self._keep(rows, found.positions)
@@ -165,8 +166,8 @@ class Batch:
         if len(self._forbidden):
             keep &= ~np.isin(rows[:, None] * self._n + positions, self._forbidden)
         if self._near:
-            # Near-duplicates are documents to each other: the query is encoded as one, which matters for encoders with
-            # different prompts on the two sides.
+            # Near-duplicates are compared as documents, so the query is encoded as a document. This matters for
+            # encoders with different prompts for queries and documents.
             queries = unit(self.vectors(self._near.space.encoder, "document")[rows])
             documents = unit(self._near.space.vectors[np.maximum(positions, 0)])
             keep &= np.matmul(documents, queries[:, :, None])[:, :, 0] < self._near.threshold - _ROUNDING
@@ -174,7 +175,7 @@ class Batch:
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors scaled to length 1 along the last axis; zero vectors stay zero."""
+    """Scale vectors to length 1 along the last axis; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     scaled: NDArray[np.float32] = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     return scaled

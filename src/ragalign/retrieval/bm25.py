@@ -1,4 +1,4 @@
-"""Lexical retrieval with BM25, through the bm25s package."""
+"""Lexical retrieval with BM25, using the bm25s package."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from ragalign.text import normalise
 class Bm25Retriever(Retriever):
     """BM25 over the index's text form, split into words by `ragalign.retrieval.words.words`.
 
-    The variant is Lucene's: the sum over the query's words, repeated ones counted again, of
+    The variant is Lucene's: the sum over the query's words, repeated words included, of
     ``log(1 + (n - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length / mean length))``.
 
-    `Hit.score` is that sum, above 0: a demonstration that shares no word with the query is no hit, so fewer than k can
-    come back. Equal scores are ordered by position in the pool.
+    `Hit.score` is this sum. Demonstrations that share no word with the query are not returned, so there can be fewer
+    than k hits. Equal scores are ordered by position in the pool.
 
     Source: Kamphuis et al. (2020), "Which BM25 Do You Mean?", ECIR; Lù (2024), "BM25S", arXiv:2407.03618, also for
     the default parameters.
     """
 
     name: ClassVar[str] = "bm25"
-    reason_for_no_hit: ClassVar[str] = "no demonstration that may be retrieved shares a word with them"
+    reason_for_no_hit: ClassVar[str] = "no allowed demonstration shares a word with them"
 
     def __init__(
         self, index: Index, *, k1: float = 1.5, b: float = 0.75, stopwords: str | Sequence[str] | None = "english"
     ) -> None:
-        """Set up the parameters; the words are counted on first use.
+        """Set the parameters; words are counted on first use.
 
         Args:
-            index: where the demonstrations are.
+            index: the index to search.
             k1: saturation of repeated words.
-            b: how much length counts, in [0, 1].
-            stopwords: words to leave out: a language known to bm25s, a list, or None for none.
+            b: weight of the length normalisation, in [0, 1].
+            stopwords: words to ignore: a language known to bm25s, a list, or None.
         """
         super().__init__(index.pool, index)
         self._index = index
@@ -55,7 +55,7 @@ class Bm25Retriever(Retriever):
         if isinstance(stopwords, list | tuple) and all(isinstance(word, str) for word in stopwords):
             stopwords = [normalise(word) for word in stopwords]
         elif stopwords is not None and not isinstance(stopwords, str):
-            raise ConfigError(f"bm25: stopwords must be a language, a list of words or nothing, not {stopwords!r}")
+            raise ConfigError(f"bm25: stopwords must be a language, a list of words or None, not {stopwords!r}")
         try:
             known = require("bm25s.tokenization", "BM25 retrieval").Tokenizer(stopwords=stopwords).stopwords
         except ValueError as error:
@@ -85,7 +85,7 @@ class Bm25Retriever(Retriever):
 
     @cached_property
     def _model(self) -> Any:
-        """The bm25s model; None where the pool has no words at all, which bm25s cannot count."""
+        """The bm25s model; None if the pool has no words, which bm25s does not support."""
         bm25s = require("bm25s", "BM25 retrieval")
         vocabulary: dict[str, int] = {}
         documents = [

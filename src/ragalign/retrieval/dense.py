@@ -14,7 +14,7 @@ from ragalign.retrieval.ranking import Ranking
 
 
 class DenseRetriever(Retriever):
-    """Nearest demonstrations in the index's own metric.
+    """Nearest demonstrations in the metric of the index.
 
     `Hit.score` is the index's score: cosine similarity, inner product, or negative squared distance for l2.
     """

@@ -1,4 +1,4 @@
-"""Determinantal point process: a set that is relevant and diverse as a whole."""
+"""Determinantal point process: selects a set that is relevant and diverse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragalign.retrieval.base import Retriever
 from ragalign.retrieval.greedy import GreedyRetriever
 from ragalign.retrieval.options import number
 
-# Below this share of its own length outside the span of those selected, a candidate adds nothing but rounding.
+# A candidate with less than this share of its length outside the span of those selected adds only rounding errors.
 _NOTHING_NEW = 1e-10
 
 
@@ -35,13 +35,13 @@ class DppRetriever(GreedyRetriever):
     def __init__(
         self, index: Index, *, scale: float = 0.1, first: Retriever | None = None, n_candidates: int = 100
     ) -> None:
-        """Set up the trade-off.
+        """Set the trade-off.
 
         Args:
-            index: where the demonstrations and their vectors are.
-            scale: small is relevant, large is diverse; above 0.
-            first: the retriever that finds the candidates; dense unless given.
-            n_candidates: how many of them; k where that is more.
+            index: the index to search.
+            scale: above 0; small values favour relevance, large values diversity.
+            first: the retriever of the candidates; dense by default.
+            n_candidates: number of candidates; raised to k if lower.
         """
         super().__init__(index, first=first, n_candidates=n_candidates)
         self._scale = number("dpp", "scale", scale, low=1e-6)
@@ -60,9 +60,9 @@ class DppRetriever(GreedyRetriever):
         columns = np.empty((m, k), dtype=np.int64)
         left = available.copy()
         kernel = (1 + similarity) / 2
-        # Quality only scales rows and columns, so it is a term of its own in the logarithm: no exp, no overflow.
+        # Quality only scales rows and columns, so it is a separate term in the logarithm: no exp, no overflow.
         quality = (1 + relevance) / 2 / self._scale
-        # Rows of the Cholesky factor as far as it is known, and what is left of each candidate outside their span.
+        # The known rows of the Cholesky factor, and the rest of each candidate outside their span.
         factor = np.zeros((m, k, c))
         rest = np.diagonal(kernel, axis1=1, axis2=2).copy()
         for step in range(k):

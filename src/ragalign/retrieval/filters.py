@@ -32,13 +32,13 @@ class Filters:
         self._columns: dict[str, _Column] = {}
 
     def mask(self, where: Mapping[str, Any]) -> NDArray[np.bool_]:
-        """Which demonstrations meet all conditions, bool [n].
+        """The demonstrations that meet all conditions, as a mask bool [n].
 
-        A condition holds where the field ``source``, or else the metadata field of that name, equals the value, or
-        equals one of the values where a list, tuple or set is given. Numbers compare as numbers, and never with text.
+        A condition compares ``source`` or the metadata field of that name with the value, or with any value of a list,
+        tuple or set. Numbers are compared as numbers and never equal text.
 
         Raises:
-            ConfigError: no demonstration has such a field, or a value is nothing that JSON can hold.
+            ConfigError: no demonstration has such a field, or a value is not a JSON value.
         """
         mask = np.ones(len(self._pool), dtype=np.bool_)
         for field, wanted in where.items():
@@ -65,7 +65,7 @@ class Filters:
             ]
             if rows and not code_of:
                 known = sorted({"source"}.union(*rows))
-                raise ConfigError(f"where: no demonstration has the field {field!r}; there are: {', '.join(known)}")
+                raise ConfigError(f"where: no demonstration has the field {field!r}; known fields: {', '.join(known)}")
         return _Column(np.array(codes, dtype=np.int32), code_of)
 
     def _metadata(self) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ class Filters:
 
 
 def _key(value: object, field: str) -> Hashable:
-    """A value as something hashable that equals another's exactly where the JSON values are equal."""
+    """A hashable key for a JSON value; keys are equal exactly if the values are."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or value is None:

@@ -1,4 +1,4 @@
-"""Fixed demonstrations: the same ones for every query, as URIAL has them."""
+"""Fixed demonstrations: the same for every query, as in URIAL."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ragalign.types import Demonstration
 
 
 class FixedRetriever(Retriever):
-    """Constant demonstrations in the given order, whatever the query.
+    """The same demonstrations for every query, in the given order.
 
-    Filters and exclusion hold here too: the others move up. `pool` is the index's where ids are given, and otherwise
-    holds the given demonstrations, which need not be in any index.
+    Filters and exclusions apply here too; the remaining demonstrations move up. With ids, `pool` is the index's pool;
+    otherwise it is the given demonstrations, which need not be in an index.
 
-    `Hit.score` is 0 throughout: there is no relevance in it.
+    `Hit.score` is always 0.
     """
 
     name: ClassVar[str] = "fixed"
@@ -37,20 +37,19 @@ class FixedRetriever(Retriever):
         ids: Iterable[str] | None = None,
         demonstrations: Iterable[Demonstration | Mapping[str, Any]] | None = None,
     ) -> None:
-        """Fix the demonstrations, by exactly one of the two options.
+        """Set the demonstrations by exactly one of the two options.
 
         Args:
-            index: where the ids are; its encoder measures `Exclusion.near`. May be None with ``demonstrations``.
+            index: the index of the ids; its encoder measures `Exclusion.near`. Optional with ``demonstrations``.
             ids: demonstration ids in the index's pool.
-            demonstrations: the demonstrations themselves, a `Pool` included, or mappings with ``instruction`` and
-                ``response``.
+            demonstrations: demonstrations, such as a `Pool`, or mappings with ``instruction`` and ``response``.
 
         Raises:
-            ConfigError: not exactly one of the two is given, or a mapping has other fields.
+            ConfigError: both or neither are given, or a mapping has other fields.
             DataError: an id is not in the pool.
         """
         if (ids is None) == (demonstrations is None):
-            raise ConfigError("fixed: give either ids or demonstrations")
+            raise ConfigError("fixed: set either ids or demonstrations")
         if demonstrations is not None:
             pool = demonstrations if isinstance(demonstrations, Pool) else _pool(demonstrations)
             super().__init__(pool, _Constants(pool, index.encoder) if index is not None else None)
@@ -75,7 +74,7 @@ class FixedRetriever(Retriever):
 
 
 class _Constants:
-    """The vector space of demonstrations that are in no index; encoded when first asked for."""
+    """The vectors of demonstrations outside an index, encoded on first use."""
 
     def __init__(self, pool: Pool, encoder: Encoder) -> None:
         self._pool = pool
@@ -96,8 +95,8 @@ def _demonstration(given: Demonstration | Mapping[str, Any]) -> Demonstration:
     if not isinstance(given, Mapping) or not all(
         isinstance(given.get(name), str) for name in ("instruction", "response")
     ):
-        raise ConfigError("fixed: each of demonstrations must have an instruction and a response, both texts")
+        raise ConfigError("fixed: each demonstration must have an instruction and a response, both texts")
     unknown = sorted(set(given) - {"instruction", "response"})
     if unknown:
-        raise ConfigError(f"fixed: demonstrations may have an instruction and a response, not: {', '.join(unknown)}")
+        raise ConfigError(f"fixed: demonstrations can have an instruction and a response, not: {', '.join(unknown)}")
     return Demonstration(given["instruction"], given["response"])

@@ -1,4 +1,4 @@
-"""Greedy selection from candidates: what MMR and DPP share."""
+"""Greedy selection from candidates, the base of MMR and DPP."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ragalign.retrieval.ranking import Ranking
 
 
 class GreedyRetriever(Retriever):
-    """Takes candidates from a first stage and selects k of them one by one.
+    """Selects k of the candidates of a first stage, one at a time.
 
-    Relevance and similarity are cosines of the index's vectors in whatever metric it searches, so that the two are on
-    one scale. Filters and exclusion hold for the candidates. Among equals, the one that the first stage ranks higher
-    is selected.
+    Relevance and similarity are cosines of the index's vectors, independent of its metric, so that both are on the
+    same scale. Filters and exclusions apply to the candidates. Ties go to the candidate ranked higher by the first
+    stage.
     """
 
     def __init__(self, index: Index, *, first: Retriever | None = None, n_candidates: int = 100) -> None:
-        """Set up the first stage.
+        """Set the first stage.
 
         Args:
-            index: where the demonstrations and their vectors are.
-            first: the retriever that finds the candidates; dense unless given.
-            n_candidates: how many of them; k where that is more.
+            index: the index to search.
+            first: the retriever of the candidates; dense by default.
+            n_candidates: number of candidates; raised to k if lower.
         """
         super().__init__(index.pool, index)
         self._index = index
@@ -50,12 +50,12 @@ class GreedyRetriever(Retriever):
         Args:
             relevance: cosine of query and candidate, float64 [m, c].
             similarity: cosine of candidate and candidate, float64 [m, c, c].
-            available: which candidates there are, bool [m, c]; the others are padding, in the last columns.
-            k: how many, at most c.
+            available: bool [m, c], False for padding, which is in the last columns.
+            k: number to select, at most c.
 
         Returns:
-            Scores float64 [m, k] and columns int64 [m, k] in the order of selection; the score is -inf in the last
-            columns of queries with fewer than k candidates.
+            Scores float64 [m, k] and columns int64 [m, k] in order of selection; for queries with fewer than k
+            candidates, the last scores are -inf.
         """
 
     def rank(self, batch: Batch, k: int) -> Ranking:

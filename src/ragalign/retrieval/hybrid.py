@@ -18,12 +18,12 @@ from ragalign.retrieval.ranking import Ranking
 
 
 class HybridRetriever(Retriever):
-    """Reciprocal rank fusion: sums 1 / (constant + rank) over the rankings that a demonstration is in.
+    """Reciprocal rank fusion: the sum of 1 / (constant + rank) over the rankings that contain a demonstration.
 
-    Each retriever ranks ``n_candidates`` deep, with filters and exclusion applied; the fused list is then cut to k.
+    Each retriever ranks ``n_candidates``, with filters and exclusions applied; the fused list is then cut to k.
     Equal sums are ordered by position in the pool.
 
-    `Hit.score` is that sum: at most ``len(retrievers) / (constant + 1)``.
+    `Hit.score` is this sum, at most ``len(retrievers) / (constant + 1)``.
 
     Source: Cormack, Clarke and Buettcher (2009), "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
     Learning Methods", SIGIR, also for the constant 60.
@@ -39,18 +39,18 @@ class HybridRetriever(Retriever):
         constant: float = 60,
         n_candidates: int = 100,
     ) -> None:
-        """Set up the fusion.
+        """Set the retrievers to fuse.
 
         Args:
-            index: where the demonstrations are.
-            retrievers: what is fused; dense and bm25 unless given.
-            constant: dampens the weight of the first ranks.
-            n_candidates: depth of each ranking; k where that is more.
+            index: the index to search.
+            retrievers: the retrievers to fuse; dense and bm25 by default.
+            constant: larger values reduce the weight of the first ranks.
+            n_candidates: depth of each ranking; raised to k if lower.
         """
         super().__init__(index.pool, index)
         self._retrievers = list(retrievers) if retrievers is not None else [DenseRetriever(index), Bm25Retriever(index)]
         if not self._retrievers:
-            raise ConfigError("hybrid: retrievers must hold at least one retriever")
+            raise ConfigError("hybrid: retrievers must name at least one retriever")
         for retriever in self._retrievers:
             self._check_stage(retriever)
         self._constant = number("hybrid", "constant", constant, low=0)
@@ -67,7 +67,7 @@ class HybridRetriever(Retriever):
                 1 / (self._constant + np.arange(1, found.positions.shape[1] + 1)), found.scores.shape
             )
             here = found.positions >= 0
-            # (row, position) pairs as single numbers: all queries are fused in one pass.
+            # (row, position) pairs encoded as single numbers, so that all queries are fused in one pass.
             codes.append((np.arange(len(batch))[:, None] * n + found.positions)[here])
             shares.append(share[here])
         distinct, where = np.unique(np.concatenate(codes), return_inverse=True)

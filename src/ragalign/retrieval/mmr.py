@@ -1,4 +1,4 @@
-"""Maximal marginal relevance: relevant to the query, unlike what is already selected."""
+"""Maximal marginal relevance: relevant to the query, and different from those already selected."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ragalign.retrieval.options import number
 class MmrRetriever(GreedyRetriever):
     """Maximal marginal relevance over the candidates of a first stage.
 
-    Selects, one by one, the candidate with the highest ``lambda * relevance - (1 - lambda) * similarity``, where
-    similarity is the highest to any demonstration selected before, 0 for the first. Both are cosines.
+    Selects, one at a time, the candidate with the highest ``lambda * relevance - (1 - lambda) * similarity``, where
+    similarity is the maximum over the demonstrations selected so far, 0 for the first. Both are cosines.
 
-    `Hit.score` is that value at the time of selection.
+    `Hit.score` is this value at the time of selection.
 
     Source: Carbonell and Goldstein (1998), "The Use of MMR, Diversity-Based Reranking for Reordering Documents and
     Producing Summaries", SIGIR.
@@ -30,13 +30,13 @@ class MmrRetriever(GreedyRetriever):
     def __init__(
         self, index: Index, *, lambda_: float = 0.7, first: Retriever | None = None, n_candidates: int = 100
     ) -> None:
-        """Set up the trade-off.
+        """Set the trade-off.
 
         Args:
-            index: where the demonstrations and their vectors are.
-            lambda_: weight of relevance in [0, 1]; 1 leaves the order to relevance alone. Called ``lambda`` in recipes.
-            first: the retriever that finds the candidates; dense unless given.
-            n_candidates: how many of them; k where that is more.
+            index: the index to search.
+            lambda_: weight of relevance, in [0, 1]; 1 orders by relevance alone. ``lambda`` in recipes.
+            first: the retriever of the candidates; dense by default.
+            n_candidates: number of candidates; raised to k if lower.
         """
         super().__init__(index, first=first, n_candidates=n_candidates)
         self._lambda = number("mmr", "lambda", lambda_, low=0, high=1)

@@ -1,4 +1,4 @@
-"""Checks of option values: each returns the value or raises one clear line."""
+"""Checks of option values; each returns the value or raises `ConfigError`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ragalign.errors import ConfigError
 
 
 def whole(owner: str, name: str, value: object, low: int = 1) -> int:
-    """``value`` as a whole number of at least ``low``.
+    """Check that ``value`` is a whole number of at least ``low``.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{owner}: {name} must be a whole number of at least {low}, not {value!r}")
@@ -19,10 +19,10 @@ def whole(owner: str, name: str, value: object, low: int = 1) -> int:
 
 
 def number(owner: str, name: str, value: object, low: float, high: float = math.inf) -> float:
-    """``value`` as a finite number in [low, high].
+    """Check that ``value`` is a finite number in [low, high].
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{owner}: {name} must be a number, not {value!r}")

@@ -1,4 +1,4 @@
-"""Random retrieval: the baseline that any other strategy has to beat."""
+"""Random retrieval: the baseline for all other strategies."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ragalign.retrieval.ranking import Ranking, top
 class RandomRetriever(Retriever):
     """Demonstrations drawn uniformly, without replacement.
 
-    The draw depends on the seed, the query's text and the pool only: neither on the other queries of the batch nor on
-    their order, and a filter removes demonstrations from the draw without reordering the others.
+    The draw depends only on the seed, the query's text and the pool, not on the other queries of the batch. A filter
+    removes demonstrations from the draw without reordering the others.
 
-    `Hit.score` is the demonstration's random number in [0, 1) for this query, and means nothing else.
+    `Hit.score` is the demonstration's random number in [0, 1) for this query.
     """
 
     name: ClassVar[str] = "random"
@@ -53,6 +53,6 @@ class RandomRetriever(Retriever):
     def _keys(self, text: str) -> NDArray[np.float64]:
         """One number in [0, 1) per demonstration, float64 [n]."""
         digest = hashlib.sha256(b"%d:%b" % (self._seed, text.encode("utf-8", "surrogatepass"))).digest()
-        # The raw stream of a bit generator never changes between NumPy versions; those of `Generator` methods may.
+        # The raw stream of a bit generator is stable across NumPy versions; `Generator` methods are not.
         raw = np.random.PCG64(int.from_bytes(digest)).random_raw(len(self.pool))
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Rankings as arrays: what strategies hand to one another before ids are looked up."""
+"""Rankings as arrays of positions, which strategies exchange before ids are looked up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Ranking:
     """The best pool positions of m queries, best first.
 
     Attributes:
-        scores: floats [m, k], higher is closer; -inf where there is no position.
-        positions: int64 [m, k], each at most once per row; -1 after the last one of a row.
+        scores: floats [m, k], higher is better; -inf if there is no position.
+        positions: int64 [m, k], each at most once per row; -1 after the last position of a row.
     """
 
     scores: NDArray[np.floating[Any]]
@@ -25,11 +25,11 @@ class Ranking:
 
     @staticmethod
     def empty(m: int, k: int) -> Ranking:
-        """A ranking to be filled in, without any position yet."""
+        """A ranking without positions, to be filled in."""
         return Ranking(np.full((m, k), -np.inf), np.full((m, k), -1, dtype=np.int64))
 
     def hits(self, ids: NDArray[np.object_]) -> list[list[Hit]]:
-        """The rows as hits, with ``ids`` [n] being the demonstration ids by position."""
+        """Convert the rows to hits; ``ids`` [n] are the demonstration ids by position."""
         names = ids[np.maximum(self.positions, 0)].tolist()
         counts = (self.positions >= 0).sum(axis=1).tolist()
         ranks = range(1, self.positions.shape[1] + 1)
@@ -38,15 +38,15 @@ class Ranking:
 
 
 def top(scores: NDArray[np.floating[Any]], k: int, allowed: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    """Positions of the k highest of ``scores`` [n], by score and then by position.
+    """Positions of the k highest ``scores`` [n], ordered by score and then by position.
 
-    Fewer than k come back where fewer are ``allowed`` [n].
+    Returns fewer than k if fewer are ``allowed`` [n].
     """
     positions = np.arange(len(scores)) if allowed is None else np.flatnonzero(allowed)
     if k < len(positions):
         candidates = scores[positions]
         threshold = np.partition(candidates, len(candidates) - k)[len(candidates) - k]
-        # All ties at the threshold stay in, so that position decides among them and not the partition.
+        # Keep all ties at the threshold, so that their order depends on position and not on the partition.
         positions = positions[candidates >= threshold]
     order = np.argsort(-scores[positions], kind="stable")[:k]
     return positions[order].astype(np.int64, copy=False)

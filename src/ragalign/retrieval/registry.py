@@ -1,4 +1,4 @@
-"""Retrievers by name, as recipes and the command line ask for them."""
+"""Creating retrievers by name, for recipes and the command line."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ _STRATEGIES: Mapping[str, type[Retriever]] = {
 
 
 def retriever_names() -> tuple[str, ...]:
-    """The names that `make_retriever` knows."""
+    """The names of all retrievers, for `make_retriever`."""
     return tuple(_STRATEGIES)
 
 
 def retriever_class(name: str) -> type[Retriever]:
-    """The class of the strategy called ``name``.
+    """The class of the retriever ``name``.
 
     Raises:
-        ConfigError: there is no such strategy.
+        ConfigError: no such retriever.
     """
     if name not in _STRATEGIES:
-        raise ConfigError(f"there is no retriever {name!r}; choose one of: {', '.join(_STRATEGIES)}")
+        raise ConfigError(f"no retriever {name!r}; choose one of: {', '.join(_STRATEGIES)}")
     return _STRATEGIES[name]
 
 
 def retriever_options(name: str) -> tuple[str, ...]:
-    """The options of the strategy called ``name``, as recipes write them.
+    """The options of the retriever ``name``, as written in recipes.
 
     Raises:
-        ConfigError: there is no such strategy.
+        ConfigError: no such retriever.
     """
     return tuple(parameter.rstrip("_") for parameter in _parameters(name))
 
 
 def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
-    """The strategy called ``name`` over ``index``.
+    """Create the retriever ``name`` over ``index``.
 
-    Options are those of the strategy's constructor; ``lambda`` may be written as such. Where an option takes another
-    retriever (``first``, ``retrievers``), it may be given by name, as in ``first="bm25"``, or as a mapping of its name
-    and options, as in ``first={"name": "bm25", "k1": 1.2}``.
+    Options are the arguments of its class; ``lambda`` stands for ``lambda_``. Options that are retrievers (``first``,
+    ``retrievers``) can be names, as in ``first="bm25"``, or mappings with a name and options, as in
+    ``first={"name": "bm25", "k1": 1.2}``.
 
     Raises:
-        ConfigError: the name, an option or its value is wrong; the message lists the valid names or options.
+        ConfigError: the name, an option or its value is invalid; the message lists the valid names or options.
     """
     parameters = _parameters(name)
     given = {f"{option}_" if iskeyword(option) else option: value for option, value in options.items()}
@@ -98,4 +98,4 @@ def _stage(stage: object, index: Index) -> Retriever:
     if isinstance(stage, Mapping) and isinstance(stage.get("name"), str):
         options = {option: value for option, value in stage.items() if option != "name"}
         return make_retriever(stage["name"], index, **options)
-    raise ConfigError(f"a retriever is given by name or as a mapping with a name and options, not as {stage!r}")
+    raise ConfigError(f"a retriever must be a name or a mapping with a name and options, not {stage!r}")

@@ -1,4 +1,4 @@
-"""Cross-encoder reranking: retrieve more, score query and candidate together, keep k."""
+"""Cross-encoder reranking: retrieve candidates, score each together with the query, keep the best k."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 
 class RerankRetriever(Retriever):
-    """Candidates of a first stage in the order of a cross-encoder.
+    """Reorders the candidates of a first stage with a cross-encoder.
 
-    `Hit.score` is the cross-encoder's score as `sentence_transformers.CrossEncoder.predict` gives it. Equal scores
-    keep the first stage's order.
+    `Hit.score` is the result of `sentence_transformers.CrossEncoder.predict`. Equal scores keep the order of the first
+    stage.
     """
 
     name: ClassVar[str] = "rerank"
@@ -42,15 +42,15 @@ class RerankRetriever(Retriever):
         batch_size: int = 32,
         device: str | None = None,
     ) -> None:
-        """Set up the stages; the model is loaded on first use.
+        """Set the stages; the model is loaded on first use.
 
         Args:
-            index: where the demonstrations are; the model sees its text form.
-            model: a cross-encoder with one output, as hub id or local folder.
-            first: the retriever that finds the candidates; dense unless given.
-            n_candidates: how many of them; k where that is more.
+            index: the index to search; the model scores its text form.
+            model: a cross-encoder with one output, as Hub id or local folder.
+            first: the retriever of the candidates; dense by default.
+            n_candidates: number of candidates; raised to k if lower.
             batch_size: pairs per forward pass.
-            device: such as ``"cpu"`` or ``"cuda"``; None chooses.
+            device: such as ``"cpu"`` or ``"cuda"``; None chooses automatically.
         """
         super().__init__(index.pool, index)
         self._index = index
@@ -76,7 +76,7 @@ class RerankRetriever(Retriever):
         texts = indexed_texts(self._index, self.pool.take(distinct))
         pairs = [(batch.texts[row], texts[at]) for row, at in zip(rows, which, strict=True)]
         if pairs:
-            # All pairs of the batch in one call: the model sorts them by length.
+            # Score all pairs of the batch in one call: the model sorts them by length.
             model = self._model
             try:
                 scores[here] = model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
@@ -96,12 +96,12 @@ class RerankRetriever(Retriever):
                 else:
                     model = cross_encoder(located.id, revision=located.commit, device=self._device)
             except Exception as error:
-                # Anything may go wrong in foreign weights and code; the user needs one line of it.
+                # Foreign weights and code can raise anything; show one line of it.
                 reason = (str(error).strip() or repr(error)).partition("\n")[0]
                 raise ConfigError(f"rerank: cannot load the cross-encoder {self._name!r}: {reason}") from error
         if model.num_labels != 1:
             raise ConfigError(
-                f"rerank: the cross-encoder {self._name!r} has {model.num_labels} outputs; one with a single relevance "
-                "score is needed"
+                f"rerank: the cross-encoder {self._name!r} has {model.num_labels} outputs; use one with a single "
+                "relevance score"
             )
         return model

@@ -7,7 +7,7 @@ from ragalign.pool import Pool
 
 
 def indexed_texts(index: Index, pool: Pool | None = None) -> list[str]:
-    """What the index encodes of each demonstration of ``pool``, by default its own: `Manifest.text`."""
+    """The texts that the index encodes, for each demonstration of ``pool`` (by default the index's own)."""
     pool = pool if pool is not None else index.pool
     if index.manifest.text == "instruction":
         return pool.instructions

@@ -1,4 +1,4 @@
-"""Splits texts of any script into words, for lexical retrieval."""
+"""Splitting texts in any script into words, for lexical retrieval."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import regex
 
 from ragalign.text import normalise
 
-# Letters of scripts that write no spaces between words, with the marks on them. Script extensions, so that marks that
-# several scripts share are in, such as the Japanese long-vowel mark; \w, so that their punctuation is not.
+# Letters and marks of scripts without spaces between words. Script extensions include marks that several scripts
+# share, such as the Japanese long-vowel mark; \w excludes punctuation.
 _SCRIPTS = (
     *("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Le", "New_Tai_Lue"),
     *("Tai_Tham", "Tai_Viet", "Ahom", "Javanese", "Balinese"),
@@ -21,12 +21,12 @@ _TOKEN = regex.compile(rf"(?V1w)(?P<unspaced>{_UNSPACED}+)|[\w--\p{{M}}].*?\b")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, normalised (`ragalign.text.normalise`), repeated ones as often as they occur.
+    """The words of a text, normalised (`ragalign.text.normalise`), in order and with repetitions.
 
     Words end at the default word boundaries of UAX 29, which keep marks with their letters. Scripts without spaces
-    between words (Han, kana, Thai, Lao, Khmer, Myanmar and others) give overlapping pairs of letters, or the letter
-    itself where it has no neighbour. Single characters count: "C" and "R" are what a question may be about. A
-    possessive 's is left out, as in Lucene's English analyser.
+    between words (Han, kana, Thai, Lao, Khmer, Myanmar and others) give overlapping pairs of letters, or a single
+    letter without neighbours. Single characters count, since a question can be about "C" or "R". A possessive 's is
+    removed, as in Lucene's English analyser.
     """
     found: list[str] = []
     for match in _TOKEN.finditer(normalise(text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
