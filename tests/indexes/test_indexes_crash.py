@@ -109,7 +109,7 @@ def test_a_full_disk_keeps_the_old_index(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(IndexFormatError, match="what was there is unchanged"):
+        with pytest.raises(IndexFormatError, match="the existing index is unchanged"):
             large.save(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

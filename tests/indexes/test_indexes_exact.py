@@ -210,7 +210,7 @@ def test_an_empty_pool(metric: Metric, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_one_is_refused(flat: dict[Metric, Index], queries: Any, k: int) -> None:
-    with pytest.raises(ConfigError, match="k is at least 1"):
+    with pytest.raises(ConfigError, match="k must be at least 1"):
         flat["cosine"].search(queries, k)
 
 

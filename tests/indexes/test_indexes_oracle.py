@@ -136,13 +136,13 @@ def test_wrong_arguments_are_named(pool: Pool) -> None:
     index = Index.build(pool, HashEncoder(DIMENSION))
     with pytest.raises(IndexMismatchError, match=r"needs \[m, 16\]"):
         index.search(np.zeros((1, 5), np.float32), 3)
-    with pytest.raises(ConfigError, match="k is at least 1"):
+    with pytest.raises(ConfigError, match="k must be at least 1"):
         index.search(np.zeros((1, 16), np.float32), 0)
     with pytest.raises(DataError, match="NaN"):
         index.search(np.full((1, 16), np.nan, np.float32), 3)
     with pytest.raises(ConfigError, match="boolean"):
         index.search(np.zeros((1, 16), np.float32), 3, allowed=np.zeros(3, dtype=bool))
-    with pytest.raises(ConfigError, match="the metric is one of"):
+    with pytest.raises(ConfigError, match="metric must be one of"):
         Index.build(pool, HashEncoder(), metric="cosinus")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Nonsense"):
         Index.build(pool, HashEncoder(), kind="Nonsense")

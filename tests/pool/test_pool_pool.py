@@ -204,7 +204,7 @@ def test_contains_asks_for_the_content() -> None:
     ("demonstration", "reason"),
     [
         (Demonstration("q", " "), "demonstration 2: the response is empty; correct or remove it"),
-        (Demonstration("q\0", "a"), "demonstration 2: the instruction holds a NUL"),
+        (Demonstration("q\0", "a"), "demonstration 2: the instruction contains a NUL"),
         (Demonstration("q", "\ud800"), "demonstration 2: the response contains a lone surrogate"),
         (Demonstration("q", "a", source="\ud800"), "demonstration 2: the id or source contains a lone surrogate"),
         (Demonstration("q", "a", metadata={"x": {1}}), "demonstration 2: the metadata cannot be written as JSON"),

@@ -272,8 +272,8 @@ class Index:
 
         Returns:
             Scores, float32 ``[m, k]``, higher is closer: cosine, inner product or negative squared distance;
-            and pool positions, int64 ``[m, k]``. Best first, equal scores by position. If fewer than k are allowed, rows
-            end with -inf and -1.
+            and pool positions, int64 ``[m, k]``. Best first, equal scores by position. If fewer than k are allowed,
+            rows end with -inf and -1.
 
         Raises:
             ConfigError: k < 1, or a mask of another type or shape.

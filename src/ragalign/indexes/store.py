@@ -66,7 +66,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
     except (FileNotFoundError, NotADirectoryError):
         if not folder.is_dir():
             raise IndexFormatError(f"no index folder {folder}; build one with `ragalign index`") from None
-        raise IndexFormatError(f"{folder} has no {MANIFEST}: it is not an index, or its build was interrupted") from None
+        raise IndexFormatError(f"{folder} has no {MANIFEST}: not an index, or its build was interrupted") from None
     except OSError as error:
         raise IndexFormatError(f"cannot read {path}: {error.strerror or error}") from None
     return Manifest.from_bytes(content, str(path)), (status.st_ino, status.st_mtime_ns)
