@@ -193,7 +193,7 @@ def test_another_run_is_not_gone_on_with(
     with pytest.raises(DataError, match=r"run\.json"):
         make(tmp_path, conditions, cases, index)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(DataError, match=r"holds other files, but no run\.json"):
+    with pytest.raises(DataError, match=r"has other files, but no run\.json"):
         make(tmp_path, conditions, cases, index)
 
 

@@ -251,7 +251,7 @@ def test_a_second_run_of_the_folder_asks_nothing(tmp_path: Path, answers: list[s
         assert first.poll() is None, "the first run ended too early to show anything"
         assert second.returncode == 1
         assert len(second.stderr.splitlines()) == 1
-        assert f"another process is working in {out}" in second.stderr
+        assert f"another process is using {out}" in second.stderr
         _, errors = first.communicate(timeout=240)
         assert first.returncode == 0, errors
         assert len(server.log) == N, "every question was paid for once"

@@ -134,7 +134,7 @@ def test_built_in_templates_need_no_fallback(
 @pytest.mark.parametrize("tokenizer", ["mistral_own", "without_pre_tokenizer", "unigram", "bytes_in_python"])
 def test_unsafe_joins_are_said_once(load_case: Callable[[str], Case], pool: Pool, tokenizer: str) -> None:
     case = load_case(tokenizer)
-    with pytest.warns(UserWarning, match="joins are not proven safe") as said:
+    with pytest.warns(UserWarning, match="no fixed token boundaries") as said:
         packer = Packer(Template.load("ica"), case.tokenizer, pool)
     assert len(said) == 1
     for instruction in pool.instructions[:5]:
@@ -143,7 +143,7 @@ def test_unsafe_joins_are_said_once(load_case: Callable[[str], Case], pool: Pool
 
 def test_templates_with_special_tokens_are_refused(load_case: Callable[[str], Case], pool: Pool) -> None:
     template = Template("chat", "<s>[INST] ", " [/INST] ", "</s>\n")
-    with pytest.raises(ConfigError, match=r"'</s>' in it is a special token"):
+    with pytest.raises(ConfigError, match=r"contains '</s>', a special token"):
         Packer(template, load_case("mistral_sentencepiece").tokenizer, pool)
 
 

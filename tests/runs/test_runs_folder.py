@@ -53,7 +53,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, kind: s
     process = hold(path, kind)
     try:
         before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
-        with pytest.raises(DataError, match=r"another process is (working in|writing) .*out; wait until it is done"):
+        with pytest.raises(DataError, match=r"another process is (using|writing) .*out; wait for it to finish"):
             RunFolder(path).claim({}) if kind == "folder" else OutputFile(path, {}, KEYS)
         assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
     finally:

@@ -97,7 +97,7 @@ def test_an_unfinished_line_alone_needs_a_claim(tmp_path: Path, tail: bytes) -> 
 def test_an_unfinished_line_with_other_keys_is_not_ours(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(OURS + tail)
-    with pytest.raises(DataError, match="line 2, which does not end, was not written by this command"):
+    with pytest.raises(DataError, match="line 2, which has no line break, was not written by this command"):
         LineFile(path, KEYS).repair()
     assert path.read_bytes() == OURS + tail
 

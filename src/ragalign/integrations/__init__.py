@@ -1,1 +1,1 @@
-"""Adapters for other libraries; each loads its library when it is used."""
+"""Adapters for other libraries, which are imported on use."""

@@ -1,4 +1,4 @@
-"""For LangChain: an example selector over a ragalign index."""
+"""LangChain: an example selector for ragalign indexes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def example_selector(
     most_similar_last: bool = True,
     **options: Any,
 ) -> BaseExampleSelector:
-    """Demonstrations of an index as a LangChain example selector, for ``FewShotPromptTemplate`` and its kin.
+    """Create a LangChain example selector that retrieves demonstrations, such as for ``FewShotPromptTemplate``.
 
     Examples are dictionaries with the keys ``instruction``, ``response``, ``id`` and ``score`` (text).
 
     Args:
         index: an index or its folder.
-        k: most examples.
-        retriever: a strategy's name.
-        input_key: which input variable is the query; by default the only one.
-        exclude: what must not be retrieved; by default, demonstrations that ask the query itself.
-        where: metadata that demonstrations must have.
-        options: the strategy's own.
-        most_similar_last: in prompt order, nearest the question; False is best first.
+        k: maximum number of examples.
+        retriever: the name of a retriever.
+        input_key: the input variable with the query; by default the only one.
+        exclude: demonstrations not to retrieve; by default those whose instruction is the query.
+        where: metadata values that demonstrations must match.
+        options: options of the retriever.
+        most_similar_last: put the most similar example last, next to the question; False puts it first.
 
     Raises:
-        ConfigError, IndexFormatError: an argument is wrong, or there is no index.
+        ConfigError, IndexFormatError: an argument is invalid, or there is no index.
         MissingDependencyError: ``langchain-core`` is not installed.
     """
     selectors: Any = require("langchain_core.example_selectors", "the LangChain adapter")
@@ -51,18 +51,18 @@ def example_selector(
     excluded = Exclusion() if exclude is None else exclude
 
     class Selector(selectors.BaseExampleSelector):  # type: ignore[misc]
-        """The selector; an index does not change, so nothing can be added to it."""
+        """The selector. An index is immutable, so no examples can be added."""
 
         def add_example(self, example: dict[str, str]) -> Any:
-            """Refuse.
+            """Not supported.
 
             Raises:
                 ConfigError: always.
             """
-            raise ConfigError("an index is changed with `ragalign index add`, not through LangChain")
+            raise ConfigError("examples cannot be added through LangChain; use `ragalign index add`")
 
         def select_examples(self, input_variables: dict[str, str]) -> list[dict[str, Any]]:
-            """The examples for a query."""
+            """Select examples for a query."""
             [hits] = found.retrieve([_query(input_variables, input_key)], k, exclude=excluded, where=where)
             examples = []
             for hit in reversed(hits) if most_similar_last else hits:
@@ -72,7 +72,7 @@ def example_selector(
             return examples
 
         async def aselect_examples(self, input_variables: dict[str, str]) -> list[dict[str, Any]]:
-            """The examples for a query, found in a thread."""
+            """Select examples for a query in a thread."""
             return await asyncio.to_thread(self.select_examples, input_variables)
 
     return Selector()
@@ -81,10 +81,10 @@ def example_selector(
 def _query(variables: Mapping[str, str], key: str | None) -> str:
     if key is None:
         if len(variables) != 1:
-            raise ConfigError(f"which of {', '.join(variables) or 'no variables'} is the query? Give input_key")
+            raise ConfigError(f"which input variable is the query ({', '.join(variables) or 'none'})? Set input_key")
         [key] = variables
     if key not in variables:
-        raise ConfigError(f"no input variable {key!r}; there are {', '.join(variables)}")
+        raise ConfigError(f"no input variable {key!r}; the variables are {', '.join(variables)}")
     value: object = variables[key]
     if not isinstance(value, str):
         raise DataError(f"the input variable {key!r} must be text, not {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Packing: templates and a token budget turn candidates and a conversation into a prompt."""
+"""Packing: building a prompt from candidates and a conversation, within a token budget."""
 
 from ragalign.packing.choosing import Choice, More
 from ragalign.packing.packer import Packer, without_collector

@@ -1,4 +1,4 @@
-"""Prompts from a beginning, demonstrations and a conversation."""
+"""Assembling prompts from a beginning, demonstrations and a conversation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ragalign.types import Demonstration, DroppedDemonstration, DropReason, Hit,
 
 
 class Assembler:
-    """Puts prompts together, to the token.
+    """Assembles token-exact prompts.
 
     Args:
         packing: the limits.
-        beginnings: of the prompts.
-        tokenizer: the model's.
+        beginnings: the beginnings of prompts.
+        tokenizer: the model's tokenizer.
         constants: demonstrations that prompts begin with.
-        n_constants: how many of them are within the limits.
+        n_constants: number of constants within the limits.
         stop: the template's stop strings.
-        context_length: tokens that prompt and completion share; None for no such limit.
+        context_length: maximum tokens of prompt and completion together; None for no limit.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Assembler:
         self._prefix, self._suffix = _array(tokenizer.prefix_ids), _array(tokenizer.suffix_ids)
 
     def n_tokens_before(self, choice: Choice) -> int:
-        """Tokens before the retrieved demonstrations: special ones, the preamble and constant demonstrations."""
+        """Tokens before the retrieved demonstrations: special tokens, preamble and constant demonstrations."""
         return len(self._prefix) + len(self._beginnings.get(choice.system, choice.n_constants).ids)
 
     def ordered(self, choice: Choice) -> list[Hit]:
@@ -63,7 +63,7 @@ class Assembler:
         if self._packing.order == "most_similar_last":
             return chosen[::-1]
         if self._packing.order == "random":
-            # Seeded by the query: the same query gets the same prompt, whatever else is in the batch.
+            # Seeded by the query, so that the same query gets the same prompt in every batch.
             return random.Random(choice.query_text).sample(chosen, len(chosen))
         return list(chosen)
 
@@ -74,14 +74,14 @@ class Assembler:
         dropped: Sequence[DroppedDemonstration],
         pieces: Mapping[str, Piece],
     ) -> Prompt:
-        """The prompt with the demonstrations `ordered`; where it is too long, the least similar ones give way.
+        """Assemble the prompt with the demonstrations `ordered`, dropping the least similar ones if it is too long.
 
         Raises:
             BudgetError: the conversation does not fit.
         """
         beginning, query_ids = self._beginnings.get(choice.system, choice.n_constants), choice.query_ids
         if not len(beginning.ids) and not ordered and self._beginnings.exact:
-            # The conversation is at the start of the prompt, where its ids can differ.
+            # At the start of the prompt, the ids of the conversation can differ.
             query_ids = self._tokenizer.encode(choice.query_text)
         ordered, dropped = list(ordered), list(dropped)
         while True:
@@ -89,8 +89,8 @@ class Assembler:
             reason = self._excess(prompt, choice.max_new_tokens)
             if reason is None:
                 return prompt
-            # Parts on their own can have fewer ids than in the whole: the least similar demonstrations give way,
-            # and then the last constant ones, until the whole fits.
+            # The whole can have more ids than its parts: drop the least similar demonstrations, and then the last
+            # constant ones, until it fits.
             if ordered:
                 hit = max(ordered, key=lambda hit: hit.rank)
                 ordered.remove(hit)
@@ -143,19 +143,19 @@ class Assembler:
     def _retokenised(
         self, texts: list[str], used: list[UsedDemonstration]
     ) -> tuple[list[Ids], list[UsedDemonstration], tuple[int, int]]:
-        """Ids of the whole text, its tokens counted to the parts in which they start."""
+        """Ids of the whole text; each token belongs to the part in which it starts."""
         ids, sizes = self._tokenizer.encode_parts(texts)
         first = len(sizes) - 1 - len(used)
         starts = islice(accumulate(sizes, initial=len(self._prefix)), first, None)
         counted = [
-            replace(one, n_tokens=size, start=start)
-            for one, size, start in zip(used, sizes[first:-1], starts, strict=False)
+            replace(demonstration, n_tokens=size, start=start)
+            for demonstration, size, start in zip(used, sizes[first:-1], starts, strict=False)
         ]
         parts = [self._prefix, _array(ids), self._suffix]
         return parts, counted, (sum(sizes[:first]), sizes[-1])
 
     def _excess(self, prompt: Prompt, max_new_tokens: int) -> DropReason | None:
-        """Which limit the prompt exceeds, if any."""
+        """The limit that the prompt exceeds, or None."""
         if self._context_length is not None and len(prompt.ids) + max_new_tokens > self._context_length:
             return "context"
         return "budget" if prompt.n_demonstration_tokens > self._packing.max_tokens else None
@@ -164,19 +164,19 @@ class Assembler:
         over = len(prompt.ids) + max_new_tokens - (self._context_length or 0)
         return BudgetError(
             f"the query takes {prompt.n_query_tokens:,} tokens; with the preamble ({prompt.n_preamble_tokens:,}), "
-            f"special tokens ({prompt.n_special_tokens}) and {max_new_tokens:,} tokens kept for the completion it "
+            f"special tokens ({prompt.n_special_tokens}) and {max_new_tokens:,} tokens reserved for the completion it "
             f"exceeds the model's context of {self._context_length:,} by {over:,}"
         )
 
     def _dropped_constants(self, n_used: int) -> tuple[DroppedDemonstration, ...]:
         return tuple(
-            DroppedDemonstration(one.id, one.source_id, None, n_tokens, reason)
-            for one, n_tokens, reason in self._unused_constants[n_used:]
+            DroppedDemonstration(demonstration.id, demonstration.source_id, None, n_tokens, reason)
+            for demonstration, n_tokens, reason in self._unused_constants[n_used:]
         )
 
     @cached_property
     def _unused_constants(self) -> list[tuple[Demonstration, int, DropReason]]:
-        """For each constant, its tokens and the reason should it not be in a prompt."""
+        """Each constant with its tokens and the reason to give if a prompt leaves it out."""
         encoded = self._tokenizer.encode_batch([constant.text for constant in self._constants])
         found: list[tuple[Demonstration, int, DropReason]] = []
         for number, (constant, ids) in enumerate(zip(self._constants, encoded, strict=True)):

@@ -16,7 +16,7 @@ from ragalign.templates import Constant, Template
 from ragalign.tokenization import Tokenizer
 from ragalign.types import UsedDemonstration
 
-# Different system texts whose beginnings are kept.
+# Number of system texts whose beginnings are cached.
 _MAX_KEPT = 64
 
 
@@ -24,11 +24,11 @@ class Beginning(NamedTuple):
     """The part of a prompt that does not depend on the query.
 
     Attributes:
-        texts: the preamble, if any, and the constant demonstrations.
+        texts: the preamble (if any) and the constant demonstrations.
         ids: int32 [n], without special tokens.
-        n_preamble_tokens: how many of them are the preamble's.
+        n_preamble_tokens: number of preamble tokens.
         used: the constant demonstrations.
-        exact: whether `ids` can be put before those of other parts as they are.
+        exact: whether `ids` can be concatenated with the ids of other parts.
     """
 
     texts: tuple[str, ...]
@@ -44,16 +44,16 @@ class Beginning(NamedTuple):
 
 
 class Beginnings:
-    """Makes the beginnings of prompts and keeps the last ones.
+    """Makes the beginnings of prompts and caches the most recent.
 
     Args:
         template: the prompt's form.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         constants: demonstrations that every prompt begins with.
 
     Attributes:
-        join: between any part and the next.
-        exact: whether the ids of parts can be put together at all.
+        join: the join between any part and the next.
+        exact: whether ids of parts can be concatenated at all.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, constants: Sequence[Constant]) -> None:
@@ -70,7 +70,7 @@ class Beginnings:
         return self._kept(system, n_constants)
 
     def n_constants_within(self, packing: Packing) -> int:
-        """How many of the constants, from the first, are within `max_demonstrations` and `max_tokens`."""
+        """The number of leading constants within `max_demonstrations` and `max_tokens`."""
         n_constants = min(len(self._constants), packing.max_demonstrations)
         while self.get("", n_constants).n_constant_tokens > packing.max_tokens:
             n_constants -= 1
@@ -81,7 +81,7 @@ class Beginnings:
         return (*filter(None, [preamble]), *(constant.text for constant in self._constants[:n_constants]))
 
     def _joins(self, whole: str) -> bool:
-        """Whether ids can be put together where this beginning ends."""
+        """Whether ids can be concatenated at the end of this beginning."""
         return not whole or self._join_after(whole[len(whole.rstrip()) :] or whole[-1]).safe
 
     def _make(self, system: str, n_constants: int) -> Beginning:
@@ -89,7 +89,7 @@ class Beginnings:
         exact = self.exact and self._joins("".join(texts))
         if not any(texts):
             return Beginning((), np.array([], dtype=np.int32), 0, (), exact)
-        # Where the join is safe, the ids are those that the text has before the next part.
+        # If the join is safe, use the ids that the text has before the next part.
         ids, sizes = self._tokenizer.encode_parts((*texts, self._template.opening if exact else ""))
         sizes.pop()
         ids = ids[: sum(sizes)]

@@ -1,4 +1,4 @@
-"""Which candidates go into a prompt, and why the others do not."""
+"""Choosing the candidates that go into a prompt, with a reason for each that does not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ragalign.packing.pieces import Piece
 from ragalign.packing.settings import Packing
 from ragalign.types import DroppedDemonstration, DropReason, Hit
 
-# More candidates for some conversations: (their positions, how many for each) -> the best so many of each.
+# Retrieves more candidates: (positions of conversations, k) -> the best k hits of each.
 More = Callable[[Sequence[int], int], Sequence[Sequence[Hit]]]
 
 
@@ -19,15 +19,15 @@ class Choice:
     """The demonstrations chosen for one prompt, before it is assembled.
 
     Attributes:
-        chosen: the candidates that go in, best first.
-        dropped: those that do not, each with its reason.
-        budget: tokens that retrieved demonstrations may take together.
-        system: the system turns' text.
-        n_constants: how many constant demonstrations the prompt begins with.
+        chosen: the chosen candidates, best first.
+        dropped: the other candidates, each with a reason.
+        budget: maximum tokens of all retrieved demonstrations together.
+        system: the text of the system turns.
+        n_constants: number of constant demonstrations in the prompt.
         query_text, query_ids: the rendered conversation and its ids.
-        max_new_tokens: room that is left for the completion.
-        n_missing: places that further candidates could take.
-        is_tight: whether a candidate was skipped because the tokens were nearly used up.
+        max_new_tokens: tokens reserved for the completion.
+        n_missing: number of places left for further candidates.
+        is_tight: whether a candidate was skipped because few tokens were left.
     """
 
     chosen: list[Hit]
@@ -43,14 +43,14 @@ class Choice:
 
 
 class Chooser:
-    """Chooses among candidates within the limits of a packing.
+    """Chooses candidates within the limits of a packing.
 
     Args:
         packing: the limits.
-        beginnings: of the prompts.
-        never: ids of demonstrations that are not chosen: the constant ones.
-        n_special_tokens: those that the tokenizer adds to a prompt.
-        context_length: tokens that prompt and completion share; None for no such limit.
+        beginnings: the beginnings of prompts.
+        never: ids of demonstrations never to choose: the constant ones.
+        n_special_tokens: special tokens that the tokenizer adds to a prompt.
+        context_length: maximum tokens of prompt and completion together; None for no limit.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Chooser:
 
     @property
     def n_constants(self) -> int:
-        """How many constant demonstrations prompts begin with, where the context has room for them."""
+        """The number of constant demonstrations that prompts begin with, if the context has room."""
         return self._n_constants
 
     def choose(
@@ -85,17 +85,17 @@ class Chooser:
         query_ids: list[int],
         max_new_tokens: int,
     ) -> Choice:
-        """Choose from `hits`, best first, for one conversation.
+        """Choose from `hits` for one conversation.
 
         Args:
-            hits: the candidates.
-            pieces: of the demonstrations among them.
-            n_plain: how many candidates were asked for at first: no more demonstrations than that are chosen, and
-                of later candidates only those that had to be skipped are listed. None means all of `hits`.
-            system: the system turns' text.
+            hits: the candidates, best first.
+            pieces: the pieces of their demonstrations.
+            n_plain: number of candidates retrieved at first. At most this many demonstrations are chosen; later
+                candidates replace skipped ones, and are listed as dropped only if skipped. None means all of `hits`.
+            system: the text of the system turns.
             query_text: the rendered conversation.
-            query_ids: its ids.
-            max_new_tokens: room to leave for the completion.
+            query_ids: the ids of the rendered conversation.
+            max_new_tokens: tokens to reserve for the completion.
         """
         beginning, room = self._fit_beginning(system, len(query_ids), max_new_tokens)
         packing = self._packing
@@ -117,7 +117,7 @@ class Chooser:
                 continue
             seen.add(hit.id)
             piece = pieces[hit.id]
-            # Any demonstration may end up first in the prompt, where its ids can differ.
+            # Any demonstration can come first in the prompt, where its ids can differ.
             cost = piece.most_tokens if at_start else piece.n_tokens
             reason: DropReason
             if full:
@@ -144,7 +144,7 @@ class Chooser:
         )
 
     def _fit_beginning(self, system: str, n_query_tokens: int, max_new_tokens: int) -> tuple[Beginning, int]:
-        """The beginning with as many constants as the context has room for, and the room that is left."""
+        """The beginning with as many constants as fit the context, and the tokens left."""
         n_constants = self._n_constants
         while True:
             beginning = self._beginnings.get(system, n_constants)

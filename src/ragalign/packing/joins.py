@@ -1,9 +1,9 @@
-"""Where the ids of a prompt's parts can simply be concatenated.
+"""Joins: places where the ids of a prompt's parts can be concatenated.
 
-Tokenising the parts of a text on their own seldom gives the ids of the whole: SentencePiece puts a dummy space
-before each text, byte-level BPE merges across the join. But at some places nothing ever merges, such as between
-a line break and the heading after it. A `Join` names such a place by the constant strings on its two sides; a
-part is then tokenised between the two neighbours that it always has, and the neighbours' ids are cut off.
+Tokenising the parts of a text separately seldom gives the ids of the whole: SentencePiece adds a dummy space before
+each text, and byte-level BPE merges across the join. But at some places nothing ever merges, such as between a line
+break and the heading after it. A `Join` describes such a place by the constant strings on both sides. A part is then
+tokenised between these strings, and their ids are removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 
 from ragalign.tokenization import Tokenizer
 
-# Ends and beginnings of texts that try a join: each kind of character that pre-tokenizers tell apart.
+# Texts on both sides of a join to test it with: each kind of character that pre-tokenizers distinguish.
 _PROBES = (
     "word", "7", ".", " ", "  ", "\n", "\n\n", " \n ", "\t", "\r\n", "`", "```", "#", "# ", "\u4f60\u597d", "\u00e9",
     "e\u0301", "\U0001f642", "\u200b", "\u05d0", "'s", ":", "\\", "\x00",
@@ -24,7 +24,7 @@ class Join:
     """The join between a constant string `left` and a constant string `right`.
 
     Attributes:
-        safe: whether ids may be put together there; proven for this tokenizer on construction.
+        safe: whether ids can be concatenated there; proven for the tokenizer on construction.
     """
 
     def __init__(self, tokenizer: Tokenizer, left: str, right: str) -> None:
@@ -47,7 +47,7 @@ class Join:
         return [ids[: len(ids) - self._n_right] for ids in found]
 
     def encode_between(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that begin with `right` and end with `left`, with such texts on either side."""
+        """Ids of texts that begin with `right` and end with `left`, between other such texts."""
         found = self._tokenizer.encode_batch([self._left + text + self._right for text in texts])
         return [ids[self._n_left : len(ids) - self._n_right] for ids in found]
 
@@ -57,10 +57,10 @@ class Join:
         return [ids[self._n_left :] for ids in found]
 
     def _proven(self) -> bool:
-        """Whether parts add up to the whole, for every pair of probes around the join.
+        """Whether the ids of parts add up to those of the whole, for every pair of probes around the join.
 
-        Together with `Tokenizer.may_cross` (no piece of the vocabulary spans the join, so that no merge can) this
-        covers both ways in which a join fails: merges, and pre-tokenizers or normalisers that look across it.
+        Joins fail in two ways: merges, which `Tokenizer.may_cross` excludes (no piece of the vocabulary spans the
+        join), and pre-tokenizers or normalisers that look across the join, which the probes detect.
         """
         lefts = [probe + self._left for probe in _PROBES]
         rights = [self._right + probe for probe in _PROBES]

@@ -1,4 +1,4 @@
-"""Candidates, a conversation and a token budget in; a token-exact prompt out."""
+"""The packer: makes token-exact prompts from candidates and a conversation, within a token budget."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ragalign.templates.template import system_text
 from ragalign.tokenization import Tokenizer
 from ragalign.types import DroppedDemonstration, Hit, Prompt, Turn
 
-# Refilling looks this many times deeper at each step.
+# Each refill step retrieves this many times more candidates.
 _GROWTH = 4
-# Most candidates that are tried for a prompt whose tokens are nearly used up.
+# Maximum number of candidates to try for a prompt that has few tokens left.
 _MOST_WHEN_TIGHT = 1024
 
 
@@ -44,19 +44,19 @@ class _Parts:
 
 
 class Packer:
-    """Packs prompts whose ids equal ``tokenizer(prompt.text)``, from demonstrations that are tokenised once.
+    """Packs prompts whose ids equal ``tokenizer(prompt.text)``, tokenising each demonstration only once.
 
     Args:
-        template: the prompt's form, its preamble and what happens to delimiters in texts.
-        tokenizer: the model's.
-        pool: where hits are looked up.
+        template: the form of prompts, including the preamble and the escaping of delimiters.
+        tokenizer: the model's tokenizer.
+        pool: the pool of the hits.
         packing: the limits and the order.
-        constants: demonstrations that every prompt begins with, as they are in a prompt file.
-        context_length: tokens that prompt and completion share; None for no such limit.
-        cache: a folder for the ids of demonstrations, kept between runs; None keeps them in memory only.
+        constants: rendered demonstrations that every prompt begins with.
+        context_length: maximum tokens of prompt and completion together; None for no limit.
+        cache: folder of a cache of demonstrations' ids; None caches in memory only.
 
     Raises:
-        ConfigError: the template's own strings hold a special token of this tokenizer.
+        ConfigError: the template's own strings contain a special token of this tokenizer.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Packer:
         cache: Path | None = None,
     ) -> None:
         _check_special_tokens(template, tokenizer)
-        # Special tokens of this tokenizer join the delimiters, so that the text alone already gives no special id.
+        # Escape this tokenizer's special tokens like delimiters, so that no text becomes a special id.
         template = template.protecting(tokenizer.special_tokens)
         beginnings = Beginnings(template, tokenizer, constants)
         if not beginnings.exact:
             warnings.warn(
-                f"template {template.name!r}: its joins are not proven safe with this tokenizer, "
+                f"template {template.name!r}: this tokenizer has no fixed token boundaries between its parts, "
                 "so every prompt is tokenised as a whole (exact, but slower)",
                 stacklevel=2,
             )
@@ -119,7 +119,7 @@ class Packer:
 
     @property
     def template(self) -> Template:
-        """The prompt's form, which also protects the tokenizer's special tokens."""
+        """The template, which also escapes the tokenizer's special tokens."""
         return self._parts.template
 
     @property
@@ -129,7 +129,7 @@ class Packer:
 
     @property
     def pool(self) -> Pool:
-        """Where hits are looked up."""
+        """The pool of the hits."""
         return self._parts.pool
 
     @property
@@ -144,11 +144,11 @@ class Packer:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share; None for no such limit."""
+        """Maximum tokens of prompt and completion together; None for no limit."""
         return self._parts.context_length
 
     def with_packing(self, packing: Packing) -> Packer:
-        """A packer with other limits, which knows the demonstrations that this one has tokenised, and the reverse."""
+        """Return a packer with other limits, which shares the cache of tokenised demonstrations with this one."""
         other = object.__new__(type(self))
         other._set(self._parts, packing)
         return other
@@ -165,15 +165,15 @@ class Packer:
         """Pack one prompt.
 
         Args:
-            turns: the conversation, ending with a user turn; system turns lead it, if any.
-            hits: candidates, best first; those that are constant demonstrations too are not repeated.
-            n_plain: how many of them to choose from; see `choose_many`.
+            turns: the conversation: system turns first, if any, and a user turn last.
+            hits: candidates, best first; constant demonstrations among them are ignored.
+            n_plain: number of candidates to choose from; see `choose_many`.
             more: retrieves more candidates; see `choose_many`.
-            max_new_tokens: room to leave for the completion inside `context_length`.
+            max_new_tokens: tokens of `context_length` to reserve for the completion.
 
         Raises:
             BudgetError: the conversation does not fit; it is never truncated.
-            DataError: the turns are in no order that a template can render, or are no valid Unicode.
+            DataError: the roles do not alternate, or a turn is not valid Unicode.
         """
         [prompt] = self.pack_many([turns], [hits], n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
         if isinstance(prompt, BudgetError):
@@ -189,10 +189,10 @@ class Packer:
         more: More | None = None,
         max_new_tokens: int = 0,
     ) -> list[Prompt | BudgetError]:
-        """Pack a batch, in order: a prompt for each conversation, or the error of one that does not fit.
+        """Pack a batch: a prompt for each conversation, or the error if it does not fit, in input order.
 
         Raises:
-            DataError: as `pack`, for any of the conversations.
+            DataError: as `pack`, for any conversation.
         """
         choices = self.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
         prompts: list[Prompt | BudgetError] = []
@@ -213,15 +213,15 @@ class Packer:
         more: More | None = None,
         max_new_tokens: int = 0,
     ) -> list[Choice]:
-        """Choose what `pack_many` would put into each prompt; `assemble` makes a prompt of it, or of another selection.
+        """Choose the demonstrations that `pack_many` would use; `assemble` makes a prompt of these or others.
 
         Args:
-            conversations: each ends with a user turn.
+            conversations: conversations that end with a user turn.
             hits: the candidates of each, best first.
-            n_plain: how many of them to choose from, and most demonstrations to choose; None means all. With
-                `Packing.refill`, those after them replace what had to be skipped.
-            more: retrieves more candidates, where `hits` are not enough for that; None means that there are no more.
-            max_new_tokens: room to leave for the completion inside `context_length`.
+            n_plain: number of candidates to choose from, and maximum number to choose; None means all. With
+                `Packing.refill`, later candidates replace skipped ones.
+            more: retrieves more candidates if `hits` are not enough for that; None means there are no more.
+            max_new_tokens: tokens of `context_length` to reserve for the completion.
 
         Raises:
             DataError: as `pack`, for any of the conversations.
@@ -264,18 +264,18 @@ class Packer:
         return choices
 
     def token_counts(self, ids: Collection[str]) -> dict[str, int]:
-        """The most tokens that each of these demonstrations takes in a prompt, wherever it is."""
+        """The maximum number of tokens that each demonstration takes at any place in a prompt."""
         pieces = self._parts.pieces.load(ids, self.pool.get)
         at_start = not self.constants and not self.template.render_preamble("")
         return {id_: pieces[id_].most_tokens if at_start else pieces[id_].n_tokens for id_ in ids}
 
     def token_ids(self, ids: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each of these demonstrations: behind another part of a prompt, and at the start of its text."""
+        """Token ids of each demonstration, after another part of a prompt and at the start of the text."""
         pieces = self._parts.pieces.load(ids, self.pool.get)
         return [(pieces[id_].ids.tolist(), pieces[id_].start_ids.tolist()) for id_ in ids]
 
     def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
-        """Token ids of an answer behind a prompt: those of the whole text where they continue the prompt's own."""
+        """Token ids of an answer after a prompt: those of the whole text if they continue the prompt's ids."""
         gap = "" if not prompt.text or prompt.text[-1].isspace() else " "
         n_before = len(self.tokenizer.prefix_ids)
         whole = self.tokenizer.encode(f"{prompt.text}{gap}{answer}")
@@ -283,18 +283,18 @@ class Packer:
         return whole[len(text_ids) :] if whole[: len(text_ids)] == text_ids else self.tokenizer.encode(answer)
 
     def n_tokens_before(self, choice: Choice) -> int:
-        """Tokens before the retrieved demonstrations: special ones, the preamble and constant demonstrations."""
+        """Tokens before the retrieved demonstrations: special tokens, preamble and constant demonstrations."""
         return self._assembler.n_tokens_before(choice)
 
     def assemble(self, choice: Choice, ordered: Sequence[Hit]) -> Prompt:
-        """The prompt that holds the demonstrations `ordered` in this order, whatever `Packing.order` says.
+        """Assemble the prompt with the demonstrations `ordered`, in this order instead of `Packing.order`.
 
-        Those of `choice.chosen` that are not among them are listed as dropped, with the reason ``planned``.
+        Demonstrations of `choice.chosen` that are not among them are listed as dropped, with the reason ``planned``.
 
         Args:
-            choice: of `choose_many`.
-            ordered: demonstrations of the pool; their tokens should be within `choice.budget`. Where a prompt is too
-                long all the same, the least similar ones give way.
+            choice: a result of `choose_many`.
+            ordered: demonstrations of the pool, within `choice.budget`. If the prompt is still too long, the least
+                similar ones are dropped.
 
         Raises:
             BudgetError: the conversation does not fit.
@@ -306,11 +306,11 @@ class Packer:
             for hit in choice.chosen
             if hit.id not in kept
         ]
-        dropped += [one for one in choice.dropped if one.id not in kept]
+        dropped += [demonstration for demonstration in choice.dropped if demonstration.id not in kept]
         return self._assembler.assemble(choice, ordered, dropped, pieces)
 
     def finish(self, choice: Choice) -> Prompt:
-        """The prompt of a choice as it is, ordered as `Packing.order` says.
+        """Assemble the prompt with the chosen demonstrations, in the order of `Packing.order`.
 
         Raises:
             BudgetError: the conversation does not fit.
@@ -326,7 +326,7 @@ def _deeper(
     depth: int,
     more: More | None,
 ) -> dict[int, Sequence[Hit]]:
-    """Candidates down to `depth` for the positions in `short`; those for which there are no more are left out."""
+    """Candidates down to `depth` for the positions in `short`, except those with no more candidates."""
     there = {position: hits[position][:depth] for position in short if len(hits[position]) > len(seen[position])}
     asked = [position for position in short if position not in there]
     if asked and more is not None:
@@ -335,7 +335,7 @@ def _deeper(
 
 
 def _encode_demonstrations(texts: Sequence[str], tokenizer: Tokenizer, join: Join | None) -> list[tuple[Ids, Ids]]:
-    """Ids after another part and at the start of the prompt, for each text; without a join they are the same."""
+    """For each text, the ids after another part and at the start of the prompt; equal without a join."""
     if join is None:
         return [(ids, ids) for ids in map(_array, tokenizer.encode_batch(texts))]
     after, first = join.encode_between(texts), join.encode_before(texts)
@@ -344,7 +344,9 @@ def _encode_demonstrations(texts: Sequence[str], tokenizer: Tokenizer, join: Joi
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """A batch makes many small objects without cycles; looking for some would take half of its time."""
+    """Pause the garbage collector: a batch makes many small objects without cycles, and searching them for cycles
+    would take half of the time.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -359,8 +361,8 @@ def _check_special_tokens(template: Template, tokenizer: Tokenizer) -> None:
     for token in sorted(tokenizer.special_tokens):
         if token in own:
             raise ConfigError(
-                f"template {template.name!r}: {token!r} in it is a special token of this tokenizer, and prompts for "
-                "base models are plain text throughout; use a template without it"
+                f"template {template.name!r}: it contains {token!r}, a special token of this tokenizer; prompts for "
+                "base models are plain text, so use a template without it"
             )
 
 

@@ -1,4 +1,4 @@
-"""Rendered and tokenised demonstrations, each made once: in memory, and on disk beside the index."""
+"""A cache of rendered and tokenised demonstrations, in memory and on disk beside the index."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ragalign.types import Demonstration
 
 Ids = NDArray[np.int32]
 
-# Tokenised demonstrations kept in memory; at 300 tokens each some 700 MB at worst.
+# Maximum number of tokenised demonstrations in memory, about 700 MB at 300 tokens each.
 _MAX_IN_MEMORY = 65_536
-# Texts tokenised at a time: what a tokenizer returns takes some hundred bytes per token until its ids are taken out.
+# Texts tokenised at once: the tokenizer's result takes some hundred bytes per token until the ids are extracted.
 _TOGETHER = 1024
 
 
 class Piece(NamedTuple):
     """A demonstration's text in the prompt and its ids: after another part, and at the start of the prompt.
 
-    The lengths are kept beside the arrays: asking an array for its own takes longer than all else in a choice.
+    The lengths are stored too: getting them from the arrays would take longer than the rest of choosing.
     """
 
     text: str
@@ -36,12 +36,12 @@ class Piece(NamedTuple):
 
 
 class Pieces:
-    """Makes pieces and remembers them.
+    """Makes pieces and caches them.
 
     Args:
-        render: a demonstration's text.
-        encode: (ids, ids at the start of a prompt) for each of several texts.
-        store: where ids are kept between runs.
+        render: renders a demonstration.
+        encode: returns (ids, ids at the start of a prompt) for each text.
+        store: the ids on disk.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Pieces:
         self._known: dict[str, Piece] = {}
 
     def load(self, ids: Collection[str], get: Callable[[str], Demonstration]) -> Mapping[str, Piece]:
-        """The pieces of the demonstrations `ids`, among others; `get` is called for those not known yet."""
-        # Threads share a packer: each keeps the dictionary that it began with, to which pieces are only added.
+        """Return the pieces of the demonstrations `ids` (and others), calling `get` for those not cached."""
+        # Threads share a packer. Each keeps the dictionary that it started with, to which pieces are only added.
         known = self._known
         missing = [id_ for id_ in ids if id_ not in known]
         if missing:
@@ -86,24 +86,24 @@ class Pieces:
 
 
 class TokenStore:
-    """Ids of texts on disk: one file per template and tokenizer; see `ragalign.cache` for what happens to damage."""
+    """Ids of texts on disk, one file per template and tokenizer; see `ragalign.cache` for damaged files."""
 
     def __init__(self, path: Path) -> None:
         self._cache = Cache(path, "token cache")
 
     def get(self, texts: Iterable[str]) -> dict[str, tuple[Ids, Ids]]:
-        """The known ones among `texts`."""
+        """Return the ids of those `texts` that are stored."""
         keys = {_key(text): text for text in texts}
         found = {}
         for key, value in self._cache.get(list(keys)).items():
-            # The number of the first ids, then both.
+            # Format: the number of ids in the first array, then both arrays.
             both = np.frombuffer(value, dtype="<i4").astype(np.int32)
             n = int(both[0])
             found[keys[key]] = (both[1 : n + 1], both[n + 1 :])
         return found
 
     def put(self, entries: Mapping[str, tuple[Ids, Ids]]) -> None:
-        """Add texts; where the disk does not let us, they are known in memory only."""
+        """Add texts; if the file cannot be written, they stay in memory only."""
         self._cache.put({
             _key(text): np.concatenate(([len(ids)], ids, start_ids)).astype("<i4").tobytes()
             for text, (ids, start_ids) in entries.items()

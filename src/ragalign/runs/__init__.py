@@ -1,12 +1,12 @@
-"""Runs: outputs that an interrupted command resumes.
+"""Runs: resumable outputs of long commands.
 
-Every command that takes long writes into a run folder or into one JSON Lines file, and all of them behave alike:
+Every long command writes a run folder or a JSON Lines file. All of them work the same way:
 
-- Settings are claimed first. Asked again with other settings, the output is refused, with what differs.
-- One process writes at a time; a second one is refused at once and changes nothing. The lock of a process that died
-  is free.
-- Work is kept as it is finished. A last line that was cut off is removed, if it is certainly ours; any other content
-  is refused and left as it is.
+- Settings are recorded first. A command with other settings is refused, with a message that lists the differences.
+- One process writes at a time. A second process is refused immediately and changes nothing. A lock is released when
+  its process dies.
+- Finished work is kept. A truncated last line is removed if it is certainly ours; other content is refused and not
+  changed.
 
 In a folder::
 
@@ -17,7 +17,7 @@ In a folder::
         done = {row["id"] for row in lines.read()}
         lines.append({"id": "1", "response": "..."})
 
-A single file keeps its settings in a record beside it, ``NAME.run.json``::
+The settings of a single file are in a record beside it, ``NAME.run.json``::
 
     with OutputFile("answers.jsonl", {"model": "m"}, ("id", "response")) as file:
         file.rows, file.append(...)

@@ -1,4 +1,4 @@
-"""A folder that one process at a time works in, under settings that stay the same."""
+"""Run folders: one writer at a time, with fixed settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LOCK = ".lock"
 
 
 class RunFolder:
-    """A run folder; nothing is touched until it is claimed.
+    """A run folder. Nothing is written before `claim`.
 
     Args:
-        path: the folder; made if missing.
-        record: the name of the file with the settings.
+        path: the folder, created if missing.
+        record: name of the file with the settings.
     """
 
     def __init__(self, path: str | Path, *, record: str = RECORD) -> None:
@@ -32,10 +32,10 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder's lock; blocks of one `RunFolder` may be nested.
+        """Hold the folder's lock; blocks of the same `RunFolder` can be nested.
 
         Raises:
-            DataError: another process works there, or the folder cannot be written to.
+            DataError: another process is using the folder, or the folder is not writable.
         """
         if self._depth:
             self._depth += 1
@@ -50,7 +50,7 @@ class RunFolder:
             lock.__enter__()
         except LockedError:
             raise DataError(
-                f"another process is working in {self.path}; wait until it is done, or choose another folder"
+                f"another process is using {self.path}; wait for it to finish, or choose another folder"
             ) from None
         except OSError as error:
             raise DataError(f"cannot write to the folder {self.path}: {error.strerror}") from None
@@ -62,20 +62,20 @@ class RunFolder:
             lock.__exit__(None, None, None)
 
     def claim(self, settings: Mapping[str, Any], *, work: str = "*") -> None:
-        """Record the settings, or compare them with those of the record.
+        """Record the settings, or compare them with the recorded ones.
 
-        As long as the folder holds no work, its settings can still change.
+        While the folder has no work, its settings can still change.
 
         Args:
-            settings: whatever decides the results, as JSON values.
-            work: a glob of what the run writes: a folder that has such files and no record belongs to something else.
+            settings: everything that determines the results, as JSON values.
+            work: a glob of the files that the run writes. A folder with such files and no record is refused.
 
         Raises:
-            ConfigError: the folder holds work with other settings.
-            DataError: it holds something else, its record is damaged, or another process works there.
+            ConfigError: the folder has work with other settings.
+            DataError: the folder has other content, its record is damaged, or another process is using it.
         """
         wanted = as_json(settings)
-        self._refuse_foreign(work)  # before a lock file is made there
+        self._refuse_foreign(work)  # before a lock file is created there
         with self.writing():
             self._refuse_foreign(work)
             present = read_record(self.record)
@@ -89,7 +89,7 @@ class RunFolder:
         return LineFile(self.path / name, keys)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON document into the folder; it is complete, or as before.
+        """Write a JSON document into the folder, atomically.
 
         Raises:
             DataError: it cannot be written.
@@ -101,10 +101,10 @@ class RunFolder:
 
     def _refuse_foreign(self, work: str) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"{self.path} is a file; give a folder")
+            raise DataError(f"{self.path} is a file; name a folder")
         if not self.record.exists() and self._has(work):
             raise DataError(
-                f"{self.path} holds other files, but no {self.record.name} of a run to resume; choose another folder"
+                f"{self.path} has other files, but no {self.record.name} of a run to resume; choose another folder"
             )
 
     def _has(self, work: str) -> bool:

@@ -1,4 +1,4 @@
-"""JSON Lines that grow by one finished piece of work at a time."""
+"""JSON Lines files that are appended to and resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from ragalign.errors import DataError
 
-# A truncated escape, number or literal is noticed at its beginning; none that JSON ends at is longer.
+# The JSON parser reports a truncated escape, number or literal at its start; none of them is longer than this.
 _LONGEST_TOKEN = 24
 
 
@@ -22,9 +22,9 @@ class LineFile:
 
     Args:
         path: the file, which need not exist.
-        keys: what every row has; rows are written with the first of them first.
-        claimed: whether a record says that the file is ours. Without one, at least one whole line has to show it
-            before an unfinished one is removed.
+        keys: the keys of every row; the first one is written first.
+        claimed: whether a record shows that the file is ours. Without it, an unfinished line is removed only if the
+            file has at least one complete line of ours.
     """
 
     def __init__(self, path: Path, keys: tuple[str, ...], *, claimed: bool = True) -> None:
@@ -34,25 +34,25 @@ class LineFile:
         self._is_checked = False
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole rows, in the order of the file; a missing file has none.
+        """Read all complete rows in file order; none if the file is missing.
 
         Raises:
-            DataError: the file cannot be read, or holds something that was not written here.
+            DataError: the file cannot be read, or has lines that were not written by this class.
         """
         return self._read()[0]
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row, whole and at once.
+        """Append one row with a single write.
 
         Raises:
-            DataError: the file holds something else, or cannot be written.
+            DataError: the file has other content, or cannot be written.
         """
         if not self._is_checked:
             self.repair()
         ordered = {self._keys[0]: row[self._keys[0]], **row}
         try:
             line = json.dumps(ordered, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it as an escape only
+        except UnicodeEncodeError:  # a lone surrogate: JSON can represent it only as an escape
             line = json.dumps(ordered).encode()
         self._write(line + b"\n")
 
@@ -60,7 +60,7 @@ class LineFile:
         """Remove an unfinished last line.
 
         Raises:
-            DataError: the file holds something that was not written here; it is left as it is.
+            DataError: the file has lines that were not written by this class; it is not changed.
         """
         _, n_whole, n_bytes = self._read()
         if n_whole < n_bytes:
@@ -74,14 +74,14 @@ class LineFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
-                if file.write(line) != len(line):  # the disk has no room for the rest
+                if file.write(line) != len(line):  # there is no room for the rest
                     raise OSError(None, "the disk is full", str(self.path))
         except OSError as error:
-            self._is_checked = False  # part of the line may be there
-            raise DataError(f"cannot write {self.path}: {error.strerror}; what was finished before is kept") from None
+            self._is_checked = False  # part of the line can be in the file
+            raise DataError(f"cannot write {self.path}: {error.strerror}; finished work is kept") from None
 
     def _read(self) -> tuple[list[dict[str, Any]], int, int]:
-        """The rows, the bytes that they take, and the bytes of the file."""
+        """The rows, the size of their lines in bytes, and the size of the file."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -90,7 +90,7 @@ class LineFile:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from None
         n_whole = content.rfind(b"\n") + 1
         rows = []
-        # Only \n ends a line: answers may hold other line ends of Unicode, which JSON does not escape.
+        # Only \n ends a line: answers can contain other Unicode line breaks, which JSON does not escape.
         for number, line in enumerate(content[:n_whole].split(b"\n")[:-1], start=1):
             row = self._row(line)
             if row is None:
@@ -99,11 +99,11 @@ class LineFile:
         tail = content[n_whole:]
         known = {*self._keys, *(key for row in rows for key in row)} if rows else None
         if tail and not ((rows or self._claimed) and is_unfinished(tail, self._keys, known)):
-            raise self._foreign(f"line {len(rows) + 1}, which does not end,")
+            raise self._foreign(f"line {len(rows) + 1}, which has no line break,")
         return rows, n_whole, len(content)
 
     def _row(self, line: bytes) -> dict[str, Any] | None:
-        """The row in a line, or None if it was not written here."""
+        """The row in a line, or None if the line is not ours."""
         if not (line.startswith(b"{") and line.endswith(b"}")):
             return None
         try:
@@ -114,20 +114,20 @@ class LineFile:
 
     def _foreign(self, where: str) -> DataError:
         return DataError(
-            f"{self.path}: {where} was not written by this command, so the file is left as it is; "
+            f"{self.path}: {where} was not written by this command, so the file is not changed; "
             "choose another output, or move the file away"
         )
 
 
 def is_unfinished(tail: bytes, keys: tuple[str, ...], known: Collection[str] | None = None) -> bool:
-    """Whether bytes can be the beginning of a row with these keys, as `LineFile.append` writes it.
+    """Whether bytes can be the start of a row with these keys, as written by `LineFile.append`.
 
-    A whole row counts, too: of its line only the line break is missing. Where `known` says which keys rows have, a tail
+    A complete row without its line break counts, too. Where `known` says which keys rows have, a tail
     whose second key is none of them is somebody else's.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        text = decoder.decode(tail)  # the last character may be cut, which is not an error here
+        text = decoder.decode(tail)  # the last character can be truncated, which is not an error here
     except UnicodeDecodeError:
         return False
     start = f'{{"{keys[0]}": '
@@ -157,11 +157,11 @@ def _second_key(text: str, start: str) -> str | None:
 
 
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether a text is wrong for its missing end only."""
+    """Whether a JSON text is invalid only because its end is missing."""
     if error.msg.startswith("Unterminated string"):
         return True
     rest = text[error.pos :]
-    # What is left where the parser stopped must be a token's beginning: "tru", "\u00", "-", "1.5e".
+    # The rest after the parser's position must be the start of a token: "tru", "\u00", "-", "1.5e".
     if len(rest) > _LONGEST_TOKEN:
         return False
     if error.msg.startswith("Invalid \\u"):

