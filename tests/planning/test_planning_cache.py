@@ -104,5 +104,5 @@ def test_the_least_recently_used_go_first_and_ends_before_beginnings() -> None:
 
 
 def test_a_request_longer_than_the_cache_is_refused() -> None:
-    with pytest.raises(ConfigError, match="40 tokens; the cache has room for 32"):
+    with pytest.raises(ConfigError, match="40 tokens, but the cache has room for only 32"):
         PrefixCache(16, 2).ask(range(40))

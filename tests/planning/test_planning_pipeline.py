@@ -56,7 +56,7 @@ def test_a_recipe_says_how_to_plan(recipe: Path, tmp_path: Path) -> None:
     assert Recipe.load("ica").planner.strategy == "none"
     wrong = tmp_path / "wrong.toml"
     wrong.write_text("[planner]\nmin_relevance = 2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="min_relevance is 2"):
+    with pytest.raises(ConfigError, match="min_relevance must be between 0 and 1, not 2"):
         Recipe.load(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Planning: demonstrations, their order and the order of requests, across a batch, so that prompts share prefixes."""
+"""Planning: choosing and ordering demonstrations and requests across a batch, so that prompts share prefixes."""
 
 from ragalign.planning.cache import PrefixCache
 from ragalign.planning.frontier import Point, default_settings, frontier

@@ -1,4 +1,4 @@
-"""A batch of queries with their candidates as arrays, and the result of a strategy."""
+"""A batch of queries and candidates as arrays, and the selection that a strategy makes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ragalign.types import Hit
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Queries whose prompts begin alike, and their candidates: m queries, n columns, p different demonstrations.
+    """Queries whose prompts have the same beginning, and their candidates: m queries, n columns, p demonstrations.
 
-    Columns hold the plain choice first, best first, then the other candidates that a prompt may have, best first.
+    The first columns are the plain choice (without planning), the others are further candidates; both best first.
 
     Attributes:
-        items: int64 [m, n], demonstrations as numbers below p; -1 where a query has no more candidates.
-        gains: float64 [m, n], what each adds to relevance: its score, negative ones as 0.
-        tokens: int64 [m, n], the most tokens that each takes.
-        n_plain: int64 [m], how many demonstrations the plain choice has.
-        budgets: int64 [m], tokens that all demonstrations of a prompt may take.
-        lengths: int64 [p], tokens by demonstration.
+        items: int64 [m, n], the demonstrations' numbers (below p); -1 if a query has no more candidates.
+        gains: float64 [m, n], their relevance: the score, or 0 if it is negative.
+        tokens: int64 [m, n], the maximum tokens of each.
+        n_plain: int64 [m], number of demonstrations in the plain choice.
+        budgets: int64 [m], maximum tokens of all demonstrations of a prompt.
+        lengths: int64 [p], tokens of each demonstration.
         ids: the demonstrations' ids, by number.
-        n_before: tokens before the first demonstration: special ones, the preamble, constant demonstrations.
+        n_before: tokens before the first demonstration: special tokens, preamble, constant demonstrations.
         block_size: tokens per block of the prefix cache.
     """
 
@@ -50,7 +50,7 @@ class Batch:
         n_before: int,
         block_size: int,
     ) -> Batch:
-        """Arrays from hits: of each query the plain choice and the other candidates, both best first."""
+        """Make a batch from hits: for each query the plain choice and the other candidates, both best first."""
         number: dict[str, int] = {}
         rows = [[*first, *rest] for first, rest in zip(plain, others, strict=True)]
         n = max(map(len, rows), default=0)
@@ -59,9 +59,9 @@ class Batch:
         for row, hits in enumerate(rows):
             items[row, : len(hits)] = [number.setdefault(hit.id, len(number)) for hit in hits]
             gains[row, : len(hits)] = [hit.score for hit in hits]
-        n_plain = np.array([len(one) for one in plain], dtype=np.int64)
+        n_plain = np.array([len(hits) for hits in plain], dtype=np.int64)
         gains = np.maximum(gains, 0)
-        # Scores that are never positive (negative distances) say nothing of gain: there, all candidates are alike.
+        # Scores that are never positive (negative distances) are not gains: treat all candidates as equal.
         blank = (gains * (np.arange(n) < n_plain[:, None])).sum(axis=1) <= 0
         gains[blank] = 1.0
         lengths = np.array([token_counts[id_] for id_ in number], dtype=np.int64)
@@ -88,11 +88,10 @@ class Batch:
         return mask
 
     def relevance(self, used: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Relevance kept by each query, float64 [m]: nDCG of the `used` columns [m, n] against the plain choice.
+        """Relevance kept by each query, float64 [m]: the nDCG of the `used` columns [m, n] against the plain choice.
 
-        Each demonstration gains its score, negative ones 0, and counts 1 / log2(rank + 1) of it, ranked by score
-        (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002). Queries without a
-        plain choice keep everything.
+        Each demonstration adds its gain times 1 / log2(rank + 1), ranked by score (Järvelin and Kekäläinen, "Cumulated
+        gain-based evaluation of IR techniques", 2002). Queries without a plain choice keep all relevance.
         """
         if not self.items.shape[1]:
             return np.ones(len(self))
@@ -106,20 +105,20 @@ class Batch:
         return total
 
     def cached(self, depth: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of whole blocks in a shared run that is `depth` tokens long, all before it included."""
+        """Tokens in whole blocks of a shared run that ends `depth` tokens after the beginning."""
         whole: NDArray[np.int64] = depth // self.block_size * self.block_size
         return whole
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The result of a strategy: for each query the run that it shares with others, and its own demonstrations.
+    """The result of a strategy: for each query the run shared with others, and its own demonstrations.
 
     Attributes:
-        paths: the shared run of each query, in prompt order, as numbers of demonstrations.
-        shared: bool [m, n], the columns that are in the query's path.
+        paths: the shared run of each query as demonstration numbers, in prompt order.
+        shared: bool [m, n], the columns in the query's path.
         own: bool [m, n], the columns that follow it, most similar last.
-        order: the queries in the order in which they should be asked.
+        order: the queries in the order in which to send them.
     """
 
     paths: Sequence[Sequence[int]]
@@ -128,7 +127,7 @@ class Selection:
     order: Sequence[int]
 
     def n_tokens(self, batch: Batch) -> int:
-        """Tokens of demonstrations to prefill, with shared runs counted once and blocks left aside."""
+        """Tokens of demonstrations to prefill, counting shared runs once and ignoring blocks."""
         total = int(np.where(self.own, batch.tokens, 0).sum())
         lengths = batch.lengths.tolist()
         nodes: dict[tuple[int, int], int] = {}
@@ -149,9 +148,9 @@ def discounts(n: int) -> NDArray[np.float64]:
 
 
 def depth_first(parents: Sequence[int], residents: Mapping[int, Iterable[int]]) -> list[int]:
-    """Queries in depth-first order of a tree: node 0 is the root, `parents` are by node, children after parents.
+    """Order queries depth-first in a tree: node 0 is the root, `parents` are by node, children come after parents.
 
-    Requests that share the longest runs come next to each other, so that a small cache still holds the run.
+    Requests that share the longest runs are next to each other, so that even a small cache still has the run.
     """
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(parents):

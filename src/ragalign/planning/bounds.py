@@ -1,4 +1,4 @@
-"""How little a batch could cost with the demonstrations that its prompts have."""
+"""Lower bounds of the prefill cost of a batch, for given demonstrations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ragalign.types import Prompt
 def reuse_bound(prompts: Sequence[Prompt]) -> float:
     """Tokens prefilled per request if an engine could reuse a demonstration at any position.
 
-    Each demonstration and each preamble is computed once, each conversation separately. Unmodified engines cannot do
-    this.
+    Each demonstration and preamble is computed once, each conversation separately. Engines cannot do this without
+    modification.
     """
     if not prompts:
         return 0.0
@@ -28,11 +28,11 @@ def reuse_bound(prompts: Sequence[Prompt]) -> float:
 
 
 def prefix_bound(prompts: Sequence[Prompt]) -> float:
-    """Tokens prefilled per request that no order of demonstrations and requests can go below, by prefix caching.
+    """A lower bound on tokens prefilled per request with prefix caching, for any order of demonstrations and requests.
 
-    A prompt shares its prefix with some earlier one, and at most the demonstrations that both have. Whoever shares
-    with whom, these pairs form a forest, so a maximum spanning tree of the overlaps (Prim, 1957) bounds what is
-    saved. Counted in whole demonstrations; time quadratic in the number of prompts.
+    A prompt shares its prefix with one earlier prompt, and at most the demonstrations that both have. These pairs form
+    a forest, so a maximum spanning tree of the overlaps (Prim, 1957) is an upper bound on savings. Counts whole
+    demonstrations; takes time quadratic in the number of prompts.
     """
     if not prompts:
         return 0.0

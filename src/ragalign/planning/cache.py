@@ -1,10 +1,10 @@
-"""vLLM's prefix cache, simulated: how many tokens of each request would come from it.
+"""A simulation of vLLM's prefix cache: how many tokens of each request it would have cached.
 
 As in vLLM 0.32 (``v1/core/block_pool.py`` and ``kv_cache_manager.py``): a prompt's tokens are cut into blocks, and a
-full block's key is a hash of its tokens and of the key before it. A request takes the longest run of known blocks from
-its beginning, but never its last token, which has to be computed to go on from. Blocks that nobody uses stay until
-their room is needed, the least recently used first and of one request the last first; a partial block goes at once.
-A block that is computed twice is kept twice.
+full block's key is a hash of its tokens and of the previous key. A request reuses the longest run of known blocks from
+its start, except its last token, which must be computed to continue. Unused blocks stay until their space is needed:
+the least recently used are evicted first, and of one request the last blocks first. Partial blocks are freed at once. A
+block that is computed twice is stored twice.
 """
 
 from __future__ import annotations
@@ -20,34 +20,33 @@ from ragalign.errors import ConfigError
 
 
 class PrefixCache:
-    """The cache of one engine that answers one request after another.
+    """The cache of an engine that answers requests one at a time.
 
-    Without a limit, or with one that is not reached, requests may as well run side by side: a block is known from
-    the moment that its request is scheduled. Near the limit, requests that run at the same time hold more.
+    If the capacity is not reached, the result is the same for concurrent requests, since a block is known as soon as
+    its request is scheduled. Near the capacity, concurrent requests occupy more blocks.
 
     Args:
         block_size: tokens per block.
-        capacity: blocks that the engine has room for; None for no limit. vLLM's ``num_gpu_blocks`` less one, which
-            it keeps for padding.
+        capacity: number of blocks; None for no limit. For vLLM this is ``num_gpu_blocks`` minus one padding block.
     """
 
     def __init__(self, block_size: int = 16, capacity: int | None = None) -> None:
         self.block_size = block_size
         self.capacity = capacity
-        self._holders: dict[bytes, OrderedDict[int, None]] = {}  # blocks by key, first come first used
+        self._holders: dict[bytes, OrderedDict[int, None]] = {}  # blocks by key, the first one is used
         self._keys: dict[int, bytes] = {}
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(capacity or 0))  # next to be used first
-        self._known: set[bytes] = set()  # instead of all these where there is no limit
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(capacity or 0))  # the next block to use first
+        self._known: set[bytes] = set()  # replaces the others if there is no limit
 
     def ask(self, ids: Sequence[int] | NDArray[np.int32], output: Sequence[int] = ()) -> int:
-        """Answer a request.
+        """Simulate a request.
 
         Args:
-            ids: of the prompt.
-            output: ids of the answer; all but the last of them are in the cache afterwards too.
+            ids: the ids of the prompt.
+            output: the ids of the answer; all but the last one are also cached.
 
         Returns:
-            How many tokens of the prompt came from the cache.
+            The number of prompt tokens that came from the cache.
 
         Raises:
             ConfigError: the prompt is longer than the whole cache.
@@ -66,7 +65,7 @@ class PrefixCache:
             del self._free[block]
         n_new = -(-len(tokens) // self.block_size) - len(hits)
         if n_new > len(self._free):
-            raise ConfigError(f"a request of {len(tokens):,} tokens; the cache has room for {self._room:,}")
+            raise ConfigError(f"a request has {len(tokens):,} tokens, but the cache has room for only {self._room:,}")
         blocks = hits + [self._take() for _ in range(n_new)]
         for block, key in zip(blocks[len(hits) :], keys[len(hits) :], strict=False):
             self._keys[block] = key
@@ -92,7 +91,7 @@ class PrefixCache:
 
 
 def block_keys(ids: Sequence[int] | NDArray[np.int32], block_size: int) -> list[bytes]:
-    """A key for each full block, which depends on all tokens up to its end."""
+    """The keys of the full blocks; each depends on all tokens up to the end of its block."""
     content = np.ascontiguousarray(ids, dtype=np.int32).tobytes()
     size, key, keys = 4 * block_size, b"", []
     for end in range(size, len(content) + 1, size):
@@ -102,5 +101,5 @@ def block_keys(ids: Sequence[int] | NDArray[np.int32], block_size: int) -> list[
 
 
 def _leading(keys: Sequence[bytes], known: set[bytes] | dict[bytes, OrderedDict[int, None]]) -> int:
-    """How many keys are known before the first that is not."""
+    """The number of known keys before the first unknown one."""
     return next((n for n, key in enumerate(keys) if key not in known), len(keys))

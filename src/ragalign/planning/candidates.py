@@ -1,4 +1,4 @@
-"""Which demonstrations beside the plain choice a prompt may have."""
+"""Candidates for a prompt beyond the plain choice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ragalign.types import Hit
 def others_of(
     packer: Packer, choices: Sequence[Choice], hits: Sequence[Sequence[Hit]], n_candidates: int
 ) -> list[list[Hit]]:
-    """Of each query's first `n_candidates` hits those that are not chosen, but short enough; best first.
+    """For each query, those of the first `n_candidates` hits that are short enough and not chosen, best first.
 
-    Constant demonstrations, which every prompt has, are not among them.
+    Constant demonstrations, which are in every prompt, are left out.
     """
     counts = packer.token_counts({hit.id for found in hits for hit in found[:n_candidates]})
     most = packer.packing.max_demonstration_tokens

@@ -1,4 +1,4 @@
-"""Clusters of queries that have candidates in common."""
+"""Clustering queries by their common candidates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _ROWS = 2048
 
 
 def cluster(batch: Batch, n: int) -> NDArray[np.int64]:
-    """Numbers of at most `n` clusters, int64 [m], by k-means over sketches of the queries' candidates.
+    """Assign queries to at most `n` clusters, int64 [m], by k-means over sketches of their candidates.
 
-    A query's candidates, weighted by their gains, are a sparse vector over all demonstrations; a random projection
-    of it to 64 dimensions keeps the angles between queries well enough (Johnson and Lindenstrauss, 1984), and costs
-    as much as reading the candidates once.
+    The candidates of a query, weighted by their gains, are a sparse vector over all demonstrations. A random projection
+    to 64 dimensions approximately preserves the angles between queries (Johnson and Lindenstrauss, 1984), at the cost
+    of reading the candidates once.
     """
     random = np.random.default_rng(0)
     directions = random.standard_normal((len(batch.lengths) + 1, _DIMENSION)).astype(np.float32)
-    directions[-1] = 0  # where there is no candidate
+    directions[-1] = 0  # for missing candidates
     sketches = np.zeros((len(batch), _DIMENSION), dtype=np.float32)
     for column in range(batch.items.shape[1]):
         sketches += batch.gains[:, column, None].astype(np.float32) * directions[batch.items[:, column]]

@@ -1,7 +1,7 @@
-"""A bounded memory of conversations, so that later turns can keep what was chosen for earlier ones.
+"""A bounded memory of conversations, so that later turns can keep the demonstrations of earlier ones.
 
-A conversation is known by a hash of its turns before the last answer. The model's answers are not part of it: clients
-can trim an answer, ask for several, or ask for an answer again.
+A conversation is identified by a hash of its turns, without the model's answers: clients can trim an answer, request
+several, or request an answer again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Conversations(Generic[T]):
-    """Remembers a value for each of at most `most` conversations; the least recently used are forgotten first."""
+    """Stores a value for each of at most `most` conversations, evicting the least recently used."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -27,9 +27,9 @@ class Conversations(Generic[T]):
         return len(self._values)
 
     def find(self, setting: str, turns: Sequence[Turn]) -> T | None:
-        """The value of the turn before last; None for a new or unknown conversation.
+        """The value stored for the previous turn; None for a new or unknown conversation.
 
-        `setting` names everything else that the value depends on, such as the recipe or the pool.
+        `setting` identifies everything else that the value depends on, such as the recipe or the pool.
         """
         if len(turns) < 3 or turns[-2].role != "assistant":
             return None
@@ -40,7 +40,7 @@ class Conversations(Generic[T]):
         return value
 
     def keep(self, setting: str, turns: Sequence[Turn], value: T) -> None:
-        """Remember a value for the turns that follow `turns`."""
+        """Store a value for the turn that follows `turns`."""
         if not self._most:
             return
         key = _key(setting, turns)

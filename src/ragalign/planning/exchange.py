@@ -1,17 +1,17 @@
-"""Choosing demonstrations that other prompts have too, where relevance lost is worth the tokens saved.
+"""Exchanging demonstrations for those of other prompts, where the tokens saved are worth the relevance lost.
 
-The prompts of a batch are grown as one tree of shared runs, from the root. All queries at a node look at all of their
-candidates: moving a demonstration of one's own to the shared run saves its tokens; taking one from further down the
-list saves those of the own demonstration that gives its place. Both are weighed against relevance (`price` tokens for
-all of it) and against the prompt's length: only sharing should be rewarded, and not a short prompt, so a token that
-the prompt loses counts `LENGTH_WEIGHT` against the exchange. Summed over the queries of a node, less the tokens that
-the first of them prefills, this is what a demonstration is worth as the next of the run; the best one gets a node,
-takes the queries that gain by it along, and the others choose again among what is left. Levels of the tree are
-evaluated at once, with lazy evaluation of the greedy choice (values only fall as queries leave: Minoux, "Accelerated
-greedy algorithms", 1978), so that the work grows with the number of candidates and not with the number of nodes.
+The prompts of a batch are grown as a tree of shared runs, from the root. All queries at a node consider all of their
+candidates. Moving one of their own demonstrations to the shared run saves its tokens. Taking a candidate from further
+down the list saves the tokens of the own demonstration that it replaces. Both are weighed against relevance (all of it
+costs `price` tokens) and against the length of the prompt: sharing should be rewarded, but not short prompts, so each
+token by which a prompt becomes shorter counts `LENGTH_WEIGHT` against the exchange. The worth of a demonstration as the
+next of the run is the sum over the queries of the node, minus the tokens that the first query prefills. The best
+demonstration gets a node with the queries that gain from it; the other queries choose again among the rest. Each level
+of the tree is evaluated at once, with lazy evaluation of the greedy choice (values only fall as queries leave: Minoux,
+"Accelerated greedy algorithms", 1978), so that the work grows with the number of candidates, not of nodes.
 
-The idea of a greedy tree over fixed sets comes from prompt reordering (ContextPilot, arXiv:2511.03475, among others);
-pricing exchanges per query with a multiplier, so that loss goes where it buys most, is the part added here.
+The greedy tree over fixed sets comes from prompt reordering (ContextPilot, arXiv:2511.03475, among others). Pricing
+exchanges per query with a multiplier, so that relevance is given up where it saves most, is added here.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 
 from ragalign.planning.batch import Batch, Selection, depth_first, discounts
 
-# How much of a token that a prompt gets shorter counts against an exchange. At 0 the cheapest plans are those with
-# the shortest demonstrations, at 1 prompts grow towards their budget; with this they stay as long as plain ones.
+# Cost of each token by which an exchange shortens a prompt. At 0 the cheapest plans have the shortest demonstrations;
+# at 1 prompts grow towards their budget; with this value they stay as long as without planning.
 LENGTH_WEIGHT = 0.6
-# Rows that are evaluated together: bounds the memory of temporaries.
+# Rows evaluated at once, to limit the memory of temporaries.
 _ROWS = 2048
 
 
 @dataclass(slots=True)
 class _State:
-    """The decisions so far, by query."""
+    """The choices made so far, by query."""
 
     used: NDArray[np.bool_]
     shared: NDArray[np.bool_]
@@ -52,10 +52,10 @@ def exchange(
 
     Args:
         batch: queries and candidates.
-        price: tokens that all of a prompt's relevance is worth; infinite keeps the plain sets.
-        personal: how many of the most similar demonstrations stay with the query, last in its prompt.
-        clusters: int64 [m], numbers from 0: one run for each cluster, which queries can only leave, instead of a
-            tree that branches.
+        price: tokens that all of a prompt's relevance is worth; infinity keeps the plain sets.
+        personal: number of most similar demonstrations that stay with the query, last in its prompt.
+        clusters: int64 [m], cluster numbers from 0. With clusters there is one run per cluster, which queries can only
+            leave, instead of a branching tree.
     """
     m = len(batch)
     state = _State(batch.plain, np.zeros_like(batch.plain), np.full(m, batch.n_before), np.zeros(m, dtype=np.int64))
@@ -85,12 +85,12 @@ def _grow(
     *,
     once: bool,
 ) -> NDArray[np.int64]:
-    """One level: give nodes to the best next demonstrations of all runs; returns the queries that went along."""
+    """Grow one level: add nodes for the best next demonstrations of all runs; returns the queries that moved."""
     parts = [_worth(batch, state, active[at : at + _ROWS], price, personal) for at in range(0, len(active), _ROWS)]
     rows = np.concatenate([part[0] + at * _ROWS for at, part in enumerate(parts)])
     columns, worth, displaced = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
     items = batch.items[active[rows], columns]
-    # One segment for each (node, demonstration): the queries that would gain by it.
+    # One segment for each (node, demonstration): the queries that would gain from it.
     keys = state.node[active[rows]] * len(batch.lengths) + items
     order = np.argsort(keys, kind="stable")
     rows, columns, worth, displaced, items = (each[order] for each in (rows, columns, worth, displaced, items))
@@ -138,16 +138,16 @@ def _grow(
 def _worth(
     batch: Batch, state: _State, queries: NDArray[np.int64], price: float, personal: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """The worth of each candidate to each query as the next of its run, where that is anything.
+    """The worth of each candidate to each query as the next of its run, where it is positive.
 
-    Returns rows, columns, tokens that it is worth, and the column that gives its place (-1 where it is in the prompt
-    already), all of one length.
+    Returns rows, columns, the worth in tokens, and the column that it replaces (-1 if it is already in the prompt), all
+    of the same length.
     """
     used, tokens = state.used[queries], batch.tokens[queries]
     depth = state.depth[queries][:, None]
     own = used & ~state.shared[queries]
     own[:, :personal] = False
-    # Whole blocks are what a longer run saves; the steps of a run add up to those of all of it.
+    # A longer run saves whole blocks; the steps of a run add up to the blocks of the whole run.
     steps = batch.cached(depth + tokens) - batch.cached(depth)
     worth = np.where(own, steps, 0).astype(np.float64)
     displaced = np.full(worth.shape, -1)
@@ -167,7 +167,7 @@ def _displace(
     worth: NDArray[np.float64],
     displaced: NDArray[np.int64],
 ) -> None:
-    """Consider for each candidate that is not in the prompt the place of an own demonstration."""
+    """For each candidate that is not in the prompt, consider replacing an own demonstration."""
     gains, tokens = batch.gains[queries], batch.tokens[queries]
     n = used.shape[1]
     weights = discounts(n + 1)
@@ -177,15 +177,15 @@ def _displace(
     whole = dcg.sum(axis=1, keepdims=True)
     best = np.where(batch.plain[queries], gains, 0.0) @ weights[:n]
     scale = price / np.where(best > 0, best, np.inf)[:, None]
-    # Without a column, those after it rise by a rank; the newcomer gets the last one.
+    # Without a column, later columns move up by one rank, and the new demonstration gets the last rank.
     rest = np.cumsum(dcg, axis=1) - dcg + risen.sum(axis=1, keepdims=True) - np.cumsum(risen, axis=1)
     losses = np.where(own, (whole - rest) * scale, np.inf)
     consolation = gains * weights[np.maximum(used.sum(axis=1) - 1, 0)][:, None] * scale
     room = (batch.budgets[queries] - np.where(used, tokens, 0).sum(axis=1))[:, None]
     there: NDArray[np.bool_] = (batch.items[queries] >= 0) & ~used & own.any(axis=1, keepdims=True)
     rows = np.arange(len(queries))
-    # Two own demonstrations come into question: the one that is dearest to keep, and where that makes too little
-    # room, the longest.
+    # Consider two own demonstrations: the one that is most expensive to keep and, if that frees too few tokens, the
+    # longest.
     dearest = np.where(own, (1 - LENGTH_WEIGHT) * tokens - losses, -np.inf).argmax(axis=1)
     longest = np.where(own, tokens, -1).argmax(axis=1)
     for place in (dearest, longest):

@@ -20,20 +20,21 @@ FLOORS = (0.99, 0.98, 0.96, 0.94, 0.915, 0.88)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting on a workload. Figures are means over the prompts that fit.
+    """The result of one setting on a workload, as means over the prompts that fit.
 
     Attributes:
-        strategy, min_relevance, personal: the setting.
+        strategy, min_relevance, personal: the planner settings.
         relevance: relevance kept, as in `ragalign.planning.batch.Batch.relevance`.
         similarity: score of the retrieved demonstrations.
-        n_demonstrations: retrieved and constant ones in a prompt.
-        n_prompt_tokens: length of the prompts.
-        n_prefilled: tokens that are not in the simulated cache, per request.
-        prefix_bound: no order of the same demonstrations can prefill fewer, see `ragalign.planning.bounds`.
+        n_demonstrations: demonstrations in a prompt, constant ones included.
+        n_prompt_tokens: tokens of a prompt.
+        n_prefilled: tokens per request that are not in the simulated cache.
+        prefix_bound: lower bound of `n_prefilled` for any order of the same demonstrations; see
+            `ragalign.planning.bounds`.
         reuse_bound: the same with reuse at any position.
-        seconds: to plan and pack the whole batch.
-        planned_at: the floor that the plan was made with; higher than `min_relevance` where a tighter floor's plan
-            prefills less.
+        seconds: time to plan and pack the whole batch.
+        planned_at: the `min_relevance` that the plan was made with; higher than `min_relevance` if the plan for a
+            higher floor prefills fewer tokens.
     """
 
     strategy: Strategy
@@ -51,7 +52,7 @@ class Point:
 
 
 def default_settings(settings: PlannerSettings, floors: Sequence[float] = FLOORS) -> list[PlannerSettings]:
-    """Every strategy, and those that exchange demonstrations at several floors; the rest is as in `settings`."""
+    """Vary `settings`: every strategy, with several floors for those that exchange demonstrations."""
     found = [replace(settings, strategy="none"), replace(settings, strategy="reorder")]
     if settings.personal:
         found.append(replace(settings, strategy="reorder", personal=0))
@@ -69,50 +70,52 @@ def frontier(
     more: More | None = None,
     capacity: int | None = None,
 ) -> Iterator[Point]:
-    """Plan a workload with each setting and measure what comes of it, in the order given.
+    """Plan a workload with each setting and measure the plans, in the given order.
 
-    A plan that keeps a tight floor keeps a looser one, too: where settings differ in their floor only, a looser one
-    takes over the plan of a tighter one that prefills less, so that no floor costs more than a tighter one. Such a
-    point names the floor to plan with in `planned_at`.
+    A plan for a high floor also satisfies a lower one. If settings differ only in their floor, a lower floor uses the
+    plan of a higher one if that prefills fewer tokens, so that a lower floor never costs more. `planned_at` has the
+    floor of the plan.
 
     Args:
         packer: makes the prompts.
-        conversations: each ends with a user turn.
+        conversations: conversations that end with a user turn.
         hits: the candidates of each, best first.
-        settings: what to try.
-        n_plain: how many of the hits the plain choice is made from; None is the packer's `max_demonstrations`.
-        more: retrieves more candidates, for places that would stay empty.
+        settings: the settings to try.
+        n_plain: number of hits for the plain choice; None means the packer's `max_demonstrations`.
+        more: retrieves more candidates for places that would stay empty.
         capacity: blocks of the simulated cache; None for no limit.
     """
     asked = list(settings)
     found: dict[PlannerSettings, Point] = {}
 
-    def planned(one: PlannerSettings) -> Point:
-        if one not in found:
+    def planned(setting: PlannerSettings) -> Point:
+        if setting not in found:
             start = time.perf_counter()
-            plan = Planner(packer, one).plan(conversations, hits, n_plain=n_plain, more=more)
-            found[one] = measure(plan, one, capacity=capacity, seconds=time.perf_counter() - start)
-        return found[one]
+            plan = Planner(packer, setting).plan(conversations, hits, n_plain=n_plain, more=more)
+            found[setting] = measure(plan, setting, capacity=capacity, seconds=time.perf_counter() - start)
+        return found[setting]
 
-    def best(one: PlannerSettings) -> Point:
-        tighter = {
-            other
-            for other in asked
-            if other.min_relevance > one.min_relevance and replace(other, min_relevance=one.min_relevance) == one
+    def best(setting: PlannerSettings) -> Point:
+        floor = setting.min_relevance
+        higher = {
+            other for other in asked if other.min_relevance > floor and replace(other, min_relevance=floor) == setting
         }
-        points = [planned(one), *(planned(other) for other in sorted(tighter, key=lambda other: other.min_relevance))]
-        return replace(min(points, key=lambda point: point.n_prefilled), min_relevance=one.min_relevance)
+        points = [
+            planned(setting),
+            *(planned(other) for other in sorted(higher, key=lambda other: other.min_relevance)),
+        ]
+        return replace(min(points, key=lambda point: point.n_prefilled), min_relevance=floor)
 
-    for one in asked:
-        yield best(one)
+    for setting in asked:
+        yield best(setting)
 
 
 def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = None, seconds: float = 0.0) -> Point:
-    """The figures of one plan."""
+    """Measure one plan."""
     prompts = [prompt for prompt in plan.prompts if isinstance(prompt, Prompt)]
     n = max(len(prompts), 1)
-    used = [one for prompt in prompts for one in prompt.demonstrations]
-    scores = [one.score for one in used if one.score is not None]
+    used = [demonstration for prompt in prompts for demonstration in prompt.demonstrations]
+    scores = [demonstration.score for demonstration in used if demonstration.score is not None]
     return Point(
         strategy=settings.strategy,
         min_relevance=settings.min_relevance,
@@ -130,7 +133,7 @@ def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = Non
 
 
 def n_prefilled(plan: Plan, block_size: int, capacity: int | None = None) -> int:
-    """Tokens that an engine computes for a plan's prompts, asked in planned order: simulated."""
+    """Tokens that an engine would compute for a plan's prompts in planned order, by simulation."""
     cache, total = PrefixCache(block_size, capacity), 0
     for position in plan.order:
         prompt = plan.prompts[position]
@@ -140,7 +143,7 @@ def n_prefilled(plan: Plan, block_size: int, capacity: int | None = None) -> int
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in both tokens and relevance, dearest first."""
+    """The points that no other point beats in both tokens and relevance, most tokens first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (-point.relevance, point.n_prefilled)):
         if not best or point.n_prefilled < best[-1].n_prefilled:

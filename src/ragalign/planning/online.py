@@ -1,4 +1,4 @@
-"""Planning request by request, for a server: steer each prompt towards what the engine holds already."""
+"""Planning for servers, one request at a time: steering each prompt towards cached prefixes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from ragalign.planning.prefix_memory import Node, PrefixMemory, PromptPart
 from ragalign.planning.strategies import PlannerSettings
 from ragalign.types import Hit, Prompt, Turn
 
-# A request waits for the search: how many nodes it looks at, and how many newcomers at each, most similar first.
+# Limits of the search, since the request waits for it: nodes to visit, and new demonstrations to try at each, most
+# similar first.
 _VISITS = 100
 _NEWCOMERS = 6
 
 
 class OnlinePlanner:
-    """Packs one prompt at a time, so that it begins like earlier ones where that costs little relevance.
+    """Packs prompts one at a time, so that they begin like earlier ones if that costs little relevance.
 
-    A drop-in for a packer: `pack` takes the same arguments. The floor holds for each prompt here, since nobody knows
-    what comes next. Strategy ``none`` packs plainly, ``reorder`` keeps the plain choice, the others may exchange.
+    `pack` takes the same arguments as that of `Packer`. The floor applies to each prompt, since later requests are
+    unknown. The strategy ``none`` does not plan, ``reorder`` keeps the plain choice, and the others can exchange
+    demonstrations.
 
     Args:
         packer: makes the prompts.
-        settings: strategy, floor and how many demonstrations are pinned.
-        memory: what the engine holds; share it between planners of one engine.
+        settings: strategy, floor and number of pinned demonstrations.
+        memory: an estimate of the engine's cache; share it between planners with the same engine.
     """
 
     def __init__(self, packer: Packer, settings: PlannerSettings, memory: PrefixMemory | None = None) -> None:
@@ -45,15 +47,15 @@ class OnlinePlanner:
         max_new_tokens: int = 0,
         keeps: bool = True,
     ) -> Prompt:
-        """Pack one prompt, and note that it is sent.
+        """Pack one prompt, and record it as sent.
 
         Args:
-            turns: the conversation; where its last turn but one was packed here, it keeps its demonstrations.
+            turns: the conversation. If its previous user turn was packed here, it keeps its demonstrations.
             hits: candidates, best first.
-            n_plain: how many of them the plain choice is made from; None is the packer's `max_demonstrations`.
-            more: retrieves more candidates, for places that would stay empty.
-            max_new_tokens: room to leave for the completion inside the context.
-            keeps: False chooses again for a conversation that was packed here before, as after a change of topic.
+            n_plain: number of hits for the plain choice; None means the packer's `max_demonstrations`.
+            more: retrieves more candidates for places that would stay empty.
+            max_new_tokens: tokens of the context to reserve for the completion.
+            keeps: False chooses new demonstrations for a known conversation, for example after a change of topic.
 
         Raises:
             BudgetError, DataError: as `Packer.pack`.
@@ -73,13 +75,13 @@ class OnlinePlanner:
         return prompt
 
     def learn(self, prompt: Prompt, n_cached_tokens: int | None) -> None:
-        """Correct the estimate with what the engine reports of a prompt; None says nothing."""
+        """Correct the estimate with the number of cached tokens that the engine reports; None is ignored."""
         if n_cached_tokens is not None and self.settings.strategy != "none":
             with self.memory.lock:
                 self.memory.correct(self._parts(prompt), n_cached_tokens, self.settings.block_size)
 
     def _parts(self, prompt: Prompt) -> list[PromptPart]:
-        """The parts of a prompt, the first of which is everything before the retrieved demonstrations."""
+        """The parts of a prompt. The first part is everything before the retrieved demonstrations."""
         constants = [used for used in prompt.demonstrations if used.score is None]
         retrieved = [PromptPart(used.id, used.n_tokens) for used in prompt.demonstrations[len(constants) :]]
         n_tokens = prompt.n_special_tokens + prompt.n_preamble_tokens + sum(used.n_tokens for used in constants)
@@ -97,7 +99,7 @@ class OnlinePlanner:
         search = _Search(choice, personal, others, counts, settings)
         beginning = self._parts(self.packer.assemble(choice, ()))
         run, rest = search.best(self.memory.find(beginning), free)
-        # Demonstrations that are held in many places go first, so that later prompts can begin with them.
+        # Demonstrations that are cached in many places go first, so that later prompts can begin with them.
         rest = sorted(rest, key=lambda hit: (-self.memory.n_holders(hit.id), -hit.rank))
         return [*run, *rest, *reversed(personal)]
 
@@ -111,7 +113,7 @@ class _Found:
 
 
 class _Search:
-    """The longest run in the trie that a prompt may begin with."""
+    """A search for the longest run in the trie that a prompt can begin with."""
 
     def __init__(
         self, choice: Choice, personal: list[Hit], others: list[Hit], counts: dict[str, int], settings: PlannerSettings
@@ -126,7 +128,7 @@ class _Search:
         self._visits = _VISITS
 
     def best(self, node: Node | None, free: list[Hit]) -> tuple[list[Hit], list[Hit]]:
-        """The run, and those of the plain choice that follow it."""
+        """The run, and the demonstrations of the plain choice that follow it."""
         if node is None:
             return [], free
         found = self._below(node, (), tuple(free))
@@ -140,7 +142,7 @@ class _Search:
         children += islice((id_ for id_ in self._others if id_ in node.children), _NEWCOMERS)
         for id_ in children:
             hit = own.get(id_) or self._others[id_]
-            left = tuple(one for one in rest if one.id != id_) if id_ in own else self._exchanged(run, rest, hit)
+            left = tuple(each for each in rest if each.id != id_) if id_ in own else self._exchanged(run, rest, hit)
             if hit in run or left is None or not self._visits:
                 continue
             self._visits -= 1
@@ -150,7 +152,7 @@ class _Search:
         return best
 
     def _exchanged(self, run: tuple[Hit, ...], rest: tuple[Hit, ...], hit: Hit) -> tuple[Hit, ...] | None:
-        """`rest` without the least similar, which give way to a newcomer; None below the floor."""
+        """`rest` without the least similar hits, which a new one replaces; None if that is below the floor."""
         left = rest[:-1]
         while left and self._n_tokens((*run, *left, hit)) > self._budget:
             left = left[:-1]

@@ -1,11 +1,10 @@
-"""Plans the prompts of a batch so that they share prefixes.
+"""The planner: plans the prompts of a batch so that they share prefixes.
 
-vLLM keeps the key-value blocks of prompts, and a request does not compute again what it begins with in common with
-an earlier one. Constant demonstrations cost next to nothing for that reason, and retrieved ones are computed again
-for every query. The planner closes much of the gap above an unmodified engine: within a floor on relevance, it
-chooses demonstrations that other prompts of the batch have too, puts them first in a common order, and asks related
-prompts one after another. See `ragalign.planning.exchange` for the choice and `ragalign.planning.sharing` for the
-order.
+vLLM caches the key-value blocks of prompts, so a request does not recompute a prefix that it shares with an earlier
+request. Constant demonstrations therefore cost almost nothing, while retrieved ones are recomputed for every query. The
+planner closes much of this gap without changing the engine: within a floor on relevance, it chooses demonstrations that
+other prompts of the batch also have, puts them first in a common order, and sends related prompts one after another.
+See `ragalign.planning.exchange` for the choice and `ragalign.planning.sharing` for the order.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ragalign.types import Hit, Prompt, Turn
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Prompts in input order, and the order in which to ask them.
+    """Prompts in input order, and the order in which to send them.
 
     Attributes:
-        prompts: for each query its prompt, or why it does not fit.
-        order: positions of the prompts, those that share most next to each other.
-        relevance: the relevance kept by each query (1 is that of the plain choice), NaN where it does not fit.
+        prompts: for each query its prompt, or the error if it does not fit.
+        order: positions of the prompts in sending order; those that share most are next to each other.
+        relevance: the relevance kept by each query (1 is that of the plain choice), or NaN if it does not fit.
     """
 
     prompts: list[Prompt | BudgetError]
@@ -40,8 +39,8 @@ class Planner:
     """Chooses demonstrations and order across a batch, so that prompts share prefixes.
 
     Args:
-        packer: makes the prompts; its budgets hold for planned prompts as for plain ones.
-        settings: strategy and floor; by default nothing is planned.
+        packer: makes the prompts; its budgets also apply to planned prompts.
+        settings: strategy and floor; without them nothing is planned.
     """
 
     def __init__(self, packer: Packer, settings: PlannerSettings | None = None) -> None:
@@ -50,7 +49,7 @@ class Planner:
 
     @property
     def n_candidates(self) -> int:
-        """How many hits per query the planner has a use for, beside those of the plain choice."""
+        """The number of hits per query that the planner can use, in addition to the plain choice."""
         return self.settings.candidates if self.settings.strategy in ("relax", "backbone", "hybrid") else 0
 
     def plan(
@@ -65,14 +64,14 @@ class Planner:
         """Plan a batch.
 
         Args:
-            conversations: each ends with a user turn.
-            hits: the candidates of each, best first; `n_candidates` of them are enough.
-            n_plain: how many of the hits the plain choice is made from; None is the packer's `max_demonstrations`.
-            more: retrieves more candidates, for places that would stay empty.
-            max_new_tokens: room to leave for each completion inside the context.
+            conversations: conversations that end with a user turn.
+            hits: the candidates of each, best first; `n_candidates` are enough.
+            n_plain: number of hits for the plain choice; None means the packer's `max_demonstrations`.
+            more: retrieves more candidates for places that would stay empty.
+            max_new_tokens: tokens of the context to reserve for each completion.
 
         Raises:
-            DataError: as `Packer.pack`, for any of the conversations.
+            DataError: as `Packer.pack`, for any conversation.
         """
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
         if self.settings.strategy == "none":
@@ -93,7 +92,7 @@ class Planner:
         return Plan([prompt for prompt in prompts if prompt is not None], order, relevance)
 
     def _alike(self, choices: Sequence[Choice]) -> list[list[int]]:
-        """Positions of prompts with the same beginning: only these can share anything."""
+        """Group the positions of prompts with the same beginning; only these can share a prefix."""
         groups: dict[tuple[str, int], list[int]] = {}
         for position, choice in enumerate(choices):
             groups.setdefault((choice.system, choice.n_constants), []).append(position)
@@ -127,8 +126,8 @@ class Planner:
             ordered = [hit_of[item] for item in (*selection.paths[row], *own)]
             prompt = self._assembled(group[row], ordered)
             if isinstance(prompt, Prompt) and len(prompt.demonstrations) < group[row].n_constants + len(ordered):
-                # Where the tokenizer makes more of the whole than of its parts, some may have given way.
-                kept = {one.id for one in prompt.demonstrations}
+                # Some are dropped if the whole has more tokens than its parts.
+                kept = {demonstration.id for demonstration in prompt.demonstrations}
                 used[row] &= [batch.ids[item] in kept for item in batch.items[row].tolist()]
             prompts[position] = prompt
         for row, kept_by in enumerate(batch.relevance(used).tolist()):

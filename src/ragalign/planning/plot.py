@@ -1,4 +1,4 @@
-"""The frontier as a picture: one self-contained SVG, without a plotting library."""
+"""Plotting the frontier as a self-contained SVG, without a plotting library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STYLE = """text { font: 12px system-ui, sans-serif; fill: #333 }
 
 
 def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against relevance kept") -> str:
-    """A picture of the points of a frontier; dashed and dotted, the bounds of the same demonstrations."""
+    """Plot the points of a frontier, with the bounds for the same demonstrations as dashed and dotted lines."""
     low = min((point.relevance for point in points), default=0.9)
     ticks_x = _ticks(min(low, 0.995), 1.0)
     ticks_y = _ticks(0.0, max((point.n_prefilled for point in points), default=1.0))
@@ -47,30 +47,30 @@ def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against
     strategies = list(dict.fromkeys(point.strategy for point in points))
     for row, strategy in enumerate(strategies):
         colour = _COLOURS[strategy]
-        mine = sorted((one for one in points if one.strategy == strategy), key=lambda one: one.relevance)
-        run = [one for one in mine if one.personal == mine[0].personal]
+        mine = sorted((point for point in points if point.strategy == strategy), key=lambda point: point.relevance)
+        run = [point for point in mine if point.personal == mine[0].personal]
         if len(run) > 1:
-            line = " ".join(f"{x(one.relevance)},{y(one.n_prefilled)}" for one in run)
+            line = " ".join(f"{x(point.relevance)},{y(point.n_prefilled)}" for point in run)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
             for kind, bounds in (
-                ("order", [one.prefix_bound for one in run]),
-                ("place", [one.reuse_bound for one in run]),
+                ("order", [point.prefix_bound for point in run]),
+                ("place", [point.reuse_bound for point in run]),
             ):
-                line = " ".join(f"{x(one.relevance)},{y(bound)}" for one, bound in zip(run, bounds, strict=True))
+                line = " ".join(f"{x(point.relevance)},{y(bound)}" for point, bound in zip(run, bounds, strict=True))
                 parts.append(f'<polyline class="{kind}" points="{line}" fill="none" stroke="{colour}"/>')
-        for one in mine:
+        for point in mine:
             label = (
-                f"{strategy}: {one.n_prefilled:,.0f} tokens at {one.relevance:.3f}, {one.personal} pinned; "
-                f"bounds {one.prefix_bound:,.0f} and {one.reuse_bound:,.0f}"
+                f"{strategy}: {point.n_prefilled:,.0f} tokens at {point.relevance:.3f}, {point.personal} pinned; "
+                f"bounds {point.prefix_bound:,.0f} and {point.reuse_bound:,.0f}"
             )
             parts.append(
-                f'<circle cx="{x(one.relevance)}" cy="{y(one.n_prefilled)}" r="4.5" fill="{colour}">'
+                f'<circle cx="{x(point.relevance)}" cy="{y(point.n_prefilled)}" r="4.5" fill="{colour}">'
                 f"<title>{escape(label)}</title></circle>"
             )
         height = _TOP + 8 + 22 * row
         parts.append(f'<circle cx="{right + 20}" cy="{height}" r="4.5" fill="{colour}"/>')
         parts.append(f'<text x="{right + 32}" y="{height + 4}">{escape(strategy)}</text>')
-    for row, (kind, label) in enumerate((("order", "at best, any order"), ("place", "reuse in any place"))):
+    for row, (kind, label) in enumerate((("order", "bound, any order"), ("place", "bound, reuse anywhere"))):
         height = _TOP + 8 + 22 * (len(strategies) + row)
         parts.append(
             f'<line class="{kind}" stroke="#333" x1="{right + 12}" x2="{right + 28}" y1="{height}" y2="{height}"/>'

@@ -1,4 +1,4 @@
-"""An estimate of what an engine's prefix cache holds, by demonstration, from the prompts that were sent to it."""
+"""An estimate of an engine's prefix cache by demonstration, from the prompts sent to the engine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from threading import RLock
 from ragalign.planning.conversations import Conversations
 from ragalign.types import Hit, Turn
 
-# Conversations whose demonstrations are remembered.
+# Number of conversations whose demonstrations are remembered.
 _CONVERSATIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """One part of a prompt: the beginning (special tokens, preamble, constants) or a demonstration."""
+    """A part of a prompt: the beginning (special tokens, preamble, constants) or a demonstration."""
 
     id: str
     n_tokens: int
 
 
 class Node:
-    """A part that the engine holds after those above it; `end` counts the tokens up to here."""
+    """A cached part that follows the parts above it; `end` is the number of tokens up to its end."""
 
     __slots__ = ("before", "children", "end", "parent", "part", "used")
 
@@ -37,13 +37,13 @@ class Node:
 
 
 class PrefixMemory:
-    """A bounded trie of prompts' parts. One for each engine; several planners may share it, from several threads.
+    """A bounded trie of prompt parts, one per engine. Planners and threads can share it.
 
-    It forgets like the engine does, the least recently used first, and what reports disprove: where the engine had
-    less than was thought, everything that was used longer ago than the missing part is gone too.
+    Like the engine, it evicts the least recently used parts first. Reports of the engine correct it: if a part was not
+    cached after all, everything used less recently is evicted, too.
 
     Args:
-        capacity: tokens that the engine has room for.
+        capacity: the engine's cache size in tokens.
     """
 
     def __init__(self, capacity: int = 1_000_000) -> None:
@@ -58,22 +58,22 @@ class PrefixMemory:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are thought to be held."""
+        """Tokens that are estimated to be cached."""
         return self._n_tokens
 
     def find(self, parts: Iterable[PromptPart]) -> Node | None:
-        """The node at the end of these parts, or None."""
+        """Find the node at the end of these parts; None if they are not cached."""
         node: Node | None = self._root
         for part in parts:
             node = node.children.get(part.id) if node else None
         return node
 
     def n_holders(self, id_: str) -> int:
-        """In how many places a demonstration is held."""
+        """The number of places where a demonstration is cached."""
         return self._holders[id_]
 
     def add(self, parts: Sequence[PromptPart]) -> None:
-        """Note that a prompt of these parts was sent."""
+        """Record that a prompt with these parts was sent."""
         self._clock += 1
         node, path = self._root, []
         for part in parts:
@@ -94,12 +94,12 @@ class PrefixMemory:
             self._forget_oldest()
 
     def correct(self, parts: Sequence[PromptPart], n_cached: int, block_size: int) -> None:
-        """Learn from a report: of a prompt of these parts, `n_cached` tokens came from the cache."""
+        """Correct the estimate: `n_cached` tokens of a prompt with these parts came from the cache."""
         node = self._root
         for part in parts:
             child = node.children.get(part.id)
             if child is None or child.before is None:
-                return  # not thought to be held before
+                return  # not estimated to be cached before
             if child.end // block_size * block_size > n_cached:
                 while self._nodes and next(iter(self._nodes)).used <= child.before:
                     self._forget_oldest()
@@ -107,11 +107,11 @@ class PrefixMemory:
             node = child
 
     def remember(self, pool: str, turns: Sequence[Turn], hits: Sequence[Hit]) -> None:
-        """Keep the demonstrations of a conversation for its later turns; `pool` is the fingerprint of theirs."""
+        """Store the demonstrations of a conversation for its later turns; `pool` is the fingerprint of their pool."""
         self._conversations.keep(pool, turns, list(hits))
 
     def recall(self, pool: str, turns: Sequence[Turn]) -> list[Hit] | None:
-        """The demonstrations of the turn before, in prompt order, or None."""
+        """The demonstrations of the previous turn, in prompt order, or None."""
         return self._conversations.find(pool, turns)
 
     def _forget_oldest(self) -> None:

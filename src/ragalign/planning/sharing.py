@@ -1,10 +1,10 @@
-"""Ordering given sets of demonstrations so that prompts share the longest runs.
+"""Ordering given sets of demonstrations, so that prompts share the longest runs.
 
-A tree whose edges carry *sets* of demonstrations: an edge's order is open until a query shares part of it only, which
-then splits the edge, the common part first. Queries are put in one after another where they share the most tokens,
-and then taken out and put in again, a few times: the first ones had no one to share with. Each placement looks up
-the query's demonstrations in an inverted list at the nodes on its way, so it costs about as many steps as there are
-other edges with one of them; memory is linear in the size of the sets.
+The edges of the tree have *sets* of demonstrations. The order within an edge is open until a query shares only part of
+the set: this splits the edge, with the common part first. Queries are inserted one at a time where they share the most
+tokens. Then they are removed and inserted again a few times, since the first ones had nothing to share with. Each
+insertion looks up the query's demonstrations in inverted lists at the nodes on its way, so its cost is about the number
+of other edges with one of them. Memory is linear in the size of the sets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 
 class _Node:
-    """An inner node, or (with a query) a leaf. The edge above it holds what all below it have, and nobody beside."""
+    """An inner node, or a leaf with a query. Its edge has the demonstrations that exactly the leaves below it share."""
 
     __slots__ = ("children", "edge", "index", "parent", "query")
 
@@ -21,7 +21,7 @@ class _Node:
         self.edge = edge
         self.query = query
         self.parent: _Node | None = None
-        self.children: dict[_Node, None] = {}  # in order of arrival, so that plans repeat
+        self.children: dict[_Node, None] = {}  # in order of insertion, so that plans are reproducible
         self.index: dict[int, dict[_Node, None]] = {}
 
     def add(self, child: _Node) -> None:
@@ -48,18 +48,18 @@ def share(
     n_before: int = 0,
     block_size: int = 1,
 ) -> tuple[list[list[int]], list[int]]:
-    """Find for each set a run of its members to begin with, so that many tokens are shared in whole blocks.
+    """Find for each set a run of members to begin with, so that many tokens are shared in whole blocks.
 
     Args:
-        sets: numbers of demonstrations, by query.
-        lengths: tokens by demonstration.
-        order: the queries in the order of their first placement.
-        passes: how often all queries are placed again.
-        n_before: tokens that all prompts begin with.
+        sets: demonstration numbers of each query.
+        lengths: tokens of each demonstration.
+        order: the queries in the order of their first insertion.
+        passes: how often to insert all queries again.
+        n_before: tokens at the beginning of all prompts.
         block_size: tokens per block of the prefix cache.
 
     Returns:
-        The shared run of each query, and the queries in the order in which they should be asked.
+        The shared run of each query, and the queries in the order in which to send them.
     """
     tree = _Tree(lengths, n_before, block_size)
     first = list(order)
@@ -101,7 +101,7 @@ class _Tree:
         assert node is not None
         node.drop(leaf)
         if node.parent is not None and len(node.children) == 1:
-            # Nothing branches here any more: the two edges are one again.
+            # Nothing branches here any more: merge the two edges.
             [child] = node.children
             above = node.parent
             above.drop(node)
@@ -109,7 +109,7 @@ class _Tree:
             above.add(child)
 
     def _best(self, node: _Node, rest: frozenset[int], depth: int) -> tuple[int, int, _Node, bool, frozenset[int]]:
-        """Where to put a query below `node`: whole-block and all tokens shared, node, whether it splits, the rest."""
+        """The best place below `node`: tokens shared in blocks and in all, node, whether it splits, remaining members."""
         best = (depth // self._block, depth, node, False, rest)
         overlaps: dict[_Node, int] = {}
         lengths, index = self._lengths, node.index
@@ -127,7 +127,7 @@ class _Tree:
         return best
 
     def runs(self, n: int) -> tuple[list[list[int]], list[int]]:
-        """The shared run of every query, and the queries depth first."""
+        """The shared run of every query, and the queries in depth-first order."""
         runs: list[list[int]] = [[] for _ in range(n)]
         order: list[int] = []
         waiting: list[tuple[_Node, list[int]]] = [(self._root, [])]

@@ -1,4 +1,4 @@
-"""Strategies: ways to choose demonstrations, their order and the order of requests for a batch."""
+"""Planning strategies: choosing and ordering demonstrations and requests for a batch."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ragalign.planning.sharing import share
 
 Strategy = Literal["none", "reorder", "relax", "backbone", "hybrid"]
 
-# How often queries are placed again. Later passes move little; where demonstrations were chosen to be shared, the
-# tree is there already and one pass is for what the choice did not see.
+# How often queries are inserted again. Later passes change little. If demonstrations were chosen to be shared, the tree
+# already exists, and one pass adds what the choice missed.
 _PASSES = 3
 _PASSES_AFTER_EXCHANGE = 1
-# The price of relevance is searched from here, in multiples of a prompt's tokens, with at most so many trials.
+# The search for the price of relevance: its start, in multiples of a prompt's tokens, and its maximum trials.
 _FIRST_PRICE = 7.0
 _TRIALS = 5
-# A plan this little above the floor is not improved any further.
+# A plan within this distance above the floor is good enough.
 _CLOSE = 0.0007
 
 
 @dataclass(frozen=True, slots=True)
 class PlannerSettings:
-    """How to plan; the table ``[planner]`` of a recipe.
+    """Settings of the planner: the table ``[planner]`` of a recipe.
 
     Attributes:
-        strategy: ``none`` keeps what the packer chooses; ``reorder`` keeps each prompt's demonstrations and orders
-            them to be shared; ``relax`` also takes others from further down the list of candidates; ``backbone``
-            gives each cluster of queries one shared run; ``hybrid`` gives all prompts the same first demonstrations
-            (those for which they are among the candidates), and then as few others as the floor allows.
+        strategy: ``none`` keeps the packer's choice; ``reorder`` keeps each prompt's demonstrations and orders them to
+            be shared; ``relax`` also exchanges them for others further down the list of candidates; ``backbone`` gives
+            each cluster of queries one shared run; ``hybrid`` gives all prompts the same first demonstrations (if they
+            are candidates for the query), and then as few others as the floor allows.
         min_relevance: the floor on relevance kept, averaged over a batch, in [0, 1].
-        personal: how many of its most similar demonstrations stay each query's own, last in its prompt.
-        candidates: how far down the list demonstrations are looked for, per query.
-        constants: for ``hybrid``, how many demonstrations all prompts begin with.
+        personal: number of most similar demonstrations that stay with each query, last in its prompt.
+        candidates: number of candidates per query to consider.
+        constants: for ``hybrid``, number of demonstrations that all prompts begin with.
         cluster_size: for ``backbone``, queries per cluster on average.
         block_size: tokens per block of the engine's prefix cache.
 
@@ -61,17 +61,17 @@ class PlannerSettings:
         if self.strategy not in get_args(Strategy):
             raise ConfigError(f"planner: no strategy {self.strategy!r}; use one of {', '.join(get_args(Strategy))}")
         if not 0 <= self.min_relevance <= 1:
-            raise ConfigError(f"planner: min_relevance is {self.min_relevance}; it must be between 0 and 1")
+            raise ConfigError(f"planner: min_relevance must be between 0 and 1, not {self.min_relevance}")
         for name in ("personal", "constants"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"planner: {name} is {getattr(self, name)}; it must be 0 or more")
+                raise ConfigError(f"planner: {name} must be 0 or more, not {getattr(self, name)}")
         for name in ("candidates", "cluster_size", "block_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"planner: {name} is {getattr(self, name)}; it must be 1 or more")
+                raise ConfigError(f"planner: {name} must be 1 or more, not {getattr(self, name)}")
 
 
 def select(batch: Batch, settings: PlannerSettings) -> Selection:
-    """Apply the strategy of these settings to a batch; where that saves nothing, keep the plain sets."""
+    """Apply the strategy of the settings to a batch; if that saves nothing, keep the plain sets."""
     found = _STRATEGIES[settings.strategy](batch, settings)
     usual = _reorder(batch, settings) if settings.strategy == "relax" else _none(batch, settings)
     return found if found.n_tokens(batch) <= usual.n_tokens(batch) else usual
@@ -90,7 +90,7 @@ def _relax(batch: Batch, settings: PlannerSettings) -> Selection:
     def choose(price: float) -> Selection:
         return exchange(batch, price=price, personal=settings.personal)
 
-    return _share(batch, _dearest_above(batch, settings, choose), settings, _PASSES_AFTER_EXCHANGE)
+    return _share(batch, _cheapest_above(batch, settings, choose), settings, _PASSES_AFTER_EXCHANGE)
 
 
 def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
@@ -99,7 +99,7 @@ def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
     def choose(price: float) -> Selection:
         return exchange(batch, price=price, personal=settings.personal, clusters=clusters)
 
-    return _dearest_above(batch, settings, choose)
+    return _cheapest_above(batch, settings, choose)
 
 
 def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
@@ -107,11 +107,12 @@ def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
     there = batch.items >= 0
     totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
     constants: list[int] = np.argsort(-totals, kind="stable")[: settings.constants].tolist()
-    # One that is not among a query's candidates may be excluded for it, such as the answer to the query itself; and
-    # one that is among its most similar comes last.
+    # A demonstration that is not a candidate of a query can be excluded for it, such as the query's own answer; and the
+    # most similar ones come last.
     common = np.where(batch.plain & (np.arange(batch.items.shape[1]) < settings.personal), -1, batch.items)
     has = np.array([(common == item).any(axis=1) for item in constants], dtype=np.bool_).reshape(-1, len(batch))
-    # Half of the room is for the query's own, and prompts get no more demonstrations than plain ones.
+    # Half of the budget is for the query's own demonstrations, and prompts get no more demonstrations than without
+    # planning.
     has &= np.cumsum(batch.lengths[constants])[:, None] <= batch.budgets // 2
     n_shared = np.minimum.accumulate(has, axis=0).sum(axis=0)
     n_shared = np.minimum(n_shared, np.maximum(batch.n_plain - settings.personal, 0))
@@ -141,11 +142,11 @@ _STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = 
 }
 
 
-def _dearest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
-    """The cheapest selection found that keeps the floor, by the price of relevance.
+def _cheapest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
+    """Find the cheapest selection that keeps the floor, by searching for the price of relevance.
 
-    Relevance grows with the price, and mostly the cost too; the search is a secant in the logarithms of price and
-    loss, kept inside the bracket that is known.
+    Relevance grows with the price, and usually the cost too. The search is a secant method in the logarithms of price
+    and loss, kept inside the known bracket.
     """
     floor = settings.min_relevance
     best = choose(math.inf)
@@ -183,7 +184,7 @@ def _next_price(points: list[tuple[float, float]], wanted: float, low: float, hi
 
 
 def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: int) -> Selection:
-    """The same demonstrations, reordered to be shared."""
+    """Reorder the same demonstrations to be shared."""
     used = chosen.shared | chosen.own
     free = used.copy()
     free[:, : settings.personal] = False
@@ -204,7 +205,7 @@ def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: i
 
 
 def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
-    """The best `n` of the plain choice that are not shared and fit into what is left of the budget."""
+    """The best `n` of the plain choice that are not shared and fit the rest of the budget."""
     left = batch.budgets - np.where(shared, batch.tokens, 0).sum(axis=1)
     own: NDArray[np.bool_] = batch.plain & ~shared
     own &= np.cumsum(own, axis=1) <= np.minimum(n, batch.n_plain - shared.sum(axis=1))[:, None]
@@ -213,6 +214,6 @@ def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np
 
 
 def _kept(batch: Batch, shared: NDArray[np.bool_], own: NDArray[np.bool_]) -> float:
-    """Relevance kept, averaged over the queries that have any to lose."""
+    """Relevance kept, averaged over the queries with a plain choice."""
     kept = batch.relevance(shared | own)[batch.n_plain > 0]
     return float(kept.mean()) if len(kept) else 1.0
