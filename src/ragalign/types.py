@@ -1,4 +1,4 @@
-"""The words of the library as frozen dataclasses."""
+"""The library's data types as frozen dataclasses, and the protocol of generators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Role = Literal["system", "user", "assistant"]
 DropReason = Literal["too_long", "budget", "context", "stopped", "planned"]
 
 
-# What is shown of an object when it is printed: so many characters of a text, and so many answers.
+# Limits of reprs: characters of a text, and number of answers.
 _SHOWN_CHARACTERS = 60
 _SHOWN = 2
 
@@ -28,11 +28,11 @@ def _shortened(text: str) -> str:
 
 
 def content_id(instruction: str, response: str) -> str:
-    """The id of a demonstration: the first 16 hex digits of a SHA-256 over both texts.
+    """Compute the id of a demonstration: the first 16 hex digits of a SHA-256 over both texts.
 
-    The instruction's length goes in first, so that moving text between the two fields changes it.
+    The hash includes the instruction's length, so that moving text between the two fields changes it.
     """
-    # surrogatepass: readers refuse lone surrogates with a clear line; hashing must not be where they crash.
+    # surrogatepass: readers reject lone surrogates with a clear message; hashing must not crash on them.
     first, second = (text.encode("utf-8", "surrogatepass") for text in (instruction, response))
     return hashlib.sha256(b"%d:%b%b" % (len(first), first, second)).hexdigest()[:16]
 
@@ -42,10 +42,10 @@ class Demonstration:
     """One (instruction, response) pair.
 
     Attributes:
-        instruction: what the user asks.
-        response: what a good assistant answers.
+        instruction: the user's question or request.
+        response: a good answer.
         source: the file or dataset that it came from.
-        source_id: the row's own id in that source, if it had one.
+        source_id: the row's id in that source, if any.
         metadata: the row's other fields, JSON values.
         id: content hash of instruction and response (see `content_id`).
     """
@@ -63,7 +63,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result: the demonstration's id, its score (higher is closer) and its rank from 1."""
+    """A search result: the demonstration's id, its score (higher is better) and its rank from 1."""
 
     id: str
     score: float
@@ -80,13 +80,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A conversation that ends with a user turn and waits for an answer.
+    """A conversation to answer, which ends with a user turn.
 
     Attributes:
-        id: its own among those asked together.
+        id: unique among the queries of a batch.
         turns: the conversation.
         metadata: other fields of its row, JSON values.
-        other_texts: what a pool can have called the same question, beside what `own_texts` makes of the turns.
+        other_texts: further texts under which a pool can have the same question; see `own_texts`.
     """
 
     id: str
@@ -96,15 +96,15 @@ class Query:
 
     @property
     def text(self) -> str:
-        """The last user turn: what retrieval looks for."""
+        """The last user turn, which is the text for retrieval."""
         return self.turns[-1].content
 
     @property
     def own_texts(self) -> tuple[str, ...]:
-        """The instructions under which a pool can hold this very conversation, each once, `text` first.
+        """The instructions under which a pool can have this conversation, without duplicates, `text` first.
 
-        These are the user's turns, since a pool takes the first of a conversation; all turns but the system's as lines
-        of one text, since it puts a history before its question; and `other_texts`.
+        These are the user's turns (a pool uses the first turn of a conversation), all turns but the system's joined by
+        line breaks (a pool puts the history before the question), and `other_texts`.
         """
         users = [turn.content for turn in reversed(self.turns) if turn.role == "user"]
         whole = "\n".join(turn.content for turn in self.turns if turn.role != "system")
@@ -116,9 +116,9 @@ class UsedDemonstration:
     """A demonstration inside a prompt.
 
     Attributes:
-        id, source_id: the demonstration's.
-        score: of the hit; None for a constant demonstration.
-        n_tokens: of its whole rendered text, delimiters included.
+        id, source_id: from the demonstration.
+        score: score of the hit; None for a constant demonstration.
+        n_tokens: tokens of its rendered text, delimiters included.
         start: position of its first token in `Prompt.ids`.
     """
 
@@ -136,12 +136,12 @@ class UsedDemonstration:
 
 @dataclass(frozen=True, slots=True)
 class DroppedDemonstration:
-    """A candidate that is not in the prompt, and why.
+    """A candidate that is not in the prompt, with the reason.
 
     Reasons: ``too_long`` (longer than `max_demonstration_tokens`), ``budget`` (did not fit into
     `max_tokens`), ``context`` (did not fit into the model's context beside query and completion),
     ``stopped`` (came after the packer had stopped, or beyond `max_demonstrations`), ``planned`` (would fit, but the
-    planner put one in its place that other prompts have too).
+    planner replaced it by one that other prompts also have).
     """
 
     id: str
@@ -153,20 +153,20 @@ class DroppedDemonstration:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text and tokens that the model sees, and how they came about.
+    """The input of the model as text and tokens, with the demonstrations in it.
 
     Attributes:
         pieces: the text in parts: preamble, one part per demonstration, conversation.
-        ids: int32 [n], the ids of the whole prompt, with the special tokens that the tokenizer adds (BOS). An
-            array, since a million small integers in lists would keep the garbage collector busy.
+        ids: int32 [n], the ids of the whole prompt, with the special tokens that the tokenizer adds (BOS). An array,
+            since lists of millions of integers would slow down the garbage collector.
         demonstrations: those used, in prompt order.
         dropped: candidates not used, best first, each with its reason.
         stop: strings that end the completion.
-        n_special_tokens: how many of `ids` are not text, such as BOS.
+        n_special_tokens: number of special tokens in `ids`, such as BOS.
         n_preamble_tokens, n_query_tokens: tokens of the preamble and of the conversation.
-        max_tokens: the token budget that the demonstrations had.
-        reuse: which demonstrations need not be computed, since their keys and values are kept; None for a plain
-            prompt. They are the first of `demonstrations` after the constant ones.
+        max_tokens: the token budget of the demonstrations.
+        reuse: the demonstrations whose kept keys and values are reused, the first ones after the constants; None for a
+            plain prompt.
     """
 
     pieces: tuple[str, ...]
@@ -192,12 +192,12 @@ class Prompt:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the text: all of `ids` but the special ones."""
+        """Tokens of the text, without special tokens."""
         return len(self.ids) - self.n_special_tokens
 
     @property
     def token_ids(self) -> list[int]:
-        """`ids` as a list: what engines take, and what ``tokenizer(prompt.text)`` gives."""
+        """`ids` as a list, for engines; equal to ``tokenizer(prompt.text)``."""
         ids: list[int] = self.ids.tolist()
         return ids
 
@@ -209,10 +209,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or what the engine says.
+    """A sampled answer. `finish_reason` is ``stop``, ``length``, ``abort`` or another value of the engine.
 
-    `token_ids` are all that the engine wrote, those of an end-of-text mark or a stop string included, which `text`
-    lacks; empty where the engine does not say.
+    `token_ids` are all generated tokens, including those of an end-of-text mark or a stop string, which `text` does not
+    have. They are empty if the engine does not report them.
     """
 
     text: str
@@ -223,7 +223,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token, its log-probability, and the most likely tokens at its place as (token, log-probability)."""
+    """A sampled token, its log-probability, and the most likely tokens there as (token, log-probability)."""
 
     token: str
     logprob: float
@@ -232,15 +232,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next part of an answer that is being made.
+    """The next part of a streamed answer.
 
     Attributes:
-        text: what is new; may be empty.
-        n_tokens: tokens of the answer so far; 0 as long as the engine does not say.
+        text: the new text, possibly empty.
+        n_tokens: tokens of the answer so far; 0 until the engine reports them.
         finish_reason: why the answer ended, in its last part; None before.
-        n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
-        logprobs: of the tokens that are new, where they were asked for.
-        n_reused_tokens: as `Completion.n_reused_tokens`; known in the last part.
+        n_cached_tokens: prompt tokens that came from the prefix cache; None if the engine does not report them.
+        logprobs: log-probabilities of the new tokens, if requested.
+        n_reused_tokens: as `Completion.n_reused_tokens`; set in the last part.
     """
 
     text: str
@@ -258,12 +258,12 @@ class Completion:
     Attributes:
         prompt: the prompt that was answered.
         outputs: the answers, `Decoding.n` of them.
-        n_cached_tokens: prompt tokens that came from the prefix cache; None where the engine does not say.
-        latency_s: seconds from handing the prompt over to its last token.
-        first_token_s: seconds from when the engine took the prompt up to the first token, so without the wait for
-            other prompts of a batch; None where the engine does not say.
-        n_reused_tokens: tokens of demonstrations whose kept keys and values were put in place; they are neither in
-            `n_cached_tokens` nor computed.
+        n_cached_tokens: prompt tokens that came from the prefix cache; None if the engine does not report them.
+        latency_s: seconds from submitting the prompt to the last token.
+        first_token_s: seconds from when the engine schedules the prompt to the first token, without queueing time; None
+            if the engine does not report it.
+        n_reused_tokens: tokens of demonstrations whose kept keys and values were reused; neither computed nor included
+            in `n_cached_tokens`.
     """
 
     prompt: Prompt
@@ -293,12 +293,12 @@ class Completion:
 
     @property
     def n_prompt_tokens(self) -> int:
-        """Tokens of the prompt, special ones included: what the engine was given."""
+        """Tokens of the prompt, special tokens included."""
         return len(self.prompt.ids)
 
     @property
     def n_output_tokens(self) -> int:
-        """Tokens of all answers together."""
+        """The total number of tokens of all answers."""
         return sum(output.n_tokens for output in self.outputs)
 
 
@@ -309,19 +309,19 @@ class Decoding:
     Attributes:
         temperature: 0 is greedy.
         top_p: nucleus sampling, in (0, 1].
-        max_tokens: most new tokens.
+        max_tokens: maximum new tokens.
         n: answers per prompt.
-        seed: None draws a new one each time.
-        repetition_penalty: counts prompt *and* output tokens in vLLM and transformers (1 is none).
-        output_repetition_penalty: the same formula over output tokens only (1 is none); not on endpoints.
-        presence_penalty, frequency_penalty: count output tokens only (0 is none).
-        stop: stop strings beside the template's own.
-        top_k: draw from that many of the most likely tokens; 0 is all.
-        min_p: draw from tokens at least this share as likely as the most likely one, in [0, 1]; 0 is all.
-        min_tokens: new tokens before an end of text or a stop token may come.
-        stop_token_ids: tokens that end an answer, beside the end of text.
-        ignore_eos: go on after an end of text.
-        logit_bias: (token id, number added to its logit), each in [-100, 100].
+        seed: random seed; None samples differently each time.
+        repetition_penalty: applies to prompt *and* output tokens in vLLM and transformers (1 is none).
+        output_repetition_penalty: the same formula over output tokens only (1 is none); not supported by endpoints.
+        presence_penalty, frequency_penalty: apply to output tokens only (0 is none).
+        stop: stop strings in addition to the template's.
+        top_k: sample from the `top_k` most likely tokens; 0 is all.
+        min_p: sample from tokens with at least this share of the highest probability, in [0, 1]; 0 is all.
+        min_tokens: minimum new tokens before an end of text or a stop token.
+        stop_token_ids: tokens that end an answer, in addition to the end of text.
+        ignore_eos: continue after an end of text.
+        logit_bias: (token id, value added to its logit), each value in [-100, 100].
     """
 
     temperature: float = 0.0
@@ -343,14 +343,14 @@ class Decoding:
 
 
 class ClosableIterator(Protocol[T_co]):
-    """An iterator whose work ends when it is closed, such as what a generator function returns."""
+    """An iterator whose work ends when it is closed, such as a generator object."""
 
     def __iter__(self) -> Iterator[T_co]: ...
 
     def __next__(self) -> T_co: ...
 
     def close(self) -> None:
-        """End the work; closing twice is harmless."""
+        """End the work; can be called more than once."""
 
 
 class ClosableAsyncIterator(Protocol[T_co]):
@@ -361,13 +361,13 @@ class ClosableAsyncIterator(Protocol[T_co]):
     def __anext__(self) -> Awaitable[T_co]: ...
 
     def aclose(self) -> Awaitable[None]:
-        """End the work; closing twice is harmless."""
+        """End the work; can be called more than once."""
 
 
 class Generator(Protocol):
     """Turns prompts into completions.
 
-    This is all that the aligner, the service and the bench ask of a generator.
+    The aligner, the service and the bench need nothing else of a generator.
     """
 
     @property
@@ -376,11 +376,11 @@ class Generator(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share; None where it is not known."""
+        """Maximum tokens of prompt and completion together; None if unknown."""
 
     @property
     def shares_cpu(self) -> bool:
-        """Whether answering keeps this machine's processors busy, so that other work meanwhile only slows it down."""
+        """Whether the engine runs on this machine's CPU, so that concurrent work slows it down."""
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
         """Answer all prompts, in input order.
@@ -390,20 +390,20 @@ class Generator(Protocol):
         """
 
     def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
-        """Answer all prompts, yielding (position in `prompts`, completion) as each is finished.
+        """Answer all prompts, yielding (position in `prompts`, completion) as each finishes.
 
-        Where `prompts` is an iterator, later prompts are made while earlier ones are answered.
+        If `prompts` is an iterator, later prompts are made while earlier ones are answered.
         """
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
-        """Answer one prompt, yielding its parts as they come; stop strings never appear.
+        """Answer one prompt, yielding its parts as they are generated, without stop strings.
 
-        The last part has a `finish_reason`. Closing the iterator ends the request. Calls come from several threads
-        where a service asks.
+        The last part has a `finish_reason`. Closing the iterator cancels the request. A service calls this from several
+        threads.
         """
 
     def reset_prefix_cache(self) -> bool:
-        """Forget the prefixes of earlier prompts; False where there is no cache that could be emptied."""
+        """Empty the prefix cache; returns False if there is none that can be emptied."""
 
     def close(self) -> None:
-        """Release what the generator holds."""
+        """Release the generator's resources."""

@@ -92,7 +92,7 @@ def test_the_form_by_hand(ragalign: Command, tmp_path: Path, turns: Path) -> Non
     arguments = ("render", "--prompt-file", path, "--turns", turns, "--json")
     refused = ragalign(*arguments)
     assert refused.returncode == 2
-    assert "bare.txt: cannot tell the form of this prompt file; choose one (--form)" in refused.stderr
+    assert "bare.txt: cannot detect the form of this prompt file; choose one (--form)" in refused.stderr
     done = ragalign(*arguments, "--form", "ica")
     assert json.loads(done.stdout)["text"] == "Be kind.\n\nQuestion: Hi?\n\nHere\u2019s an example answer:"
 
@@ -106,8 +106,8 @@ def test_the_form_by_hand(ragalign: Command, tmp_path: Path, turns: Path) -> Non
         (b'{"turns": "a"}', 'expected an object with "turns"'),
         (b'{"turns": ["a", 1, "b"]}', 'expected an object with "turns"'),
         (b'{"turns": []}', "the conversation is empty"),
-        (b'{"turns": ["a", "b"]}', "the conversation must end with a turn of the user"),
-        (b'{"turns": ["\\ud800"]}', "turn 1 is no valid Unicode: character 1 is a lone surrogate"),
+        (b'{"turns": ["a", "b"]}', "the conversation must end with a user turn"),
+        (b'{"turns": ["\\ud800"]}', "turn 1 is not valid Unicode: character 1 is a lone surrogate"),
         (b'{"turns": ["caf\xe9"]}', "not UTF-8 (byte 16)"),
         (b"[" * 100_000, "not JSON"),
     ],
@@ -153,7 +153,7 @@ def test_unknown_ways_to_escape_are_refused(ragalign: Command, prompt_file: Path
     write(turns, [{"turns": ["a"]}])
     done = ragalign("render", "--prompt-file", prompt_file, "--turns", turns, "--escape", "maybe")
     assert done.returncode == 2
-    assert "escape is 'maybe'; use 'neutralise' or 'none'" in done.stderr
+    assert "escape must be 'neutralise' or 'none', not 'maybe'" in done.stderr
     done = ragalign("render", "--prompt-file", prompt_file.parent / "no.txt", "--parse")
     assert done.returncode == 1
     assert "no.txt: cannot read the prompt file" in done.stderr

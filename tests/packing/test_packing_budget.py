@@ -223,7 +223,9 @@ def test_packings_are_checked(bad: str) -> None:
 def test_lone_surrogates_and_unknown_hits_are_data_errors(load_case: Callable[[str], Case]) -> None:
     packer = make_packer(load_case("llama_3_like"), "ica", Packing(), 0, None)
     for turns in ([Turn("user", "\udc80")], [Turn("system", "\udc80"), Turn("user", "x")]):
-        with pytest.raises(DataError, match=r"turn 1 is no valid Unicode: character 1 is a lone surrogate \(U\+DC80\)"):
+        with pytest.raises(
+            DataError, match=r"turn 1 is not valid Unicode: character 1 is a lone surrogate \(U\+DC80\)"
+        ):
             packer.pack(turns, [])
     with pytest.raises(DataError):
         packer.pack([Turn("user", "x")], [Hit("0" * 16, 0.5, 1)])

@@ -90,7 +90,7 @@ def test_fields_set_apart_are_no_part_of_the_question() -> None:
         parse(row)
     assert str(caught.value) == "the field 'context' is an object, not text"
     assert "--metadata context" in caught.value.advice
-    with pytest.raises(ConfigError, match="'q' cannot be part of a demonstration and metadata"):
+    with pytest.raises(ConfigError, match="'q' cannot be both part of a demonstration and metadata"):
         RowParser("auto", {"instruction": "q"}, ["q"])
 
 

@@ -103,11 +103,11 @@ def test_parse_takes_linear_time_for_many_turns() -> None:
     [
         ([], "the conversation is empty"),
         ([Turn("system", "x")], "the conversation is empty"),
-        ([Turn("assistant", "x")], "turn 1: expected a turn of the user, found 'assistant'"),
-        ([Turn("user", "x"), Turn("user", "y")], "turn 2: expected a turn of the assistant, found 'user'"),
-        ([Turn("user", "x"), Turn("assistant", "y")], "must end with a turn of the user"),
-        ([Turn("user", "x"), Turn("system", "y")], "turn 2: a system turn must come before all others"),
-        ([Turn("system", "x"), Turn("user", "\ud800")], "turn 2 is no valid Unicode"),
+        ([Turn("assistant", "x")], "turn 1: expected the role 'user', found 'assistant'"),
+        ([Turn("user", "x"), Turn("user", "y")], "turn 2: expected the role 'assistant', found 'user'"),
+        ([Turn("user", "x"), Turn("assistant", "y")], "must end with a user turn"),
+        ([Turn("user", "x"), Turn("system", "y")], "turn 2: system turns must come first"),
+        ([Turn("system", "x"), Turn("user", "\ud800")], "turn 2 is not valid Unicode"),
     ],
 )
 def test_conversations_out_of_order_are_refused(turns: list[Turn], message: str) -> None:
@@ -125,9 +125,9 @@ def test_conversations_out_of_order_are_refused(turns: list[Turn], message: str)
         ("fenced = 1", "'fenced' must be true or false"),
         ("cue = 3", "'cue' must be a string"),
         ('colour = "red"', "unknown key 'colour'; known are name, opening"),
-        ('escape = "maybe"', "escape is 'maybe'; use 'neutralise' or 'none'"),
-        ('cue = "\\n"', "'cue' must hold more than white space"),
-        ('protect = ["a\\\\b"]', "a backslash cannot be part of a delimiter"),
+        ('escape = "maybe"', "escape must be 'neutralise' or 'none', not 'maybe'"),
+        ('cue = "\\n"', "'cue' must not be blank"),
+        ('protect = ["a\\\\b"]', "delimiters must not contain backslashes"),
         ("= 3", "Invalid statement"),
     ],
 )
@@ -154,13 +154,13 @@ def test_missing_keys_and_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("opening", "middle", "closing", "message"),
     [
-        (" ", "A:", "\n", "'opening' must hold more than white space"),
-        ("Q:", "\n", "\n", "'middle' must hold more than white space"),
+        (" ", "A:", "\n", "'opening' must not be blank"),
+        ("Q:", "\n", "\n", "'middle' must not be blank"),
         ("Q:", "A:", "", "'closing' must not be empty"),
         ("Q", "A", "\n", "a text could imitate 'A'"),
         ("Q: ", " = ", "\n", "a text could imitate ' = '"),
-        ("Q:", "Q:\n", "Q:\n", "cannot be told from what ends an answer"),
-        ("\\item ", "\n\\answer ", "\n", "a backslash cannot be part of a delimiter"),
+        ("Q:", "Q:\n", "Q:\n", "looks like the end of an answer"),
+        ("\\item ", "\n\\answer ", "\n", "delimiters must not contain backslashes"),
     ],
 )
 def test_templates_that_could_be_forged_are_refused(opening: str, middle: str, closing: str, message: str) -> None:

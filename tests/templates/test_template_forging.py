@@ -247,7 +247,7 @@ LONE = "half an emoji: \ud83d"
     ids=["query", "history", "system", "instruction", "response"],
 )
 def test_lone_surrogates_are_refused_in_one_line(template: Template, render: Callable[[Template], str]) -> None:
-    with pytest.raises(DataError, match=r"is no valid Unicode: character 16 is a lone surrogate \(U\+D83D\)"):
+    with pytest.raises(DataError, match=r"is not valid Unicode: character 16 is a lone surrogate \(U\+D83D\)"):
         render(template)
 
 

@@ -277,7 +277,7 @@ def test_a_form_of_nothing_but_fences_is_refused(tmp_path: Path) -> None:
     form = tmp_path / "bare.toml"
     strings = 'opening = "```\\n"\nmiddle = "\\n```\\n```\\n"\nclosing = "\\n```\\n"\n'
     form.write_text(f'{strings}fenced = true\nescape = "none"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match="template 'bare': no headings to read a prompt file by"):
+    with pytest.raises(ConfigError, match="template 'bare': it has no headings, which"):
         PromptFile.parse("```\nOne?\n```\n", str(form))
 
 
@@ -293,12 +293,12 @@ def test_a_large_file_is_parsed_in_linear_time() -> None:
 def test_the_form_can_be_chosen_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "bare.txt"
     path.write_text('Answers stand under "# User:".\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"bare.txt: no demonstrations to tell the form by; choose urial-v5"):
+    with pytest.raises(ConfigError, match=r"bare.txt: no demonstrations to detect the form by; choose urial-v5"):
         PromptFile.load(path)
     file = PromptFile.load(path, "urial-v6")
     assert file.render([Turn("user", "Hi")]) == ('Answers stand under "# User:".\n\n\n# User:\nHi\n\n\n# Assistant:\n')
     path.write_text("Nothing here tells.\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="cannot tell the form of this prompt file; choose one"):
+    with pytest.raises(ConfigError, match="cannot detect the form of this prompt file; choose one"):
         PromptFile.load(path)
     with pytest.raises(ConfigError, match="no template 'urial-v9': use one of ica, plain, urial"):
         PromptFile.load(path, "urial-v9")

@@ -109,7 +109,7 @@ class _Tree:
             above.add(child)
 
     def _best(self, node: _Node, rest: frozenset[int], depth: int) -> tuple[int, int, _Node, bool, frozenset[int]]:
-        """The best place below `node`: tokens shared in blocks and in all, node, whether it splits, remaining members."""
+        """The best place below `node`: tokens shared in blocks and in all, node, whether it splits, other members."""
         best = (depth // self._block, depth, node, False, rest)
         overlaps: dict[_Node, int] = {}
         lengths, index = self._lengths, node.index

@@ -1,4 +1,4 @@
-"""Templates: how demonstrations and conversation turns become text, and how that text cannot be forged."""
+"""Templates: rendering demonstrations and conversations as text that users cannot forge."""
 
 from ragalign.templates.escaping import Escaper
 from ragalign.templates.prompt_file import Constant, PromptFile

@@ -1,21 +1,21 @@
-r"""Neutralising a template's delimiters inside text that comes from outside, reversibly.
+r"""Neutralising a template's delimiters in text from outside, reversibly.
 
-The *skeleton* of a text is how it reads: compatibility forms folded (NFKD), case folded, look-alikes of ASCII
-characters replaced by these (the confusables of Unicode Technical Standard 39), combining marks, zero-width and control
-characters dropped, and the mark itself (a backslash) dropped too. Delimiters are searched in the skeleton. At each one
-found there is one *cut*: a place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes
+The *skeleton* of a text is the text as it reads: compatibility forms folded (NFKD), case folded, look-alikes of ASCII
+characters replaced (the confusables of Unicode Technical Standard 39), and combining marks, zero-width and control
+characters and the mark itself (a backslash) removed. Delimiters are searched in the skeleton. Each delimiter found has
+one *cut*: a place inside the delimiter, where `Escaper.escape` inserts one mark. So ``# Query:`` becomes
 ``#\ Query:``, ``Question:`` at the start of a line becomes ``Question\:``, a fence becomes ```\``.
 
-Since the skeleton ignores marks, a text and its escaped form have the same cuts. That makes the mapping reversible:
+Since the skeleton ignores marks, a text and its escaped form have the same cuts. This makes the mapping reversible:
 `Escaper.unescape` removes one mark at each cut that has one. A text without a delimiter in its skeleton has no cuts and
-stays as it is.
+does not change.
 
-Where the line is drawn. A delimiter is found if its words come in their order and in the position that makes them a
-delimiter: after ``#``, or at the start of a line and before a colon. Neither case, white space, look-alikes nor what
-Markdown puts around words changes that: ``> **Question**:``, ``# _Query_``, ``1. Question:``. Normalisers of
-tokenizers fold these forms together, models continue them like the delimiter itself, or readers of the page take them
-for it. Other words (``# Request:``), other positions (``the Question:`` inside a line), other spellings (``Qu3ry``)
-and translations are ordinary text: no template has used them, so a model has not seen them as a delimiter either.
+What counts as a delimiter: its words in order, in the position of a delimiter (after ``#``, or at the start of a line
+and before a colon), regardless of case, white space, look-alikes and Markdown around the words:
+``> **Question**:``, ``# _Query_``, ``1. Question:``. Tokenizers normalise these forms to the same text, models
+continue them like the delimiter, or readers mistake them for it. Other words (``# Request:``), other positions
+(``the Question:`` inside a line), other spellings (``Qu3ry``) and translations are ordinary text: no template uses
+them, so models have not seen them as delimiters either.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from collections.abc import Iterable, Sequence
 
 MARK = "\\"
 
-# Special-token strings of common tokenizers. Tokenizers at hand add their own (see `Packer`).
+# Special-token strings of common tokenizers. The packer adds those of the model's tokenizer.
 SPECIAL_TOKENS = (
     "<s>", "</s>", "<unk>", "<pad>", "<mask>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>",
     "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]",
     "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[IMG]", "[PREFIX]", "[MIDDLE]",
     "[SUFFIX]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]",
 )  # fmt: skip
-# <|endoftext|>, <|im_start|>, <|eot_id|> and their like. The skeleton has one kind of bar only.
+# <|endoftext|>, <|im_start|>, <|eot_id|> and similar ones. The skeleton has only one kind of bar.
 _LONGEST_PIPED = 64
 _PIPED_TOKEN = rf"<(?=\|[^|<>\s]{{1,{_LONGEST_PIPED}}}\|>)"
 
@@ -41,7 +41,7 @@ _BREAKS = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _INDENT = rf"[^\S{_BREAKS}]*"
 _LINE_START = rf"(?:\A|(?<=[{_BREAKS}])){_INDENT}"
 _LINE_END = rf"{_INDENT}(?:[{_BREAKS}]|\Z)"
-# Look-alikes that Unicode's confusables do not have, and fillers that show nothing.
+# Look-alikes missing from Unicode's confusables, and invisible fillers.
 _LOOK_ALIKES = str.maketrans({
     char: plain
     for chars, plain in (
@@ -53,25 +53,25 @@ _LOOK_ALIKES = str.maketrans({
     )
     for char in chars
 })  # fmt: skip
-# Letters in circles, squares and brackets, on flags, and small capitals, by their names in Unicode.
+# Letters in circles, squares and brackets, on flags, and small capitals, by their Unicode names.
 _DRESSED_LETTER = re.compile(
     r"(?:PARENTHESIZED|TORTOISE SHELL BRACKETED|CIRCLED ITALIC|(?:CROSSED )?(?:NEGATIVE )?(?:CIRCLED|SQUARED)) LATIN "
     r"(?:CAPITAL|SMALL) LETTER ([A-Z])|REGIONAL INDICATOR SYMBOL LETTER ([A-Z])|LATIN LETTER SMALL CAPITAL ([A-Z])"
 )
 
 
-# What Markdown puts around words (emphasis, code, brackets, quotes) and before a line (quotes, lists).
+# Markdown around words (emphasis, code, brackets, quotes) and before a line (quotes, lists).
 _LONGEST_DRESS = 4
 _DRESS_CHARACTER = r"(?:[^\w\s#]|_)"
 _PREFIXES = 4
 _PREFIX = rf"(?:(?:[^\w\s]{{1,3}}|\d{{1,3}}[.)]){_INDENT}){{0,{_PREFIXES}}}"
 
-# Characters whose folding is remembered; a text of all there are must not fill the memory.
+# Maximum number of cached foldings, to limit the memory for a text with very many different characters.
 _MAX_FOLDS = 65_536
 
 
 class _Folds(dict[int, str]):
-    """What each character contributes to the skeleton; empty for characters that no reader sees."""
+    """The skeleton of each character; empty for invisible characters."""
 
     def __missing__(self, code: int) -> str:
         folded = _fold(chr(code))
@@ -89,18 +89,18 @@ def _fold(char: str) -> str:
         return (dressed[1] or dressed[2] or dressed[3]).lower()
     folded = unicodedata.normalize("NFKD", char.translate(_LOOK_ALIKES)).casefold().translate(_LOOK_ALIKES)
     folded = "".join(map(_look_alike, folded))
-    # Marks of all kinds, and all that is control, format, surrogate, private or unassigned. Unicode takes a capital I
-    # for a small l, so the skeleton takes either for the other.
+    # Marks of all kinds, and control, format, surrogate, private and unassigned characters. Unicode confuses a capital
+    # I with a small l, so the skeleton treats them as equal.
     return "".join(c for c in folded if c != MARK and unicodedata.category(c)[0] not in "MC").replace("l", "i")
 
 
 def _look_alike(char: str) -> str:
-    """The ASCII text, in lower case, that a character is confusable with; the character itself where there is none."""
+    """The lower-case ASCII text that a character is confusable with, or the character itself."""
     if char.isascii():
         return char
     from confusable_homoglyphs.confusables import confusables_data
 
-    # Some small letters are listed in their capital form only.
+    # Some small letters are only listed in their capital form.
     for form in (char, char.upper()):
         for candidate in confusables_data.get(form, ()):
             if candidate["c"].isascii() and candidate["c"].strip():
@@ -116,7 +116,7 @@ def _skeleton(text: str) -> str:
 
 
 def n_visible(text: str) -> int:
-    """Count the characters of the skeleton of `text` that are not white space."""
+    """Count the characters of the skeleton that are not white space."""
     return len("".join(_skeleton(text).split()))
 
 
@@ -126,7 +126,7 @@ def in_skeleton(char: str) -> bool:
 
 
 def _positions(text: str) -> Sequence[int]:
-    """For each character of the skeleton the position in `text` that it came from, and the length behind the last."""
+    """For each character of the skeleton its position in `text`, followed by the length of `text`."""
     positions: list[int] = []
     for position, char in enumerate(text):
         positions.extend([position] * len(_FOLDS[ord(char)]))
@@ -137,13 +137,13 @@ class Escaper:
     """Neutralises a set of delimiters.
 
     Args:
-        lines: delimiters that stand at the start of a line in the template. A leading ``#`` makes a heading
-            (found anywhere), a letter or a digit a label (found at the start of a line); other strings are
-            found anywhere, and single characters at the start of a line.
+        lines: delimiters at the start of a line in the template. Those with a leading ``#`` are headings (found
+            anywhere), those with a letter or a digit are labels (found at the start of a line). Other strings are found
+            anywhere, and single characters at the start of a line.
         strings: delimiters found anywhere; at least two characters each.
 
     Attributes:
-        reach: within how many visible characters behind a mark it is decided whether that is at a cut.
+        reach: number of visible characters after a mark that decide whether the mark is at a cut.
     """
 
     def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
@@ -151,7 +151,7 @@ class Escaper:
         dressed = [n_visible(line) + _LONGEST_DRESS * (len(line.split()) + 3 + _PREFIXES) for line in lines]
         self.reach = max([_LONGEST_PIPED + 4, *dressed, *map(n_visible, strings)])
         headings: set[str] = set()
-        # Patterns, and what a text without match hardly ever holds: finding that out is quicker than searching.
+        # Patterns, each with a string that texts without a match rarely contain: testing for it is faster than a search.
         at_line_start: dict[str, str] = {}
         literal: set[str] = set()
         for line in filter(_skeleton, lines):
@@ -160,15 +160,15 @@ class Escaper:
                 headings.add(rf"#(?=\s+{words}|{words}\s*:)")
                 at_line_start[rf"#(?=\s*{words}{_LINE_END})"] = "#"
             elif len(line) == 1:
-                # The mark goes before the character, which is then not the first of its line.
+                # The mark goes before the character, so that it is not the first of its line.
                 at_line_start[f"(?={_flexible(line)})"] = _skeleton(line)
             elif line[0].isalnum():
                 at_line_start[_label(line)] = next(iter(_skeleton(line[:-1]).split()), "")
             else:
                 literal.add(line)
         literal.update(string for string in strings if len(_skeleton(string)) > 1)
-        # Each label is searched on its own, since a match may span the beginning of another. All others consume
-        # one character, so that a single search finds them all.
+        # Search each label separately, since a match can span the beginning of another. All others consume one
+        # character, so that a single search finds them all.
         anywhere = "|".join((*sorted(headings), _PIPED_TOKEN, *_literals(literal)))
         self._anywhere = re.compile(anywhere)
         self._at_line_start = [
@@ -176,7 +176,7 @@ class Escaper:
         ]
 
     def escape(self, text: str) -> str:
-        """`text` with one mark inserted at every cut; the same object when there is none."""
+        """Insert one mark at every cut; returns the same object if there is none."""
         cuts = self.cuts(text)
         if not cuts:
             return text
@@ -187,7 +187,7 @@ class Escaper:
         return "".join(parts) + text[start:]
 
     def unescape(self, text: str) -> str:
-        """The inverse of `escape`; on other text, such as a model's output, undoes what looks escaped."""
+        """Invert `escape`. In other text, such as a model's output, marks at cuts are removed, too."""
         if MARK not in text:
             return text
         parts, start = [], 0
@@ -198,7 +198,7 @@ class Escaper:
         return "".join(parts) + text[start:]
 
     def cuts(self, text: str) -> list[int]:
-        """Positions in `text` before which a mark goes, ascending."""
+        """The positions in `text` where marks are inserted, ascending."""
         skeleton = _skeleton(text)
         ends = [match.end() for match in self._anywhere.finditer(skeleton)]
         labels = [
@@ -212,12 +212,12 @@ class Escaper:
         if not ends:
             return []
         positions = _positions(text) if len(text) != len(skeleton) or not text.isascii() else range(len(text) + 1)
-        # Several characters of the skeleton may come from one of the text.
+        # One character of the text can have several in the skeleton.
         return list(dict.fromkeys(positions[end] for end in ends))
 
 
 def _flexible(text: str) -> str:
-    """A pattern for the skeleton of `text`, with any white space where it has some."""
+    """A pattern for the skeleton of `text`, with any amount of white space where it has some."""
     return "".join(_tokens(_skeleton(text)))
 
 
@@ -226,7 +226,7 @@ def _tokens(skeleton: str) -> tuple[str, ...]:
 
 
 def _dressed(text: str, end: str = ":") -> str:
-    """As `_flexible`, with Markdown around the words, of which `end` is no part."""
+    """As `_flexible`, with Markdown around the words before `end`."""
     dress = rf"(?:(?!{_flexible(end)}){_DRESS_CHARACTER}){{0,{_LONGEST_DRESS}}}"
     return dress + rf"{dress}\s+{dress}".join(map(_flexible, text.split())) + dress
 
@@ -240,14 +240,14 @@ def _label(line: str) -> str:
 
 
 def _literals(strings: Iterable[str]) -> list[str]:
-    """Patterns that end behind the first character of each string, one pattern per first character.
+    """Patterns that end after the first character of each string, one pattern per first character.
 
-    A tokenizer may have a thousand special tokens, and a text a million first characters of them, so the rests
-    form a tree.
+    A tokenizer can have a thousand special tokens, and a text a million of their first characters, so the rests form a
+    tree.
     """
     rests: dict[str, set[tuple[str, ...]]] = {}
     for string in strings:
-        # The first character that shows; it may be several in the skeleton.
+        # The first visible character, which can be several in the skeleton.
         first = next(filter(None, map(_skeleton, string)))
         rests.setdefault(first, set()).add(_tokens(_skeleton(string)[len(first) :]))
     return [f"{re.escape(first)}(?={_tree(rest)})" for first, rest in sorted(rests.items())]

@@ -1,7 +1,7 @@
-"""Published prompt files: a preamble, constant demonstrations and nothing else, as one text.
+"""Published prompt files: texts with a preamble and constant demonstrations.
 
 Reads the families of URIAL (Lin et al. 2023) and icl-alignment (Zhao et al. 2024), and any file in the form of a
-template. Every piece keeps its text as it stands, so the pieces add up to the file, byte for byte.
+template. All pieces keep their text unchanged, so that they add up to the file, byte for byte.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.templates.template import Template
 from ragalign.types import Demonstration, Turn
 
-# What upstream's code puts between a prompt file and the conversation, by form.
+# The text that upstream's code inserts between a prompt file and the conversation, by form.
 _JOIN = {"urial": "\n", "urial-v5": "\n", "urial-v6": "\n\n"}
 _FENCE = "```"
-# What of the fences' own lines stands inside them: white space behind the first, the break before the last.
+# The parts of fence lines inside the fences: white space after the first, the line break before the last.
 _FENCE_LINES = re.compile(r"\A[ \t]*\r?\n|\r?\n\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A constant demonstration and the text that stands for it in the prompt, taken as it is."""
+    """A constant demonstration and its exact text in the prompt."""
 
     demonstration: Demonstration
     text: str
@@ -35,10 +35,10 @@ class PromptFile:
     """A parsed prompt file.
 
     Attributes:
-        template: the form that conversations after it take.
+        template: the form of conversations after it.
         preamble: the text before the first demonstration.
-        constants: the demonstrations; an empty response where the file shows none.
-        tail: what follows the last demonstration.
+        constants: the demonstrations, with an empty response if the file has none.
+        tail: the text after the last demonstration.
     """
 
     template: Template
@@ -48,14 +48,14 @@ class PromptFile:
 
     @classmethod
     def load(cls, path: str | Path, form: str = "auto") -> PromptFile:
-        """Read and parse a file; `form` names a template where the content does not tell.
+        """Read and parse a file; `form` names the template, if it cannot be detected from the content.
 
         Raises:
             DataError: the file cannot be read, or is not UTF-8.
-            ConfigError: the form is unknown, or cannot be told from the content.
+            ConfigError: the form is unknown, or cannot be detected.
         """
         try:
-            # newline="" keeps carriage returns: rendering back must give the same bytes.
+            # newline="" keeps carriage returns: rendering must give the same bytes.
             with Path(path).open(encoding="utf-8", newline="") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +67,7 @@ class PromptFile:
         """Parse the content of a prompt file.
 
         Raises:
-            ConfigError: the form is unknown, or cannot be told from the content.
+            ConfigError: the form is unknown, or cannot be detected.
         """
         template = Template.load(_detect_form(text, source) if form == "auto" else form)
         sections = _sections(text, template)
@@ -86,12 +86,12 @@ class PromptFile:
 
     @property
     def text(self) -> str:
-        """The file's content."""
+        """The content of the file."""
         return self.preamble + "".join(constant.text for constant in self.constants) + self.tail
 
     @property
     def join(self) -> str:
-        """What stands between the file's text and the conversation."""
+        """The text between the file and the conversation."""
         if self.template.name in _JOIN:
             return _JOIN[self.template.name]
         text = self.text
@@ -100,34 +100,34 @@ class PromptFile:
         return closing[held:] if text else ""
 
     def prompt_constants(self) -> tuple[Constant, ...]:
-        """The constants with tail and join behind the last one: texts that a packer can use as they are."""
+        """The constants for a packer, with tail and join after the last one."""
         if not self.constants:
             return ()
         *others, last = self.constants
         return (*others, replace(last, text=last.text + self.tail + self.join))
 
     def prompt_template(self) -> Template:
-        """The template with this file's preamble (and tail and join, where there are no constants)."""
+        """The template with the file's preamble (and tail and join, if there are no constants)."""
         return self.template.with_preamble(self.preamble if self.constants else self.text + self.join)
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """The file, then the conversation in the file's form, as upstream's code builds it."""
+        """The file followed by the conversation in its form, as built by upstream's code."""
         return self.text + self.join + self.template.render_turns(turns)
 
 
 def _headings(template: Template) -> tuple[str, str]:
-    """Patterns for what stands above a user's and an assistant's part, such as ``# Query:`` and ``# Answer:``.
+    """Patterns for the headings of the user's and the assistant's parts, such as ``# Query:`` and ``# Answer:``.
 
     Raises:
-        ConfigError: the template has fences only.
+        ConfigError: the template has fences but no headings.
     """
     found = []
     for string, before in ((template.opening, template.closing), (template.middle, "")):
         lines = [line.strip() for line in string.splitlines()]
-        # Fences are looked at on their own, and middle begins with the one that closes the user's text.
+        # Fences are handled separately, and middle begins with the one that closes the user's text.
         heading = [line for line in lines if line and not (template.fenced and line == _FENCE)]
         if not heading:
-            raise ConfigError(f"template {template.name!r}: no headings to read a prompt file by")
+            raise ConfigError(f"template {template.name!r}: it has no headings, which reading a prompt file needs")
         above = before + string[: string.index(heading[0])]
         at_line_start = "^" if above.endswith(("\n", "\r")) else ""
         found.append(at_line_start + r"[ \t]*(?:\r?\n)+".join(map(re.escape, heading)))
@@ -135,7 +135,7 @@ def _headings(template: Template) -> tuple[str, str]:
 
 
 def _find(text: str, template: Template) -> list[re.Match[str]]:
-    """Where the headings are. In fenced forms only those above a fence count: answers may hold headings too."""
+    """Find the headings. In fenced forms, only headings above a fence count: answers can contain headings, too."""
     user, assistant = _headings(template)
     behind = rf"[ \t]*\r?\n(?:[ \t]*\r?\n)*(?={_FENCE})" if template.fenced else r"[ \t]*(?:\r?\n)?"
     return list(re.finditer(rf"(?:(?P<user>{user})|{assistant}){behind}", text, re.MULTILINE))
@@ -149,7 +149,7 @@ def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
         limit = found[number + 1].start() if number + 1 < len(found) else len(text)
         body = text[match.end() : limit]
         if template.fenced:
-            # The last fence of a part closes it: instructions and answers may hold code fences of their own.
+            # The last fence of a part closes it: instructions and answers can contain code fences.
             fence = _opening_fence(body)
             close = body.rfind(fence)
             content = body[len(fence) : close if close > 0 else len(body)]
@@ -157,7 +157,7 @@ def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
             end = match.end() + (close + len(fence) if close > 0 else len(body))
         else:
             content = body.rstrip().removesuffix(template.closing.strip()) if template.closing.strip() else body
-            # White space on the line of a heading is the template's.
+            # White space on the line of a heading belongs to the template.
             headed = template.middle.endswith(("\n", "\r"))
             content = _without_blank_lines(content) if headed else content.strip()
             end = match.end() + len(body.rstrip("\r\n"))
@@ -166,23 +166,23 @@ def _sections(text: str, template: Template) -> list[tuple[int, str, str, int]]:
 
 
 def _opening_fence(body: str) -> str:
-    """The run of backticks that `body` begins with, where one as long closes it; of three otherwise."""
+    """The run of backticks that `body` begins with, if an equally long one closes it; otherwise three."""
     fence = body[: len(body) - len(body.lstrip("`"))]
     return fence if body.rfind(fence) > 0 else _FENCE
 
 
 def _without_blank_lines(text: str) -> str:
-    """`text` without blank lines at its ends; white space on its own lines is kept."""
+    """`text` without blank lines at its ends; white space on other lines is kept."""
     end = len(text.rstrip())
     end += len(re.match(r"[ \t]*", text[end:])[0]) if end else 0  # type: ignore[index]
     return re.sub(r"\A(?:[ \t]*\r?\n)+", "", text[:end])
 
 
 def _detect_form(text: str, source: str) -> str:
-    """The form that the content shows.
+    """Detect the form from the content.
 
     Raises:
-        ConfigError: there are no demonstrations to tell by, or none of a known form.
+        ConfigError: there are no demonstrations, or none of a known form.
     """
     headed = re.findall(r"^# (User|Query):[ \t]*\r?\n(?!\s*```)([ \t]*\r?\n)?", text, re.MULTILINE)
     fenced = sum(1 for match in _find(text, Template.load("urial")) if match["user"])
@@ -196,8 +196,8 @@ def _detect_form(text: str, source: str) -> str:
         return "urial"
     where = source or "prompt file"
     if "# User" in text:
-        raise ConfigError(f"{where}: no demonstrations to tell the form by; choose urial-v5 or urial-v6 (--form)")
+        raise ConfigError(f"{where}: no demonstrations to detect the form by; choose urial-v5 or urial-v6 (--form)")
     for form in ("ica", "plain"):
         if _find(text, Template.load(form)):
             return form
-    raise ConfigError(f"{where}: cannot tell the form of this prompt file; choose one (--form)")
+    raise ConfigError(f"{where}: cannot detect the form of this prompt file; choose one (--form)")

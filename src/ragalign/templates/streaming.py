@@ -1,10 +1,10 @@
-"""From a model's raw output to the answer, while it streams in.
+"""Cleaning a model's raw output while it streams.
 
-A stream passes through one small filter after the other: valid Unicode, stop strings, the closing fence, what a
-template erases, neutralised delimiters, and white space at the ends. Each filter gives the same text for any chunking,
-so the whole chain does. `Template.clean` sends a whole text through the same chain.
+A stream passes through a chain of filters: valid Unicode, stop strings, the closing fence, erased strings, neutralised
+delimiters, and white space at the ends. Each filter gives the same text for any chunking, and so does the chain.
+`Template.clean` uses the same chain.
 
-Every filter takes time linear in the text, for any text and any chunking, and holds back only text whose meaning may
+Every filter takes time linear in the text, for any text and any chunking, and holds back only text whose meaning can
 still change.
 """
 
@@ -25,12 +25,12 @@ class Cleaning:
     r"""How a template cleans answers.
 
     Attributes:
-        stop: strings that begin what no longer belongs to the answer.
-        end_marks: end-of-text marks; they end an answer too, but the beginning of one may well be text.
-        erase: strings to delete wherever they are; end-of-text marks among them become a space.
-        begins_line: whether an answer begins a line, so that it may begin with a stop string such as "\\nQuestion:".
-        fence: the fence that answers are in, or "".
-        escaper: undoes neutralising; None where nothing is neutralised.
+        stop: stop strings, where the answer ends.
+        end_marks: end-of-text marks, where the answer also ends; unlike those of stop strings, their prefixes are kept.
+        erase: strings to delete anywhere; end-of-text marks among them become a space.
+        begins_line: whether an answer begins a line, so that it can begin with a stop string such as "\\nQuestion:".
+        fence: the fence around answers, or "".
+        escaper: undoes neutralising; None if nothing is neutralised.
     """
 
     stop: tuple[str, ...]
@@ -42,15 +42,15 @@ class Cleaning:
 
 
 class HasCleaning(Protocol):
-    """A template, as far as cleaning is concerned."""
+    """An object with cleaning rules, such as a template."""
 
     @property
     def cleaning(self) -> Cleaning:
-        """How to clean answers."""
+        """The rules for cleaning answers."""
 
 
 class CleanStream:
-    """Applies `Template.clean` to a stream: for any chunks, the pieces that come out add up to the cleaned whole."""
+    """Applies `Template.clean` to a stream: for any chunking, the results add up to the cleaned text."""
 
     def __init__(self, template: HasCleaning) -> None:
         cleaning = template.cleaning
@@ -60,21 +60,21 @@ class CleanStream:
         self._eraser = _Eraser(cleaning.erase, cleaning.end_marks) if cleaning.erase else None
         self._unescape = UnescapeStream(cleaning.escaper) if cleaning.escaper else None
         self._ends = _Stripper()
-        self._last = ""  # the last character that the stop strings let through
+        self._last = ""  # the last character that passed the stop strings
         if cleaning.begins_line:
             self._after_stops(self._stops.push("\n"))
 
     @property
     def ended(self) -> bool:
-        """Whether the answer is over: nothing that follows belongs to it."""
+        """Whether the answer has ended, so that nothing more belongs to it."""
         return self._stops.stopped or (self._fence is not None and self._fence.closed)
 
     def push(self, text: str) -> str:
-        """Take a piece of raw output; return the part of the answer that is certain by now."""
+        """Take a chunk of raw output; return the part of the answer that is certain by now."""
         return "" if self.ended else self._after_stops(self._stops.push(text))
 
     def finish(self, *, finished: bool = True) -> str:
-        """Return what was held back, cleaned as the end of the output; `finished` as in `Template.clean`."""
+        """Return the text held back, cleaned as the end of the output; `finished` as in `Template.clean`."""
         text = "" if self.ended else self._after_stops(self._stops.push("", final=True))
         cut_off = not finished and not self.ended
         begun = list(self._stops.beginnings()) if cut_off else []
@@ -93,7 +93,7 @@ class CleanStream:
         return text
 
     def _n_begun(self, begun: Sequence[tuple[str, int]], text: str) -> int:
-        """Length of the longest of these beginnings of stop strings at the end of `text` that begins a line."""
+        """Length of the longest of these prefixes of stop strings at the end of `text` that begins a line."""
         return max(
             (
                 length
@@ -106,11 +106,11 @@ class CleanStream:
 
 
 class FenceFilter:
-    """Ends an answer at the fence that closes it; code blocks inside the answer keep theirs.
+    """Ends an answer at the fence that closes it; code blocks inside the answer keep their fences.
 
-    The answer is in a fence itself, so a bare fence outside of a code block is ambiguous: it closes the answer if a
-    blank line or the end of the text follows, as in the template, and opens a code block otherwise. A code block that
-    is still open where a finished answer ends gets its fence back, since a stop string has taken it.
+    The answer itself is in a fence, so a bare fence outside of a code block is ambiguous. It closes the answer if a
+    blank line or the end of the text follows, as in the template; otherwise it opens a code block. A code block that is
+    still open at the end of a finished answer gets its closing fence back, which was part of a stop string.
 
     Args:
         fence: a run of backticks or tildes.
@@ -119,11 +119,11 @@ class FenceFilter:
     def __init__(self, fence: str) -> None:
         self._char = fence[0]
         self._least = len(fence)
-        self._held: list[str] = []  # from a run of fence characters on, while it may be what closes the answer
+        self._held: list[str] = []  # from a run of fence characters that can close the answer
         self._stage = "text"  # then "run", "line" (blank rest of its line), "next" (blank beginning of the next line)
         self._run = 0  # length of the run that is held
         self._run_begins_line = False
-        self._blank = True  # whether the line holds nothing visible so far
+        self._blank = True  # whether the line is blank so far
         self._n_runs = 0  # fences on the line so far
         self._opening = 0  # length of a fence that opens a code block, if its line ends without another one
         self._code = 0  # length of the fence that opened the code block; 0 outside of one
@@ -144,7 +144,7 @@ class FenceFilter:
         return "".join(out)
 
     def finish(self, *, cut_off: bool) -> str:
-        """Return what was held back, without what closes the answer (or its beginning, if it was `cut_off`)."""
+        """Return the text held back, without the closing fence (or its prefix, if the answer was `cut_off`)."""
         if self.closed:
             return ""
         held = "".join(self._held)
@@ -158,7 +158,7 @@ class FenceFilter:
         return held + (f"\n{self._char * self._code}" if self._code and not cut_off else "")
 
     def _skip_text(self, text: str, at: int, out: list[str]) -> int:
-        """Pass on text up to the next run of fence characters; return where that begins."""
+        """Pass on text up to the next run of fence characters; return the start of the run."""
         end = text.find(self._char, at)
         part = text[at : end if end >= 0 else len(text)]
         if part:
@@ -181,7 +181,7 @@ class FenceFilter:
             self._held.append(char)
             return
         if self._stage == "run":
-            self._opening = 0  # code in a line, since an opening fence has no other on its line
+            self._opening = 0  # inline code, since an opening fence has no other on its line
             if self._run < self._least:
                 self._blank = False
                 self._release(char, out)
@@ -207,7 +207,7 @@ class FenceFilter:
             self._release(char, out)
 
     def _after_line(self, char: str, out: list[str]) -> None:
-        """The line of the run that is held ends with it."""
+        """Take a character after the line of the held run."""
         if self._code or not self._closes():
             if self._code and self._run_begins_line and self._run >= self._code:
                 self._code = 0
@@ -220,7 +220,7 @@ class FenceFilter:
         self._stage = "next"
 
     def _closes(self) -> bool:
-        """Whether the held run would close the answer: it has a line of its own, or is the odd one on its line."""
+        """Whether the held run can close the answer: it is alone on its line, or the odd one on its line."""
         return self._run_begins_line or (self._n_runs + (self._stage == "run")) % 2 == 1
 
     def _end_line(self, *, blank: bool) -> None:
@@ -229,7 +229,7 @@ class FenceFilter:
         self._blank, self._n_runs = blank, 0
 
     def _release(self, char: str, out: list[str]) -> None:
-        """Pass on what is held; `char` comes after it and is looked at as text."""
+        """Pass on the held text; `char` follows it and is handled as text."""
         out += self._held
         self._stage, self._held = "text", []
         if char:
@@ -240,7 +240,7 @@ class _Eraser:
     """Deletes strings from a stream; end-of-text marks become a space."""
 
     def __init__(self, strings: tuple[str, ...], end_marks: tuple[str, ...]) -> None:
-        # The shorter of two that begin alike is complete first, whatever the chunks.
+        # Of two strings with a common prefix, the shorter one is complete first, for any chunking.
         self._strings = sorted(strings, key=len)
         self._pattern = re.compile("|".join(map(re.escape, self._strings)))
         self._end_marks = end_marks

@@ -1,4 +1,4 @@
-"""How demonstrations and conversation turns become text."""
+"""Templates: render demonstrations and conversations as text, and clean answers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ragalign.types import Demonstration, Turn
 
 Escape = Literal["neutralise", "none"]
 
-# What models write at the end of a text when their tokenizer lets special tokens through.
+# Special tokens that models generate at the end of a text, as far as the tokenizer does not remove them.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>")
-# A closing that is a code fence on a line of its own.
+# A closing that is a code fence on its own line.
 _FENCE = re.compile(r"\n(`{3,}|~{3,})[^\S\n]*(?:\n\s*)?")
 
 
 @dataclass(frozen=True)
 class Template:
-    r"""Four strings around the texts of a turn pair, and what follows from them.
+    r"""The form of a prompt: four strings around the texts of each turn pair.
 
     A prompt is ``preamble``, then per demonstration ``opening instruction middle response closing``, then the
     conversation in the same form, whose last user turn is followed by ``cue`` instead of ``middle``. A TOML file
@@ -38,25 +38,25 @@ class Template:
         middle = "\n\n### Answer:\n"
         closing = "\n\n"
 
-    With ``escape = "neutralise"`` every template is checked when it is made: its strings must be such that no text
-    can imitate them once it is neutralised (see `_imitable`).
+    With ``escape = "neutralise"`` every new template is checked: no neutralised text must be able to imitate its
+    strings (see `_imitable`).
 
     Attributes:
-        name: shown to people.
-        opening: before a user's text.
-        middle: between a user's text and the assistant's.
-        closing: after the assistant's text, up to the next turn.
-        cue: what the prompt ends in; `middle` where it is not given.
-        heading: what stands above a system text where there is no preamble yet.
-        preamble: what the prompt begins with, up to the first turn.
-        stop: strings that end an answer; by default, the beginning of the next turn and what closes an answer. Engines
-            get `stops`, which holds more.
-        protect: delimiters beside those that the strings above show. A leading ``#`` makes a heading, a trailing
-            colon a label at the start of a line.
-        fenced: whether answers are in a code fence; follows from `closing`.
-        erase: strings that the published clean-up deletes from answers, wherever they are; with escape "none" only.
-        escape: what happens to delimiters in texts: "neutralise" (see `escaping`), or "none", which reproduces
-            published prompts, and the published clean-up of answers, to the byte.
+        name: name for messages.
+        opening: text before a user's text.
+        middle: text between a user's text and the assistant's.
+        closing: text after the assistant's text, up to the next turn.
+        cue: end of the prompt; `middle` by default.
+        heading: heading of a system text, if there is no preamble.
+        preamble: beginning of the prompt, up to the first turn.
+        stop: strings that end an answer; by default the beginning of the next turn and the end of `closing`. Engines
+            use `stops`, which has more.
+        protect: delimiters in addition to the strings above. A leading ``#`` makes a heading, a trailing colon a label
+            at the start of a line.
+        fenced: whether answers are in a code fence; set from `closing`.
+        erase: strings that the published clean-up deletes anywhere in answers; only with escape "none".
+        escape: how to treat delimiters in texts: "neutralise" (see `escaping`), or "none", which reproduces published
+            prompts, and the published clean-up of answers, byte for byte.
     """
 
     name: str
@@ -75,20 +75,20 @@ class Template:
     def __post_init__(self) -> None:
         for name in ("opening", "middle"):
             if not getattr(self, name).strip():
-                raise ConfigError(f"template {self.name!r}: {name!r} must hold more than white space")
+                raise ConfigError(f"template {self.name!r}: {name!r} must not be blank")
         if not self.closing:
-            raise ConfigError(f"template {self.name!r}: 'closing' must not be empty: it ends a demonstration")
+            raise ConfigError(f"template {self.name!r}: 'closing' must not be empty, since it ends a demonstration")
         if self.escape not in ("neutralise", "none"):
-            raise ConfigError(f"template {self.name!r}: escape is {self.escape!r}; use 'neutralise' or 'none'")
+            raise ConfigError(f"template {self.name!r}: escape must be 'neutralise' or 'none', not {self.escape!r}")
         if self.cue and not self.cue.strip():
-            raise ConfigError(f"template {self.name!r}: 'cue' must hold more than white space")
+            raise ConfigError(f"template {self.name!r}: 'cue' must not be blank")
         if not self.cue:
             object.__setattr__(self, "cue", self.middle)
         if not self.stop:
             object.__setattr__(self, "stop", _default_stop(self.opening, self.closing))
         if self.fenced and not self.fence:
             raise ConfigError(
-                f"template {self.name!r} is fenced, but its 'closing' is not a fence on a line of its own, such as "
+                f"template {self.name!r} is fenced, but its 'closing' is not a fence on its own line, such as "
                 "three backticks between two line breaks"
             )
         object.__setattr__(self, "fenced", bool(self.fence))
@@ -97,7 +97,7 @@ class Template:
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> Template:
-        """A built-in template by name, or a TOML file that sets this class's attributes.
+        """Load a built-in template by name, or a TOML file with the attributes of this class.
 
         Raises:
             ConfigError: no such template, or a file with a missing, unknown or mistyped key.
@@ -117,7 +117,7 @@ class Template:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "template") -> Template:
-        """A template from the keys of a TOML file; `where` names the place in errors."""
+        """Create a template from the keys of a TOML file; `where` opens error messages."""
         kinds = {field.name: field.type for field in fields(cls)}
         for key, value in values.items():
             if key not in kinds:
@@ -143,7 +143,7 @@ class Template:
 
     @cached_property
     def delimiters(self) -> tuple[str, ...]:
-        """What the template's own strings consist of, line by line, and `protect`."""
+        """The lines of the template's strings, and `protect`."""
         lines, strings = self._delimiters
         return (*lines, *strings)
 
@@ -154,29 +154,29 @@ class Template:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that shapes rendered text, 16 hex digits."""
+        """SHA-256 over everything that affects rendered text, 16 hex digits."""
         shaping = (self.opening, self.middle, self.closing, self.cue, self.escape, *self.delimiters)
         return hashlib.sha256("\0".join(shaping).encode()).hexdigest()[:16]
 
     def with_preamble(self, preamble: str) -> Template:
-        """The same template behind another preamble."""
+        """Return a copy with another preamble."""
         return replace(self, preamble=preamble)
 
     def with_system(self, system: str) -> Template:
-        """The same template with an operator's system text, taken as it is, in its preamble."""
+        """Return a copy with an operator's system text, unescaped, in its preamble."""
         return self.with_preamble(replace(self, escape="none").render_preamble(system))
 
     def protecting(self, tokens: Iterable[str]) -> Template:
-        """The same template with more delimiters, such as the special tokens of the tokenizer at hand."""
-        # A string with the mark in it cannot be neutralised by one; the packer takes it as plain text all the same.
+        """Return a copy with more delimiters, such as the special tokens of the model's tokenizer."""
+        # Strings that contain the mark cannot be neutralised; the packer treats them as plain text anyway.
         more = sorted(token for token in tokens if MARK not in token)
         return replace(self, protect=tuple(dict.fromkeys([*self.protect, *more])))
 
     def render_demonstration(self, demonstration: Demonstration) -> str:
-        """One demonstration as text; one with an empty response is shown without an answer at all.
+        """Render a demonstration; if its response is empty, without an answer.
 
         Raises:
-            DataError: a text is no valid Unicode.
+            DataError: a text is not valid Unicode.
         """
         instruction, response = demonstration.instruction, demonstration.response
         check_text(instruction, f"the instruction of demonstration {demonstration.id}")
@@ -186,10 +186,10 @@ class Template:
         return self.opening + protect(instruction) + answer + self.closing
 
     def render_turns(self, turns: Sequence[Turn]) -> str:
-        """A conversation as text, up to and including the cue. System turns are not rendered here.
+        """Render a conversation without its system turns, up to and including the cue.
 
         Raises:
-            DataError: the turns do not alternate, beginning and ending with the user, or hold no valid Unicode.
+            DataError: the turns do not alternate, do not begin and end with the user, or are not valid Unicode.
         """
         check_turns(turns)
         protect = self._protect()
@@ -215,7 +215,7 @@ class Template:
         return lead + self._protect()(text)
 
     def render_preamble(self, system: str = "") -> str:
-        """The preamble, with a conversation's system text as its last paragraph."""
+        """Render the preamble, with a conversation's system text as its last paragraph."""
         system = system.strip()
         if not system:
             return self.preamble
@@ -224,15 +224,15 @@ class Template:
         return (f"{body}\n\n" if body else self.heading) + self._protect()(system) + gap
 
     def render(self, turns: Sequence[Turn], demonstrations: Sequence[Demonstration] = ()) -> str:
-        """The whole prompt as text: preamble, demonstrations, conversation."""
+        """Render the whole prompt: preamble, demonstrations, conversation."""
         shown = [self.render_demonstration(demonstration) for demonstration in demonstrations]
         return "".join([self.render_preamble(system_text(turns)), *shown, self.render_turns(turns)])
 
     def parse(self, text: str) -> list[Turn]:
-        """The turns in what `render_turns` or `render_demonstration` made, delimiters taken at their word.
+        """Parse the turns in a text of `render_turns` or `render_demonstration`.
 
         Raises:
-            DataError: the text is not of this template's form.
+            DataError: the text does not have the template's form.
         """
         undo = self.escaper.unescape if self.escape == "neutralise" else str
         between = self.closing + self.opening
@@ -242,7 +242,7 @@ class Template:
         if not text.startswith(self.opening):
             raise DataError(f"not of template {self.name!r}: expected {self.opening!r}, found {text[:40]!r}")
         start = len(self.opening)
-        # The cue may hold or resemble the middle; what ends the text is not looked at as one.
+        # The cue can contain or resemble the middle, so do not search the end of the text for it.
         waits = text.endswith(self.cue) and len(text) >= start + len(self.cue)
         end = len(text) - len(self.cue) if waits else len(text)
         middle = 0
@@ -271,21 +271,20 @@ class Template:
     def clean(self, output: str, *, finished: bool = True) -> str:
         """Turn a model's raw output into the answer.
 
-        The answer ends at the first stop string, end-of-text mark or closing fence; white space around it goes, and
-        neutralising is undone. Code blocks inside the answer of a fenced template stay. Where the model was cut off
-        (not `finished`), the beginning of a stop string or of a closing fence on the last line goes too. With escape
-        "none", `erase` and end-of-text marks are deleted as upstream's evaluation code does it. Lone surrogates become
-        U+FFFD.
+        The answer ends at the first stop string, end-of-text mark or closing fence. White space around it is removed,
+        and neutralising is undone. Code blocks inside the answer of a fenced template are kept. If the model was cut
+        off (not `finished`), a prefix of a stop string or of a closing fence at the end is also removed. With escape "none",
+        `erase` and end-of-text marks are deleted as in upstream's evaluation code. Lone surrogates become U+FFFD.
         """
         stream = CleanStream(self)
         return stream.push(output) + stream.finish(finished=finished)
 
     @cached_property
     def cleaning(self) -> Cleaning:
-        """How `clean` and `CleanStream` clean answers."""
+        """The rules of `clean` and `CleanStream`."""
         erases = self.escape == "none" and bool(self.erase)
         return Cleaning(
-            # A fence is told from that of a code block, which strings cannot do.
+            # Fences of answers are distinguished from those of code blocks, which strings cannot do.
             stop=self.stop if self.fence else self.stops,
             end_marks=END_OF_TEXT,
             erase=(*self.erase, *END_OF_TEXT) if erases else (),
@@ -296,18 +295,18 @@ class Template:
 
     @property
     def fence(self) -> str:
-        """The fence that answers are in, such as three backticks; "" where they are in none."""
+        """The fence around answers, such as three backticks, or ""."""
         return self.closing.strip() if _FENCE.fullmatch(self.closing) else ""
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The strings that end a completion in an engine: `stop`, and what closes an answer before any new turn.
+        """The stop strings for an engine: `stop`, and the closing of an answer followed by any new turn.
 
-        A model may make up a turn under a heading of its own, such as ``# Question:`` where the template has ``#
-        Query:``. So the closing followed by the marker of the template's heading ends a completion too, where the
-        closing is more than a blank line. An engine compares strings: it also stops at a code block of the answer's own
-        that a heading of the same level follows, and `clean` gives that block its fence back. Not with escape
-        "none", which repeats published settings.
+        A model can invent a turn with another heading, such as ``# Question:`` instead of ``# Query:``. So the closing
+        followed by the marker of the template's heading also ends a completion, unless the closing is only a blank
+        line. Engines compare strings, so they also stop at the end of a code block followed by a heading of the same level;
+        `clean` restores the fence of such a block. With escape "none", which reproduces published settings, these are
+        just `stop`.
         """
         if self.escape == "none":
             return self.stop
@@ -315,7 +314,7 @@ class Template:
 
     @cached_property
     def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Delimiters that stand at the start of a line, and those that may stand anywhere."""
+        """Delimiters at the start of a line, and delimiters anywhere."""
         lines: list[str] = []
         strings: list[str] = []
         for constant in (self.opening, self.middle, self.closing, self.cue):
@@ -331,17 +330,17 @@ class Template:
         constants = (self.opening, self.middle, self.closing, self.cue)
         between = self.closing + self.opening
         if between.startswith(self.middle) or self.middle.startswith(between) or self.closing.endswith(self.cue):
-            raise ConfigError(f"template {self.name!r}: 'middle' or 'cue' cannot be told from what ends an answer")
+            raise ConfigError(f"template {self.name!r}: 'middle' or 'cue' looks like the end of an answer; change it")
         if any(MARK in string for string in (*constants, *self.protect)):
             raise ConfigError(
-                f"template {self.name!r}: a backslash cannot be part of a delimiter, since neutralising inserts "
-                "backslashes; use other characters"
+                f"template {self.name!r}: delimiters must not contain backslashes, which neutralising inserts; "
+                "use other characters"
             )
         found = _imitable(self._delimiters, self.opening, self.middle, self.closing)
         if found is not None:
             raise ConfigError(
-                f"template {self.name!r}: a text could imitate {found!r}; give it a line of its own that holds more "
-                "than one character and does not repeat, such as '### Answer:'"
+                f"template {self.name!r}: a text could imitate {found!r}; put it on its own line, with more than one "
+                "character and without repetition, such as '### Answer:'"
             )
 
     def _protect(self) -> Callable[[str], str]:
@@ -357,44 +356,44 @@ def built_in() -> list[str]:
 
 
 def system_text(turns: Sequence[Turn]) -> str:
-    """The text of a conversation's leading system turns, as one."""
+    """The joined text of a conversation's system turns."""
     return "\n\n".join(turn.content for turn in turns if turn.role == "system")
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse a text with lone surrogates, which no tokenizer takes; `what` names it in the message.
+    """Reject a text with lone surrogates, which tokenizers cannot encode; `what` names it in the message.
 
     Raises:
-        DataError: naming the character.
+        DataError: the text has a lone surrogate; the message has its position.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise DataError(
-            f"{what} is no valid Unicode: character {error.start + 1} is a lone surrogate (U+{code:04X}); remove it"
+            f"{what} is not valid Unicode: character {error.start + 1} is a lone surrogate (U+{code:04X}); remove it"
         ) from None
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
-    """Refuse conversations that a template cannot render.
+    """Reject conversations that a template cannot render.
 
     Raises:
-        DataError: naming the first turn that is out of place, or that is no valid Unicode.
+        DataError: a turn is out of order or not valid Unicode; the message has its number.
     """
     spoken = 0
     for number, turn in enumerate(turns, start=1):
         check_text(turn.content, f"turn {number}")
         if turn.role == "system":
             if spoken:
-                raise DataError(f"turn {number}: a system turn must come before all others")
+                raise DataError(f"turn {number}: system turns must come first")
             continue
         expected = "assistant" if spoken % 2 else "user"
         if turn.role != expected:
-            raise DataError(f"turn {number}: expected a turn of the {expected}, found {turn.role!r}")
+            raise DataError(f"turn {number}: expected the role {expected!r}, found {turn.role!r}")
         spoken += 1
     if spoken % 2 == 0:
-        raise DataError("the conversation must end with a turn of the user" if spoken else "the conversation is empty")
+        raise DataError("the conversation must end with a user turn" if spoken else "the conversation is empty")
 
 
 @lru_cache(maxsize=256)
@@ -406,12 +405,11 @@ def _escaper(lines: tuple[str, ...], strings: tuple[str, ...]) -> Escaper:
 def _imitable(
     delimiters: tuple[tuple[str, ...], tuple[str, ...]], opening: str, middle: str, closing: str
 ) -> str | None:
-    """Which string of a template a neutralised text could imitate; None where that is proven impossible.
+    """The string of a template that a neutralised text could imitate; None if that is proven impossible.
 
-    What ends a user's text is `middle`, what ends an answer `closing + opening`. A text holds a copy of such a
-    string only if no cut lies inside the copy, since the strings have no mark in them. So every copy must have a
-    cut, and so must every beginning of it that a text can end with, where the rest could be what the template puts
-    behind the text.
+    A user's text is followed by `middle`, and an answer by `closing + opening`. A neutralised text contains a copy of
+    such a string only if no cut is inside the copy, since the strings have no mark. So every copy must have a cut, and
+    so must every prefix that a text can end with, if the template can continue it to the whole string.
     """
     escaper = _escaper(*delimiters)
     ends = (middle, closing + opening)
@@ -420,7 +418,7 @@ def _imitable(
         parts = [string]
         for n in range(1, len(string)):
             rest = string[n:]
-            # Behind a closing comes the end or the next turn; the texts behind the other two may be anyone's.
+            # A closing is followed by the end or the next turn; the other two by arbitrary text.
             if closing.startswith(rest) or any(end.startswith(rest) or rest.startswith(end) for end in ends):
                 parts.append(string[:n])
         for part in parts:
@@ -433,17 +431,17 @@ def _imitable(
 
 
 def _default_stop(opening: str, closing: str) -> tuple[str, ...]:
-    """The beginning of the next turn, and what closes an answer, unless answers may hold that too: a code fence."""
+    """The beginning of the next turn and, unless it is a code fence, the end of an answer."""
     heading = opening.strip().splitlines()[0]
     next_turn = f"\n{heading}" if closing.endswith("\n") else heading
-    # From its own line on, so that the same characters inside a line do not end an answer.
+    # With its line break, so that the same characters inside a line do not end an answer.
     ends = re.search(r"(\n?)[^\S\n]*(\S.*)", closing.rstrip(), re.DOTALL)
     closes = (ends[1] + ends[2],) if ends and not _FENCE.fullmatch(closing) else ()
     return tuple(dict.fromkeys((next_turn, *closes)))
 
 
 def _made_up_turn(opening: str, closing: str) -> tuple[str, ...]:
-    """A closing that is more than a blank line, up to the marker of the heading that would follow."""
+    """The closing with the marker of the next heading, unless it is only a blank line."""
     marker = re.match(r"\s*(#+ )", opening)
     distinct = closing.strip() or closing.count("\n") > 2
     return (closing + marker[0],) if marker and distinct else ()

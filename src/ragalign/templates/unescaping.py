@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from ragalign.templates.escaping import MARK, Escaper, in_skeleton, n_visible
 
-# Longer texts than this many times the reach of a delimiter hold runs of white space or invisible characters.
+# Text held back beyond this multiple of the delimiters' reach has runs of white space or invisible characters.
 _LONG = 8
 
 
 class UnescapeStream:
     """Applies `Escaper.unescape` to a stream, for any chunking.
 
-    A mark is held back until as many visible characters follow as the longest delimiter has; only then is it known
-    whether the mark is inside one. A mark that nothing visible follows directly is never a neutralising one.
+    A mark is held back until as many visible characters follow as in the longest delimiter; only then is it known
+    whether the mark is inside a delimiter. A mark is never inside one if an invisible character follows directly.
     """
 
     def __init__(self, escaper: Escaper) -> None:
         self._escaper = escaper
-        self._context: list[str] = []  # what was passed on, as far back as a delimiter can reach
+        self._context: list[str] = []  # text passed on, as far back as a delimiter can reach
         self._n_context = 0
         self._n_context_kept = 0  # its length when it was last shortened
-        self._whole_context = True  # whether nothing was cut off from it
-        self._held: list[str] = []  # from the first mark on that is not decided
+        self._whole_context = True  # whether it is complete
+        self._held: list[str] = []  # from the first undecided mark
         self._n_held = 0
         self._n_after = 0  # visible characters after that mark
-        self._n_new = 0  # characters since the marks were last looked at
+        self._n_new = 0  # characters since the marks were last examined
 
     def push(self, text: str) -> str:
         """Take the next chunk; return the text that is certain by now."""
@@ -45,14 +45,14 @@ class UnescapeStream:
         return plain + self._decide() if self._is_due() else plain
 
     def finish(self) -> str:
-        """Return what was held back."""
+        """Return the text held back."""
         text = "".join(self._held)
         marks = self._own_marks(text)
         self._held, self._n_held = [], 0
         return "".join(char for at, char in enumerate(text) if at not in marks)
 
     def _is_due(self) -> bool:
-        """Whether the first mark can be decided, and looking at everything that is held is worth its cost."""
+        """Whether the first mark can be decided, and examining the held text is worth the cost."""
         length = self._n_held + self._n_context
         return self._n_after > self._escaper.reach and (
             length <= _LONG * self._escaper.reach or self._n_new >= length // 2
@@ -72,7 +72,7 @@ class UnescapeStream:
         return out
 
     def _first_undecided(self, text: str) -> int:
-        """Where the first mark is that no more visible characters follow than a delimiter can have."""
+        """The position of the first mark with no more visible characters after it than a delimiter can have."""
         n_after, found = 0, len(text)
         for at in range(len(text) - 1, -1, -1):
             if n_after > self._escaper.reach:
@@ -84,9 +84,9 @@ class UnescapeStream:
         return found
 
     def _own_marks(self, text: str) -> set[int]:
-        """Where in `text`, which is held, marks neutralise."""
+        """The positions of neutralising marks in `text`, which is held back."""
         context = "".join(self._context)
-        # Something visible before the context keeps its beginning from looking like that of a line.
+        # A visible character before the context, so that its beginning does not look like the start of a line.
         before = context if self._whole_context else f"x{context}"
         whole = before + text
         return {
@@ -109,7 +109,7 @@ class UnescapeStream:
 
 
 def _first_candidate(text: str) -> int:
-    """Where the first mark is that may neutralise; the length of `text` where there is none."""
+    """The position of the first mark that can neutralise; the length of `text` if there is none."""
     at = text.find(MARK)
     while 0 <= at < len(text) - 1 and not in_skeleton(text[at + 1]):
         at = text.find(MARK, at + 1)
