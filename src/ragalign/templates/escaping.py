@@ -151,7 +151,7 @@ class Escaper:
         dressed = [n_visible(line) + _LONGEST_DRESS * (len(line.split()) + 3 + _PREFIXES) for line in lines]
         self.reach = max([_LONGEST_PIPED + 4, *dressed, *map(n_visible, strings)])
         headings: set[str] = set()
-        # Patterns, each with a string that texts without a match rarely contain: testing for it is faster than a search.
+        # Patterns, each with a string that texts without a match rarely contain: testing for it is faster.
         at_line_start: dict[str, str] = {}
         literal: set[str] = set()
         for line in filter(_skeleton, lines):

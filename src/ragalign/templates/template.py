@@ -207,7 +207,7 @@ class Template:
         """An assistant's text as it follows the cue that ends a prompt.
 
         Raises:
-            DataError: the text is no valid Unicode.
+            DataError: the text is not valid Unicode.
         """
         check_text(text, "the answer")
         # Some cues leave out the space at the end of `middle`, since models write it.
@@ -273,8 +273,9 @@ class Template:
 
         The answer ends at the first stop string, end-of-text mark or closing fence. White space around it is removed,
         and neutralising is undone. Code blocks inside the answer of a fenced template are kept. If the model was cut
-        off (not `finished`), a prefix of a stop string or of a closing fence at the end is also removed. With escape "none",
-        `erase` and end-of-text marks are deleted as in upstream's evaluation code. Lone surrogates become U+FFFD.
+        off (not `finished`), a prefix of a stop string or of a closing fence at the end is also removed. With escape
+        "none", `erase` and end-of-text marks are deleted as in upstream's evaluation code. Lone surrogates become
+        U+FFFD.
         """
         stream = CleanStream(self)
         return stream.push(output) + stream.finish(finished=finished)
@@ -304,8 +305,8 @@ class Template:
 
         A model can invent a turn with another heading, such as ``# Question:`` instead of ``# Query:``. So the closing
         followed by the marker of the template's heading also ends a completion, unless the closing is only a blank
-        line. Engines compare strings, so they also stop at the end of a code block followed by a heading of the same level;
-        `clean` restores the fence of such a block. With escape "none", which reproduces published settings, these are
+        line. Engines compare strings, so they also stop at the end of a code block followed by a heading of the same
+        level; `clean` restores the fence of such a block. With escape "none", which reproduces published settings, these are
         just `stop`.
         """
         if self.escape == "none":
