@@ -126,10 +126,10 @@ def test_random_answers_are_never_right(n: int, seed: int, ood: bool) -> None:
     [
         ("best", 3, {}, "no constant demonstrations of kind 'best': use one of random, diverse"),
         ("random", 99, {}, "need 99 constant demonstrations, but there are only 43"),
-        ("random", -1, {}, "asked for -1 constant demonstrations"),
+        ("random", -1, {}, "need -1 constant demonstrations"),
         ("random", 3, {"by": "x"}, "of kind 'random' take no option 'by' .known: none."),
         ("diverse", 3, {"base": ()}, "of kind 'diverse' take no option 'base' .known: by."),
-        ("unsupervised", 42, {}, "asked for 45"),
+        ("unsupervised", 42, {}, "need 45"),
         ("circular_shift", 1, {}, "among two or more constant demonstrations, not 1"),
         ("circular_shift", 3, {"base": list(OTHER)[:2]}, "need 3 constant demonstrations, but there are only 2"),
         ("random_answer", 30, {}, "need 30 answers of other demonstrations, but the pool has only 13"),

@@ -109,7 +109,7 @@ def test_constants_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     for table, message in (
         ('kind = "random"', "need a pool"),
         ('kind = "best"\npool = "package:starter.jsonl"', "kind 'best'"),
-        ('kind = "random"\npool = "package:starter.jsonl"\nn = 500', "asked for 500"),
+        ('kind = "random"\npool = "package:starter.jsonl"\nn = 500', "need 500"),
         ('kind = "random_answer_ood"\npool = "package:starter.jsonl"', "answers"),
     ):
         (tmp_path / "own.toml").write_text(f"[constants]\n{table}\n")

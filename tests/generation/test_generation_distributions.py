@@ -102,7 +102,7 @@ def test_ties_do_not_depend_on_how_much_is_known(values: Any, top_k: int) -> Non
 
 
 def test_bad_arguments_are_refused(transformers_engine: TransformersGenerator) -> None:
-    with pytest.raises(ConfigError, match="start is 0"):
+    with pytest.raises(ConfigError, match="start must be at least 1 and below"):
         transformers_engine.distributions([[1, 2]], [0])
     with pytest.raises(ConfigError, match="below 2"):
         transformers_engine.distributions([[1, 2]], [2])

@@ -39,7 +39,7 @@ def test_auto_prefers_vllm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("vllama", {}, "no generator 'vllama'; there are auto, vllm, transformers, openai, or the URL"),
+        ("vllama", {}, "no generator 'vllama'; use auto, vllm, transformers, openai, or the URL"),
         ("transformers", {"block_size": 16}, "the transformers generator has no option 'block_size'; it has tokenizer"),
         ("http://localhost/v1", {"device": "cpu"}, "the openai generator has no option 'device'"),
         ("openai", {}, "the openai generator needs base_url"),

@@ -98,9 +98,9 @@ def test_engines_start_fail_and_stop_in_one_process(tmp_path: Path, tiny_model: 
     lines = out.splitlines()
     beginnings = [
         "GenerationError vLLM could not start nobody/nothing: ",
-        f"ConfigError vLLM does not take these options for {tmp_path / 'empty'}: ",
-        f"ConfigError vLLM does not take these options for {tiny_model}: dtype: ",
-        f"ConfigError vLLM does not take these options for {tiny_model}: User-specified max_model_len (100000)",
+        f"ConfigError vLLM rejected these options for {tmp_path / 'empty'}: ",
+        f"ConfigError vLLM rejected these options for {tiny_model}: dtype: ",
+        f"ConfigError vLLM rejected these options for {tiny_model}: User-specified max_model_len (100000)",
         f"GenerationError vLLM could not start {tiny_model}: No common block size for 16",
         f"GenerationError vLLM could not start {tiny_model}: Available memory ",
         "same random state: True",
@@ -141,7 +141,7 @@ def test_interrupting_leaves_no_process_behind(tmp_path: Path, tiny_model: Path,
     if kind == signal.SIGINT:
         interrupted, failed = out.splitlines()
         assert interrupted == "interrupted"
-        assert "cannot go on: a step was interrupted" in failed
+        assert "cannot continue: a step was interrupted" in failed
         assert (process.returncode, err) == (0, "")
     else:
         assert process.returncode == -kind

@@ -149,13 +149,13 @@ def test_retry_after_is_honoured() -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("status", status=429, message="slow down"), "answered with status 429: slow down"),
-        (Fault("status", status=401, message="bad key"), r"status 401: bad key; is OPENAI_API_KEY right\?"),
-        (Fault("status", status=404, message="no model tiny"), "answered with status 404: no model tiny"),
+        (Fault("status", status=429, message="slow down"), "responded with status 429: slow down"),
+        (Fault("status", status=401, message="bad key"), r"status 401: bad key; check OPENAI_API_KEY"),
+        (Fault("status", status=404, message="no model tiny"), "responded with status 404: no model tiny"),
         (Fault("drop"), "cannot be reached: "),
-        (Fault("truncate"), "sent no readable completion: "),
-        (Fault("html"), "sent no readable completion: .*<html><body>Bad gateway"),
-        (Fault("slow", seconds=0.6), r"gave no answer within 0\.2 s, 2 times"),
+        (Fault("truncate"), "sent an invalid completion: "),
+        (Fault("html"), "sent an invalid completion: .*<html><body>Bad gateway"),
+        (Fault("slow", seconds=0.6), r"timed out 2 times after 0\.2 s"),
     ],
     ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else "",
 )
@@ -184,7 +184,7 @@ def test_nonsense_is_retried_and_then_named(payload: bytes) -> None:
     with ScriptedServer(faults=faults()) as server:
         assert texts(server, [prompt("a")], max_retries=2) == ["a"]
         server.faults.extend(faults())
-        with pytest.raises(GenerationError, match="sent no readable completion") as raised:
+        with pytest.raises(GenerationError, match="sent an invalid completion") as raised:
             texts(server, [prompt("a")], max_retries=1)
     assert "\n" not in str(raised.value)
 
@@ -350,7 +350,7 @@ def test_stream_equals_generate_and_leaks_no_stop_string(width: int) -> None:
     [
         (Fault("cut_stream"), "ended its stream before the answer was finished"),
         (Fault("html"), "ended its stream before the answer was finished"),
-        (Fault("status", status=404, message="no model tiny"), "answered with status 404: no model tiny"),
+        (Fault("status", status=404, message="no model tiny"), "responded with status 404: no model tiny"),
         (Fault("drop"), "cannot be reached"),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",

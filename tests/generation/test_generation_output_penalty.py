@@ -191,7 +191,9 @@ def test_requests_with_and_without_it_share_the_engine(
 
 
 def test_endpoints_say_that_they_have_none(make_prompt: PromptMaker) -> None:
-    with pytest.raises(ConfigError, match=r"^output_repetition_penalty: endpoints have none; use presence_penalty"):
+    with pytest.raises(
+        ConfigError, match=r"^output_repetition_penalty: not supported by endpoints; use presence_penalty"
+    ):
         OpenAIGenerator("model", "http://localhost:1/v1").generate([make_prompt("Hi")], PENALISED)
 
 

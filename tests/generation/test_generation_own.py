@@ -110,8 +110,8 @@ def test_engine_options_reach_vllm_as_its_own_types() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; it must be 1 or more"),
-        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; it must be above 0 and at most 1"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be 1 or more, not 0"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization must be above 0 and at most 1, not 1.5"),
         ({"max_model_len": 0}, "max_model_len is 0; it must be 1 or more"),
     ],
 )
@@ -121,5 +121,5 @@ def test_values_out_of_range_are_refused_at_once(tiny_model: Path, options: dict
 
 
 def test_an_option_is_not_given_twice() -> None:
-    with pytest.raises(ConfigError, match="extra: dtype is an option of its own"):
+    with pytest.raises(ConfigError, match="extra: dtype has its own option"):
         EngineOptions(extra={"dtype": "auto"})

@@ -257,8 +257,8 @@ def test_answers_end_where_the_context_does(vllm_engine: VllmGenerator, make_pro
 @pytest.mark.parametrize(
     ("prompt", "decoding", "error", "message"),
     [
-        (Prompt(pieces=(), ids=np.array([], np.int32)), GREEDY, GenerationError, "holds no tokens"),
-        (Prompt(pieces=("a",), ids=np.array([5, 99999], np.int32)), GREEDY, GenerationError, "vLLM refused a prompt"),
+        (Prompt(pieces=(), ids=np.array([], np.int32)), GREEDY, GenerationError, "has no tokens"),
+        (Prompt(pieces=("a",), ids=np.array([5, 99999], np.int32)), GREEDY, GenerationError, "vLLM rejected a prompt"),
         (Prompt(pieces=("a",), ids=np.array([5], np.int32), stop=("",)), GREEDY, ConfigError, "stop string is empty"),
         (Prompt(pieces=("a",), ids=np.array([5], np.int32)), Decoding(top_p=0), ConfigError, "top_p"),
     ],
@@ -297,7 +297,7 @@ def test_repetition_penalty_warns_once_about_long_prompts(
         generator.generate([make_prompt_of(101, 0)], decoding)
     (warning,) = caught
     assert warning.filename == __file__  # it points to the caller
-    assert str(warning.message).startswith("repetition_penalty 1.1 counts the prompt's tokens too: with prompts of 101")
+    assert str(warning.message).startswith("repetition_penalty 1.1 also applies to the prompt: with prompts of 101")
 
 
 @pytest.mark.parametrize(

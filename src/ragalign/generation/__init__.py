@@ -1,6 +1,6 @@
-"""Prompts to completions: vLLM's engine, OpenAI-compatible endpoints, transformers.
+"""Generators: vLLM's engine, OpenAI-compatible endpoints and transformers.
 
-Names load on first use; the engines themselves load when a generator is made.
+Names load on first use; engines load when a generator is created.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The decoding fields of a request to ``/v1/completions``, whoever sends it."""
+"""The decoding fields of requests to ``/v1/completions``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from ragalign.types import Decoding
 
-# vLLM's and SGLang's additions to OpenAI's protocol; only sent where they matter, since other servers refuse them.
+# vLLM's and SGLang's additions to OpenAI's protocol, sent only if set, since other servers reject them.
 EXTENSIONS = ("repetition_penalty", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
 _NEUTRAL = Decoding()
 
 
 def decoding_fields(decoding: Decoding, stops: Sequence[str], sample: int) -> dict[str, Any]:
-    """The fields of OpenAI's own protocol for one sample, whose seed is `sample` higher than the first one's."""
+    """The fields of OpenAI's protocol for a sample; its seed is that of the first sample plus `sample`."""
     fields: dict[str, Any] = {
         "max_tokens": decoding.max_tokens,
         "temperature": decoding.temperature,
@@ -31,7 +31,7 @@ def decoding_fields(decoding: Decoding, stops: Sequence[str], sample: int) -> di
 
 
 def extension_fields(decoding: Decoding) -> dict[str, Any]:
-    """The fields that OpenAI's protocol does not have, as far as they change anything."""
+    """The fields that OpenAI's protocol does not have and that are set."""
     given = {name: getattr(decoding, name) for name in EXTENSIONS if getattr(decoding, name) != getattr(_NEUTRAL, name)}
     if "stop_token_ids" in given:
         given["stop_token_ids"] = list(given["stop_token_ids"])

@@ -1,4 +1,4 @@
-"""Drives a vLLM `LLMEngine` step by step for several callers at once."""
+"""Running a vLLM `LLMEngine` step by step for several callers at once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import one_line
 from ragalign.types import ClosableIterator
 
-# Requests of one caller that the engine holds at a time: enough to keep any engine busy.
+# Maximum requests of a caller in the engine at a time: enough to keep any engine busy.
 _IN_ENGINE = 4096
 
 T = TypeVar("T")
 
 
 class EngineLoop:
-    """Adds requests to an engine and hands each caller the outputs of its own.
+    """Adds requests to an engine and returns each caller its own outputs.
 
-    `LLM.generate` runs until the engine is empty and keeps what it sees, so two interleaved callers would
-    take each other's outputs. Here a step by any caller serves all: outputs go to the box of the caller who
-    asked, so batches and streams from several threads share the engine's batches.
+    `LLM.generate` runs until the engine is empty and returns all outputs, so two interleaved callers would take each
+    other's outputs. Here a step by any caller serves all: outputs go to the box of the caller they belong to, so
+    batches and streams from several threads share the engine's batches.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -37,15 +37,15 @@ class EngineLoop:
         self._failure: str | None = None
 
     def run(self, inputs: Iterable[tuple[dict[str, Any], Any, T]]) -> ClosableIterator[tuple[T, Any, float]]:
-        """Answer (prompt as vLLM takes it, SamplingParams, anything), enqueued in the order given.
+        """Answer requests (vLLM prompt, SamplingParams, tag), enqueued in the given order.
 
-        Iterators are read in a thread.
+        An iterator is read in a thread.
 
-        Yields (what came with the prompt, RequestOutput, seconds since the request was added), and aborts what is
-        unfinished when it is closed or an error passes through.
+        Yields (tag, RequestOutput, seconds since the request was added). Unfinished requests are aborted when the
+        iterator is closed or an error occurs.
 
         Raises:
-            GenerationError: the engine failed, now or earlier.
+            GenerationError: the engine fails, or has failed before.
         """
         box: deque[tuple[Any, float]] = deque()
         unfinished: dict[str, tuple[T, float]] = {}
@@ -73,7 +73,7 @@ class EngineLoop:
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise GenerationError(f"the vLLM engine cannot go on: {self._failure}; make a new generator")
+            raise GenerationError(f"the vLLM engine cannot continue: {self._failure}; create a new generator")
 
     def _add(
         self,
@@ -88,7 +88,7 @@ class EngineLoop:
                 try:
                     self._engine.add_request(name, prompt, params)
                 except Exception as error:  # vLLM's type for it differs between versions
-                    raise GenerationError(f"vLLM refused a prompt: {one_line(error)}") from error
+                    raise GenerationError(f"vLLM rejected a prompt: {one_line(error)}") from error
                 unfinished[name] = asked, time.perf_counter()
                 self._boxes[name] = box
 
@@ -100,7 +100,7 @@ class EngineLoop:
             try:
                 outputs = self._engine.step()
             except BaseException as error:
-                # A step that was cut short, by Ctrl-C too, leaves scheduler and model out of step.
+                # An interrupted step, also by Ctrl-C, leaves the scheduler and the model inconsistent.
                 self._failure = f"a step was interrupted ({one_line(error)})"
                 if isinstance(error, Exception):
                     self._failure = f"a step failed ({one_line(error)})"

@@ -1,8 +1,8 @@
-"""A repetition penalty over output tokens only, as a logits processor of vLLM. Engines import this module by name.
+"""A repetition penalty over output tokens only, as a vLLM logits processor. Engines import this module by name.
 
-vLLM has two model runners with an interface each: the older one keeps rows of a batch in order and tells what moved;
-the newer one ("V2", on GPUs) keeps requests in slots with their tokens on the device. vLLM takes one class and
-chooses the runner itself, hence one class with both interfaces.
+vLLM has two model runners with different interfaces. The older one keeps the rows of a batch in order and reports what
+moved; the newer one ("V2", on GPUs) keeps requests in slots with their tokens on the device. vLLM takes a single class
+and chooses the runner itself, so this class has both interfaces.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SlotLogitsProcessor
-except ImportError:  # a vLLM from before the second interface
+except ImportError:  # an older vLLM without the second interface
     SlotLogitsProcessor = object
 
 KEY = "output_repetition_penalty"
 
 
 class OutputRepetitionPenalty(LogitsProcessor, SlotLogitsProcessor):  # type: ignore[misc]
-    """Divides positive logits of tokens that are in the output by the penalty, and multiplies the others by it.
+    """Divides positive logits of tokens in the output by the penalty, and multiplies negative ones by it.
 
-    The formula is that of CTRL (Keskar et al. 2019, arXiv 1909.05858) as transformers and vLLM write it for negative
-    logits too. Requests ask for it with ``SamplingParams(extra_args={"output_repetition_penalty": 1.1})``. The
-    older runner applies it before presence and frequency penalties, the newer one after them.
+    The formula is that of CTRL (Keskar et al. 2019, arXiv 1909.05858), extended to negative logits as in transformers
+    and vLLM. Requests set it with ``SamplingParams(extra_args={"output_repetition_penalty": 1.1})``. The older runner
+    applies it before presence and frequency penalties, the newer one after them.
     """
 
     def __init__(self, vllm_config: Any, *of_runner: Any) -> None:
-        """The older runner gives the device and whether memory is pinned, the newer one its requests' state."""
+        """The older runner passes the device and whether memory is pinned, the newer one the state of requests."""
         self._slots = _Slots(of_runner[0]) if len(of_runner) == 1 else None
         self._device = of_runner[0]
         self._rows: dict[int, _Row] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse what is no penalty.
+        """Reject invalid penalties.
 
         Raises:
-            ValueError: it is no finite number above 0.
+            ValueError: the penalty is not a finite number above 0.
         """
         penalty = (sampling_params.extra_args or {}).get(KEY, 1.0)
         number = isinstance(penalty, int | float) and not isinstance(penalty, bool)
@@ -52,25 +52,25 @@ class OutputRepetitionPenalty(LogitsProcessor, SlotLogitsProcessor):  # type: ig
             raise ValueError(f"{KEY} must be a finite number above 0, not {penalty!r}")
 
     def is_argmax_invariant(self) -> bool:
-        """It changes which token is the most likely."""
+        """False: the penalty can change which token is the most likely."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Older runner: requests that came, went or changed rows."""
+        """Older runner: update the rows of requests that were added, removed or moved."""
         process_dict_updates(self._rows, batch_update, _row)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Newer runner: a request takes a slot; whether it asks for the penalty."""
+        """Newer runner: assign a request to a slot; returns whether it has the penalty."""
         assert self._slots is not None
         return self._slots.set(req_idx, _penalty(sampling_params))
 
     def apply_staged_writes(self) -> None:
-        """Newer runner: bring what `add_request` noted to the device."""
+        """Newer runner: copy the changes of `add_request` to the device."""
         assert self._slots is not None
         self._slots.flush()
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
-        """Change ``logits`` [rows, vocabulary] in place; only the newer runner gives a context."""
+        """Change ``logits`` [rows, vocabulary] in place; only the newer runner passes a context."""
         if ctx is not None:
             assert self._slots is not None
             return self._slots.apply(logits, ctx)
@@ -81,7 +81,7 @@ class OutputRepetitionPenalty(LogitsProcessor, SlotLogitsProcessor):  # type: ig
         tokens = np.empty((len(rows), width), dtype=np.int64)
         for filled, row in zip(tokens, rows.values(), strict=True):
             filled[: row.n_tokens] = row.tokens[: row.n_tokens]
-            filled[row.n_tokens :] = row.tokens[0]  # twice is as good as once, see `_penalise`
+            filled[row.n_tokens :] = row.tokens[0]  # repeated tokens count once, see `_penalise`
         numbers = torch.tensor(list(rows), device=self._device)
         penalties = torch.tensor([row.penalty for row in rows.values()], dtype=logits.dtype, device=self._device)
         _penalise(logits, numbers[:, None], torch.from_numpy(tokens).to(self._device), penalties[:, None])
@@ -90,7 +90,7 @@ class OutputRepetitionPenalty(LogitsProcessor, SlotLogitsProcessor):  # type: ig
 
 @dataclass
 class _Row:
-    """One request of the older runner. ``output`` is the engine's own list, which grows."""
+    """A request of the older runner. ``output`` is the engine's list, which grows."""
 
     penalty: float
     output: list[int]
@@ -100,9 +100,9 @@ class _Row:
     seen: set[int] = field(default_factory=set)
 
     def read(self) -> bool:
-        """Take in what is new in the output; whether there is any output."""
+        """Read the new tokens of the output; returns whether there is any output."""
         for token in self.output[self.n_read :]:
-            if token < 0:  # not known yet: the engine runs ahead
+            if token < 0:  # not known yet: the engine schedules ahead
                 break
             self.n_read += 1
             if token in self.seen:
@@ -116,7 +116,7 @@ class _Row:
 
 
 class _Slots:
-    """The requests of the newer runner. Their tokens stay on the device, and nothing waits for it."""
+    """The requests of the newer runner. Their tokens stay on the device, without synchronisation."""
 
     def __init__(self, requests: Any) -> None:
         self._requests = requests
@@ -131,7 +131,7 @@ class _Slots:
 
     def flush(self) -> None:
         if self._changed:
-            # A new tensor: steps that are under way on the device keep theirs.
+            # A new tensor, since steps in flight on the device still use the old one.
             self._penalties = torch.tensor(self._host, device=self._requests.device)
             self._changed = False
 
@@ -148,7 +148,7 @@ class _Slots:
         first = self._requests.prompt_len.gpu[slots].long()
         end = torch.minimum(ctx.pos.long() + 1, self._requests.total_len.gpu[slots].long())
         at = first[:, None] + torch.arange(width, device=logits.device)
-        # Past the end stands the first token again, and a request without output gets its token 0 times 1.
+        # Pad with the first token; a request without output gets its token 0 with penalty 1.
         at = torch.where(at < end[:, None], at, first[:, None]).clamp_(max=history.shape[1] - 1)
         has_output = first < end
         tokens = torch.where(has_output[:, None], history[slots[:, None], at].long(), 0)
@@ -158,9 +158,9 @@ class _Slots:
 
 
 def _penalise(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, penalties: torch.Tensor) -> None:
-    """Penalise ``tokens`` [r, w] in ``rows`` [r, 1]; a token that comes twice in a row counts once.
+    """Penalise ``tokens`` [r, w] in ``rows`` [r, 1]; repeated tokens of a row count once.
 
-    All logits are read before one is written, so equal places get equal values.
+    All logits are read before any is written, so repeated tokens are written with equal values.
     """
     scores = logits[rows, tokens]
     logits[rows, tokens] = torch.where(scores > 0, scores / penalties, scores * penalties)

@@ -1,4 +1,4 @@
-"""Keeps an engine's chatter, environment and random seeds from leaking into the process that starts it."""
+"""Isolating the process that starts an engine from the engine's output, environment and random seeds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 
 
 def is_verbose() -> bool:
-    """Whether the user asked to see what engines print: RAGALIGN_VERBOSE or VLLM_LOGGING_LEVEL is set."""
+    """Whether to show the output of engines: RAGALIGN_VERBOSE or VLLM_LOGGING_LEVEL is set."""
     return bool(os.environ.get("RAGALIGN_VERBOSE") or os.environ.get("VLLM_LOGGING_LEVEL"))
 
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set environment variables that are not set, and unset them again afterwards."""
+    """Set environment variables that are not set, inside a block."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -33,11 +33,11 @@ def environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence native code and Python warnings; what Python itself writes to stderr stays visible.
+    """Silence native code and Python warnings inside a block; Python's own output to stderr stays visible.
 
-    Torch and its communication libraries print from C++ past every Python setting, some of it to stdout,
-    where it would spoil JSON lines. File descriptors 1 and 2 point to a scratch file meanwhile, while
-    `sys.stderr` keeps its real target, so that progress bars and logged errors still show.
+    Torch and its communication libraries print from C++, independent of all Python settings, and partly to stdout,
+    where it would corrupt JSON Lines. File descriptors 1 and 2 point to a scratch file inside the block, while
+    `sys.stderr` keeps its target, so that progress bars and logged errors are still shown.
     """
     if is_verbose():
         yield
@@ -53,10 +53,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Hold back what this process and its new children print while an engine starts; forward what comes later.
+    """Discard the output of this process and its new children while an engine starts; forward later output.
 
-    An engine in processes of its own inherits the file descriptors that it starts with. What its libraries print
-    meanwhile is chatter; what it prints afterwards, such as the traceback of a crash, goes to stderr.
+    An engine in separate processes inherits the file descriptors. The output of its libraries during the start is
+    noise; later output, such as the traceback of a crash, goes to stderr.
     """
     reading, writing = os.pipe()
     started = threading.Event()
@@ -72,7 +72,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def _forward(reading: int, started: threading.Event) -> None:
-    """Read lines to the end of a pipe; those that come once the engine has started go to stderr."""
+    """Read lines to the end of a pipe; lines after the start of the engine go to stderr."""
     with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if started.is_set() and line.strip() and sys.stderr is not None:
@@ -113,10 +113,10 @@ def _descriptor_of(stream: object) -> int | None:
 
 @contextmanager
 def kept_process_state() -> Iterator[None]:
-    """Restore what an engine in this process changes when it starts.
+    """Restore the state of the process that an engine changes when it starts.
 
-    It seeds the random states of Python, NumPy and torch again, and torch.distributed replaces `sys.excepthook`
-    by one that writes a rank before every line.
+    The engine reseeds Python, NumPy and torch, and torch.distributed replaces `sys.excepthook` by one that prefixes
+    every line with a rank.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Decoding parameters for transformers' `generate`, with vLLM's meaning and order, per request."""
+"""Decoding parameters for transformers' `generate`, per request, with vLLM's semantics and order."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ragalign.types import Decoding
 
 
 def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None], end_ids: Collection[int] = ()) -> Any:
-    """A logits processor whose highest score per row is the drawn token.
+    """Create a logits processor that gives the sampled token of each row the highest score.
 
-    Forbidden ends and biases come first, then penalties, temperature, min-p, top-k and top-p, as in vLLM. Adding Gumbel
-    noise to log-probabilities and taking the highest draws from them exactly (Gumbel-max), so rows keep random streams
-    of their own while `generate` only ever takes the highest score.
+    As in vLLM, forbidden end tokens and biases are applied first, then penalties, temperature, min-p, top-k and top-p.
+    The maximum of log-probabilities plus Gumbel noise is an exact sample (Gumbel-max), so each row can have its own
+    random stream while `generate` always takes the highest score.
 
     Args:
-        decoding: the parameters.
-        prompt_mask: torch int64 [b, t], 1 where the left-padded prompts hold tokens. Padding must not be penalised.
-        seeds: one per row; None draws one.
-        end_ids: tokens that end an answer: none of the first `Decoding.min_tokens` is one of them.
+        decoding: the decoding parameters.
+        prompt_mask: torch int64 [b, t], 1 for tokens and 0 for left padding, which must not be penalised.
+        seeds: one seed per row; None chooses a random one.
+        end_ids: tokens that end an answer, forbidden for the first `Decoding.min_tokens` tokens.
     """
     import torch
     from transformers import LogitsProcessor
@@ -53,7 +53,7 @@ def sampler(decoding: Decoding, prompt_mask: Any, seeds: Sequence[int | None], e
 
 
 def stopper(push: Sequence[Callable[[int], bool]]) -> Any:
-    """A stopping criterion that shows each row its newest token and asks whether it is finished."""
+    """Create a stopping criterion that passes each row its newest token, and stops the rows that return True."""
     import torch
     from transformers import StoppingCriteria
 
@@ -83,7 +83,7 @@ def _penalised(decoding: Decoding, prompt_mask: Any, input_ids: Any, scores: Any
 
 
 def _repeated(scores: Any, seen: Any, penalty: float) -> Any:
-    """The scores with those of seen tokens made smaller (Keskar et al. 2019, arXiv 1909.05858)."""
+    """Lower the scores of seen tokens (Keskar et al. 2019, arXiv 1909.05858)."""
     import torch
 
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)

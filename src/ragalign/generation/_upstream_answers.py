@@ -1,4 +1,4 @@
-"""Reads what completion servers send, which may be anything: bounded in size, checked in shape, one error for all."""
+"""Reading responses of completion servers, with checks of their size and form."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ragalign.types import TokenLogprob
 MAX_EVENT_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 16 << 20
 _MAX_ERROR_BYTES = 64 << 10
-# What vLLM sends for a token of probability 0, since JSON has no infinity.
+# vLLM's log-probability of a token with probability 0, since JSON has no infinity.
 _LOWEST_LOGPROB = -9999.0
 _MOST_TOKENS = 2**31 - 1
 
 
 class BadAnswerError(ValueError):
-    """A server's answer does not follow the protocol; the message says how, in one line."""
+    """A server's response does not follow the protocol; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class UpstreamAnswer:
     """A completion, or the next part of one in a stream.
 
     Attributes:
-        text: may be empty.
-        finish_reason: None where the answer is not finished.
-        logprobs: of the tokens of the text, where they were asked for.
-        n_tokens: tokens of the whole answer; None where the server does not say.
-        n_cached_tokens: prompt tokens from the prefix cache; None where the server does not say.
+        text: the text, possibly empty.
+        finish_reason: None if the answer is not finished.
+        logprobs: log-probabilities of the text's tokens, if requested.
+        n_tokens: tokens of the whole answer; None if the server does not report them.
+        n_cached_tokens: prompt tokens from the prefix cache; None if the server does not report them.
     """
 
     text: str = ""
@@ -47,14 +47,14 @@ class UpstreamAnswer:
 
 
 def parse_answer(body: dict[str, Any]) -> UpstreamAnswer:
-    """The answer in a body or an event, which may have no choice (then only its counts are there).
+    """Parse the answer in a body or an event; without a choice, only the counts are set.
 
     Raises:
-        BadAnswerError: it does not follow the protocol, or holds what is no number or no count.
+        BadAnswerError: it does not follow the protocol, or a number or count is invalid.
     """
     choices = _typed(body.get("choices"), list, "choices") or []
     if len(choices) > 1:
-        raise BadAnswerError(f"sent {len(choices)} choices where one was asked for")
+        raise BadAnswerError(f"sent {len(choices)} choices instead of one")
     usage = _typed(body.get("usage"), dict, "usage") or {}
     details = _typed(usage.get("prompt_tokens_details"), dict, "usage.prompt_tokens_details") or {}
     if None in choices:
@@ -70,31 +70,31 @@ def parse_answer(body: dict[str, Any]) -> UpstreamAnswer:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object that a server sent.
+    """Parse a JSON object.
 
     Raises:
-        BadAnswerError: it is something else.
+        BadAnswerError: it is not a JSON object.
     """
     try:
         value = json.loads(data)
     except RecursionError:
         raise BadAnswerError("sent JSON that is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadAnswerError(f"sent no JSON: {one_line(error)}") from None
-    except ValueError:  # Python converts no more digits than sys.get_int_max_str_digits()
-        raise BadAnswerError("sent JSON with a number of too many digits") from None
+        raise BadAnswerError(f"sent invalid JSON: {one_line(error)}") from None
+    except ValueError:  # Python limits digits to sys.get_int_max_str_digits()
+        raise BadAnswerError("sent JSON with a number that has too many digits") from None
     if not isinstance(value, dict):
-        raise BadAnswerError(f"sent {kind(value)} where a JSON object belongs")
+        raise BadAnswerError(f"sent {kind(value)} instead of a JSON object")
     return value
 
 
 async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of server-sent events, up to ``[DONE]``.
+    """Read the JSON objects of server-sent events, up to ``[DONE]``.
 
-    Lines end at line feeds only, since texts may hold Unicode's other line ends.
+    Only line feeds end a line, since texts can contain other Unicode line breaks.
 
     Raises:
-        BadAnswerError: an event is no JSON object, or larger than `MAX_EVENT_BYTES`.
+        BadAnswerError: an event is not a JSON object, or is larger than `MAX_EVENT_BYTES`.
     """
     data: list[bytes] = []
     async for line in _lines(response):
@@ -113,10 +113,10 @@ async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]
 
 
 async def read_answer(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in a response's body.
+    """Read the JSON object in a response's body.
 
     Raises:
-        BadAnswerError: it is something else, or larger than `MAX_ANSWER_BYTES`.
+        BadAnswerError: it is not a JSON object, or is larger than `MAX_ANSWER_BYTES`.
     """
     body = await _read(response, MAX_ANSWER_BYTES)
     if len(body) > MAX_ANSWER_BYTES:
@@ -125,7 +125,7 @@ async def read_answer(response: httpx.Response) -> dict[str, Any]:
 
 
 async def read_error(response: httpx.Response) -> str:
-    """A server's own words for its error; the status's name where there are none."""
+    """Read a server's error message, or else the name of the status."""
     try:
         return error_message(parse_object(await _read(response, _MAX_ERROR_BYTES)))
     except BadAnswerError:
@@ -133,7 +133,7 @@ async def read_error(response: httpx.Response) -> str:
 
 
 def error_message(body: Any) -> str:
-    """A server's own words where it follows the protocol; else the start of what it sent. One line."""
+    """A server's error message if it follows the protocol, or else the start of its response. One line."""
     found = body
     if isinstance(body, dict):
         found = body.get("error") or body.get("message") or body.get("detail") or body
@@ -183,7 +183,7 @@ def _typed(value: Any, expected: type[Any], name: str) -> Any:
 
 
 def token_count(value: Any, name: str) -> int | None:
-    """A count of tokens as a server reports it; None where it reports none.
+    """Check a count of tokens that a server reports; None stays None.
 
     Raises:
         BadAnswerError: it is not a count.
@@ -220,7 +220,7 @@ def _top(value: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _logprob(value: Any) -> float:
-    if value is None:  # of the first token of a prompt
+    if value is None:  # the first token of a prompt has none
         return 0.0
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadAnswerError(f"sent {kind(value)} as a log-probability")

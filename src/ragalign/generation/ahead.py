@@ -1,4 +1,4 @@
-"""Makes the next items of an iterator in a thread, while the earlier ones are worked on."""
+"""Reading an iterator ahead in a thread, while earlier items are processed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Items that wait until somebody wants them: each may be a prompt of thousands of tokens.
+# Maximum number of items to buffer: each can be a prompt of thousands of tokens.
 _MOST_READY = 1024
-# How soon a thread that waits for room notices that nobody wants its items any more.
+# Seconds after which a thread that waits for space notices that the reader is closed.
 _LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """No more items come, because of `error` if there is one."""
+    """The end of the items, with the `error` that ended them, if any."""
 
     error: BaseException | None = None
 
 
 class Ahead(Generic[T]):
-    """Items of an iterable, made in a thread ahead of time; those of a sequence are there already and need none.
+    """Reads the items of an iterable ahead in a thread; a sequence is read directly.
 
-    Whoever makes one closes it, also when an error passes through: until then the thread keeps running.
+    Always close it, also after an error: the thread runs until then.
     """
 
     def __init__(self, items: Iterable[T]) -> None:
@@ -44,10 +44,10 @@ class Ahead(Generic[T]):
             threading.Thread(target=self._make, args=(items,), name="ragalign-ahead").start()
 
     def take(self, n: int, *, wait: bool) -> list[T]:
-        """The next `n` items; fewer where no more come or, without `wait`, where no more are ready.
+        """Return the next `n` items, or fewer at the end or, without `wait`, if fewer are ready.
 
         Raises:
-            Exception: with `wait`, what the iterable raised, once all before it are taken.
+            Exception: with `wait`, the iterable's exception, once all items before it are taken.
         """
         taken: list[T] = []
         while len(taken) < n and not self._has_ended:
@@ -64,9 +64,9 @@ class Ahead(Generic[T]):
         return taken
 
     def close(self) -> None:
-        """Make no more items; one that is being made is still finished. Whoever waits gets none."""
+        """Stop reading; an item that is being made is still finished. Waiting callers get no more items."""
         self._is_closed = True
-        with suppress(queue.Full):  # then nobody waits
+        with suppress(queue.Full):  # then no caller waits
             self._ready.put_nowait(_End())
 
     def _make(self, items: Iterable[T]) -> None:
@@ -80,8 +80,8 @@ class Ahead(Generic[T]):
         self._put(_End(error))
 
     def _put(self, item: T | _End) -> bool:
-        """Wait for room; return whether anybody still wants items."""
-        # A program may end without closing this, and would then wait for this thread for ever.
+        """Wait for space; returns False if the reader was closed."""
+        # A program that ends without closing this would otherwise wait for the thread forever.
         while not self._is_closed and threading.main_thread().is_alive():
             try:
                 self._ready.put(item, timeout=_LOOK_S)

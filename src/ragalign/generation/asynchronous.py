@@ -1,4 +1,4 @@
-"""Generation for servers: many answers at once in one event loop, each a stream of its own."""
+"""Asynchronous generation for servers: many concurrent answers in one event loop, each a stream."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Generator, Pr
 
 
 class UnavailableError(GenerationError):
-    """Nothing can answer at the moment; a later request may fare better."""
+    """No engine can answer at the moment; a later request can succeed."""
 
 
 class TookTooLongError(GenerationError):
-    """No answer came in time."""
+    """The answer timed out."""
 
 
 class RefusedError(GenerationError):
-    """The engine does not take this request, such as one that is longer than its context.
+    """The engine rejects the request, for example because it exceeds the context.
 
     Attributes:
-        field: the parameter that it cannot honour, such as ``min_p``; None where it is something else.
+        field: the unsupported parameter, such as ``min_p``; None for other reasons.
     """
 
     def __init__(self, message: str, field: str | None = None) -> None:
@@ -35,14 +35,14 @@ class RefusedError(GenerationError):
 
 
 def check_supported(decoding: Decoding, unsupported: Collection[str]) -> None:
-    """Refuse a decoding that sets what an engine cannot honour.
+    """Reject decoding parameters that an engine does not support.
 
     Raises:
-        RefusedError: names the field.
+        RefusedError: a field is set that the engine does not support; the message names it.
     """
     for name in sorted(unsupported):
         if getattr(decoding, name) != getattr(_NEUTRAL, name):
-            raise RefusedError(f"{name}: this engine cannot honour it", name)
+            raise RefusedError(f"{name}: not supported by this engine", name)
 
 
 _NEUTRAL = Decoding()
@@ -50,10 +50,10 @@ _NEUTRAL = Decoding()
 
 @runtime_checkable
 class AsyncEngine(Protocol):
-    """The asynchronous counterpart of a `Generator`, for services: any number of answers at a time.
+    """The asynchronous counterpart of a `Generator`, for services with any number of concurrent answers.
 
-    It can also have `vocabulary_size`, below which all token ids are (None where that is not known), and `unsupported`,
-    the fields of `Decoding` that it cannot honour: requests that are beyond those are then refused by name.
+    It can also have `vocabulary_size` (None if unknown) and `unsupported`, the fields of `Decoding` that it does not
+    support: requests with other token ids or with these fields are then rejected with the name of the field.
     """
 
     @property
@@ -62,43 +62,43 @@ class AsyncEngine(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share; None where it is not known."""
+        """Maximum tokens of prompt and completion together; None if unknown."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be answered."""
+        """Whether the engine can answer requests."""
 
     async def start(self) -> None:
-        """Called once in the event loop, before the first request."""
+        """Start the engine; called once in the event loop, before the first request."""
 
     def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
     ) -> ClosableAsyncIterator[Delta]:
-        """The `sample`-th answer to a prompt; closing the generator ends the engine's work on it.
+        """Stream the `sample`-th answer to a prompt; closing the iterator cancels the request.
 
         Args:
-            prompt: what to continue.
-            decoding: how; with a seed, the i-th sample gets seed + i.
-            sample: which of `Decoding.n` answers this is.
-            logprobs: how many of the most likely tokens to report with each token (0 is the drawn one only);
-                None reports nothing.
-            whole: the answer in one part, which costs the engine less than many.
+            prompt: the prompt to continue.
+            decoding: decoding parameters; with a seed, the i-th sample gets seed + i.
+            sample: index of this answer among `Decoding.n`.
+            logprobs: number of most likely tokens to report with each token (0 reports only the sampled token); None
+                reports nothing.
+            whole: return the answer in one part, which costs the engine less.
 
         Raises:
-            UnavailableError, TookTooLongError, RefusedError: see there.
+            UnavailableError, TookTooLongError, RefusedError: see these classes.
             GenerationError: the engine failed.
         """
 
     async def close(self) -> None:
-        """Release what the generator holds."""
+        """Release the engine's resources."""
 
 
 class ThreadedEngine:
-    """An `AsyncEngine` that runs a generator of this process, each answer in a thread of a pool.
+    """An `AsyncEngine` that runs a generator in this process, with each answer in a thread of a pool.
 
     Args:
-        generator: any; those that batch (vLLM) share their batches between threads.
-        most_at_once: threads.
+        generator: any generator; vLLM's batches the requests of all threads.
+        most_at_once: number of threads.
     """
 
     def __init__(self, generator: Generator, *, most_at_once: int = 64) -> None:
@@ -112,22 +112,22 @@ class ThreadedEngine:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share; None where it is not known."""
+        """Maximum tokens of prompt and completion together; None if unknown."""
         return self._generator.context_length
 
     @property
     def vocabulary_size(self) -> int | None:
-        """As the generator says, if it does."""
+        """From the generator, if it has this attribute."""
         return getattr(self._generator, "vocabulary_size", None)
 
     @property
     def unsupported(self) -> frozenset[str]:
-        """As the generator says, if it does."""
+        """From the generator, if it has this attribute."""
         return frozenset(getattr(self._generator, "unsupported", ()))
 
     @property
     def is_ready(self) -> bool:
-        """Always: the generator is in this process."""
+        """Always True: the generator is in this process."""
         return True
 
     async def start(self) -> None:
@@ -139,14 +139,14 @@ class ThreadedEngine:
         """See `AsyncEngine.stream`.
 
         Raises:
-            RefusedError: log-probabilities are asked for, which the generators of this process do not give.
+            RefusedError: log-probabilities are requested, which generators do not support.
             GenerationError: the generator failed.
         """
         if logprobs is not None:
-            raise RefusedError("logprobs: this engine gives none", "logprobs")
+            raise RefusedError("logprobs: not supported by this engine", "logprobs")
         check_supported(decoding, self.unsupported)
         seed = None if decoding.seed is None else decoding.seed + sample
-        one = replace(decoding, n=1, seed=seed)
+        single = replace(decoding, n=1, seed=seed)
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         stopped = threading.Event()
@@ -155,7 +155,7 @@ class ThreadedEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(deltas.put_nowait, item)
 
-        work = self._threads.submit(_pump, self._generator, prompt, one, put, stopped)
+        work = self._threads.submit(_pump, self._generator, prompt, single, put, stopped)
         try:
             while (item := await deltas.get()) is not None:
                 if isinstance(item, ConfigError):
@@ -168,7 +168,7 @@ class ThreadedEngine:
             work.cancel()
 
     async def close(self) -> None:
-        """End the threads; the generator itself stays its owner's."""
+        """Stop the threads; the generator is not closed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -179,7 +179,7 @@ def _pump(
     put: Callable[[Delta | Exception | None], None],
     stopped: threading.Event,
 ) -> None:
-    """Hand over one answer part by part, then None; an error ends it too."""
+    """Pass on the parts of an answer, followed by None, or by an error."""
     try:
         with closing(generator.stream(prompt, decoding)) as parts:
             for part in parts:

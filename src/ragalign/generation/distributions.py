@@ -1,4 +1,4 @@
-"""A model's expectations at given positions: log-probabilities, ranks, and the most probable tokens."""
+"""A model's predictions at given positions: log-probabilities, ranks, and the most probable tokens."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 from ragalign.types import Generator
 
-# Ranks 1 to 3 must be told apart even where probabilities tie.
+# Ranks 1 to 3 must be distinguished even if probabilities tie.
 MIN_TOP_K = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distributions:
-    """A model's expectations at `t` positions of a sequence. Logarithms are natural.
+    """A model's predictions at `t` positions of a sequence. Logarithms are natural.
 
     Attributes:
         ids: int32 [t], the tokens at these positions.
-        logprobs: float32 [t], of these tokens.
-        ranks: int32 [t], of these tokens: one more than the number of tokens that are more probable.
-        top_ids: int32 [t, k], the most probable tokens, best first; [t, 0] where `dense` holds everything.
-        top_logprobs: float32 [t, k].
-        dense: float32 [t, v], of the whole vocabulary; None where only the top is known.
+        logprobs: float32 [t], their log-probabilities.
+        ranks: int32 [t], their ranks: the number of more probable tokens plus one.
+        top_ids: int32 [t, k], the most probable tokens, best first; [t, 0] if `dense` is set.
+        top_logprobs: float32 [t, k], their log-probabilities.
+        dense: float32 [t, v], log-probabilities of the whole vocabulary; None if only the top is known.
     """
 
     ids: NDArray[np.int32]
@@ -51,13 +51,13 @@ class Distributions:
         return [(int(id_), float(value)) for id_, value in zip(ids, logprobs, strict=True)]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, to be stored with `numpy.savez` and given back to this class."""
+        """The arrays by name, for `numpy.savez`; they are also the arguments of this class."""
         found = {name: getattr(self, name) for name in ("ids", "logprobs", "ranks", "top_ids", "top_logprobs")}
         return found if self.dense is None else found | {"dense": self.dense}
 
 
 class SupportsDistributions(Generator, Protocol):
-    """A generator that also says how likely given tokens are."""
+    """A generator that also computes probabilities of given tokens."""
 
     def distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
@@ -66,7 +66,7 @@ class SupportsDistributions(Generator, Protocol):
 
 
 def from_dense(dense: NDArray[np.float32], ids: Sequence[int]) -> Distributions:
-    """From log-probabilities of the whole vocabulary, float32 [t, v], and the tokens at these positions."""
+    """Make distributions from log-probabilities of the whole vocabulary, float32 [t, v], and the actual tokens."""
     tokens = np.asarray(ids, dtype=np.int32)
     logprobs = np.take_along_axis(dense, tokens[:, None].astype(np.int64), axis=1)[:, 0]
     ranks = 1 + (dense > logprobs[:, None]).sum(axis=1, dtype=np.int32)
@@ -81,9 +81,9 @@ def from_top(
     top_ids: NDArray[np.int32],
     top_logprobs: NDArray[np.float32],
 ) -> Distributions:
-    """From the most probable tokens [t, k], best first, and the log-probabilities and ranks of the actual ones.
+    """Make distributions from the most probable tokens [t, k], best first, and the actual tokens' values.
 
-    Engines count ties in different ways; where a token is among the top, its rank is counted again.
+    Engines count ties differently, so the rank of a token among the top is counted again here.
     """
     inside = logprobs >= top_logprobs[:, -1]
     counted = 1 + (top_logprobs > logprobs[:, None]).sum(axis=1, dtype=np.int32)
@@ -92,7 +92,7 @@ def from_top(
 
 
 def from_tensor(logprobs: Any, ids: Sequence[int], top_k: int | None) -> Distributions:
-    """From a torch tensor of log-probabilities, float32 [t, v], on any device."""
+    """Make distributions from a torch tensor of log-probabilities, float32 [t, v], on any device."""
     if top_k is None or top_k >= logprobs.shape[-1]:
         return from_dense(logprobs.cpu().numpy(), ids)
     import torch
@@ -111,12 +111,12 @@ def from_tensor(logprobs: Any, ids: Sequence[int], top_k: int | None) -> Distrib
 
 
 def from_flat(flat: Any, ids: Sequence[int], start: int, *, full: bool) -> Distributions:
-    """From vLLM's flat prompt log-probabilities: per position the actual token, then the top ones."""
+    """Make distributions from vLLM's flat prompt log-probabilities: per position the actual token, then the top."""
     tokens = np.asarray(flat.token_ids, dtype=np.int32)
     values = np.asarray(flat.logprobs, dtype=np.float32)
-    # From the end: of a prompt whose beginning was cached the engine tells nothing there.
+    # Count from the end: the engine reports nothing for the cached beginning of a prompt.
     begins, ends = flat.start_indices[start - len(ids) :], flat.end_indices[start - len(ids) :]
-    # Every position but the first of a prompt has as many entries, and those wanted are its last.
+    # All positions but the first have equally many entries, and the last positions are the wanted ones.
     rows, width = len(begins), ends[0] - begins[0]
     tokens, values = tokens[begins[0] :].reshape(rows, width), values[begins[0] :].reshape(rows, width)
     shown = list(ids[start:])

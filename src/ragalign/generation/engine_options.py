@@ -14,18 +14,18 @@ from ragalign.models import locate_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How to run a model in vLLM; the same for `VllmGenerator` and `AsyncVllmGenerator`.
+    """Options of a vLLM engine, for `VllmGenerator` and `AsyncVllmGenerator`.
 
     Attributes:
-        dtype: of weights and activations, such as "bfloat16" or "float32"; "auto" follows the model.
-        tensor_parallel_size: devices that share the model.
+        dtype: type of weights and activations, such as "bfloat16" or "float32"; "auto" follows the model.
+        tensor_parallel_size: number of devices that share the model.
         gpu_memory_utilization: share of the GPU's memory for weights and cache, in (0, 1].
-        max_model_len: tokens of prompt and completion together; None is what the model was made for.
+        max_model_len: maximum tokens of prompt and completion together; None is the model's maximum.
         block_size: tokens per block of the prefix cache; None is 16 on GPUs and 32 on CPUs.
-        quantization: such as "awq" or "gguf"; None follows the model.
-        enforce_eager: run without graph capture; None does so on CPUs only.
-        seed: of the engine. `Decoding.seed` seeds single requests.
-        kv_transfer_config: a KV connector, as the fields of `vllm.config.KVTransferConfig`, such as
+        quantization: quantization method, such as "awq" or "gguf"; None follows the model.
+        enforce_eager: run without graph capture; None is True on CPUs only.
+        seed: the engine's seed; `Decoding.seed` seeds single requests.
+        kv_transfer_config: a KV connector as the fields of `vllm.config.KVTransferConfig`, such as
             ``{"kv_connector": "...", "kv_role": "kv_both"}``; None for none.
         extra: any other arguments of `vllm.EngineArgs`, by name.
 
@@ -46,26 +46,26 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size < 1:
-            raise ConfigError(f"tensor_parallel_size is {self.tensor_parallel_size}; it must be 1 or more")
+            raise ConfigError(f"tensor_parallel_size must be 1 or more, not {self.tensor_parallel_size}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
-                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1"
+                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}"
             )
         for name in ("max_model_len", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+                raise ConfigError(f"{name} must be 1 or more, not {value}")
         if known := sorted(set(self.extra) & _NAMES):
-            raise ConfigError(f"extra: {known[0]} is an option of its own; set EngineOptions.{known[0]}")
+            raise ConfigError(f"extra: {known[0]} has its own option; set EngineOptions.{known[0]}")
 
     def with_changes(self, **changes: Any) -> EngineOptions:
-        """These options with some replaced; names that are not attributes go to `extra`."""
+        """Return a copy with changed options; names that are not attributes go to `extra`."""
         own = {name: value for name, value in changes.items() if name in _NAMES}
         extra = {name: value for name, value in changes.items() if name not in _NAMES}
         return replace(self, **own, extra={**self.extra, **extra})
 
     def arguments(self, model: str, tokenizer: str | Path | None) -> dict[str, Any]:
-        """The arguments of `vllm.EngineArgs`; None where the default depends on the device.
+        """The arguments of `vllm.EngineArgs`; None for defaults that depend on the device.
 
         Raises:
             ConfigError: the tokenizer's folder does not exist.
@@ -85,4 +85,4 @@ class EngineOptions:
         return arguments
 
 
-_NAMES = frozenset(one.name for one in fields(EngineOptions)) - {"extra"}
+_NAMES = frozenset(option.name for option in fields(EngineOptions)) - {"extra"}

@@ -1,4 +1,4 @@
-"""Generators by name."""
+"""Creating generators by name."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _DTYPES = {
 def make_generator(
     backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any
 ) -> BaseGenerator:
-    """The generator `backend` for `model`.
+    """Create a generator for `model`.
 
     Args:
         backend: "vllm", "transformers" or "openai" (which needs `base_url`); the ``http(s)://`` URL of an
-            OpenAI-compatible endpoint; or "auto": vLLM where it is installed, else transformers.
-        model: a folder or hub name, or the name under which an endpoint serves it.
-        context_length: tokens that prompt and completion share, where it is to be less than the model's.
+            OpenAI-compatible endpoint; or "auto": vLLM if it is installed, else transformers.
+        model: a folder or Hub id, or the name of the model on the endpoint.
+        context_length: maximum tokens of prompt and completion together, if less than the model's.
         options: arguments of the generator's class.
 
     Raises:
-        ConfigError: there is no such backend, or it has no such option.
+        ConfigError: no such backend, or it has no such option.
         GenerationError, MissingDependencyError: as the generator's class.
     """
     kind, options = _resolved(backend, context_length, options)
@@ -38,20 +38,20 @@ def make_generator(
 
 
 def check_generator(backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any) -> None:
-    """Check what `make_generator` would be given, without starting anything.
+    """Check the arguments of `make_generator` without starting an engine.
 
     Raises:
-        ConfigError: there is no such backend or model folder, or an option is unknown or out of range.
+        ConfigError: no such backend or model folder, or an option is unknown or out of range.
         MissingDependencyError: the backend's package is not installed.
     """
     kind, options = _resolved(backend, context_length, options)
     if "base_url" not in options:
         from ragalign.models import locate_tokenizer
 
-        locate_tokenizer(model)  # of a GGUF file, that converts no weights
+        locate_tokenizer(model)  # does not convert the weights of a GGUF file
     dtype = options.get("dtype", "auto")
     if (known := _DTYPES.get(kind.__name__)) and dtype not in known:
-        raise ConfigError(f"no dtype {dtype!r}; there are {', '.join(known)}")
+        raise ConfigError(f"no dtype {dtype!r}; use one of {', '.join(known)}")
     if kind.__name__ == "VllmGenerator":
         from ragalign.generation.vllm import check_options
 
@@ -82,7 +82,7 @@ def _resolved(backend: str, context_length: int | None, options: dict[str, Any])
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = [name for name in parameters if name != "model"]
         if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(f"the {backend} generator has no option {unknown[0]!r}; it has {', '.join(known)}")
+            raise ConfigError(f"the {backend} generator has no option {unknown[0]!r}; its options: {', '.join(known)}")
     if "base_url" in parameters and "base_url" not in options:
         raise ConfigError("the openai generator needs base_url, such as http://localhost:8000/v1")
     return kind, options
@@ -101,6 +101,4 @@ def _class(backend: str) -> Any:
         from ragalign.generation.openai import OpenAIGenerator
 
         return OpenAIGenerator
-    raise ConfigError(
-        f"no generator {backend!r}; there are auto, vllm, transformers, openai, or the URL of an endpoint"
-    )
+    raise ConfigError(f"no generator {backend!r}; use auto, vllm, transformers, openai, or the URL of an endpoint")

@@ -1,4 +1,4 @@
-"""Generation through any endpoint that speaks the OpenAI completions protocol."""
+"""Generation with endpoints that implement the OpenAI completions protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, 
 from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
-# Statuses that are about one request, not about the endpoint: the others may still be answered.
+# Statuses that concern one request, not the endpoint: other requests can still succeed.
 _ABOUT_ONE_REQUEST = frozenset({400, 413, 422})
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 8.0
 
@@ -31,23 +31,24 @@ class OpenAIGenerator(BaseGenerator):
     """An OpenAI-compatible ``/v1/completions`` endpoint: vLLM's server, SGLang, llama.cpp and others.
 
     Rate limits (429), server errors (5xx), timeouts, dropped connections and unreadable answers are retried with
-    exponential backoff and jitter, honouring Retry-After. When a request fails for good, those under way are
-    finished and yielded before the error is raised; further ones are sent only if the failure is about that
-    request (status 400, 413, 422).
+    exponential backoff and jitter, respecting Retry-After. When a request fails permanently, requests in flight are
+    finished and yielded before the error is raised; further ones are sent only if the failure concerns that request
+    (status 400, 413, 422).
 
-    `Completion.n_cached_tokens` is what the server reports; vLLM's does with ``--enable-prompt-tokens-details``.
-    `Output.n_tokens` is 0 where a server reports no usage.
+    `Completion.n_cached_tokens` is the number that the server reports; vLLM reports it with
+    ``--enable-prompt-tokens-details``. `Output.n_tokens` is 0 if a server does not report usage.
 
     Args:
-        model: the name under which the endpoint serves the model.
+        model: the name of the model on the endpoint.
         base_url: such as "http://localhost:8000/v1".
-        api_key: by default OPENAI_API_KEY, or none where that is not set.
-        concurrency: most requests under way at once.
+        api_key: the API key; OPENAI_API_KEY by default, or none if that is not set.
+        concurrency: maximum number of concurrent requests.
         timeout_s: seconds without an answer after which a request is retried.
-        max_retries: how often a request is repeated before it counts as failed.
-        context_length: tokens that prompt and completion share, if prompts are to be checked before sending.
-        send: "token_ids" sends the prompt's exact tokens, which vLLM and SGLang take; "text" sends its text for
-            servers that take none, and leaves it to the server to add BOS.
+        max_retries: maximum number of retries per request.
+        context_length: maximum tokens of prompt and completion together, to check prompts before sending; None skips
+            the check.
+        send: "token_ids" sends the exact tokens of the prompt, which vLLM and SGLang support; "text" sends the text,
+            for other servers, which add BOS themselves.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -80,7 +81,7 @@ class OpenAIGenerator(BaseGenerator):
         self._model = model
         self._base_url = base_url
         self._endpoint = _without_credentials(base_url)
-        # Servers without authentication still get a header; the client insists on one.
+        # Servers without authentication still get a header, since the client requires one.
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._concurrency = concurrency
         self._timeout_s = timeout_s
@@ -90,32 +91,32 @@ class OpenAIGenerator(BaseGenerator):
 
     @property
     def model(self) -> str:
-        """The name under which the endpoint serves the model."""
+        """The name of the model on the endpoint."""
         return self._model
 
     @property
     def context_length(self) -> int | None:
-        """As given; the protocol does not tell."""
+        """As given, since the protocol does not report it."""
         return self._context_length
 
     @property
     def unsupported(self) -> frozenset[str]:
-        """Endpoints have no penalty on output tokens only."""
+        """Endpoints do not support a penalty over output tokens only."""
         return frozenset({"output_repetition_penalty"})
 
     def close(self) -> None:
-        """Nothing to release: connections live as long as a call."""
+        """Do nothing: connections are closed after each call."""
 
     def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
         super()._check(prompts, decoding)
         if decoding.output_repetition_penalty != 1:
             raise ConfigError(
-                "output_repetition_penalty: endpoints have none; use presence_penalty or frequency_penalty, "
-                "or let vLLM or transformers run the model here"
+                "output_repetition_penalty: not supported by endpoints; use presence_penalty or frequency_penalty, "
+                "or run the model here with vLLM or transformers"
             )
 
     def _samples(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[SampledOutput]:
-        """The requests run in an event loop of a thread of their own, so the caller may be in a loop itself."""
+        """Run the requests in an event loop in a separate thread, so that the caller can be in a loop itself."""
         results: queue.SimpleQueue[SampledOutput | BaseException | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
         coming = Ahead(as_requests(prompts, decoding.n))
@@ -143,7 +144,7 @@ class OpenAIGenerator(BaseGenerator):
             finished = True
         finally:
             if not finished:
-                with suppress(RuntimeError):  # the loop may have ended by itself meanwhile
+                with suppress(RuntimeError):  # the loop can have ended meanwhile
                     loop.call_soon_threadsafe(task.cancel)
             coming.close()
             worker.join()
@@ -151,7 +152,7 @@ class OpenAIGenerator(BaseGenerator):
     async def _work(
         self, coming: Ahead[tuple[int, int, Prompt]], decoding: Decoding, put: Callable[[SampledOutput], None]
     ) -> None:
-        # One worker after the other takes the next request, so they start in the order given.
+        # Workers take requests one after another, so requests start in the given order.
         turn = asyncio.Lock()
         failures: list[_RequestError] = []
         n_sent = 0
@@ -163,7 +164,7 @@ class OpenAIGenerator(BaseGenerator):
                 async with turn:
                     try:
                         taken = coming.take(1, wait=False) or await asyncio.to_thread(coming.take, 1, wait=True)
-                    except Exception as error:  # of whoever makes the prompts; what is under way is finished first
+                    except Exception as error:  # from making prompts; requests in flight are finished first
                         broken = error
                         return
                 if not taken:
@@ -189,7 +190,7 @@ class OpenAIGenerator(BaseGenerator):
             raise GenerationError(message) from failures[0].__cause__
 
     async def _ask(self, client: Any, prompt: Prompt, decoding: Decoding, sample: int) -> tuple[Output, int | None]:
-        """One request; the client itself repeats it after errors of connection and status."""
+        """Send one request; the client retries after connection errors and error statuses."""
         stops = merge_stops(prompt.stop, decoding.stop)
         parameters = self._parameters(prompt, decoding, stops, sample)
         attempt = 0
@@ -206,7 +207,7 @@ class OpenAIGenerator(BaseGenerator):
 
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
         stops = merge_stops(prompt.stop, decoding.stop)
-        # Servers differ in what they let through in streams; the filter is what keeps the promise.
+        # Servers differ in what they let through in streams, so filter stop strings here.
         pieces = StopFilter(stops)
         reason: str | None = None
         usage: Any = None
@@ -226,7 +227,7 @@ class OpenAIGenerator(BaseGenerator):
                         break
         except GeneratorExit:
             raise
-        except Exception as error:  # the HTTP library's own errors come through while a stream is read
+        except Exception as error:  # errors of the HTTP library occur while a stream is read
             raise GenerationError(str(self._request_error(error))) from error
         if reason is None and not pieces.stopped:
             raise GenerationError(f"{self._endpoint} ended its stream before the answer was finished")
@@ -263,28 +264,28 @@ class OpenAIGenerator(BaseGenerator):
         openai = self._openai
         about_request = False
         if isinstance(error, openai.APITimeoutError):
-            reason = f"gave no answer within {self._timeout_s:g} s, {self._max_retries + 1} times"
+            reason = f"timed out {self._max_retries + 1} times after {self._timeout_s:g} s"
         elif isinstance(error, openai.APIConnectionError):
             reason = f"cannot be reached: {one_line(error.__cause__ or error)}"
         elif isinstance(error, openai.APIStatusError):
             about_request = error.status_code in _ABOUT_ONE_REQUEST
-            reason = f"answered with status {error.status_code}: {_server_message(error)}"
+            reason = f"responded with status {error.status_code}: {_server_message(error)}"
             if error.status_code in (401, 403):
-                reason += "; is OPENAI_API_KEY right?"
+                reason += "; check OPENAI_API_KEY"
             elif about_request and self._send == "token_ids" and _is_about_form(reason):
-                reason += '; if this server takes no token ids, use send="text"'
+                reason += '; if the server does not accept token ids, use send="text"'
         elif isinstance(error, ValueError | RecursionError):
-            reason = f"sent no readable completion: {one_line(error)}"
+            reason = f"sent an invalid completion: {one_line(error)}"
         else:
             reason = f"failed: {one_line(error)}"
         message = f"{self._endpoint} {reason}"
-        if self._api_key != "none":  # a server may repeat what it was sent
+        if self._api_key != "none":  # a server can repeat the key
             message = message.replace(self._api_key, "***")
         return _RequestError(message, about_request)
 
 
 class _RequestError(Exception):
-    """A request that failed for good, and whether others may fare better."""
+    """A request that failed permanently, and whether the failure concerns only this request."""
 
     def __init__(self, message: str, is_about_request: bool) -> None:
         super().__init__(message)
@@ -292,10 +293,10 @@ class _RequestError(Exception):
 
 
 def _parse(answer: Any, stops: Sequence[str]) -> tuple[Output, int | None]:
-    """The single choice of a completion and the cached prompt tokens.
+    """Parse the single choice of a completion, and the number of cached prompt tokens.
 
     Raises:
-        ValueError: `answer` is no completion with one choice.
+        ValueError: `answer` is not a completion with one choice.
     """
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].text, str):
@@ -308,7 +309,7 @@ def _parse(answer: Any, stops: Sequence[str]) -> tuple[Output, int | None]:
 
 
 def _counts(usage: Any) -> tuple[int, int | None]:
-    """Tokens of the answer (0 where a server reports none), and cached tokens of the prompt.
+    """Tokens of the answer (0 if not reported), and cached tokens of the prompt.
 
     Raises:
         ValueError: they are not counts.
@@ -320,7 +321,7 @@ def _counts(usage: Any) -> tuple[int, int | None]:
 
 
 def _server_message(error: Any) -> str:
-    """The server's own words, where it follows the protocol; else the start of what it sent."""
+    """The server's error message if it follows the protocol, or else the start of its response."""
     body = error.body
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body
@@ -328,7 +329,7 @@ def _server_message(error: Any) -> str:
 
 
 def _is_about_form(message: str) -> bool:
-    """Whether a refusal seems to be about the prompt's type: what servers say that expected a string."""
+    """Whether an error seems to be about the type of the prompt, from servers that expect a string."""
     return any(word in message.lower() for word in ("string", "type", "variant"))
 
 

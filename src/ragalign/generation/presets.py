@@ -1,4 +1,4 @@
-"""Decoding presets with the papers' values, and the check of decoding parameters."""
+"""Decoding presets with the papers' values, and checks of decoding parameters."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ragalign.types import Decoding
 
 PRESETS: Mapping[str, Decoding] = MappingProxyType(
     {
-        # The most likely token each time; the baseline to compare with.
+        # Always the most likely token; the baseline.
         "greedy": Decoding(temperature=0.0),
         # Lin et al. 2023 (arXiv 2312.01552): greedy decoding; repetition penalty 1.1 and 2,048 new tokens
         # as in the run commands of Re-Align/URIAL, which also use temperatures up to 0.3.
         "urial": Decoding(temperature=0.0, top_p=1.0, max_tokens=2048, repetition_penalty=1.1),
         # Han 2023 (arXiv 2308.04275), decode_icl_llama.py of xhan77/in-context-alignment: 1,000 new tokens.
-        # The note samples five answers per prompt: ask for n=5 to repeat it; one is what a chat needs.
-        # Its code also inherits top-k 50, the default of transformers at the time, which the paper does not name.
+        # The note samples five answers per prompt; set n=5 to reproduce it. Its code also inherits top-k 50, the
+        # default of transformers at the time, which the paper does not mention.
         "ica": Decoding(temperature=0.7, top_p=1.0, max_tokens=1000),
         # Zhao et al. 2024 (arXiv 2405.19874), run scripts of tml-epfl/icl-alignment.
         "icl-alignment": Decoding(temperature=0.0, top_p=1.0, max_tokens=2048, repetition_penalty=1.15),
-        # The same two with their penalty kept off the prompt, whose demonstrations are not to be punished.
+        # The same two with the penalty over output tokens only, so that demonstrations are not penalised.
         "urial-output": Decoding(max_tokens=2048, output_repetition_penalty=1.1),
         "icl-alignment-output": Decoding(max_tokens=2048, output_repetition_penalty=1.15),
         # The same scripts for their mixture-of-experts model (Mixtral-8x22B): no penalty, temperature 0.5.
@@ -34,26 +34,26 @@ PRESETS: Mapping[str, Decoding] = MappingProxyType(
 
 
 def decoding_preset(name: str) -> Decoding:
-    """The preset `name`; `dataclasses.replace` changes single values.
+    """Return the preset `name`; change single values with `dataclasses.replace`.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: no such preset.
     """
     try:
         return PRESETS[name]
     except KeyError:
-        raise ConfigError(f"no decoding preset {name!r}; there are {', '.join(PRESETS)}") from None
+        raise ConfigError(f"no decoding preset {name!r}; use one of {', '.join(PRESETS)}") from None
 
 
 def without_unsupported(decoding: Decoding, unsupported: Collection[str]) -> tuple[Decoding, list[str]]:
-    """Reset the fields of a recipe's decoding that an engine cannot honour; returns their names too."""
+    """Reset the fields that an engine does not support; also returns their names."""
     neutral = Decoding()
     lost = [name for name in sorted(unsupported) if getattr(decoding, name) != getattr(neutral, name)]
     return replace(decoding, **{name: getattr(neutral, name) for name in lost}), lost
 
 
 def validate(decoding: Decoding) -> None:
-    """Check that every value is one that all generators understand.
+    """Check that all values are valid for all generators.
 
     The limits are those of vLLM and of the OpenAI completions protocol.
 
@@ -69,7 +69,7 @@ def validate(decoding: Decoding) -> None:
     if decoding.repetition_penalty != 1 and decoding.output_repetition_penalty != 1:
         raise ConfigError(
             "decoding: repetition_penalty and output_repetition_penalty together "
-            "would punish the output twice; set one of them to 1"
+            "would penalise the output twice; set one of them to 1"
         )
     _check_integer("max_tokens", decoding.max_tokens, 1)
     _check_integer("n", decoding.n, 1)
@@ -102,4 +102,4 @@ def _check_range(field: str, value: object, low: float, high: float, *, above: b
 
 def _check_integer(field: str, value: object, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"decoding: {field} must be a whole number, at least {low}, not {value!r}")
+        raise ConfigError(f"decoding: {field} must be a whole number of at least {low}, not {value!r}")

@@ -1,6 +1,6 @@
-"""A language model made on the spot: random weights, real formats.
+"""Creating a toy language model: random weights in real formats.
 
-It shows that a pipeline works from end to end where no model can be downloaded; what it writes means nothing.
+It shows that a pipeline works end to end where no model can be downloaded. Its output is meaningless.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# How Llama 3 splits text before merging bytes: contractions, words with one leading character, up to three
-# digits, punctuation with trailing newlines, whitespace.
+# Llama 3's pre-tokenizer: contractions, words with one leading character, up to three digits, punctuation with
+# trailing newlines, whitespace.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -21,18 +21,18 @@ BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 def build_toy_model(
     folder: str | Path, texts: Sequence[str], *, seed: int = 0, vocab_size: int = 1024, context_length: int = 4096
 ) -> Path:
-    """Make a Llama-architecture model of two layers with its tokenizer, in seconds.
+    """Create a two-layer model with Llama's architecture and its tokenizer, in seconds.
 
     The tokenizer is a byte-level BPE with Llama 3's pre-tokenizer, trained on `texts`; it adds BOS. The weights are
-    random, drawn from `seed`; tokens that are not readable text on their own (control characters, parts of
-    a character, EOS) are made unlikely, so that the output is a word salad instead of noise.
+    random. Tokens that are not readable text by themselves (control characters, parts of a character, EOS) are made
+    unlikely, so that the output is a word salad instead of noise.
 
     Args:
-        folder: where config, weights (float32 safetensors) and tokenizer go; made if missing.
-        texts: what the tokenizer learns its words from; a few hundred sentences are plenty.
-        seed: of the weights.
-        vocab_size: most tokens; fewer where `texts` give fewer merges.
-        context_length: tokens that prompt and completion share.
+        folder: the folder for config, weights (float32 safetensors) and tokenizer, created if missing.
+        texts: training texts of the tokenizer; a few hundred sentences are enough.
+        seed: random seed of the weights.
+        vocab_size: maximum vocabulary size; smaller if `texts` give fewer merges.
+        context_length: maximum tokens of prompt and completion together.
 
     Returns:
         `folder`, ready for vLLM and for transformers.
@@ -52,13 +52,13 @@ def build_toy_model(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,  # of width 32, the smallest that vLLM's attention takes
+        num_attention_heads=2,  # of width 32, the smallest that vLLM's attention supports
         num_key_value_heads=1,
         max_position_embeddings=context_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
-        # Far wider than for training: logits differ by several units, so greedy choices are no near-ties.
+        # Far larger than for training: logits differ by several units, so that greedy choices are not near-ties.
         initializer_range=0.25,
     )
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Generation with transformers: no prefix cache and no scheduler, but it runs wherever torch does."""
+"""Generation with transformers: without prefix cache and scheduler, but wherever torch runs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
 
 class TransformersGenerator(BaseGenerator):
-    """A causal language model through `transformers`, with the semantics of `VllmGenerator`.
+    """A causal language model in `transformers`, with the semantics of `VllmGenerator`.
 
-    Prompts run in left-padded batches in the order given. Penalties, temperature, top-p and seeds are applied per
-    request and never read from the model's own generation config, so that an answer does not depend on its
-    batch; with temperature 0 it equals vLLM's up to rounding.
+    Prompts run in left-padded batches in the given order. Penalties, temperature, top-p and seeds are applied per
+    request and never read from the model's generation config, so that an answer does not depend on its batch; with
+    temperature 0 it equals vLLM's up to rounding.
 
     Args:
-        model: a folder or hub name.
-        tokenizer: a folder or hub name where it is not the model's; it must be a "fast" one.
-        device: such as "cpu" or "cuda:1"; by default a GPU where there is one.
-        dtype: of weights and activations, such as "bfloat16"; "auto" follows the model.
-        batch_size: requests that run together.
+        model: a folder or Hub id.
+        tokenizer: a folder or Hub id, if not the model's; it must be a "fast" one.
+        device: such as "cpu" or "cuda:1"; a GPU by default, if there is one.
+        dtype: type of weights and activations, such as "bfloat16"; "auto" follows the model.
+        batch_size: number of requests per batch.
 
     Raises:
         ConfigError: the model folder does not exist, or the tokenizer is not a fast one.
@@ -64,12 +64,12 @@ class TransformersGenerator(BaseGenerator):
             with _progress_on_terminals_only():
                 loaded = AutoModelForCausalLM.from_pretrained(located, dtype=dtype)
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        # Its many readers raise whatever they like about damaged files.
+        # transformers raises many kinds of errors for damaged files.
         except Exception as error:
             raise GenerationError(f"transformers could not load {self._name}: {one_line(error)}") from error
         if not loaded_tokenizer.is_fast:
-            raise ConfigError(f"{self._name} has no fast tokenizer (tokenizer.json); text cannot be streamed from it")
-        # transformers fills what a call leaves open from here, such as a model's own temperature or top-k.
+            raise ConfigError(f"{self._name} has no fast tokenizer (tokenizer.json), which generating text needs")
+        # transformers takes missing arguments of a call from here, such as a model's own temperature or top-k.
         loaded.generation_config = GenerationConfig()
         self._model: Any = loaded
         self._device = loaded.device
@@ -84,12 +84,12 @@ class TransformersGenerator(BaseGenerator):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share, as the model's config says."""
+        """Maximum tokens of prompt and completion together, from the model's config."""
         return self._context_length
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the model's embedding."""
+        """Number of rows of the model's embedding."""
         return int(self._model.config.get_text_config().vocab_size) if self._model is not None else 0
 
     @property
@@ -123,7 +123,7 @@ class TransformersGenerator(BaseGenerator):
                     )
 
     def _deltas(self, prompt: Prompt, decoding: Decoding) -> ClosableIterator[Delta]:
-        """`generate` runs in a thread and hands pieces over through a queue; None ends them."""
+        """Run `generate` in a thread that passes on pieces through a queue; None ends them."""
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         request = self._request(prompt, decoding, 0, on_text=pieces.put)
 
@@ -149,7 +149,7 @@ class TransformersGenerator(BaseGenerator):
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
     ) -> Iterator[tuple[int, Distributions]]:
-        """One forward pass per batch, left-padded, so that the positions to look at are together."""
+        """Run one forward pass per batch, left-padded, so that the wanted positions are aligned."""
         import torch
 
         if self._model is None:
@@ -157,7 +157,7 @@ class TransformersGenerator(BaseGenerator):
         for begin in range(0, len(sequences), self._batch_size):
             batch = [list(ids) for ids in sequences[begin : begin + self._batch_size]]
             ids, mask = _left_padded(batch, self._model.device)
-            wanted = [len(one) - start for one, start in zip(batch, starts[begin:], strict=False)]
+            wanted = [len(ids) - start for ids, start in zip(batch, starts[begin:], strict=False)]
             try:
                 with torch.inference_mode():
                     logits = self._model(
@@ -167,10 +167,10 @@ class TransformersGenerator(BaseGenerator):
                         logits_to_keep=max(wanted) + 1,
                         use_cache=False,
                     ).logits
-                    for row, one in enumerate(batch):
-                        n = len(one) - starts[begin + row]
+                    for row, sequence in enumerate(batch):
+                        n = len(sequence) - starts[begin + row]
                         kept = logits[row, logits.shape[1] - n - 1 : -1].float().log_softmax(-1)
-                        yield begin + row, from_tensor(kept, one[len(one) - n :], top_k)
+                        yield begin + row, from_tensor(kept, sequence[len(sequence) - n :], top_k)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
 
@@ -188,7 +188,7 @@ class TransformersGenerator(BaseGenerator):
             room=room,
             seed=None if decoding.seed is None else decoding.seed + sample,
             end_ids=self._end_ids(decoding),
-            # Primed with the prompt, as vLLM does: the first piece keeps its leading space.
+            # Primed with the prompt, as in vLLM, so that the first piece keeps its leading space.
             decode=DecodeStream(ids=token_ids, skip_special_tokens=True),
             backend=self._tokenizer.backend_tokenizer,
             filter=StopFilter(merge_stops(prompt.stop, decoding.stop)),
@@ -202,7 +202,7 @@ class TransformersGenerator(BaseGenerator):
         return frozenset((*own, *decoding.stop_token_ids))
 
     def _run(self, requests: Sequence[_Request], decoding: Decoding) -> None:
-        """Answer a batch; the requests hold the answers afterwards."""
+        """Answer a batch; the answers are stored in the requests."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -212,7 +212,7 @@ class TransformersGenerator(BaseGenerator):
             raise GenerationError(f"the generator of {self._name} is closed")
         ids, mask = _left_padded([request.token_ids for request in requests], self._model.device)
         config = GenerationConfig(
-            do_sample=False,  # the sampler has already drawn: its choice is the highest score
+            do_sample=False,  # the sampler has already sampled: its token has the highest score
             max_new_tokens=max(request.room for request in requests),
             pad_token_id=self._tokenizer.eos_token_id or 0,
         )
@@ -250,7 +250,7 @@ def _left_padded(sequences: Sequence[list[int]], device: Any) -> tuple[Any, Any]
 
 @contextmanager
 def _progress_on_terminals_only() -> Iterator[None]:
-    """Hide the bars of transformers where nobody would watch them move."""
+    """Hide the progress bars of transformers if stderr is not a terminal."""
     from transformers.utils import logging
 
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
@@ -265,7 +265,7 @@ def _progress_on_terminals_only() -> Iterator[None]:
 
 @dataclass
 class _Request:
-    """One answer in the making."""
+    """An answer that is being generated."""
 
     token_ids: list[int]
     room: int
@@ -281,7 +281,7 @@ class _Request:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens written so far."""
+        """Number of tokens so far."""
         return len(self.written)
 
     def push(self, token_id: int) -> bool:
@@ -300,11 +300,11 @@ class _Request:
         return self.finish_reason is not None
 
     def finish(self) -> None:
-        """No more tokens come: release the text that might have begun a stop string."""
+        """End the answer: release the text held back for stop strings."""
         self._emit(self.filter.finish())
 
     def _text_of(self, token_id: int) -> str:
-        """The text that `token_id` completes: nothing while a character is still in parts."""
+        """The text that `token_id` completes; empty while a character is incomplete."""
         from tokenizers.decoders import DecodeStream
 
         try:
@@ -312,7 +312,7 @@ class _Request:
         except Exception as error:
             if not str(error).startswith("Invalid prefix"):
                 raise
-            # Bytes that are no UTF-8 can confuse the decoder's state; it has no type of its own for that.
+            # Invalid UTF-8 can corrupt the decoder's state; it has no specific exception for that.
             self.decode = DecodeStream(skip_special_tokens=True)
             return self.decode.step(self.backend, token_id) or ""
 

@@ -1,4 +1,4 @@
-"""Generation for servers through OpenAI-compatible completion servers, one or several."""
+"""Generation for servers with one or more OpenAI-compatible completion servers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
 
 _CONNECT_S = 3.0
 _CHECK_S = 6.0
-# Servers close idle connections after 5 s or more (uvicorn's default); what is younger is safe to use again.
+# Servers close idle connections after 5 s (uvicorn's default) or later; younger ones are safe to reuse.
 _KEEPALIVE_S = 4.0
-# Longer pieces than this are in no vocabulary.
+# No vocabulary has longer pieces than this.
 _MOST_CHARACTERS = 512
-# Events that may come without text, beside one for each token: some tokens are parts of characters.
+# Allowed events without text, in addition to one per token: some tokens are parts of characters.
 _MOST_EMPTY = 1000
 _ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
 
 
 @dataclass
 class _Server:
-    """One server: its URL up to and including /v1, and how it does."""
+    """A server: its URL up to and including /v1, and its state."""
 
     url: str
     number: int
@@ -67,24 +67,25 @@ def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
 class Upstream:
     """An `AsyncEngine` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
 
-    A request goes to the least busy server that is alive, in turn among equally busy ones. A server that cannot be
-    connected to gets no requests until it can again, which is tried every `check_every_s`; its request
-    goes to another one, since it was never received. Nothing else is repeated.
+    A request goes to the least busy server that is alive, round-robin among equally busy ones. A server that refuses
+    connections gets no requests until a check, every `check_every_s`, succeeds; its request goes to another server,
+    since it was never received. Other failures are not retried.
 
-    Cached tokens are what the server reports; vLLM's does with ``--enable-prompt-tokens-details``.
+    Cached tokens are those that the server reports; vLLM reports them with ``--enable-prompt-tokens-details``.
 
     Args:
-        urls: such as "http://localhost:8000"; a path other than /v1 must end with the API's own /v1.
-        model: the name under which the servers serve the model; by default, that of the first server that answers.
+        urls: such as "http://localhost:8000"; a path other than /v1 must end with the API's /v1.
+        model: the name of the model on the servers; by default that of the first server that answers.
         api_key: sent as a bearer token.
-        timeout_s: seconds without a byte after which an answer counts as too slow; of an answer that is not
-            streamed, seconds until it is there.
-        context_length: tokens that prompt and completion share; by default as a server reports it (vLLM's do).
+        timeout_s: seconds without a byte after which an answer times out; for an answer that is not streamed, seconds
+            for the whole answer.
+        context_length: maximum tokens of prompt and completion together; by default the value that a server reports
+            (vLLM does).
         check_every_s: seconds between health checks.
 
     Raises:
-        ConfigError: an argument is wrong.
-        GenerationError: no model is given, and no server answers to tell one.
+        ConfigError: an argument is invalid.
+        GenerationError: no model is given, and no server answers to report one.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Upstream:
         check_every_s: float = 1.0,
     ) -> None:
         if not urls:
-            raise ConfigError("give the URL of at least one upstream server")
+            raise ConfigError("name the URL of at least one upstream server")
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0, not {timeout_s}")
         self._servers = [_Server(_api_url(url), number) for number, url in enumerate(urls)]
@@ -118,22 +119,22 @@ class Upstream:
 
     @property
     def model(self) -> str:
-        """The name under which the servers serve the model."""
+        """The name of the model on the servers."""
         return self._model
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share, as given or as a server says."""
+        """Maximum tokens of prompt and completion together, as given or as reported by a server."""
         return self._context_length
 
     @property
     def vocabulary_size(self) -> None:
-        """Not known: the protocol does not tell."""
+        """None, since the protocol does not report it."""
         return None
 
     @property
     def unsupported(self) -> frozenset[str]:
-        """Completion servers have no penalty on output tokens only."""
+        """Completion servers do not support a penalty over output tokens only."""
         return frozenset({"output_repetition_penalty"})
 
     @property
@@ -142,7 +143,7 @@ class Upstream:
         return any(server.alive for server in self._servers)
 
     async def start(self) -> None:
-        """Open the connection pool and begin the health checks."""
+        """Open the connection pool and start the health checks."""
         self._client = httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_S, pool=None),
@@ -154,13 +155,13 @@ class Upstream:
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
     ) -> ClosableAsyncIterator[Delta]:
-        """See `AsyncEngine.stream`. A stream that continues past `Decoding.max_tokens` is ended there.
+        """See `AsyncEngine.stream`. A stream that exceeds `Decoding.max_tokens` is cut there.
 
         Raises:
             UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
             TookTooLongError: it sent nothing for `timeout_s`.
-            RefusedError: it does not take this request, or a field of the decoding.
-            GenerationError: it failed, sent what is no answer, or ended its stream before the answer was finished.
+            RefusedError: it rejects the request, or a field of the decoding.
+            GenerationError: it failed, sent an invalid response, or ended its stream before the answer was finished.
         """
         if self._client is None:
             raise UnavailableError("the upstream has not been started")
@@ -188,12 +189,12 @@ class Upstream:
             except BadAnswerError as error:
                 raise GenerationError(f"{server.name} {error}") from error
             except (httpx.ConnectError, httpx.ConnectTimeout):
-                server.alive = False  # it never saw the request, so another may answer
+                server.alive = False  # it never received the request, so another server can answer
             except httpx.TimeoutException as error:
                 raise TookTooLongError(f"{server.name} sent nothing for {self._timeout_s:g} s") from error
-            # AttributeError: a server that is gone as soon as it is connected to, in the words of anyio.
+            # AttributeError: raised by anyio if the server disappears right after connecting.
             except (httpx.HTTPError, httpx.StreamError, OSError, ValueError, AttributeError) as error:
-                what = "broke off its answer" if begun else "closed the connection"
+                what = "interrupted its answer" if begun else "closed the connection"
                 raise GenerationError(f"{server.name} {what}: {one_line(error)}") from error
             finally:
                 server.n_active -= 1
@@ -226,8 +227,8 @@ class Upstream:
             part = parse_answer(event)
             reason = part.finish_reason or reason
             counts = counts if part.n_tokens is None else part
-            # A part with text is one token or more, so this many are what was asked for or more. The server that goes
-            # on all the same is not heard any further: leaving closes the connection.
+            # A part with text has at least one token, so the answer has reached `max_tokens`. If the server continues
+            # anyway, leaving here closes the connection.
             n_parts += bool(part.text or part.logprobs)
             n_empty += not (part.text or part.logprobs)
             n_characters += len(part.text)
@@ -235,7 +236,7 @@ class Upstream:
                 yield Delta(filter_.finish(), n_tokens=max_tokens, finish_reason="length")
                 return
             if n_empty > max_tokens + _MOST_EMPTY:
-                raise BadAnswerError("sent events without text and without end")
+                raise BadAnswerError("sent endless events without text")
             if (text := filter_.push(part.text)) or part.logprobs:
                 yield Delta(text, logprobs=part.logprobs)
         if reason is None and not filter_.stopped:
@@ -291,18 +292,18 @@ class Upstream:
         status = response.status_code
         message = await read_error(response)
         if status in _ABOUT_THE_REQUEST:
-            # Servers name the field that they do not take, each in words of its own.
+            # Servers name the unsupported field in different ways.
             named = [name for name in (*EXTENSIONS, "logit_bias") if name in body and name in message]
-            return RefusedError(f"{server.name} refused the request: {message}", named[0] if named else None)
+            return RefusedError(f"{server.name} rejected the request: {message}", named[0] if named else None)
         if status in (429, 503):
             return UnavailableError(f"{server.name} is overloaded (status {status})")
         if status in (408, 504):
-            return TookTooLongError(f"{server.name} gave up (status {status})")
-        hint = "; is the upstream's key right?" if status in (401, 403) else ""
-        return GenerationError(f"{server.name} answered with status {status}: {message}{hint}")
+            return TookTooLongError(f"{server.name} timed out (status {status})")
+        hint = "; check the upstream's API key" if status in (401, 403) else ""
+        return GenerationError(f"{server.name} responded with status {status}: {message}{hint}")
 
     async def _check_forever(self) -> None:
-        # Each check opens a connection: a connection that is open already does not say whether there will be another.
+        # Each check opens a new connection: an open one does not show whether the server accepts connections.
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(headers=self._headers, limits=limits, trust_env=False) as client:
             while True:
@@ -311,19 +312,19 @@ class Upstream:
 
     async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
         try:
-            # A busy server may be slow to say so; only one that takes no connections is dead.
+            # A busy server can be slow to respond; only a server that refuses connections is dead.
             async with asyncio.timeout(_CHECK_S):
                 await client.get(f"{server.url}/models", timeout=httpx.Timeout(2.0, connect=_CONNECT_S))
             server.alive = True
         except (httpx.ConnectError, httpx.ConnectTimeout):
             server.alive = False
         except Exception:
-            # Busy, or gone in the middle, for which httpx lets errors of the layers below through: the next check
-            # will tell. Whatever it is, the checks go on.
+            # The server is busy or disappeared, where httpx lets errors of lower layers through. The next check
+            # decides; checks must continue after any error.
             return
 
     def _describe(self, model: str | None) -> dict[str, Any]:
-        """The model as a server describes it."""
+        """The description of the model by a server."""
         for server in self._servers:
             try:
                 cards = _read_cards(f"{server.url}/models", self._headers)
@@ -335,7 +336,7 @@ class Upstream:
                 return dict(found[0])
         if model is None:
             names = ", ".join(server.name for server in self._servers)
-            raise GenerationError(f"no upstream server tells its model ({names}); start one, or give --model")
+            raise GenerationError(f"no upstream server reports its model ({names}); start one, or set --model")
         return {}
 
 
@@ -347,10 +348,10 @@ def _api_url(url: str) -> str:
 
 
 def _read_cards(url: str, headers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The models that a server has, as far as they have a name.
+    """The named models of a server.
 
     Raises:
-        httpx.HTTPError, ValueError, KeyError, TypeError: there is no such list.
+        httpx.HTTPError, ValueError, KeyError, TypeError: the server does not list models.
     """
     with httpx.stream("GET", url, headers=dict(headers), timeout=5.0, trust_env=False) as response:
         response.raise_for_status()

@@ -25,14 +25,14 @@ from ragalign.models import locate_model
 from ragalign.stopping import merge_stops
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
 
-# Prompts share cached prefixes in whole blocks, so a small block shares most. 16 is vLLM's own choice on GPUs;
-# its CPU attention takes multiples of 32 only (and would default to 128).
+# Prompts share cached prefixes in whole blocks, so small blocks share most. 16 is vLLM's default on GPUs; its CPU
+# attention supports only multiples of 32 (the default is 128).
 GPU_BLOCK_SIZE = 16
 CPU_BLOCK_SIZE = 32
-# What vLLM does not see in its memory figures on a CPU machine: a quarter of the free memory, at most this.
+# On CPUs the cache gets a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
 
-# By name, so that an engine in a process of its own finds it too.
+# By name, so that an engine in another process finds it.
 _OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
 
 _OWN_OPTIONS = {
@@ -43,21 +43,21 @@ _OWN_OPTIONS = {
 
 
 class VllmGenerator(BaseGenerator):
-    """vLLM's offline engine: token ids in, all prompts of a call in one batch, prefix caching on.
+    """vLLM's offline engine, with token ids as input, all prompts of a call in one batch, and prefix caching.
 
-    The engine runs inside this process when it needs one device only. It then leaves no process behind however the
-    program ends, and needs no ``if __name__ == "__main__"`` guard. One such engine can live at a time; setting
-    VLLM_ENABLE_V1_MULTIPROCESSING=1 gives each engine processes of its own instead (which outlive a program that
-    is killed). Calls from several threads share the engine's batches.
+    The engine runs inside this process if it needs only one device. Then it leaves no process when the program is
+    killed, and needs no ``if __name__ == "__main__"`` guard. Only one such engine can exist at a time; with
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 each engine has its own processes (which survive a program that is killed). Calls
+    from several threads share the engine's batches.
 
     Args:
-        model: a folder or hub name.
-        tokenizer: a folder or hub name where it is not the model's.
-        options: how to run the model.
-        changes: single options on top of `options`, such as ``dtype="float32"``; any argument of `vllm.EngineArgs`.
+        model: a folder or Hub id.
+        tokenizer: a folder or Hub id, if not the model's.
+        options: options of the engine.
+        changes: changes to `options`, such as ``dtype="float32"``; any argument of `vllm.EngineArgs`.
 
-    On CPUs the cache takes a quarter of the free memory, 1 to 4 GiB, unless VLLM_CPU_KVCACHE_SPACE (GiB) or
-    `kv_cache_memory_bytes` says otherwise. vLLM's messages are shown when RAGALIGN_VERBOSE is set.
+    On CPUs the cache gets a quarter of the free memory, 1 to 4 GiB; VLLM_CPU_KVCACHE_SPACE (GiB) or
+    `kv_cache_memory_bytes` override this. Set RAGALIGN_VERBOSE to show vLLM's messages.
 
     Raises:
         ConfigError: an option is unknown or out of range, or the model folder does not exist.
@@ -80,7 +80,7 @@ class VllmGenerator(BaseGenerator):
         self._penalises_output = _OUTPUT_PENALTY in (arguments.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
-        # Runs at close, at garbage collection or at exit, whichever comes first.
+        # Runs at close, garbage collection or exit, whichever is first.
         self._finalizer = weakref.finalize(self, _stop, engine)
 
     @property
@@ -90,23 +90,23 @@ class VllmGenerator(BaseGenerator):
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and completion share: the engine's `max_model_len`."""
+        """Maximum tokens of prompt and completion together: the engine's `max_model_len`."""
         return self._context_length
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the model's embedding."""
+        """Number of rows of the model's embedding."""
         return int(self._engine().llm_engine.model_config.get_vocab_size())
 
     @property
     def shares_cpu(self) -> bool:
-        """Whether this is vLLM for CPUs."""
+        """Whether vLLM runs on the CPU."""
         from vllm.platforms import current_platform
 
         return bool(current_platform.is_cpu())
 
     def prefix_cache_counters(self) -> tuple[int, int]:
-        """Prompt tokens looked up in the prefix cache and those found there, since the engine started."""
+        """Prompt tokens looked up in the prefix cache, and those found there, since the engine started."""
         totals = {"vllm:prefix_cache_queries": 0, "vllm:prefix_cache_hits": 0}
         for metric in self._engine().get_metrics():
             if metric.name in totals:
@@ -115,21 +115,19 @@ class VllmGenerator(BaseGenerator):
         return queries, hits
 
     def reset_prefix_cache(self) -> bool:
-        """Forget the prefixes of earlier prompts; always True: the cache is ours.
+        """Empty the prefix cache; always returns True.
 
         Raises:
-            GenerationError: prompts are being answered, whose prefixes are in use.
+            GenerationError: prompts are being answered.
         """
         if not self._engine().llm_engine.reset_prefix_cache():
-            raise GenerationError("the prefix cache is in use: wait until all prompts are answered")
+            raise GenerationError("the prefix cache is in use; wait until all prompts are answered")
         return True
 
     def _check(self, prompts: Sequence[Prompt], decoding: Decoding) -> None:
         super()._check(prompts, decoding)
         if decoding.output_repetition_penalty != 1 and not self._penalises_output:
-            raise ConfigError(
-                "output_repetition_penalty: vLLM has none with speculative decoding; leave one of them out"
-            )
+            raise ConfigError("output_repetition_penalty: not supported with speculative decoding; remove one of them")
 
     def close(self) -> None:
         """Stop the engine and free its memory; the generator cannot be used afterwards."""
@@ -176,13 +174,13 @@ class VllmGenerator(BaseGenerator):
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None
     ) -> Iterator[tuple[int, Distributions]]:
-        """By the engine's prompt log-probabilities; such prompts are not read from the prefix cache."""
+        """Use the engine's prompt log-probabilities; such prompts do not read the prefix cache."""
         from vllm import SamplingParams
 
         limit = self._engine().llm_engine.model_config.max_logprobs
         if limit != -1 and (top_k is None or top_k > limit):
             raise ConfigError(
-                f"the engine gives at most {limit} probabilities per position; make it with max_logprobs=-1"
+                f"the engine returns at most {limit} probabilities per position; create it with max_logprobs=-1"
             )
         params = SamplingParams(
             temperature=0.0,
@@ -201,14 +199,14 @@ class VllmGenerator(BaseGenerator):
     def continuations(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
     ) -> Iterator[tuple[int, Distributions]]:
-        """What the model expects at each token of given answers to prompts, whose demonstrations can be reused.
+        """Compute the model's predictions for each token of given answers; prompts can reuse demonstrations.
 
-        Unlike `distributions` it reads caches, since only the answers' probabilities are asked for.
+        Unlike `distributions`, this reads caches, since only the answers' probabilities are needed.
 
         Args:
-            prompts: what is answered.
-            answers: for each, token ids of its answer; at least one.
-            top_k: how many of the most probable tokens to give at each position.
+            prompts: the prompts.
+            answers: token ids of the answer to each prompt, at least one.
+            top_k: number of most probable tokens per position.
 
         Returns:
             (position in `prompts`, distributions), in any order.
@@ -243,27 +241,27 @@ class VllmGenerator(BaseGenerator):
 
 
 def _first_token_s(metrics: Any) -> float | None:
-    """Seconds from scheduling to the first token, both by the engine's own clock."""
+    """Seconds from scheduling to the first token, by the engine's clock."""
     first, scheduled = getattr(metrics, "first_token_ts", 0.0), getattr(metrics, "scheduled_ts", 0.0)
     return first - scheduled if 0 < scheduled <= first else None
 
 
 def token_prompt(ids: Sequence[int]) -> dict[str, Any]:
-    """Token ids as vLLM's own front end hands them over; the "type" key marks them as ready for the engine."""
+    """Token ids as vLLM's front end passes them to the engine; the key "type" marks them as ready."""
     return {"type": "token", "prompt_token_ids": list(ids)}
 
 
 def engine_prompt(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as the engine takes it; where demonstrations are reused, its blocks are kept apart from others'."""
+    """A prompt for the engine; with reused demonstrations, a salt separates its cached blocks from others."""
     salt = {} if prompt.reuse is None else {"cache_salt": prompt.reuse.cache_salt}
     return token_prompt(prompt.token_ids) | salt
 
 
 def token_counts(output: Any) -> tuple[int | None, int]:
-    """Prompt tokens that the engine had cached, and those of reused demonstrations, which it counts as cached too."""
+    """Cached prompt tokens, and tokens of reused demonstrations, which the engine also counts as cached."""
     told = (getattr(output, "kv_transfer_params", None) or {}).get("ragalign") or {}
     n_reused = int(told.get("n_reused_tokens", 0))
-    # What could not be loaded after all is still in vLLM's own count.
+    # vLLM's own count still includes tokens that could not be loaded.
     n_cached = told.get("n_ready_tokens", output.num_cached_tokens)
     return (None if n_cached is None else max(0, n_cached - n_reused)), n_reused
 
@@ -271,7 +269,7 @@ def token_counts(output: Any) -> tuple[int | None, int]:
 def sampling_params(
     prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
 ) -> Any:
-    """How to decode the `sample`-th answer, as vLLM takes it; `logprobs` top tokens go with each token."""
+    """vLLM's sampling parameters for the `sample`-th answer, with `logprobs` top tokens for each token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -302,11 +300,11 @@ def sampling_params(
 
 
 def _start(options: dict[str, Any]) -> Any:
-    """A `vllm.LLM` with these options; None stands for the default."""
+    """Create a `vllm.LLM` with these options; None means the default."""
     in_process = options["tensor_parallel_size"] == 1 and options.get("pipeline_parallel_size", 1) == 1
     in_process = in_process and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") == "0"
     with ExitStack() as stack:
-        # Usage reports are the user's to switch on, and results own stdout.
+        # No usage reports unless the user enables them, and only results on stdout.
         stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
         if not is_verbose() and not in_process:
             stack.enter_context(environment(VLLM_LOGGING_LEVEL="ERROR"))
@@ -314,8 +312,8 @@ def _start(options: dict[str, Any]) -> Any:
             stack.enter_context(environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"))
             stack.enter_context(kept_process_state())
             if not is_verbose():
-                # Without handlers of its own vLLM follows the program's logging; and only native code is silenced,
-                # so this cannot go together with worker processes, which would inherit the redirection.
+                # Without its own handlers vLLM follows the program's logging. `quiet` redirects native output, which
+                # worker processes would inherit, so it is only used without them.
                 stack.enter_context(environment(VLLM_CONFIGURE_LOGGING="0"))
                 stack.enter_context(quiet())
         if not is_verbose() and (logger := logging.getLogger("vllm")).level == logging.NOTSET:
@@ -337,7 +335,7 @@ def _start(options: dict[str, Any]) -> Any:
 
 
 def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
-    """Replace None by the defaults that depend on the device."""
+    """Replace None by defaults that depend on the device."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
@@ -345,11 +343,11 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["block_size"] = CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE
     if options["enforce_eager"] is None:
         options["enforce_eager"] = on_cpu
-    if options.get("speculative_config") is None:  # vLLM takes no processors beside it
+    if options.get("speculative_config") is None:  # vLLM does not support processors with it
         options["logits_processors"] = [*(options.get("logits_processors") or ()), _OUTPUT_PENALTY]
     if on_cpu:
-        # After a partial prefill vLLM (0.32) rewinds the generator of a seeded request, which torch's CPU
-        # generators cannot do: one such request ends the engine.
+        # After a partial prefill vLLM (0.32) rewinds the random generator of a seeded request, which torch's CPU
+        # generators do not support: such a request crashes the engine.
         options.setdefault("enable_chunked_prefill", False)
     if on_cpu and options.get("kv_cache_memory_bytes") is None:
         gib = require("psutil", "the vLLM engine").virtual_memory().available // 4 // 2**30
@@ -357,18 +355,18 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
 
 
 def _stop(llm: Any) -> None:
-    """Shut an engine down. Twice is harmless."""
+    """Shut down an engine; can be called more than once."""
     with quiet():
         llm.llm_engine.engine_core.shutdown()
         gc.collect()
 
 
 def _check_alone() -> None:
-    """Refuse a second engine in this process: they would share process groups, which closing one destroys."""
+    """Reject a second engine in this process: it would share process groups, which closing an engine destroys."""
     from vllm.distributed.parallel_state import model_parallel_is_initialized
 
     if model_parallel_is_initialized():
-        gc.collect()  # an engine that nobody holds any more
+        gc.collect()  # an engine without references
     if model_parallel_is_initialized():
         raise GenerationError(
             "a vLLM engine is already running in this process; close() the first generator, "
@@ -379,8 +377,8 @@ def _check_alone() -> None:
 def _survive_numba() -> None:
     """Let vLLM (0.32, CPU) start in a process that has imported numba, as bm25s does.
 
-    It asks every attribute of every module for its ``__dict__``. One object of llvmlite takes any name for
-    a function of its library, so ``__dict__`` too, and vLLM fails on what comes back.
+    vLLM reads the ``__dict__`` of every attribute of every module. One object of llvmlite treats any name, including
+    ``__dict__``, as a function of its library, and vLLM fails on the result.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
@@ -389,7 +387,7 @@ def _survive_numba() -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Refuse options that vLLM does not know, or that ragalign relies on."""
+    """Reject options that vLLM does not know, or that ragalign depends on."""
     from vllm import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
@@ -402,13 +400,13 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def start_error(model: str, error: Exception) -> ConfigError | GenerationError:
-    """Why the engine did not start, in one line."""
+    """The reason why the engine did not start, in one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
         return GenerationError(f"vLLM could not start {model}: {one_line(error)}")
-    # One reason per option: alternatives of a union would each give their own.
+    # One reason per option: otherwise each alternative of a union has its own.
     reasons = {str(detail["loc"][0]) if detail["loc"] else "": detail["msg"] for detail in reversed(error.errors())}
     text = "; ".join(f"{name}: {reason}" if name else reason for name, reason in reasons.items())
     text = one_line(ValueError(text.replace("Value error, ", "")))
-    return ConfigError(f"vLLM does not take these options for {model}: {text}")
+    return ConfigError(f"vLLM rejected these options for {model}: {text}")

@@ -24,10 +24,10 @@ from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, Token
 
 
 class AsyncVllmGenerator:
-    """vLLM's `AsyncLLM`: an `AsyncEngine` whose engine runs in a process of its own beside this one.
+    """vLLM's `AsyncLLM`: an `AsyncEngine` whose engine runs in a separate process.
 
-    On CPUs torch gets one thread in this process until `close`, unless OMP_NUM_THREADS says otherwise: threads of an
-    encoder that wait for each other keep the engine's from the processor, and both take up to three times as long.
+    On CPUs torch has one thread in this process until `close`, unless OMP_NUM_THREADS is set: waiting threads of an
+    encoder would compete with the engine's for the CPU, and both would take up to three times as long.
 
     Args:
         model, tokenizer, options, changes: as for `ragalign.generation.VllmGenerator`.
@@ -61,17 +61,17 @@ class AsyncVllmGenerator:
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and completion share: the engine's `max_model_len`."""
+        """Maximum tokens of prompt and completion together: the engine's `max_model_len`."""
         return self._context_length
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the model's embedding."""
+        """Number of rows of the model's embedding."""
         return self._vocabulary_size
 
     @property
     def unsupported(self) -> frozenset[str]:
-        """None: vLLM honours all fields."""
+        """Empty: vLLM supports all fields."""
         return frozenset()
 
     @property
@@ -81,11 +81,11 @@ class AsyncVllmGenerator:
 
     @property
     def n_running(self) -> int:
-        """Requests that the engine holds."""
+        """Number of requests in the engine."""
         return int(self._engine.get_num_unfinished_requests()) if self._engine is not None else 0
 
     async def start(self) -> None:
-        """Nothing to do: the engine has started when this object is made."""
+        """Do nothing: the engine has started in the constructor."""
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
@@ -93,7 +93,7 @@ class AsyncVllmGenerator:
         """See `AsyncEngine.stream`.
 
         Raises:
-            RefusedError: the engine does not take the prompt or a parameter.
+            RefusedError: the engine rejects the prompt or a parameter.
             UnavailableError: the engine has died.
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -118,11 +118,11 @@ class AsyncVllmGenerator:
                         n_reused_tokens=n_reused,
                     )
         except EngineDeadError as error:
-            raise UnavailableError("the engine has died; the service must be started again") from error
+            raise UnavailableError("the engine has died; restart the service") from error
         except EngineGenerateError as error:
             raise RefusedError(f"vLLM failed on this request: {one_line(error.__cause__ or error)}") from error
         except (ValueError, TypeError) as error:  # vLLM's validation errors are ValueErrors
-            raise RefusedError(f"vLLM refused the request: {one_line(error)}") from error
+            raise RefusedError(f"vLLM rejected the request: {one_line(error)}") from error
 
     async def close(self) -> None:
         """Stop the engine."""
@@ -135,7 +135,7 @@ class AsyncVllmGenerator:
 
 
 def _start(options: dict[str, Any]) -> Any:
-    verbose = is_verbose()  # the variable that says so is set below
+    verbose = is_verbose()  # before the variable is set below
     with ExitStack() as stack:
         stack.enter_context(environment(VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_STREAM="ext://sys.stderr"))
         if not verbose:
@@ -151,7 +151,7 @@ def _start(options: dict[str, Any]) -> Any:
         try:
             arguments = vllm.AsyncEngineArgs(**options, generation_config="vllm", disable_log_stats=True)
             if not verbose:
-                # Only now: vLLM's logging in this process is bound to the stderr that it finds when it is imported.
+                # Not earlier: vLLM's logging in this process is bound to the stderr at the time of its import.
                 stack.enter_context(quiet_start())
             return AsyncLLM.from_engine_args(arguments)
         except Exception as error:
@@ -159,7 +159,7 @@ def _start(options: dict[str, Any]) -> Any:
 
 
 def _leave_processor() -> int:
-    """Take one thread where the engine is on the CPU too; returns how many there were."""
+    """Limit torch to one thread if the engine runs on the CPU; returns the previous number."""
     import torch
     from vllm.platforms import current_platform
 
@@ -171,16 +171,16 @@ def _leave_processor() -> int:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that begin meanwhile do not hear Ctrl-C, which a terminal sends to all.
+    """Block Ctrl-C, which a terminal sends to all processes, in processes that start inside the block.
 
-    The engine must go on while the service finishes what it has accepted, and then stops it.
+    The engine must keep running while the service finishes accepted requests; then the service stops it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     from multiprocessing import resource_tracker
 
-    # It lifts the block when it starts, so it has to be there before.
+    # The resource tracker unblocks the signal when it starts, so start it before.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -190,11 +190,11 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _logprobs(answer: Any) -> tuple[TokenLogprob, ...]:
-    """VLLM gives, for each new token, a dictionary from token ids to log-probabilities, the drawn one among them."""
+    """Convert vLLM's dictionaries, one per new token, from token ids to log-probabilities, the sampled one included."""
     found = []
     for token_id, known in zip(answer.token_ids, answer.logprobs or (), strict=False):
         drawn = known[token_id]
-        ranked = sorted(known.values(), key=lambda one: one.rank or 0)
-        top = tuple((one.decoded_token or "", float(one.logprob)) for one in ranked)
+        ranked = sorted(known.values(), key=lambda entry: entry.rank or 0)
+        top = tuple((entry.decoded_token or "", float(entry.logprob)) for entry in ranked)
         found.append(TokenLogprob(drawn.decoded_token or "", float(drawn.logprob), top))
     return tuple(found)

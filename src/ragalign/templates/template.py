@@ -306,8 +306,8 @@ class Template:
         A model can invent a turn with another heading, such as ``# Question:`` instead of ``# Query:``. So the closing
         followed by the marker of the template's heading also ends a completion, unless the closing is only a blank
         line. Engines compare strings, so they also stop at the end of a code block followed by a heading of the same
-        level; `clean` restores the fence of such a block. With escape "none", which reproduces published settings, these
-        are just `stop`.
+        level; `clean` restores the fence of such a block. With escape "none", which reproduces published settings,
+        these are just `stop`.
         """
         if self.escape == "none":
             return self.stop
