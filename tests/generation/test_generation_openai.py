@@ -361,7 +361,7 @@ def test_broken_streams_raise(fault: Fault, message: str) -> None:
 
 
 def test_a_stream_is_one_answer() -> None:
-    with pytest.raises(ConfigError, match="n must be 1, not 2"):
+    with pytest.raises(ConfigError, match="n must be 1 for streams, not 2"):
         OpenAIGenerator("tiny", "http://127.0.0.1:9/v1").stream(prompt("a"), Decoding(n=2))
 
 

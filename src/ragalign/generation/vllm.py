@@ -269,7 +269,7 @@ def token_counts(output: Any) -> tuple[int | None, int]:
 def sampling_params(
     prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
 ) -> Any:
-    """vLLM's sampling parameters for the `sample`-th answer, with `logprobs` top tokens for each token."""
+    """The vLLM sampling parameters for the `sample`-th answer, with `logprobs` top tokens for each token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
