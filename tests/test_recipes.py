@@ -88,7 +88,7 @@ def test_constants_are_drawn_as_published(tmp_path: Path, table: str, n: int, n_
     [
         ("[packing]\nmax_tokenz = 3", r"\[packing\]: unknown key 'max_tokenz'; known are max_demonstrations"),
         ("[packing]\nmax_tokens = 'many'", "packing.max_tokens"),
-        ("[packing]\nmax_tokens = -1", "max_tokens is -1"),
+        ("[packing]\nmax_tokens = -1", "max_tokens must be 0 or more"),
         ("[packing]\norder = 'best'", "most_similar_last"),
         ("[decoding]\npreset = 'wild'", "no decoding preset 'wild'"),
         ("retriever = 3", "retriever"),

@@ -164,7 +164,7 @@ def test_nothing_passes(ragalign: Command, folder: Path) -> None:
         (["x", "--retriever", "mmr", "--option", "lambda=high"], 2, "mmr: lambda must be a number, not 'high'"),
         (["x", "--retriever", "bm25", "--option", "name=y"], 2, "has no option 'name'"),
         (["x", "--where", "=maths"], 2, "--where '=maths': write it as KEY=VALUE"),
-        (["x", "--where", "categry=maths"], 2, "no demonstration has the field 'categry'; there are: category"),
+        (["x", "--where", "categry=maths"], 2, "no demonstration has the field 'categry'; known fields: category"),
         (["x", "--near", "3"], 2, "near must be between -1 and 1"),
         (["--queries", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
