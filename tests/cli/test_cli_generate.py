@@ -313,7 +313,7 @@ def test_the_demo_runs_on_vllm_as_printed() -> None:
     ("arguments", "words"),
     [
         (("--stop", "\udcff"), "the stop string '\\udcff' is not valid Unicode"),
-        (("--dtype", "floaty"), "no dtype 'floaty'; there are auto, float16"),
+        (("--dtype", "floaty"), "no dtype 'floaty'; use one of auto, float16"),
     ],
 )
 def test_options_are_checked_before_a_model_is_loaded(

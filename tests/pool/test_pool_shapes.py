@@ -203,7 +203,10 @@ def test_odd_names_of_roles(user: str, assistant: str) -> None:
         ({"messages": messages(("user", None))}, "turn 1: 'content' is null, not text"),
         ({"messages": [{"role": "user", "text": "q"}]}, "turn 1 has no 'content' (role, text)"),
         ({"messages": messages((5, "q"))}, "turn 1: 'role' is a number, not text"),
-        ({"messages": messages(("user", [{"type": "image_url"}]))}, "turn 1: its content has a part that is not of type text"),
+        (
+            {"messages": messages(("user", [{"type": "image_url"}]))},
+            "turn 1: its content has a part that is not of type text",
+        ),
         (
             {"messages": messages(("user", "q"), ("assistant", "a"), ("user", "r")), "further_turns": 2},
             "the row has a field 'further_turns', a name reserved for",
