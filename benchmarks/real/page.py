@@ -68,7 +68,8 @@ def summary(figures: Figures) -> Iterator[str]:
         for baseline, found in parts[metric].against.items():
             better = _beyond(found, metric, sign=-1 if METRICS[metric][2] else 1)
             worse = _beyond(found, metric, sign=1 if METRICS[metric][2] else -1)
-            equal = [name for name, metrics in found.items() if metric in metrics and name not in {*better, *worse}]
+            known = [name for name, metrics in found.items() if metric in metrics and metrics[metric].n]
+            equal = [name for name in known if name not in {*better, *worse}]
             if better or worse or equal:
                 yield (
                     f"{_plain(metric)}, against {baseline}: better {_list(better)}; worse {_list(worse)}; "
@@ -87,7 +88,7 @@ def text(figures: Figures) -> str:
     ):
         lines.append(f"{name:40}" + "".join(f"{metric:>20}" for metric in metrics))
         for condition, found in part.means.items():
-            cells = (number(found[one].value, METRICS[one][1]) if one in found else NONE for one in metrics)
+            cells = (_plain_number(found[one].value if one in found else None, one) for one in metrics)
             lines.append(f"  {condition:38}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join([*lines, *summary(figures)])
 
@@ -105,10 +106,8 @@ def _sections(figures: Figures, settings: Mapping[str, Any]) -> Iterator[Markup]
     yield _sliced("By category", figures.by_category)
     yield _sliced("By the similarity of the nearest demonstration", figures.by_nearness)
     yield section("Many-shot", "Nats per token of the reference by the number of demonstrations.", _many_shot(figures))
-    yield section(
-        "Decoding", f"IFEval with {settings.get('decoding', '9 retrieved demonstrations in the form “ica”')}.",
-        _estimates(figures.decoding.means, _IFEVAL),
-    )  # fmt: skip
+    note = "IFEval with nine retrieved demonstrations in the form “ica”."
+    yield section("Decoding", note, _estimates(figures.decoding.means, _IFEVAL))
     for baseline, found in figures.decoding.against.items():
         yield section(f"Decoding: difference to {baseline}", "", _estimates(found, _IFEVAL, sign=True))
 
@@ -143,21 +142,26 @@ def _estimates(found: Mapping[str, Mapping[str, Estimate]], metrics: Sequence[st
 
 
 def _spread(part: PartFigures) -> Markup:
-    columns = [
-        Column("metric", kind="text"),
-        Column("mean"),
-        Column("lowest set"),
-        Column("highest set"),
-        Column(RETRIEVED),
-    ]
+    """How much the mean depends on which set was drawn: one set can beat retrieval by luck."""
+    labels = ("mean of the sets", "lowest set", "highest set", RETRIEVED, f"sets better than {RETRIEVED}")
+    columns = [Column("metric", kind="text"), *(Column(label) for label in labels)]
     rows = []
     for metric, sets in part.sets.items():
-        unit = METRICS[metric][1]
-        other = part.means.get(RETRIEVED, {}).get(metric)
-        values = [_average(list(sets.values())), min(sets.values()), max(sets.values())]
-        cells = [*(number(one, unit) for one in values), number(None if other is None else other.value, unit)]
-        rows.append(Row(METRICS[metric][0], cells))
+        values = list(sets.values())
+        retrieved = part.means.get(RETRIEVED, {}).get(metric)
+        better = NONE
+        if retrieved is not None:
+            sign = -1 if METRICS[metric][2] else 1
+            better = f"{sum(sign * one > sign * retrieved.value for one in values)} of {len(values)}"
+        shown = (_average(values), min(values), max(values), None if retrieved is None else retrieved.value)
+        rows.append(Row(METRICS[metric][0], [*(_plain_number(one, metric) for one in shown), better]))
     return table(columns, rows)
+
+
+def _plain_number(value: float | None, metric: str) -> str:
+    if value is None or not _is_fine(metric):
+        return number(value, METRICS[metric][1])
+    return f"{value:.3f}"
 
 
 def _sliced(title: str, by_metric: Mapping[str, Sequence[Slice]]) -> Markup:
@@ -198,10 +202,14 @@ def _many_shot(figures: Figures) -> Markup:
 
 def _cell(estimate: Estimate | None, metric: str, *, sign: bool = False) -> str:
     unit = METRICS[metric][1]
-    if metric.startswith("nll") or metric == "similarity":
-        # Differences are often in the third decimal.
+    if _is_fine(metric):
         return NONE if estimate is None else _fine(estimate, sign=sign)
     return stacked(estimate, unit, sign=sign)
+
+
+def _is_fine(metric: str) -> bool:
+    """Whether differences are often in the third decimal."""
+    return metric in (*_LIKELIHOOD, "similarity")
 
 
 def _fine(estimate: Estimate, *, sign: bool) -> Markup:
