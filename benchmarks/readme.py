@@ -113,6 +113,7 @@ FIGURES = {
         "demonstrations, and {r[thresholds][0.15][changes_noticed]:.1%} of topic changes are noticed."
     ),
     "shift_testbed": "Token distribution shift on the testbed: [the study](../docs/shift.md).",
+    "real": "Demonstrations and a real base model, measured without a judge: [its page](../docs/real.html).",
     "compare_ift_testbed": "Demonstrations against fine-tuning on the testbed: [the study](../docs/compare-ift.md).",
 }
 # Results of a script with another name, or of a command.
@@ -121,11 +122,12 @@ SCRIPTS = {
     "gpu_8b": "gpu/price",
     "gpu_13b": "gpu/price",
     "gpu_reuse_8b": "gpu/reuse",
+    "real": "results_real",
     "serving_overhead_160m": "serving_overhead",
     "testbed": "testbed/evaluate",
     "testbed_training": "testbed/train",
 }
-COMMANDS = {"bench_testbed": "make results"}
+COMMANDS = {"bench_testbed": "make results", "real": "make results-real"}
 
 
 class _Numbered(dict[str, Any]):
