@@ -32,6 +32,9 @@ CPU_BLOCK_SIZE = 32
 # On CPUs the cache gets a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
 
+# Prompts whose answers are scored at a time: few, since all of them have to stay in the cache.
+_SCORED_TOGETHER = 4
+
 # By name, so that an engine in another process finds it.
 _OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
 
@@ -213,26 +216,30 @@ class VllmGenerator(BaseGenerator):
         """
         from vllm import SamplingParams
 
-        inputs = []
-        for position, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=1,
-                prompt_logprobs=top_k,
-                flat_logprobs=True,
-                detokenize=False,
-                skip_reading_prefix_cache=False,
-                extra_args=extra,
-            )
-            ids = {"prompt_token_ids": [*prompt.token_ids, *answer]}
-            inputs.append((engine_prompt(prompt) | ids, params, position))
         self._engine()
-        with closing(self._loop.run(inputs)) as outputs:
-            for position, output, _ in outputs:
-                if output.finished:
-                    whole, start = output.prompt_token_ids, len(prompts[position].ids)
-                    yield position, from_flat(output.prompt_logprobs, whole, start, full=False)
+        for first in range(0, len(prompts), _SCORED_TOGETHER):
+            cached, scored = [], []
+            group = list(zip(prompts, answers, strict=True))[first : first + _SCORED_TOGETHER]
+            for position, (prompt, answer) in enumerate(group, first):
+                extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
+                common = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "extra_args": extra}
+                scoring = {"prompt_logprobs": top_k, "flat_logprobs": True, "skip_reading_prefix_cache": False}
+                given = engine_prompt(prompt)
+                # But for its last token, where the answer's first one is expected.
+                beginning = given | {"prompt_token_ids": prompt.token_ids[:-1]}
+                cached.append((beginning, SamplingParams(**common), position))
+                whole = given | {"prompt_token_ids": [*prompt.token_ids, *answer]}
+                scored.append((whole, SamplingParams(**common, **scoring), position))
+            # The engine makes probabilities of the whole vocabulary for every token that it has not cached: without
+            # this, for a whole prompt, which takes gigabytes.
+            with closing(self._loop.run(cached)) as outputs:
+                for _ in outputs:
+                    pass
+            with closing(self._loop.run(scored)) as outputs:
+                for position, output, _ in outputs:
+                    if output.finished:
+                        ids, start = output.prompt_token_ids, len(prompts[position].ids)
+                        yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
 
     def _engine(self) -> Any:
         if self._llm is None:
