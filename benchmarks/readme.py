@@ -123,7 +123,6 @@ SCRIPTS = {
     "gpu_13b": "gpu/price",
     "gpu_reuse_8b": "gpu/reuse",
     "real": "results_real",
-    "serving_overhead_160m": "serving_overhead",
     "testbed": "testbed/evaluate",
     "testbed_training": "testbed/train",
 }
@@ -150,7 +149,7 @@ def page() -> str:
 def _section(path: Path) -> str:
     name = path.stem
     result = json.loads(path.read_text(encoding="utf-8"), object_hook=_Numbered)
-    script = SCRIPTS.get(name, name)
+    script = SCRIPTS.get(name, _script(name))
     source = FOLDER / f"{script}.py"
     described = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) if source.is_file() else None) or ""
     link = f"[{script}.py]({script}.py)" if source.is_file() else ""
@@ -158,6 +157,13 @@ def _section(path: Path) -> str:
     links = " · ".join(filter(None, [link, f"[result](results/{path.name})"]))
     command = COMMANDS.get(name) or _command(result) or _documented_command(described)
     return f"## {name}\n\n{figure}\n\n```sh\n{command}\n```\n\n{_machine(result)}. {links}\n"
+
+
+def _script(name: str) -> str:
+    """The script of a result: ``reuse`` for ``reuse_gemma``, where there is no ``reuse_gemma``."""
+    parts = name.split("_")
+    heads = ["_".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((head for head in heads if (FOLDER / f"{head}.py").is_file()), name)
 
 
 def _machine(result: dict[str, Any]) -> str:

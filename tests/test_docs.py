@@ -19,7 +19,9 @@ import click
 import pytest
 import typer
 
+from ragalign.bench.grid import Grid
 from ragalign.recipes import Recipe
+from ragalign.templates import Template
 
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ROOT / "docs" / "hooks"
@@ -130,6 +132,22 @@ def test_python_in_examples_is_python(page: Path) -> None:
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "```toml\n" in page.read_text(encoding="utf-8")], ids=name)
+def test_toml_in_examples_is_read(page: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"example{number}.toml"
+        file.write_text(block, encoding="utf-8")
+        keys = set(tomllib.loads(block))
+        if "factors" in keys:
+            Grid.load(file)
+        elif "opening" in keys:
+            Template.load(file)
+        else:
+            assert keys <= {each.name for each in fields(Recipe)}, page.name
+            Recipe.load(file)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_relative_links_resolve(page: Path) -> None:
     links = load(HOOKS / "links.py")
@@ -200,6 +218,13 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     rows = {name: float(value) for name, value in re.findall(r"^\| `([\w-]+)` \|.*\| \**([\d.]+) %\** \|$", text, re.M)}
     assert set(rows) == {"zero-shot", "fixed", "random", "retrieved"}
     assert rows == {name: scores[name] for name in rows}
+
+
+def test_what_builds_the_documentation_is_pinned() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    names = [re.match(r"[\w-]+", each) for each in extras["docs"]]
+    pinned = (ROOT / "requirements-cpu.txt").read_text(encoding="utf-8")
+    assert [found[0] for found in names if found and f"\n{found[0]}==" not in pinned] == []
 
 
 def test_the_readme_is_short() -> None:
