@@ -50,8 +50,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation, into build/site; a warning is an error.
+# The documentation, into build/site; a warning is an error. What pages take from the code is written again first.
 docs: setup
+	$(BIN)/python docs/hooks/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
 

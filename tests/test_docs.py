@@ -33,7 +33,6 @@ PAGES = sorted(
         ROOT / "indexes/README.md",
     ]
 )
-PLACEHOLDER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
 def name(page: Path) -> str:
@@ -60,8 +59,7 @@ def generate() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def site(generate: ModuleType) -> str:
     """All pages, with what is generated filled in."""
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    return PLACEHOLDER.sub(lambda found: getattr(generate, found[1])(), text)
+    return "\n".join(generate.filled(page.read_text(encoding="utf-8")) for page in PAGES)
 
 
 def test_every_command_is_documented(generate: ModuleType, site: str) -> None:
@@ -69,6 +67,12 @@ def test_every_command_is_documented(generate: ModuleType, site: str) -> None:
     assert "ragalign index add" in names
     assert [name for name in names if f"### {name}\n" not in site] == []
     assert not re.search("^Examples?:", generate.command_line(), re.MULTILINE), "examples are code"
+
+
+def test_generated_parts_are_those_of_the_code(generate: ModuleType) -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert text == generate.refreshed(text), f"{page.name}: run `make docs`, and commit what it changes"
 
 
 def test_every_recipe_key_is_documented(site: str) -> None:
@@ -157,7 +161,7 @@ def test_relative_links_resolve(page: Path) -> None:
         if links.is_relative(target):
             there = page.parent / path
             assert there.exists(), f"{page.name}: {target}"
-            if anchor and there.suffix == ".md" and not PLACEHOLDER.search(there.read_text(encoding="utf-8")):
+            if anchor and there.suffix == ".md":
                 assert anchor in anchors(there), f"{page.name}: {target}"
 
 

@@ -1,7 +1,7 @@
 """MkDocs hook: generated parts of pages, pages from elsewhere in the repository, and a check of what was built.
 
-A line ``<!-- generated: NAME -->`` in a page is replaced by what the function NAME of `generate.py` returns. Files
-outside `docs/` that pages link to are copied into the site, so that it works without a network.
+What is generated is described in `generate.py`. Files outside `docs/` that pages link to are copied into the site, so
+that it works without a network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
 }
 _COPIES = "repository"
-_PLACEHOLDER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _LOG = logging.getLogger("mkdocs.hooks.build")
 
 
@@ -53,7 +52,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in what is generated, and turn links into the repository into links within the site."""
     uri = page.file.src_uri
     source = next((path for path, there in PAGES.items() if there == uri), f"docs/{uri}")
-    markdown = _PLACEHOLDER.sub(lambda found: getattr(generate, found[1])(), markdown)
+    markdown = generate.filled(markdown)
 
     def rewrite(found: re.Match[str]) -> str:
         path, mark, anchor = found[1].partition("#")

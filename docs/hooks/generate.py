@@ -1,6 +1,10 @@
-"""Parts of the documentation that come from the code: each function returns Markdown.
+"""Parts of the documentation that come from the code and from results: each function returns Markdown.
 
-Everything here must load quickly and without heavy libraries, since a test calls all of it.
+    python docs/hooks/generate.py       # or: make docs
+
+A line ``<!-- generated: NAME -->`` in a page of `docs/` stands for what the function NAME returns. Where a line
+``<!-- end -->`` follows, the text between the two is kept in the page for readers of the repository, and this script
+writes it. Everything here must load quickly and without heavy libraries, since a test calls all of it.
 """
 
 from __future__ import annotations
@@ -26,6 +30,26 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Types in the help of commands that name no placeholder of their own, and what readers of help see.
 _PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "N", "float": "X"}
 _TYPE = re.compile(r"<(?:list\[)?(str|path|int|float)\]?(?: range)?>", re.IGNORECASE)
+
+
+_GENERATED = re.compile(
+    r"^<!-- generated: (\w+) -->$(\n(?:(?!^<!-- generated).)*?^<!-- end -->$)?", re.MULTILINE | re.DOTALL
+)
+
+
+def filled(page: str) -> str:
+    """A page with everything that is generated, for the site."""
+    return _GENERATED.sub(lambda found: globals()[found[1]](), page)
+
+
+def refreshed(page: str) -> str:
+    """A page whose kept texts are those of now."""
+
+    def kept(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- generated: {name} -->\n\n{globals()[name]()}\n\n<!-- end -->" if found[2] else found[0]
+
+    return _GENERATED.sub(kept, page)
 
 
 def packaged_recipes() -> str:
@@ -325,3 +349,8 @@ def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for path in (ROOT / "docs").rglob("*.md"):
+        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
