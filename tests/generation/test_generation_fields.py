@@ -33,7 +33,7 @@ GREEDY = Decoding(max_tokens=12)
             [MinPLogitsWarper(0.05), TopKLogitsWarper(5), TopPLogitsWarper(0.9)],
         ),
     ],
-    ids=str,
+    ids=["top_k", "min_p", "top_k-top_p", "all"],
 )
 def test_draws_follow_the_distribution_that_transformers_defines(fields: dict[str, Any], warpers: list[Any]) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
