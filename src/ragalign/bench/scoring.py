@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ def _check_signature(function: Callable[..., Any], text: str) -> None:
     advice = "a metric takes one record, as in `def score(record): ...`, and returns a number or None"
     if inspect.iscoroutinefunction(function):
         raise ConfigError(f"{text} is asynchronous; {advice}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{text} is a generator; {advice}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # written in C, and silent about it
@@ -216,13 +219,17 @@ def _number(function: Callable[[Record], Any], record: Record) -> float:
     """The score that a user's function returns."""
     try:
         value = function(record)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnscoredError(f"the metric failed: {type(error).__name__}: {error}") from None
     if value is None:
         raise UnscoredError("the metric gave no score")
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UnscoredError(f"the metric gave no finite number: {value!r}")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan  # numpy's numbers are Real, too
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UnscoredError(f"the metric gave no finite number: {repr(value)[:60]}")
+    return number
 
 
 def _module(path: Path) -> Any:
@@ -232,6 +239,6 @@ def _module(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from None
     return module
