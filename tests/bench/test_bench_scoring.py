@@ -45,7 +45,7 @@ def test_what_gives_no_number_is_unscored(path: Path, name: str, words: str) -> 
 
 
 def test_a_generator_is_no_metric(path: Path) -> None:
-    with pytest.raises(ConfigError, match="m.py:gen is a generator; a metric takes one record"):
+    with pytest.raises(ConfigError, match=r"m\.py:gen is a generator; a metric takes one record"):
         make_scorer(f"{path}:gen")
 
 

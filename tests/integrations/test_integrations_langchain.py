@@ -116,3 +116,10 @@ def test_chat_openai_notices_nothing(service: LiveApp) -> None:
 def test_a_query_that_is_no_text_is_refused_in_one_line(index: Index, value: Any) -> None:
     with pytest.raises(DataError, match=r"the input variable 'q' must be text, not \w+$"):
         example_selector(index).select_examples({"q": value})
+
+
+@needs_core
+@pytest.mark.parametrize("variables", [None, "q", ["q"]])
+def test_input_that_is_no_mapping_is_refused_in_one_line(index: Index, variables: Any) -> None:
+    with pytest.raises(DataError, match=r"the input variables must be a mapping, not \w+$"):
+        example_selector(index, k=1, retriever="bm25").select_examples(variables)

@@ -79,6 +79,9 @@ def example_selector(
 
 
 def _query(variables: Mapping[str, str], key: str | None) -> str:
+    given: object = variables
+    if not isinstance(given, Mapping):
+        raise DataError(f"the input variables must be a mapping, not {type(given).__name__}")
     if key is None:
         if len(variables) != 1:
             raise ConfigError(f"which input variable is the query ({', '.join(variables) or 'none'})? Set input_key")
