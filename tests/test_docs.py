@@ -202,7 +202,8 @@ def test_paths_in_contributing_exist() -> None:
     paths = [path for path in re.findall(r"`([\w./*-]+/[\w./*-]*)`", text) if not path.startswith("..")]
     assert len(paths) > 25
     missing = [path for path in paths if not any([*ROOT.glob(path), *(ROOT / "src/ragalign").glob(path)])]
-    assert [path for path in missing if path != "build/site"] == []
+    made = (ROOT / "Makefile").read_text(encoding="utf-8")  # such as build/site
+    assert [path for path in missing if path not in made] == []
 
 
 def test_every_room_is_in_contributing_and_the_api_pages() -> None:
