@@ -25,7 +25,7 @@ from shapes import SHAPES, make_model
 
 from ragalign import Aligner, Encoder, Index, Pool, Recipe
 from ragalign.generation import VllmGenerator
-from ragalign.generation.vllm import sampling_params
+from ragalign.generation._vllm_requests import sampling_params
 from ragalign.pool.queries import read_queries
 from ragalign.types import Completion
 

@@ -191,7 +191,7 @@ def test_a_full_disk_is_said_once_and_left_out(
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    monkeypatch.setattr("ragalign.cache._insert", full)
+    monkeypatch.setattr("ragalign.cache.insert_rows", full)
     cache = Cache(path, "test cache")
     for _ in range(2):
         cache.put({b"new": b"x"})

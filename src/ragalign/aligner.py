@@ -24,7 +24,7 @@ from ragalign.reuse.layout import ReusingPacker
 from ragalign.reuse.opening import check_backend, check_model, default_store, engine_config, open_store, reusing
 from ragalign.reuse.store import Store
 from ragalign.templates.streaming import CleanStream
-from ragalign.templates.template import check_turns
+from ragalign.templates.turns import check_turns
 from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Hit, Prompt, Query, Role, Turn
 

@@ -17,37 +17,37 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
+from ragalign._cache_file import (
+    APPLICATION_ID,
+    FILE_ERRORS,
+    KEYS_PER_QUERY,
+    SCHEMA,
+    TABLE,
+    WAIT_S,
+    ForeignFileError,
+    check_header,
+    checksum_of,
+    empty_database,
+    insert_rows,
+    is_damage,
+    is_sound,
+    reason_of,
+    row_id,
+    salvaged_rows,
+    write_ahead,
+)
 from ragalign._locks import LockedError, locked
 from ragalign.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-_TABLE = "ragalign_cache"
-_APPLICATION_ID = 0x52414743  # "RAGC", in the file's header
-# Rows are found by a hash of their key. A separate index could contradict the rows once the file is damaged.
-_SCHEMA = f"CREATE TABLE IF NOT EXISTS {_TABLE} (id INTEGER PRIMARY KEY, key BLOB, value BLOB, checksum INTEGER)"
-# SQLite's oldest limit on the parameters of one statement is 999.
-_KEYS_PER_QUERY = 900
-_WAIT_S = 30.0
-# Raised by SQLite for damaged files; UnicodeDecodeError comes from messages that quote damaged text.
-_TROUBLE = (sqlite3.Error, OSError, ValueError, OverflowError, MemoryError, UnicodeError)
-# Errors that do not mean damage: a long-held lock, a read-only file, a full disk.
-_PASSING = frozenset({
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS,
-})  # fmt: skip
-_MAGIC = b"SQLite format 3\0"
 _SIDECARS = ("-wal", "-shm", "-journal")
 
 
@@ -78,7 +78,7 @@ class Cache:
         self._in_memory = path is None
         if path is None:
             self._kept = sqlite3.connect(":memory:", check_same_thread=False)
-            self._kept.execute(_SCHEMA)
+            self._kept.execute(SCHEMA)
         self._left_out = False
         self._opened: tuple[int, int] | None = None
         self._reported: set[str] = set()
@@ -115,8 +115,8 @@ class Cache:
             if self._kept is None and not self._exists():
                 return
             with self._connection(write=False) as connection:
-                for start in range(0, len(keys), _KEYS_PER_QUERY):
-                    found.update(self._select(connection, keys[start : start + _KEYS_PER_QUERY]))
+                for start in range(0, len(keys), KEYS_PER_QUERY):
+                    found.update(self._select(connection, keys[start : start + KEYS_PER_QUERY]))
 
         self._attempt(read)
         return found
@@ -127,13 +127,13 @@ class Cache:
         Raises:
             CacheError: a strict cache cannot be written.
         """
-        rows = [(key, value, _checksum(key, value)) for key, value in entries.items()]
+        rows = [(key, value, checksum_of(key, value)) for key, value in entries.items()]
 
         def write() -> None:
             if self._read_only:
                 raise PermissionError(None, "the cache was opened read-only")
             with self._connection(write=True) as connection:
-                _insert(connection, rows)
+                insert_rows(connection, rows)
 
         if rows:
             self._attempt(write)
@@ -147,7 +147,7 @@ class Cache:
             if self._kept is None and not self._exists():
                 return
             with self._connection(write=False) as connection:
-                count = int(connection.execute(f"SELECT COUNT(*) FROM {_TABLE}").fetchone()[0])
+                count = int(connection.execute(f"SELECT COUNT(*) FROM {TABLE}").fetchone()[0])
 
         self._attempt(read)
         return count
@@ -163,17 +163,17 @@ class Cache:
         with self._lock:
             try:
                 work()
-            except _ForeignFileError as error:
+            except ForeignFileError as error:
                 self._give_up(str(error))
-            except _TROUBLE as error:
-                if not _is_damage(error):
-                    self._give_up(_reason(error))
+            except FILE_ERRORS as error:
+                if not is_damage(error):
+                    self._give_up(reason_of(error))
                     return
                 try:
-                    self._replace(_reason(error))
+                    self._replace(reason_of(error))
                     work()
-                except (*_TROUBLE, _ForeignFileError) as again:
-                    self._give_up(_reason(again))
+                except (*FILE_ERRORS, ForeignFileError) as again:
+                    self._give_up(reason_of(again))
 
     def _give_up(self, reason: str) -> None:
         if self._strict:
@@ -207,17 +207,17 @@ class Cache:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._opened = _identity(path)
-        _look_at(path, strict=self._strict)
+        check_header(path, strict=self._strict)
         if not write:
             return self._open_for_reading(path)
-        connection = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=WAIT_S, check_same_thread=False)
         try:
             self._refuse_foreign(connection)
-            _write_ahead(connection)
+            write_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
-                connection.execute(_SCHEMA)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(SCHEMA)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         except BaseException:
             connection.close()
             raise
@@ -227,18 +227,18 @@ class Cache:
         name = path.absolute().as_uri()
         # In a read-only folder, SQLite can read the file only if told that it is immutable.
         for options in ("mode=ro", "mode=ro&immutable=1"):
-            connection = sqlite3.connect(f"{name}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False)
+            connection = sqlite3.connect(f"{name}?{options}", uri=True, timeout=WAIT_S, check_same_thread=False)
             try:
                 self._refuse_foreign(connection)
                 tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
                 if not tables:  # another process is just creating it
                     connection.close()
-                    return _empty()
+                    return empty_database()
                 return connection
             except sqlite3.OperationalError as error:
                 connection.close()
                 is_last = options != "mode=ro" or Path(f"{path}-wal").exists()
-                if is_last or _is_damage(error):
+                if is_last or is_damage(error):
                     raise
             except BaseException:
                 connection.close()
@@ -248,17 +248,17 @@ class Cache:
     def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
         """A valid database of something else is not damaged; we may rename it only in a folder of our own."""
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        if names and _TABLE not in names:
-            if self._strict and connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
-                raise _ForeignFileError("it is not a ragalign cache but another database; choose another file")
-            raise sqlite3.DatabaseError(f"it has no table {_TABLE}")
+        if names and TABLE not in names:
+            if self._strict and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise ForeignFileError("it is not a ragalign cache but another database; choose another file")
+            raise sqlite3.DatabaseError(f"it has no table {TABLE}")
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        wanted = {_id(key): key for key in keys}
+        wanted = {row_id(key): key for key in keys}
         marks = ",".join("?" * len(wanted))
-        rows = connection.execute(f"SELECT id, key, value, checksum FROM {_TABLE} WHERE id IN ({marks})", list(wanted))
+        rows = connection.execute(f"SELECT id, key, value, checksum FROM {TABLE} WHERE id IN ({marks})", list(wanted))
         for id_, key, value, checksum in rows:
-            if _is_sound(key, value, checksum):
+            if is_sound(key, value, checksum):
                 if key == wanted.get(id_):
                     yield key, value
             else:
@@ -281,8 +281,8 @@ class Cache:
                     Path(f"{path}{ending}").rename(f"{aside}{ending}")
             with closing(self._open(write=True)) as fresh:
                 n_saved = 0
-                for rows in _salvaged(aside):
-                    _insert(fresh, rows)
+                for rows in salvaged_rows(aside):
+                    insert_rows(fresh, rows)
                     n_saved += len(rows)
         self._report(
             "file",
@@ -297,109 +297,6 @@ class Cache:
         if self.path is None:
             raise ValueError("it is closed")
         return self.path
-
-
-class _ForeignFileError(Exception):
-    """The file belongs to something else."""
-
-
-def _look_at(path: Path, *, strict: bool) -> None:
-    """Check, as SQLite does not, whether the file can be a database at all.
-
-    Raises:
-        sqlite3.DatabaseError: the file is damaged.
-        _ForeignFileError: the file was never a database.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _ForeignFileError("it is not a file")
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        return
-    if not head:
-        return
-    if not head.startswith(_MAGIC):
-        # Our own files have zero bytes in their first page; a file without any is text.
-        if strict and b"\0" not in head:
-            raise _ForeignFileError("it is not a database; choose another file")
-        raise sqlite3.DatabaseError("file is not a database")
-    # SQLite reports an unknown format version as a read-only file.
-    if len(head) < 100 or head[18] not in (1, 2) or head[19] not in (1, 2):
-        raise sqlite3.DatabaseError("its header is damaged")
-
-
-def _empty() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", check_same_thread=False)
-    connection.execute(_SCHEMA)
-    return connection
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch the file to write-ahead mode, retrying: SQLite does not wait for other connections here."""
-    deadline = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[bytes, bytes, int]]) -> None:
-    with connection:
-        connection.executemany(
-            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?)",
-            ((_id(key), key, value, checksum) for key, value, checksum in rows),
-        )
-
-
-def _salvaged(path: Path) -> Iterator[list[tuple[bytes, bytes, int]]]:
-    """The intact rows of a damaged file, read from both ends up to the damage."""
-    for order in ("ASC", "DESC"):
-        rows: list[tuple[bytes, bytes, int]] = []
-        try:
-            with closing(sqlite3.connect(path)) as connection:
-                cursor = connection.execute(f"SELECT key, value, checksum FROM {_TABLE} ORDER BY id {order}")
-                for key, value, checksum in cursor:
-                    if _is_sound(key, value, checksum):
-                        rows.append((key, value, checksum))
-                    if len(rows) >= _KEYS_PER_QUERY:
-                        yield rows
-                        rows = []
-        except _TROUBLE:
-            yield rows
-            continue
-        yield rows
-        return
-
-
-def _is_sound(key: object, value: object, checksum: object) -> bool:
-    return isinstance(key, bytes) and isinstance(value, bytes) and _checksum(key, value) == checksum
-
-
-def _id(key: bytes) -> int:
-    return int.from_bytes(blake2b(key, digest_size=8).digest(), "big", signed=True)
-
-
-def _checksum(key: bytes, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(key))
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether an error means that the file is damaged, rather than the disk full or the file locked."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING
-    return isinstance(error, UnicodeError | OverflowError | MemoryError)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -421,7 +318,7 @@ def _free_name(path: Path) -> Path:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock file, waiting for it if another process has it."""
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + WAIT_S
     while True:
         lock = locked(path)
         try:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation import TransformersGenerator, VllmGenerator
-from ragalign.generation.vllm import CPU_BLOCK_SIZE
+from ragalign.generation._vllm_start import CPU_BLOCK_SIZE
 from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import Decoding, Prompt
 

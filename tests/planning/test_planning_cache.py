@@ -14,7 +14,7 @@ import pytest
 
 from ragalign.errors import ConfigError
 from ragalign.generation import VllmGenerator
-from ragalign.generation.vllm import CPU_BLOCK_SIZE
+from ragalign.generation._vllm_start import CPU_BLOCK_SIZE
 from ragalign.planning import PrefixCache
 from ragalign.types import Decoding, Prompt
 

@@ -32,7 +32,7 @@ def log_probabilities(world: World, prompts: list[Any]) -> torch.Tensor:
     """[prompts, vocabulary], of the first new token, by the engine."""
     from vllm import SamplingParams
 
-    from ragalign.generation.vllm import engine_prompt
+    from ragalign.generation._vllm_requests import engine_prompt
 
     inputs = []
     for position, prompt in enumerate(prompts):

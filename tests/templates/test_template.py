@@ -9,7 +9,7 @@ import pytest
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates import Template, built_in
-from ragalign.templates.template import check_turns, system_text
+from ragalign.templates.turns import check_turns, system_text
 from ragalign.types import Demonstration, Turn
 
 HEADED = Template("headed", "### Question:\n", "\n\n### Answer:\n", "\n\n")

@@ -53,7 +53,7 @@ def check_generator(backend: str = "auto", *, model: str, context_length: int | 
     if (known := _DTYPES.get(kind.__name__)) and dtype not in known:
         raise ConfigError(f"no dtype {dtype!r}; use one of {', '.join(known)}")
     if kind.__name__ == "VllmGenerator":
-        from ragalign.generation.vllm import check_options
+        from ragalign.generation._vllm_start import check_options
 
         given = options.pop("options", None) or EngineOptions()
         changed = given.with_changes(**{name: value for name, value in options.items() if name != "tokenizer"})

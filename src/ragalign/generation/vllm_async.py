@@ -15,10 +15,11 @@ from typing import Any
 
 from ragalign._optional import require
 from ragalign.generation._quiet import environment, is_verbose, quiet_start
+from ragalign.generation._vllm_requests import engine_prompt, sampling_params, token_counts
+from ragalign.generation._vllm_start import check_options, fill_in, start_error
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.engine_options import EngineOptions
-from ragalign.generation.vllm import check_options, engine_prompt, fill_in, sampling_params, start_error, token_counts
 from ragalign.models import locate_model
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 

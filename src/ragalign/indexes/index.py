@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +13,19 @@ from numpy.typing import NDArray
 from ragalign.encoders import Encoder
 from ragalign.errors import (
     ConfigError,
-    DataError,
     IndexFormatError,
-    IndexMismatchError,
     MissingDependencyError,
     RagalignError,
 )
 from ragalign.indexes import checking, faiss_backend, store
+from ragalign.indexes.encoding import encode_pool, require_same_encoder, texts_of
 from ragalign.indexes.faiss_backend import FaissIndex, Found
 from ragalign.indexes.kinds import choose
 from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
-from ragalign.indexes.vectors import for_metric, measurable, read_vectors
+from ragalign.indexes.searching import Searcher
+from ragalign.indexes.vectors import for_metric, read_vectors
 from ragalign.pool import Pool
 from ragalign.runs.machine import version
-
-_log = logging.getLogger(__name__)
-
-_BLOCK = 32_768
 
 
 class Index:
@@ -52,6 +47,7 @@ class Index:
         self._faiss = faiss
         self._encoder = encoder
         self._origin = origin
+        self._searcher = Searcher(vectors, faiss, manifest)
 
     @classmethod
     def build(
@@ -83,7 +79,7 @@ class Index:
             raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
         if text not in get_args(TextForm):
             raise ConfigError(f"text must be one of {', '.join(get_args(TextForm))}, not {text!r}")
-        vectors, n_truncated = _encode(pool, encoder, text, show_progress)
+        vectors, n_truncated = encode_pool(pool, encoder, text, show_progress)
         record = EncoderRecord.of(encoder)
         return cls._assemble(
             pool, vectors, record, encoder, kind, metric, text, n_truncated=n_truncated, show_progress=show_progress
@@ -171,7 +167,7 @@ class Index:
 
         def load(manifest: Manifest, paths: Mapping[str, Path]) -> Index:
             if encoder is not None:
-                _require_same_encoder(path, manifest.encoder, encoder)
+                require_same_encoder(path, manifest.encoder, encoder)
             return cls._load(path, manifest, paths, encoder)
 
         return store.read_folder(path, load, verify)
@@ -258,7 +254,7 @@ class Index:
                 raise ConfigError(
                     f"the index's encoder cannot be loaded; open the index with encoder=...: {error}"
                 ) from error
-            _require_same_encoder(self._origin[0] if self._origin else None, record, encoder)
+            require_same_encoder(self._origin[0] if self._origin else None, record, encoder)
             self._encoder = encoder
         return self._encoder
 
@@ -280,69 +276,7 @@ class Index:
             IndexMismatchError: the vectors have another dimension.
             DataError: a vector contains NaN, infinity or values whose squares overflow.
         """
-        queries = self._check_queries(vectors)
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, not {k}")
-        mask = self._check_mask(allowed)
-        queries = for_metric(queries, self.metric)
-        available = len(self) if mask is None else int(np.count_nonzero(mask))
-        n_results = min(k, available)
-        if n_results == 0 or len(queries) == 0:
-            return _padded((np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)), k)
-        if mask is None:
-            found: Found | None = self._faiss.search(queries, n_results)
-        else:
-            found = self._faiss.search_allowed(queries, n_results, mask)
-        if found is None:
-            found = self._search_exactly(queries, n_results, mask)
-        else:
-            # An approximate kind can find fewer than k; search these queries exactly.
-            short = (found[1] < 0).any(axis=1)
-            if short.any():
-                found[0][short], found[1][short] = self._search_exactly(queries[short], n_results, mask)
-        return _padded(_ordered(*found), k)
-
-    def _search_exactly(self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None) -> Found:
-        """Search the allowed rows exactly, block by block."""
-        rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
-        scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
-        positions = np.full((len(queries), 0), -1, dtype=np.int64)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            some = faiss_backend.search_rows(
-                queries,
-                for_metric(self.vectors[block], self.metric),
-                k,
-                inner_product=self.metric != "l2",
-            )
-            scores = np.concatenate([scores, some[0]], axis=1)
-            positions = np.concatenate([positions, block[some[1]]], axis=1)
-            best = np.lexsort((positions, -scores), axis=1)[:, :k]
-            scores = np.take_along_axis(scores, best, axis=1)
-            positions = np.take_along_axis(positions, best, axis=1)
-        return scores, positions
-
-    def _check_queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        dimension = self.manifest.encoder.dimension
-        if queries.ndim != 2 or queries.shape[1] != dimension:
-            raise IndexMismatchError(
-                f"queries have the shape {list(np.shape(vectors))}, this index needs [m, {dimension}]; "
-                f"encode them with {self.manifest.encoder.id!r}"
-            )
-        if not measurable(queries).all():
-            raise DataError("a query vector contains NaN, infinity or huge values; check its text and the encoder")
-        return queries
-
-    def _check_mask(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        if allowed is None:
-            return None
-        mask = np.asarray(allowed)
-        if mask.dtype != np.bool_ or mask.shape != (len(self),):
-            raise ConfigError(
-                f"allowed must be a boolean array of shape [{len(self)}], not {mask.dtype} of {list(mask.shape)}"
-            )
-        return None if mask.all() else mask
+        return self._searcher.search(vectors, k, allowed)
 
     def add(self, pool: Pool, *, show_progress: bool = False) -> Index:
         """Return an index with the demonstrations of ``pool`` added at the end, as if built from both pools.
@@ -352,7 +286,7 @@ class Index:
         joined = self.pool.union(pool)
         if len(joined) == len(self):
             return self
-        new, n_new = _encode(joined[len(self) :], self.encoder, self.manifest.text, show_progress)
+        new, n_new = encode_pool(joined[len(self) :], self.encoder, self.manifest.text, show_progress)
         n_before = self.manifest.n_truncated
         n_truncated = None if n_before is None else n_before + n_new
         return self._derive(joined, np.concatenate([self.vectors, new]), n_truncated, show_progress)
@@ -375,7 +309,7 @@ class Index:
         if not self.manifest.n_truncated:
             return self.manifest.n_truncated
         try:
-            return int(self.encoder.truncated(_texts(part, self.manifest.text)).sum())
+            return int(self.encoder.truncated(texts_of(part, self.manifest.text)).sum())
         except RagalignError:
             return None
 
@@ -393,77 +327,3 @@ class Index:
             origin=self._origin,
             show_progress=show_progress,
         )
-
-
-def _texts(pool: Pool, text: TextForm) -> list[str]:
-    """The text to encode of each demonstration."""
-    if text == "instruction":
-        return pool.instructions
-    return [f"{first}\n\n{second}" for first, second in zip(pool.instructions, pool.responses, strict=True)]
-
-
-def _encode(pool: Pool, encoder: Encoder, text: TextForm, show_progress: bool) -> tuple[NDArray[np.float32], int]:
-    """The vectors ``[n, d]`` and the number of truncated texts."""
-    texts = _texts(pool, text)
-    vectors = encoder.encode(texts, kind="document", show_progress=show_progress)
-    if vectors.shape != (len(pool), encoder.dimension):
-        raise IndexMismatchError(
-            f"the encoder {encoder.id!r} made vectors of shape {list(vectors.shape)} "
-            f"instead of {[len(pool), encoder.dimension]}"
-        )
-    is_measurable = measurable(vectors)
-    if not is_measurable.all():
-        bad = pool.ids[int(np.argmin(is_measurable))]
-        raise DataError(
-            f"the encoder {encoder.id!r} returns NaN, infinity or huge values for the demonstration {bad}; remove it"
-        )
-    n_truncated = int(encoder.truncated(texts).sum())
-    if n_truncated:
-        _log.warning(
-            "%d of %d texts are longer than the %s tokens of the encoder %s: their ends are not searched",
-            n_truncated,
-            len(texts),
-            encoder.max_tokens,
-            encoder.id,
-        )
-    return np.ascontiguousarray(vectors, dtype=np.float32), n_truncated
-
-
-def _ordered(scores: NDArray[np.float32], positions: NDArray[np.int64]) -> Found:
-    """Order equal scores by position, which FAISS does not guarantee."""
-    tied = (scores[:, 1:] == scores[:, :-1]).any(axis=1)
-    if tied.any():
-        order = np.lexsort((positions[tied], -scores[tied]), axis=1)
-        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
-        positions[tied] = np.take_along_axis(positions[tied], order, axis=1)
-    return scores, positions
-
-
-def _padded(found: Found, k: int) -> Found:
-    missing = k - found[0].shape[1]
-    if missing == 0:
-        return found
-    return (
-        np.pad(found[0], ((0, 0), (0, missing)), constant_values=-np.inf),
-        np.pad(found[1], ((0, 0), (0, missing)), constant_values=-1),
-    )
-
-
-def _require_same_encoder(folder: Path | None, record: EncoderRecord, encoder: Encoder) -> None:
-    if record.fingerprint == encoder.fingerprint:
-        return
-    where = "the index" if folder is None else f"the index {folder}"
-    given = EncoderRecord.of(encoder)
-    raise IndexMismatchError(
-        f"{where} was built with the encoder {_describe(record)}, not with {_describe(given)}; "
-        "use the former, or build the index again"
-    )
-
-
-def _describe(record: EncoderRecord) -> str:
-    details = [f"revision {record.revision[:12]}", "normalised" if record.normalize else "not normalised"]
-    if record.query_prompt or record.document_prompt:
-        details.append(f"prompts {record.query_prompt!r} and {record.document_prompt!r}")
-    if record.precision != "float32":
-        details.append(record.precision)
-    return f"{record.id!r} ({', '.join(details)})"

@@ -20,7 +20,7 @@ from ragalign.packing.pieces import Ids, Pieces, TokenStore
 from ragalign.packing.settings import Packing
 from ragalign.pool import Pool
 from ragalign.templates import Constant, Template
-from ragalign.templates.template import system_text
+from ragalign.templates.turns import system_text
 from ragalign.tokenization import Tokenizer
 from ragalign.types import DroppedDemonstration, Hit, Prompt, Turn
 
@@ -124,7 +124,7 @@ class Packer:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's."""
+        """The model's tokenizer."""
         return self._parts.tokenizer
 
     @property
@@ -146,6 +146,11 @@ class Packer:
     def context_length(self) -> int | None:
         """Maximum tokens of prompt and completion together; None for no limit."""
         return self._parts.context_length
+
+    @property
+    def has_safe_joins(self) -> bool:
+        """Whether ids of parts are concatenated; if not, every prompt is tokenised as a whole, which is slower."""
+        return self._parts.beginnings.exact
 
     def with_packing(self, packing: Packing) -> Packer:
         """Return a packer with other limits, which shares the cache of tokenised demonstrations with this one."""

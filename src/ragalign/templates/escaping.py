@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 MARK = "\\"
 
@@ -261,3 +262,9 @@ def _tree(words: set[tuple[str, ...]]) -> str:
         rests.setdefault(first, set()).add(tuple(rest))
     branches = [first + _tree(rest) for first, rest in sorted(rests.items())]
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+
+
+@lru_cache(maxsize=256)
+def escaper_for(lines: tuple[str, ...], strings: tuple[str, ...]) -> Escaper:
+    """The escaper of a template's delimiters and of common special tokens; see `Escaper`."""
+    return Escaper(lines, (*strings, *SPECIAL_TOKENS))

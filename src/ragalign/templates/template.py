@@ -6,23 +6,20 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
-from itertools import product
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError, DataError
-from ragalign.templates.escaping import MARK, SPECIAL_TOKENS, Escaper
+from ragalign.templates.checking import check_delimiters
+from ragalign.templates.escaping import MARK, Escaper, escaper_for
+from ragalign.templates.stops import END_OF_TEXT, default_stop, fence_of, invented_turn
 from ragalign.templates.streaming import Cleaning, CleanStream
+from ragalign.templates.turns import check_text, check_turns, system_text
 from ragalign.types import Demonstration, Turn
 
 Escape = Literal["neutralise", "none"]
-
-# Special tokens that models generate at the end of a text, as far as the tokenizer does not remove them.
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>")
-# A closing that is a code fence on its own line.
-_FENCE = re.compile(r"\n(`{3,}|~{3,})[^\S\n]*(?:\n\s*)?")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Template:
         closing = "\n\n"
 
     With ``escape = "neutralise"`` every new template is checked: no neutralised text must be able to imitate its
-    strings (see `_imitable`).
+    strings (see `ragalign.templates.checking`).
 
     Attributes:
         name: name for messages.
@@ -85,7 +82,7 @@ class Template:
         if not self.cue:
             object.__setattr__(self, "cue", self.middle)
         if not self.stop:
-            object.__setattr__(self, "stop", _default_stop(self.opening, self.closing))
+            object.__setattr__(self, "stop", default_stop(self.opening, self.closing))
         if self.fenced and not self.fence:
             raise ConfigError(
                 f"template {self.name!r} is fenced, but its 'closing' is not a fence on its own line, such as "
@@ -93,7 +90,8 @@ class Template:
             )
         object.__setattr__(self, "fenced", bool(self.fence))
         if self.escape == "neutralise":
-            self._check_imitable()
+            strings = (self.opening, self.middle, self.closing, self.cue)
+            check_delimiters(self.name, strings, self.protect, self._delimiters)
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> Template:
@@ -150,7 +148,7 @@ class Template:
     @cached_property
     def escaper(self) -> Escaper:
         """Neutralises this template's delimiters and common special-token strings."""
-        return _escaper(*self._delimiters)
+        return escaper_for(*self._delimiters)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -297,7 +295,7 @@ class Template:
     @property
     def fence(self) -> str:
         """The fence around answers, such as three backticks, or ""."""
-        return self.closing.strip() if _FENCE.fullmatch(self.closing) else ""
+        return fence_of(self.closing)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -311,7 +309,7 @@ class Template:
         """
         if self.escape == "none":
             return self.stop
-        return tuple(dict.fromkeys((*self.stop, *_made_up_turn(self.opening, self.closing))))
+        return tuple(dict.fromkeys((*self.stop, *invented_turn(self.opening, self.closing))))
 
     @cached_property
     def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -327,23 +325,6 @@ class Template:
             (lines if string.startswith("#") or string.endswith(":") else strings).append(string)
         return tuple(dict.fromkeys(filter(None, lines))), tuple(dict.fromkeys(filter(None, strings)))
 
-    def _check_imitable(self) -> None:
-        constants = (self.opening, self.middle, self.closing, self.cue)
-        between = self.closing + self.opening
-        if between.startswith(self.middle) or self.middle.startswith(between) or self.closing.endswith(self.cue):
-            raise ConfigError(f"template {self.name!r}: 'middle' or 'cue' looks like the end of an answer; change it")
-        if any(MARK in string for string in (*constants, *self.protect)):
-            raise ConfigError(
-                f"template {self.name!r}: delimiters must not contain backslashes, which neutralising inserts; "
-                "use other characters"
-            )
-        found = _imitable(self._delimiters, self.opening, self.middle, self.closing)
-        if found is not None:
-            raise ConfigError(
-                f"template {self.name!r}: a text could imitate {found!r}; put it on its own line, with more than one "
-                "character and without repetition, such as '### Answer:'"
-            )
-
     def _protect(self) -> Callable[[str], str]:
         return self.escaper.escape if self.escape == "neutralise" else str
 
@@ -354,95 +335,3 @@ _BUILT_IN = Path(__file__).parent / "forms"
 def built_in() -> list[str]:
     """The names of the built-in templates."""
     return sorted(path.stem for path in _BUILT_IN.glob("*.toml"))
-
-
-def system_text(turns: Sequence[Turn]) -> str:
-    """The joined text of a conversation's system turns."""
-    return "\n\n".join(turn.content for turn in turns if turn.role == "system")
-
-
-def check_text(text: str, what: str) -> None:
-    """Reject a text with lone surrogates, which tokenizers cannot encode; `what` names it in the message.
-
-    Raises:
-        DataError: the text has a lone surrogate; the message has its position.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise DataError(
-            f"{what} is not valid Unicode: character {error.start + 1} is a lone surrogate (U+{code:04X}); remove it"
-        ) from None
-
-
-def check_turns(turns: Sequence[Turn]) -> None:
-    """Reject conversations that a template cannot render.
-
-    Raises:
-        DataError: a turn is out of order or not valid Unicode; the message has its number.
-    """
-    spoken = 0
-    for number, turn in enumerate(turns, start=1):
-        check_text(turn.content, f"turn {number}")
-        if turn.role == "system":
-            if spoken:
-                raise DataError(f"turn {number}: system turns must come first")
-            continue
-        expected = "assistant" if spoken % 2 else "user"
-        if turn.role != expected:
-            raise DataError(f"turn {number}: expected the role {expected!r}, found {turn.role!r}")
-        spoken += 1
-    if spoken % 2 == 0:
-        raise DataError("the conversation must end with a user turn" if spoken else "the conversation is empty")
-
-
-@lru_cache(maxsize=256)
-def _escaper(lines: tuple[str, ...], strings: tuple[str, ...]) -> Escaper:
-    return Escaper(lines, (*strings, *SPECIAL_TOKENS))
-
-
-@lru_cache(maxsize=256)
-def _imitable(
-    delimiters: tuple[tuple[str, ...], tuple[str, ...]], opening: str, middle: str, closing: str
-) -> str | None:
-    """The string of a template that a neutralised text could imitate; None if that is proven impossible.
-
-    A user's text is followed by `middle`, and an answer by `closing + opening`. A neutralised text contains a copy of
-    such a string only if no cut is inside the copy, since the strings have no mark. So every copy must have a cut, and
-    so must every prefix that a text can end with, if the template can continue it to the whole string.
-    """
-    escaper = _escaper(*delimiters)
-    ends = (middle, closing + opening)
-    neighbours = ("", "a", "\n", " ", "#", "`", "\n\n")
-    for string in ends:
-        parts = [string]
-        for n in range(1, len(string)):
-            rest = string[n:]
-            # A closing is followed by the end or the next turn; the other two by arbitrary text.
-            if closing.startswith(rest) or any(end.startswith(rest) or rest.startswith(end) for end in ends):
-                parts.append(string[:n])
-        for part in parts:
-            followed = neighbours if part == string else ("",)
-            for before, after in product(neighbours, followed):
-                cuts = escaper.cuts(before + part + after)
-                if not any(len(before) < cut < len(before + part) for cut in cuts):
-                    return string
-    return None
-
-
-def _default_stop(opening: str, closing: str) -> tuple[str, ...]:
-    """The beginning of the next turn and, unless it is a code fence, the end of an answer."""
-    heading = opening.strip().splitlines()[0]
-    next_turn = f"\n{heading}" if closing.endswith("\n") else heading
-    # With its line break, so that the same characters inside a line do not end an answer.
-    ends = re.search(r"(\n?)[^\S\n]*(\S.*)", closing.rstrip(), re.DOTALL)
-    closes = (ends[1] + ends[2],) if ends and not _FENCE.fullmatch(closing) else ()
-    return tuple(dict.fromkeys((next_turn, *closes)))
-
-
-def _made_up_turn(opening: str, closing: str) -> tuple[str, ...]:
-    """The closing with the marker of the next heading, unless it is only a blank line."""
-    marker = re.match(r"\s*(#+ )", opening)
-    distinct = closing.strip() or closing.count("\n") > 2
-    return (closing + marker[0],) if marker and distinct else ()

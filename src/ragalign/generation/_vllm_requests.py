@@ -1,0 +1,68 @@
+"""Requests to vLLM's engines and counts in their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ragalign.stopping import merge_stops
+from ragalign.types import Decoding, Prompt
+
+
+def token_prompt(ids: Sequence[int]) -> dict[str, Any]:
+    """Token ids as vLLM's front end passes them to the engine; the key "type" marks them as ready."""
+    return {"type": "token", "prompt_token_ids": list(ids)}
+
+
+def engine_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt for the engine; with reused demonstrations, a salt separates its cached blocks from others."""
+    salt = {} if prompt.reuse is None else {"cache_salt": prompt.reuse.cache_salt}
+    return token_prompt(prompt.token_ids) | salt
+
+
+def sampling_params(
+    prompt: Prompt, decoding: Decoding, sample: int, *, stream: bool = False, logprobs: int | None = None
+) -> Any:
+    """The vLLM sampling parameters for the `sample`-th answer, with `logprobs` top tokens for each token."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    penalty = decoding.output_repetition_penalty
+    extra: dict[str, Any] = {} if penalty == 1 else {"output_repetition_penalty": penalty}
+    if prompt.reuse is not None:
+        extra["kv_transfer_params"] = prompt.reuse.params()
+    return SamplingParams(
+        n=1,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_tokens=decoding.max_tokens,
+        seed=None if decoding.seed is None else decoding.seed + sample,
+        repetition_penalty=decoding.repetition_penalty,
+        presence_penalty=decoding.presence_penalty,
+        frequency_penalty=decoding.frequency_penalty,
+        extra_args=extra or None,
+        stop=list(merge_stops(prompt.stop, decoding.stop)),
+        top_k=decoding.top_k,
+        min_p=decoding.min_p,
+        min_tokens=decoding.min_tokens,
+        stop_token_ids=list(decoding.stop_token_ids),
+        ignore_eos=decoding.ignore_eos,
+        logit_bias=dict(decoding.logit_bias) or None,
+        logprobs=logprobs,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def token_counts(output: Any) -> tuple[int | None, int]:
+    """Cached prompt tokens, and tokens of reused demonstrations, which the engine also counts as cached."""
+    told = (getattr(output, "kv_transfer_params", None) or {}).get("ragalign") or {}
+    n_reused = int(told.get("n_reused_tokens", 0))
+    # vLLM's own count still includes tokens that could not be loaded.
+    n_cached = told.get("n_ready_tokens", output.num_cached_tokens)
+    return (None if n_cached is None else max(0, n_cached - n_reused)), n_reused
+
+
+def first_token_s(metrics: Any) -> float | None:
+    """Seconds from scheduling to the first token, by the engine's clock."""
+    first, scheduled = getattr(metrics, "first_token_ts", 0.0), getattr(metrics, "scheduled_ts", 0.0)
+    return first - scheduled if 0 < scheduled <= first else None
