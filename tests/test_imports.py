@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+
+import grimp
 
 import ragalign
 
@@ -63,3 +66,11 @@ def test_every_public_name_is_there() -> None:
 
 def test_public_names_are_listed_once_and_sorted() -> None:
     assert ragalign.__all__ == sorted(set(ragalign.__all__))
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Imports inside functions and for type checkers count, too; import-linter looks at rooms only."""
+    graph = grimp.build_graph("ragalign", "ragalign_cli", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert imports["ragalign.reuse.pieces"] >= {"ragalign.reuse.page_locked"}, "imports in functions are seen"
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the files

@@ -140,7 +140,7 @@ def test_large_masks_go_through_the_approximate_structure(
     # As if the mask were too large for its rows to be copied out.
     monkeypatch.setattr("ragalign.indexes.faiss_backend._GATHER_BLOCK", 100)
     index = Index.build(make_pool(range(N)), TableEncoder(vectors), kind=kind, metric=metric)
-    monkeypatch.setattr(index, "_search_exactly", None)
+    monkeypatch.setattr(index._searcher, "_search_exactly", None)
     mask = np.random.default_rng(4).random(N) < 0.2
     found = index.search(queries, 10, allowed=mask)[1]
     assert mask[found].all()

@@ -277,7 +277,7 @@ class Worker:
         """Host memory for a new piece."""
         import torch
 
-        from ragalign.reuse.staging import page_locked
+        from ragalign.reuse.page_locked import page_locked
 
         return torch.empty(shape, dtype=dtype) if self._device.type == "cpu" else page_locked(shape, dtype)
 

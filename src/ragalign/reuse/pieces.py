@@ -82,7 +82,7 @@ def read_piece(path: Path, *, pin: bool = False) -> Piece:
     """
     import torch
 
-    from ragalign.reuse.staging import page_locked
+    from ragalign.reuse.page_locked import page_locked
 
     try:
         with path.open("rb", buffering=0) as file:

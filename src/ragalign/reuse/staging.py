@@ -1,8 +1,7 @@
-"""Room on a GPU through which pieces pass on their way into the engine's cache, and page-locked host memory."""
+"""Room on a GPU through which pieces pass on their way into the engine's cache."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 from ragalign.reuse.pieces import Piece
@@ -58,25 +57,3 @@ class Staging:
 
         self._used[self._turn].record(torch.cuda.current_stream(self._device))
         self._turn = (self._turn + 1) % len(self._buffers)
-
-
-def page_locked(shape: Any, dtype: Any) -> Any:
-    """An empty tensor in page-locked host memory of exactly its size.
-
-    Torch's own allocator rounds up to a power of two, which wastes up to half of the memory that pieces take.
-    """
-    import torch
-
-    tensor = torch.empty(shape, dtype=dtype)
-    n_bytes = tensor.numel() * tensor.element_size()
-    if n_bytes == 0 or int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), n_bytes, 0)) != 0:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
-    weakref.finalize(tensor, _unlock, tensor.data_ptr())
-    return tensor
-
-
-def _unlock(address: int) -> None:
-    import torch
-
-    torch.cuda.synchronize()  # no copy may be under way
-    torch.cuda.cudart().cudaHostUnregister(address)

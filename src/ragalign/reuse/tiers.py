@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import Any
 
+from ragalign.reuse.page_locked import page_locked
 from ragalign.reuse.pieces import Piece
-from ragalign.reuse.staging import Staging, page_locked
+from ragalign.reuse.staging import Staging
 from ragalign.reuse.store import Store
 
 
