@@ -33,7 +33,7 @@ _OWN_OPTIONS = {
 }
 
 
-def start(options: dict[str, Any]) -> Any:
+def start_engine(options: dict[str, Any]) -> Any:
     """Create a `vllm.LLM` with these options; None means the default."""
     in_process = options["tensor_parallel_size"] == 1 and options.get("pipeline_parallel_size", 1) == 1
     in_process = in_process and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") == "0"
@@ -68,7 +68,7 @@ def start(options: dict[str, Any]) -> Any:
             raise start_error(options["model"], error) from error
 
 
-def stop(llm: Any) -> None:
+def stop_engine(llm: Any) -> None:
     """Shut down an engine; can be called more than once."""
     with quiet():
         llm.llm_engine.engine_core.shutdown()

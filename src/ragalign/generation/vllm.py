@@ -17,7 +17,7 @@ from ragalign.generation._vllm_requests import (
     token_counts,
     token_prompt,
 )
-from ragalign.generation._vllm_start import OUTPUT_PENALTY, start, stop
+from ragalign.generation._vllm_start import OUTPUT_PENALTY, start_engine, stop_engine
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
@@ -61,13 +61,13 @@ class VllmGenerator(BaseGenerator):
     ) -> None:
         self._model = str(model)
         arguments = (options or EngineOptions()).with_changes(**changes).arguments(locate_model(model), tokenizer)
-        engine = start(arguments)
+        engine = start_engine(arguments)
         self._llm: Any = engine
         self._penalises_output = OUTPUT_PENALTY in (arguments.get("logits_processors") or ())
         self._context_length = int(engine.llm_engine.model_config.max_model_len)
         self._loop = EngineLoop(engine.llm_engine)
         # Runs at close, garbage collection or exit, whichever is first.
-        self._finalizer = weakref.finalize(self, stop, engine)
+        self._finalizer = weakref.finalize(self, stop_engine, engine)
 
     @property
     def model(self) -> str:
