@@ -80,6 +80,11 @@ FIGURES = {
         "The same for a 13B shape: {r[settings][ica-order][requests_per_s]}, "
         "{r[settings][relax-0.98][requests_per_s]} and {r[settings][fixed-3000][requests_per_s]} requests/s."
     ),
+    "gpu_reuse_8b": (
+        "With demonstrations' keys and values in host memory, {r[settings][reuse][requests_per_s]} requests/s; "
+        "{r[settings][ica-order][requests_per_s]} without, {r[settings][fixed-3000][requests_per_s]} with the same "
+        "demonstrations for everybody. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
+    ),
     "judge_throughput": (
         "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times "
         "what the judge's latency alone takes; "
