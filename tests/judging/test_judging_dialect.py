@@ -17,7 +17,7 @@ from ragalign.judging.cache import ReplyCache
 from ragalign.judging.dialect import Dialect
 from ragalign.judging.judges import Judge
 from ragalign.judging.protocols.ica import Ica
-from ragalign.judging.retries import RetryPolicy
+from ragalign.judging.retries import RetryPolicy, failure
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
 
 N = 30
@@ -137,6 +137,12 @@ BODY = {"model": "m", "messages": [], "temperature": 0.2, "max_tokens": 5}
             {"message": '{"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs"}'},
             {"max_completion_tokens", "temperature"},
         ),
+        ({"message": "Unknown parameter: max_tokens"}, {"max_completion_tokens", "temperature"}),
+        ({"message": "unrecognized request argument supplied: max_tokens"}, {"max_completion_tokens", "temperature"}),
+        ({"message": "unexpected keyword argument 'max_tokens'"}, {"max_completion_tokens", "temperature"}),
+        ({"message": "`max_tokens` is not supported."}, {"max_completion_tokens", "temperature"}),
+        ({"message": "max_tokens is not supported above 100"}, None),
+        ({"message": "Unsupported parameter: 'stop'; max_tokens was 5"}, None),
         (REFUSED_PARAMETERS["no_temperature"], {"max_tokens"}),
         ({"message": "`temperature` is deprecated for this model."}, {"max_tokens"}),
         ({"message": "max_tokens is too large: 99999. The model supports at most 8192 tokens."}, None),
@@ -171,3 +177,12 @@ def test_learning_ends(errors: list[dict[str, Any]]) -> None:
         repeated += dialect.learn(dialect.translate(BODY), error)
     assert repeated <= 3
     assert {"model", "messages"} <= set(dialect.translate(BODY))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"detail": "why not"}, {"error": "why not"}, {"message": "why not"}, {"detail": [{"msg": "why not"}]},
+     {"error": {"message": "why not"}}],
+)  # fmt: skip
+def test_the_words_of_an_error_are_kept_whatever_its_form(body: dict[str, Any]) -> None:
+    assert "why not" in str(failure(400, body, {}).reason)

@@ -71,7 +71,7 @@ class Dialect:
         for name in LIMITS:
             if name in sent and (about == name or _names(text, name)):
                 other = LIMITS[1 - LIMITS.index(name)]
-                is_sure = _names(text, other) or about == name or "extra" in text.lower()
+                is_sure = _names(text, other) or about == name or "extra" in text.lower() or _is_unknown(text, name)
                 # Where both are refused, the error goes into the verdicts; there is no third request.
                 if self._learns_limit and is_sure and other not in self._refused:
                     self._limit = other
@@ -80,6 +80,19 @@ class Dialect:
         self._left_out |= {
             name for name in _DISPENSABLE if name in sent and (about == name or (about is None and _names(text, name)))
         }
+
+
+def _is_unknown(text: str, name: str) -> bool:
+    """Whether a text says that a server does not know a parameter, and not only that it refuses its value."""
+    quoted = rf"[\"'`]?{name}(?![A-Za-z_])[\"'`]?"
+    kinds = r"(?:parameter|argument|field|property|key|option|input)s?"
+    return any(
+        re.search(pattern, text, re.IGNORECASE) is not None
+        for pattern in (
+            rf"(?:unsupported|unknown|unrecogni[sz]ed|unexpected)\s+(?:\w+\s+)?{kinds}\b[^.;]{{0,30}}?{quoted}",
+            rf"{quoted}\s+is\s+(?:not\s+(?:supported|allowed|permitted|recogni[sz]ed)|unsupported|unknown)(?!\s+\w)",
+        )
+    )
 
 
 def _names(text: str, name: str) -> bool:

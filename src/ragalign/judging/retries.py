@@ -119,11 +119,8 @@ def failure(status: int, body: Any, headers: Mapping[str, str]) -> RequestError:
 def _described(body: Any) -> tuple[str, str]:
     """Message and code of an OpenAI-style error body."""
     error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, str):
-        return _short(error), ""
     if not isinstance(error, dict):
-        detail = body.get("message") if isinstance(body, dict) else None
-        return (_short(detail), "") if isinstance(detail, str) else ("", "")
+        return _short(_error_object(body).get("message", "")), ""
     message, code = error.get("message"), error.get("code") or error.get("type")
     return _short(message) if isinstance(message, str) else "", code if isinstance(code, str) else ""
 
