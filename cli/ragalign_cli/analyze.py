@@ -1,4 +1,4 @@
-"""`ragalign analyze`: what alignment changes, measured on two models."""
+"""`ragalign analyze`: measure what alignment changes in a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = group("Measure what alignment changes in a model.")
 
-# Whole vocabularies come quickly from transformers; vLLM hands them over as Python numbers.
+# transformers returns whole vocabularies as tensors, which is fast; vLLM converts every value to a Python number.
 _VLLM_TOP_K = 100
 
 
@@ -36,39 +36,44 @@ def shift(
     recipe: Annotated[
         Optional[list[str]],
         typer.Option(
-            help="A context of the base model beside the aligned model's own prompt: a recipe's name or TOML file; "
-            "several may be given. By default zero-shot and urial, and ica where there is an index.",
+            help="Also give the base model the prompts of this recipe (a name or TOML file). Repeatable; by default "
+            "zero-shot, urial and, with --index, ica.",
             show_default=False,
         ),
     ] = None,
-    index: Annotated[Optional[Path], typer.Option(metavar="DIR", help="What recipes retrieve from.")] = None,
+    index: Annotated[Optional[Path], typer.Option(metavar="DIR", help="The index that recipes retrieve from.")] = None,
     aligned_recipe: Annotated[
         Optional[str],
         typer.Option(
-            help="The recipe whose prompts the aligned model answers; by default its own chat template, or zero-shot "
-            "where it has none.",
+            help="The recipe for the aligned model's prompts; by default its own chat template, or zero-shot if it has "
+            "none.",
             show_default=False,
         ),
     ] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
     first: options.First = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 512,
     top_k: Annotated[
         Optional[int],
         typer.Option(
             help="Compare only the most probable tokens of each model: KL becomes a lower bound; ranks and "
-            "probabilities stay exact. 0 compares whole vocabularies, which is the default with transformers; "
-            f"with vllm it is {_VLLM_TOP_K}.",
+            "probabilities stay exact. 0 compares whole vocabularies, the default with transformers; the default "
+            f"with vllm is {_VLLM_TOP_K}.",
             show_default=False,
         ),
     ] = None,
     align_by_text: Annotated[
-        bool, typer.Option("--align-by-text", help="Compare models with different tokenizers, where both split alike.")
+        bool,
+        typer.Option(
+            "--align-by-text", help="Compare models with different tokenizers wherever both split the text alike."
+        ),
     ] = False,
     categories: Annotated[
         Optional[Path],
-        typer.Option(help='Kinds of tokens of your own: TOML, name = ["regular expression", ...].', show_default=False),
+        typer.Option(
+            help='Your own categories of tokens: TOML, name = ["regular expression", ...].', show_default=False
+        ),
     ] = None,
     backend: options.Backend = "auto",
     dtype: options.DType = None,
@@ -80,9 +85,9 @@ def shift(
 
     This is the token distribution shift of Lin et al. (2023).
 
-    The aligned model answers greedily. At every token the base model is asked what it expects, given the same context
-    and the same answer so far: its first choice is unshifted, its second or third marginal, any other shifted. The same
-    with each recipe's prompt shows how much of the shift in-context alignment closes.
+    The aligned model answers greedily, and the base model scores every token of the answer in the same context: a token
+    is unshifted if it is the base model's first choice, marginal if its second or third, and shifted otherwise.
+    Repeating this with the prompts of each recipe shows how much of the shift in-context alignment closes.
 
     \b
     Examples:
@@ -127,7 +132,7 @@ def shift(
         "n_answer_tokens": sum(len(answer.token_ids) for answer in outcome.answers),
         "top_k": settings.top_k,
         "kl": kl_note(settings, outcome),
-        "contexts": [one.to_dict() for one in shown],
+        "contexts": [context.to_dict() for context in shown],
         "failures": [{"context": name, "id": id_, "reason": reason} for name, id_, reason in outcome.failures],
     }
     write_json(out / "shift.json", result)
@@ -138,7 +143,7 @@ def shift(
         console.print_json(result)
     else:
         _show(shown)
-        console.note(f"-> {out}/shift.html, shift.json, and the plots as SVG")
+        console.note(f"-> {out}/shift.html, shift.json and the plots as SVG")
 
 
 def _top_k(given: int | None, backend: str) -> int | None:
@@ -158,23 +163,26 @@ def _show(shown: list[Figures]) -> None:
         scaled = estimate.scaled(100)
         return f"{number(scaled.value, '%')} ({interval(scaled, '%')})"
 
-    console.heading("Tokens of the aligned model, by their rank for the base model, %")
+    console.heading("Tokens of the aligned model by their rank for the base model, %")
     columns = [("context", "left"), ("positions", "right"), ("unshifted", "right"), ("marginal", "right")]
     columns += [("shifted", "right"), ("closed", "right"), ("KL, nats", "right")]
     rows = []
-    for one in shown:
-        shares = [percent(one.shares[kind]) for kind in ("unshifted", "marginal", "shifted")]
-        closed = "" if one.closed is None else percent(one.closed)
-        rows.append((one.context, f"{one.n_positions:,}", *shares, closed, number(one.kl.value, "nats")))
+    for context in shown:
+        shares = [percent(context.shares[kind]) for kind in ("unshifted", "marginal", "shifted")]
+        closed = "" if context.closed is None else percent(context.closed)
+        rows.append((context.context, f"{context.n_positions:,}", *shares, closed, number(context.kl.value, "nats")))
     console.print_table(columns, rows)
-    kinds = sorted({kind for one in shown for kind in one.by_category})
-    console.heading("Shifted, % of the tokens of a kind")
+    kinds = sorted({kind for context in shown for kind in context.by_category})
+    console.heading("Shifted tokens by category, %")
     console.print_table(
-        [("kind", "left"), *((one.context, "right") for one in shown)],
+        [("category", "left"), *((context.context, "right") for context in shown)],
         [
             (
                 kind,
-                *(number(100 * one.by_category[kind].value, "%") if kind in one.by_category else "" for one in shown),
+                *(
+                    number(100 * context.by_category[kind].value, "%") if kind in context.by_category else ""
+                    for context in shown
+                ),
             )
             for kind in kinds
         ],
@@ -182,6 +190,6 @@ def _show(shown: list[Figures]) -> None:
     if shown[0].tokens:
         console.heading(f"Most shifted tokens, {shown[0].context}")
         console.print_table(
-            [("token", "left"), ("kind", "left"), ("shifted", "right"), ("of", "right")],
-            [(visible(one.text), one.category, one.n_shifted, one.n) for one in shown[0].tokens[:10]],
+            [("token", "left"), ("category", "left"), ("shifted", "right"), ("of", "right")],
+            [(visible(token.text), token.category, token.n_shifted, token.n) for token in shown[0].tokens[:10]],
         )

@@ -1,4 +1,4 @@
-"""`ragalign bench`: recipes side by side, for quality, cost and speed."""
+"""`ragalign bench`: compare recipes for quality, cost and speed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ragalign_cli import console, options, query_options
+from ragalign_cli.bench_steps import answer, judging_from
 from ragalign_cli.bench_tables import show, show_expected
 from ragalign_cli.figures import nothing_scored
-from ragalign_cli.judge_run import TokenLimitName, judges_of
+from ragalign_cli.judge_run import TokenLimitName
 
 if TYPE_CHECKING:
-    from ragalign.bench.benchmark import Benchmark, Judging
     from ragalign.types import Decoding
 
-_INTERRUPTED = 130
 _RECIPES = ("zero-shot", "urial", "ica-random", "ica", "hybrid")
 
 
@@ -26,7 +25,7 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="NAME",
-            help="A recipe's name, or a TOML file; all packaged ones by default. Repeatable.",
+            help="A recipe's name or TOML file; by default the packaged recipes. Repeatable.",
             rich_help_panel=options.METHOD,
         ),
     ] = None,
@@ -34,7 +33,7 @@ def bench(
         Optional[Path],
         typer.Option(
             metavar="TOML",
-            help="A grid of factors, in place of --recipe.",
+            help="A grid of factors, instead of --recipe.",
             show_default=False,
             rich_help_panel=options.METHOD,
         ),
@@ -43,7 +42,7 @@ def bench(
         Optional[Path],
         typer.Option(
             metavar="DIR",
-            help="The index to retrieve from; not needed where nothing is retrieved.",
+            help="The index to retrieve from; only recipes that retrieve need it.",
             show_default=False,
             rich_help_panel=options.METHOD,
         ),
@@ -52,7 +51,7 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="FILE",
-            help="Or files to index first, into --out. Repeatable.",
+            help="Files to index into --out first, instead of --index. Repeatable.",
             show_default=False,
             rich_help_panel=options.METHOD,
         ),
@@ -60,7 +59,7 @@ def bench(
     encoder: Annotated[
         Optional[str],
         typer.Option(
-            help="The encoder for --pool; all-MiniLM-L6-v2 by default.",
+            help="The encoder for --pool; by default all-MiniLM-L6-v2.",
             show_default=False,
             rich_help_panel=options.METHOD,
         ),
@@ -69,7 +68,7 @@ def bench(
         Optional[float],
         typer.Option(
             metavar="S",
-            help="Also leave out demonstrations this similar to the question (cosine).",
+            help="Leave out demonstrations this similar to the question (cosine).",
             show_default=False,
             rich_help_panel=options.METHOD,
         ),
@@ -80,7 +79,7 @@ def bench(
             "--queries",
             "--prompts",
             metavar="NAME|FILE",
-            help="A file of questions, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
+            help="A question file, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
             show_default=False,
             rich_help_panel=options.QUESTIONS,
         ),
@@ -90,7 +89,9 @@ def bench(
     first: options.First = None,
     testbed: Annotated[
         bool,
-        typer.Option("--testbed", help="The packaged model, pool and questions.", rich_help_panel=options.QUESTIONS),
+        typer.Option(
+            "--testbed", help="Use the packaged model, pool and questions.", rich_help_panel=options.QUESTIONS
+        ),
     ] = False,
     model: Annotated[
         Optional[str],
@@ -111,7 +112,9 @@ def bench(
     stop: options.Stop = None,
     seed: Annotated[
         int,
-        typer.Option(metavar="N", help="Of decoding, the same for all recipes.", rich_help_panel=options.DECODING),
+        typer.Option(
+            metavar="N", help="Seed for decoding, the same for all recipes.", rich_help_panel=options.DECODING
+        ),
     ] = 0,
     metric: Annotated[
         Optional[list[str]],
@@ -127,7 +130,7 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="MODEL[@URL]",
-            help="Who judges, or reward:MODEL for a reward model. Repeatable.",
+            help="The judge's model, or reward:MODEL for a reward model. Repeatable.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -136,7 +139,7 @@ def bench(
         Optional[str],
         typer.Option(
             metavar="NAME",
-            help="How to judge: ica, alpaca-eval-2, mt-bench, ...",
+            help="The judging protocol: ica, alpaca-eval-2, mt-bench, ...",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -145,7 +148,7 @@ def bench(
         Optional[str],
         typer.Option(
             metavar="RECIPE",
-            help="What others are compared with; by default the first with fixed demonstrations.",
+            help="The recipe to compare with; by default the first with fixed demonstrations.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -154,7 +157,7 @@ def bench(
         Optional[Path],
         typer.Option(
             metavar="FILE",
-            help="Pairwise protocols: answers to compare with, in place of --baseline.",
+            help="Pairwise protocols: an answer file to compare with, instead of --baseline.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -163,7 +166,7 @@ def bench(
         Optional[list[str]],
         typer.Option(
             metavar="NAME",
-            help="Variable with the judge's API key.",
+            help="Environment variable with the judge's API key.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -172,14 +175,17 @@ def bench(
     max_cost: Annotated[
         Optional[float],
         typer.Option(
-            metavar="USD", help="Most US dollars for judges.", show_default=False, rich_help_panel=options.EVALUATION
+            metavar="USD",
+            help="Maximum US dollars to spend on judges.",
+            show_default=False,
+            rich_help_panel=options.EVALUATION,
         ),
     ] = None,
     published: Annotated[
         Optional[Path],
         typer.Option(
             metavar="TOML",
-            help="Published results to show beside, with their sources.",
+            help="Published results to show next to yours, with their sources.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -188,7 +194,7 @@ def bench(
         Optional[str],
         typer.Option(
             metavar="RECIPE",
-            help="What prices are relative to.",
+            help="The recipe that prices are relative to.",
             show_default=False,
             rich_help_panel=options.EVALUATION,
         ),
@@ -198,7 +204,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=0,
-            help="Rounds to time recipes in; 0 measures no speed.",
+            help="Timing rounds; 0 skips the timing.",
             rich_help_panel=options.EVALUATION,
         ),
     ] = 5,
@@ -207,7 +213,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=1,
-            help="List single answers to N questions only.",
+            help="List the answers to the first N questions only.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -220,7 +226,7 @@ def bench(
         Optional[str],
         typer.Option(
             metavar="TEXT",
-            help="A line for the report's head, such as what else kept the machine busy.",
+            help="A note for the top of the report, such as the load on the machine.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -231,11 +237,11 @@ def bench(
     """Compare recipes on the same questions, for quality, cost and speed.
 
     If it is interrupted, run the same command again to continue. Without a metric or judge it reports cost, speed,
-    lengths, how answers ended, and which demonstrations were used. A question is never its own demonstration.
+    lengths, finish reasons and the demonstrations used. A question is never its own demonstration.
 
     A metric is a Python function of one record (a dict with id, instruction, messages, response, references,
     finish_reason, demonstrations, recipe, turn, category and metadata) that returns a number, or None for no score.
-    Where lower is better, say so below it: score.lower_is_better = True.
+    If lower is better, set score.lower_is_better = True after the function.
 
     \b
     Examples:
@@ -257,12 +263,12 @@ def bench(
     from ragalign.errors import ConfigError
 
     console.be_quiet(quiet)
-    if judge and protocol is None and all(one.startswith("reward:") for one in judge):
+    if judge and protocol is None and all(name.startswith("reward:") for name in judge):
         protocol = "reward"
     if (judge is None) != (protocol is None):
         raise ConfigError("judging needs both --judge and --protocol")
     if judge is not None and metric is not None:
-        raise ConfigError("give --metric or --judge, not both: the same --out takes the other afterwards")
+        raise ConfigError("give --metric or --judge, not both; to add the other, run again with the same --out")
 
     def change(recipe: Decoding) -> Decoding:
         return options.decoding(
@@ -273,13 +279,13 @@ def bench(
     if testbed:
         given = (model, queries, index, pool, sweep, recipe, metric, judge, max_new_tokens, temperature, top_p, n, stop)
         if any(given):
-            raise ConfigError("--testbed brings all but --out, --first and --backend: leave the other options out")
+            raise ConfigError("--testbed sets everything but --out, --first and --backend: leave out the other options")
         benchmark = Benchmark.of_testbed(
             out, backend, first=first, title=title, change=change, rounds=rounds, notes=notes
         )
     else:
         if model is None or queries is None:
-            raise ConfigError("a benchmark needs --model and --queries (or --testbed, which brings both)")
+            raise ConfigError("a benchmark needs --model and --queries, or --testbed")
         engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
         benchmark = Benchmark(
             out,
@@ -290,7 +296,7 @@ def bench(
                 conditions, index=index, pool=pool or (), encoder=encoder, folder=out
             ),
             scorers=make_scorers(metric or ()),
-            judging=_judging(judge, protocol, key_env, reference, published, max_cost, token_limit),
+            judging=judging_from(judge, protocol, key_env, reference, published, max_cost, token_limit),
             baseline=baseline,
             fixed=fixed,
             exclude_near=exclude_near,
@@ -317,61 +323,10 @@ def bench(
     page = benchmark.write(outcome, browse)
     console.note(f"-> {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if broken := outcome.broken:
-        names = "; ".join(one.name for one in broken)
-        console.error(f"{len(broken)} of {len(outcome.expected)} expectations do not hold: {names}")
+        names = "; ".join(expectation.name for expectation in broken)
+        console.error(f"{len(broken)} of {len(outcome.expected)} expectations failed: {names}")
     is_scored = judged is None or any(verdict.is_scored for verdict in judged.verdicts)
     if judged is not None and not is_scored:
         console.error(nothing_scored(judged.reasons))
     if broken or not is_scored:
         raise typer.Exit(console.EXIT_FAILURE)
-
-
-def answer(benchmark: Benchmark) -> None:
-    """Answer what a benchmark lacks and say how far it is; failures get a line each."""
-    run = benchmark.run
-    n_all, n_missing = benchmark.n_answers, run.n_missing
-    if benchmark.is_answered:
-        console.note(f"all {n_all:,} answers are there already: no engine is needed")
-    elif n_missing < n_all:
-        console.note(f"{n_all - n_missing:,} of {n_all:,} answers are there already")
-    model, rounds = benchmark.engine.model, benchmark.rounds
-    try:
-        failures = benchmark.answer(
-            on_start=lambda: console.note(f"starting the engine for {model} (half a minute on two CPU cores) ..."),
-            on_condition=lambda condition, n: console.note(f"{condition.name}: {n:,} answers"),
-            on_likelihoods=lambda condition, n: console.note(f"{condition.name}: likelihood of {n:,} references"),
-            on_round=lambda number: console.note(
-                f"timing: round {number} of {rounds}" if number else "timing: warming up"
-            ),
-        )
-    except KeyboardInterrupt:
-        console.note(f"interrupted; all answers so far are in {run.folder}: run the same command again to continue")
-        raise typer.Exit(_INTERRUPTED) from None
-    for condition, failure in failures:
-        console.error(f"{condition.name}, prompt {failure.query.id}: {failure.error}")
-
-
-def _judging(
-    judges: list[str] | None,
-    protocol: str | None,
-    key_env: list[str] | None,
-    reference: Path | None,
-    published: Path | None,
-    max_cost: float | None,
-    token_limit: TokenLimitName,
-) -> Judging | None:
-    from ragalign.bench.benchmark import Judging
-    from ragalign.judging.budget import Budget
-    from ragalign.judging.registry import make_protocol
-    from ragalign.judging.runner import RunOptions
-    from ragalign.reports.published import load_published
-
-    if not judges or protocol is None:
-        return None
-    return Judging(
-        make_protocol(protocol),
-        tuple(judges_of(judges, key_env or [])),
-        reference,
-        RunOptions(budget=Budget(max_cost=max_cost), token_limit=token_limit),
-        tuple(load_published(protocol, published)),
-    )

@@ -1,4 +1,4 @@
-"""A benchmark's figures as aligned tables on the terminal."""
+"""Tables of a benchmark's figures for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(bench: Bench) -> None:
-    """The figures as aligned tables: quality, cost, and the factors of a sweep."""
+    """Print the figures: quality, cost, and the factors of a sweep."""
     if bench.label:
         show_quality(bench)
     show_costs(bench)
@@ -25,7 +25,7 @@ def show(bench: Bench) -> None:
 
 
 def show_quality(bench: Bench) -> None:
-    """Every metric of every recipe, and its difference from the baseline on the same prompts; the best is marked."""
+    """Print each metric by recipe, with the difference from the baseline on the same prompts; * marks the best."""
     for metric in bench.metrics:
         _show_metric(bench, metric)
 
@@ -40,11 +40,11 @@ def _show_metric(bench: Bench, metric: MetricName) -> None:
     columns += [(f"minus {bench.baseline}", "right"), ("paired 95 % interval", "right"), ("p", "right")]
     rows = []
     best = bench.best_by(metric)
-    for one in bench.conditions:
-        quality = one.by(metric.name)
+    for condition in bench.conditions:
+        quality = condition.by(metric.name)
         estimate, difference = (quality.estimate, quality.difference) if quality else (None, None)
-        mark = " *" if one.name == best else ""
-        row = [f"{one.name}{mark}", number(estimate.value if estimate else None, unit)]
+        mark = " *" if condition.name == best else ""
+        row = [f"{condition.name}{mark}", number(estimate.value if estimate else None, unit)]
         row.append(interval(estimate, unit) if estimate else "")
         row += [signed(difference.value, unit), interval(difference, unit)] if difference else ["", ""]
         rows.append([*row, p_value(quality.test.p_value) if quality and quality.test else ""])
@@ -52,7 +52,7 @@ def _show_metric(bench: Bench, metric: MetricName) -> None:
 
 
 def show_costs(bench: Bench) -> None:
-    """The cost of every recipe, per request."""
+    """Print each recipe's cost and speed per request."""
     from ragalign.reports.formats import number
     from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
 
@@ -61,29 +61,29 @@ def show_costs(bench: Bench) -> None:
     columns = [("recipe", "left"), *((name, "right") for name in names)]
     rows = [
         [
-            one.name,
-            number(one.costs.demonstrations.value, "%"),
-            number(one.costs.prompt_tokens.value, "words"),
-            number(one.costs.prefilled_tokens.value if one.costs.prefilled_tokens else None, "words"),
-            number(one.costs.output_tokens.value, "%"),
-            number(one.costs.first_token.median if one.costs.first_token else None, "%"),
-            rate(one.costs.requests_per_s),
-            price(one.costs.price),
-            price_spread(one.costs.price),
+            condition.name,
+            number(condition.costs.demonstrations.value, "%"),
+            number(condition.costs.prompt_tokens.value, "words"),
+            number(condition.costs.prefilled_tokens.value if condition.costs.prefilled_tokens else None, "words"),
+            number(condition.costs.output_tokens.value, "%"),
+            number(condition.costs.first_token.median if condition.costs.first_token else None, "%"),
+            rate(condition.costs.requests_per_s),
+            price(condition.costs.price),
+            price_spread(condition.costs.price),
         ]
-        for one in bench.conditions
+        for condition in bench.conditions
     ]
     console.print_table(columns, rows)
-    note = "Shown: demonstrations in a prompt; prompt, prefilled, output: tokens"
-    note += "; first: median time to the first token of single requests to an idle engine." if bench.timing else "."
+    note = "shown: demonstrations per prompt; prompt, prefilled, output: tokens"
+    note += "; first: median time to the first token on an idle engine." if bench.timing else "."
     console.note(f"{note} {about_prices(bench)}".rstrip())
 
 
 def show_shape(bench: Bench) -> None:
-    """How answers look: whether they end, how much they repeat themselves, how long they are."""
+    """Print the shape of answers: whether they stop, how much they repeat themselves, and how long they are."""
     from ragalign.reports.formats import interval, number
 
-    has_ratio = any(one.costs.length_ratio for one in bench.conditions)
+    has_ratio = any(condition.costs.length_ratio for condition in bench.conditions)
     console.heading("Shape of the answers")
     columns = [
         ("recipe", "left"),
@@ -94,9 +94,9 @@ def show_shape(bench: Bench) -> None:
     ]
     columns += [("words", "right"), *[("length over reference", "right"), ("", "right")] * has_ratio]
     rows = []
-    for one in bench.conditions:
-        costs = one.costs
-        row = [one.name]
+    for condition in bench.conditions:
+        costs = condition.costs
+        row = [condition.name]
         for estimate, unit in ((costs.stopped, "%"), (costs.repeated, "%")):
             row += [number(estimate.value, unit), interval(estimate, unit)]
         row.append(number(costs.words.value, "words"))
@@ -127,14 +127,16 @@ def _show_published(bench: Bench) -> None:
     from ragalign.reports.formats import number
 
     console.heading("Published by others, not measured here")
-    rows = [[one.name, one.figure, number(one.value, one.unit), one.source] for one in bench.published]
+    rows = [
+        [result.name, result.figure, number(result.value, result.unit), result.source] for result in bench.published
+    ]
     console.print_table([("system", "left"), ("figure", "left"), ("published", "right"), ("source", "left")], rows)
 
 
 def show_expected(expected: Sequence[Expectation]) -> None:
-    """The expectations of the testbed, and whether they hold."""
+    """Print what the testbed is expected to show, and whether it does."""
     if not expected:
         return
     console.heading("Expected of the testbed")
-    rows = [["holds" if one.holds else "FAILS", one.name, one.seen] for one in expected]
+    rows = [["holds" if expectation.holds else "FAILS", expectation.name, expectation.seen] for expectation in expected]
     console.print_table([("", "left"), ("expected", "left"), ("seen", "left")], rows)

@@ -29,13 +29,14 @@ def chat(
     top_p: options.TopP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    json: Annotated[bool, typer.Option("--json", help="With a question: the answer and its prompt as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="With a question: print the answer and its prompt as JSON.")
+    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Chat with a base model in the terminal.
 
-    An empty line or Ctrl-D ends the conversation; /help lists what else can be typed. DIR is needed only by recipes
-    that retrieve.
+    An empty line or Ctrl-D ends the conversation; /help lists the commands. Only recipes that retrieve need DIR.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`ragalign compare-ift`: whether fine-tuning on these demonstrations would have been better."""
+"""`ragalign compare-ift`: compare demonstrations in context with fine-tuning on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare_ift(
     queries: Annotated[
         str,
         typer.Option(
-            help="Questions with a `reference`: a file, - for standard input, or a published set's name.",
+            help="Questions with a `reference`: a file, - for standard input, or the name of a published set.",
             show_default=False,
         ),
     ],
@@ -35,16 +35,18 @@ def compare_ift(
     ] = None,
     size: Annotated[
         Optional[list[int]],
-        typer.Option(metavar="N", min=1, help="Number of demonstrations; 3 to 1000 by default. Repeatable."),
+        typer.Option(
+            metavar="N", min=1, help="Number of demonstrations; by default 3, 10, 30, 100, 300 and 1000. Repeatable."
+        ),
     ] = None,
     method: Annotated[
         Optional[list[str]],
-        typer.Option(metavar="NAME", help=f"One of {', '.join(_METHODS)}; all by default. Repeatable."),
+        typer.Option(metavar="NAME", help=f"One of {', '.join(_METHODS)}; by default all. Repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Random draws per size.")] = 3,
     recipe: Annotated[
         str,
-        typer.Option(help="A recipe's name or TOML file: the form of prompts and training data, packing, retriever."),
+        typer.Option(help="A recipe's name or TOML file, for the template, packing and retriever."),
     ] = "ica",
     metric: Annotated[
         str, typer.Option(help="exact-match, reference-likelihood, ..., or a function: file.py:function.")
@@ -52,23 +54,25 @@ def compare_ift(
     verdicts: Annotated[
         Optional[Path],
         typer.Option(
-            help="What `ragalign judge run` wrote about OUT/answers: a judge's scores instead of the metric's.",
+            help="Output of `ragalign judge run` on OUT/answers: use a judge's scores instead of the metric's.",
             show_default=False,
         ),
     ] = None,
-    encoder: Annotated[Optional[str], typer.Option(help="For --pool.", show_default=False)] = None,
+    encoder: Annotated[Optional[str], typer.Option(help="The encoder for --pool.", show_default=False)] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
     first: options.First = None,
     max_new_tokens: options.MaxNewTokens = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.")] = 32,
-    per_device: Annotated[int, typer.Option(help="Of these, at a time on one device.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="For all weights.")] = 1e-5,
-    lora_learning_rate: Annotated[float, typer.Option(help="For adapters.")] = 2e-4,
-    lora_rank: Annotated[int, typer.Option(help="Of adapters.")] = 16,
+    per_device: Annotated[int, typer.Option(help="Demonstrations per device at a time.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of full fine-tuning.")] = 1e-5,
+    lora_learning_rate: Annotated[float, typer.Option(help="Learning rate of adapters.")] = 2e-4,
+    lora_rank: Annotated[int, typer.Option(help="Rank of adapters.")] = 16,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Train in mixed precision.")] = False,
-    optimizer: Annotated[str, typer.Option(help="Of transformers; adafactor takes little memory.")] = "adamw_torch",
+    optimizer: Annotated[
+        str, typer.Option(help="Optimizer, as transformers names it; adafactor needs little memory.")
+    ] = "adamw_torch",
     backend: options.Backend = "auto",
     dtype: options.DType = None,
     tensor_parallel: options.TensorParallel = None,
@@ -78,9 +82,9 @@ def compare_ift(
 ) -> None:
     """Compare demonstrations in context with fine-tuning on the same demonstrations (Zhao et al. 2024).
 
-    For every size and seed, the same demonstrations are put into prompts (constant, or retrieved among them) and
-    trained on (adapters, and all weights; loss on responses only). All answer the same prompts. Interrupted, the run
-    goes on at the cell where it stopped.
+    For each size and seed, the same demonstrations go into prompts (as constants, or retrieved among them) and
+    into training (of adapters, and of all weights; loss on responses only). All methods answer the same prompts. If it
+    is interrupted, run the same command again to continue.
 
     \b
     Examples:
@@ -104,7 +108,7 @@ def compare_ift(
     from ragalign.studies.fine_tuning.training import Training
 
     if (index is None) == (not pool):
-        raise ConfigError("give either --pool or --index: where the demonstrations are")
+        raise ConfigError("give the demonstrations with either --pool or --index")
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     options.check_model(base, backend, None, engine_options)
     settings = FineTuningSettings(
@@ -133,7 +137,7 @@ def compare_ift(
     if index is not None:
         opened = Index.open(index)
     else:
-        loaded = Pool.from_demonstrations(one for source in pool or () for one in Pool.load(source))
+        loaded = Pool.from_demonstrations(demonstration for source in pool or () for demonstration in Pool.load(source))
         opened = Index.build(loaded, Encoder.load(encoder) if encoder else Encoder.load(), show_progress=True)
     results = run(settings, opened, asked, out)
     if verdicts is not None:
@@ -148,8 +152,8 @@ def compare_ift(
         "lower_is_better": lower_is_better,
         "n_prompts": len(asked),
         "seeds": seeds,
-        "points": [one.to_dict() for one in found],
-        "break_even": [one.to_dict() for one in pairs],
+        "points": [point.to_dict() for point in found],
+        "break_even": [pair.to_dict() for pair in pairs],
     }
     write_json(out / "compare-ift.json", document)
     write_pages(settings, found, pairs, len(asked), out, created=datetime.now(UTC))
@@ -171,21 +175,24 @@ def _show(found: list[Point], pairs: list[BreakEven], *, lower_is_better: bool) 
         columns,
         [
             (
-                one.method,
-                "" if one.n is None else f"{one.n:,}",
-                number(one.quality.value, "points"),
-                interval(one.quality, "points"),
-                number(one.demonstrations, "points"),
-                number(one.prompt_tokens, "words"),
-                number(1000 * one.answer_s, "words"),
-                number(one.training_s, "%") if one.training_tokens else "",
+                point.method,
+                "" if point.n is None else f"{point.n:,}",
+                number(point.quality.value, "points"),
+                interval(point.quality, "points"),
+                number(point.demonstrations, "points"),
+                number(point.prompt_tokens, "words"),
+                number(1000 * point.answer_s, "words"),
+                number(point.training_s, "%") if point.training_tokens else "",
             )
-            for one in found
+            for point in found
         ],
     )
     if pairs:
-        console.heading("Fine-tuning is cheaper after this many queries")
+        console.heading("Queries after which fine-tuning is cheaper")
         console.print_table(
             [("fine-tuned", "left"), ("in context", "left"), ("by seconds", "right"), ("by tokens", "right")],
-            [(one.tuned.name, one.in_context.name, queries(one.by_seconds), queries(one.by_tokens)) for one in pairs],
+            [
+                (pair.tuned.name, pair.in_context.name, queries(pair.by_seconds), queries(pair.by_tokens))
+                for pair in pairs
+            ],
         )

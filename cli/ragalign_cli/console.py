@@ -1,4 +1,4 @@
-"""What all commands share in talking to people and to scripts."""
+"""Output shared by all commands: results on stdout, notes, warnings and errors on stderr."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 _quiet = ContextVar("quiet", default=False)
 
@@ -34,12 +35,12 @@ def stderr() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of stdout: JSON Lines when called repeatedly. Numbers that are none become null."""
+    """Print one JSON document on one line, so that repeated calls give JSON Lines. NaN and infinities become null."""
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def be_quiet(quiet: bool) -> None:
-    """Whether notes and progress stay away from here to the end of the command."""
+    """Turn notes and progress bars off (or on) for the rest of the command."""
     from ragalign._progress import silent
 
     _quiet.set(quiet)
@@ -47,50 +48,50 @@ def be_quiet(quiet: bool) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr that is no result, such as a count or a next step."""
+    """Print a line on stderr that is not a result, such as a count or a next step."""
     if not _quiet.get():
         stderr().print(message, markup=False)
 
 
 def heading(text: str) -> None:
-    """A bold line on stdout after an empty one."""
+    """Print an empty line and a bold one on stdout."""
     stdout().print(f"\n[bold]{_escape(text)}[/bold]")
 
 
 def warning(message: str) -> None:
-    """One yellow line on stderr."""
+    """Print a warning as one line on stderr."""
     stderr().print(f"[bold yellow]warning:[/bold yellow] {_escape(' '.join(message.split()))}")
 
 
 class LogWarnings(logging.Handler):
-    """Shows what the library logs as warnings; the service has a log of its own."""
+    """Prints the library's log records from WARNING up; the service has its own log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one record."""
+        """Print one record."""
         if not record.name.startswith("ragalign.serving"):
             warning(record.getMessage())
 
 
 def error(message: str) -> None:
-    """One red line on stderr."""
+    """Print an error as one line on stderr."""
     line = " ".join(message.split())
     stderr().print(f"[bold red]error:[/bold red] {_escape(line)}")
 
 
 class LogNotes(logging.Handler):
-    """Shows what the library tells at the level INFO as notes; `LogWarnings` shows what is more."""
+    """Prints the library's INFO records as notes; `LogWarnings` prints higher levels."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one record."""
+        """Print one record."""
         if record.levelno == logging.INFO:
             note(record.getMessage())
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """An aligned table on stdout. Each column is (heading, "left" or "right")."""
+    """Print an aligned table on stdout. Each column is (heading, "left" or "right")."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -111,7 +112,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, and its readers refuse them."""
+    """Replace NaN and infinities, which JSON does not have, with None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

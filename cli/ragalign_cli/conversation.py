@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what is typed is a command, or goes to the model."""
+"""A conversation in the terminal: a typed line is a command or a message to the model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/help": "show these commands",
-    "/system TEXT": "set the system message; without a text, remove it",
-    "/reset": "forget the conversation and begin another",
-    "/show": "show the prompt of the last question, with its demonstrations",
-    "/exit": "leave; an empty line or Ctrl-D does, too",
+    "/system TEXT": "set the system message; without TEXT, remove it",
+    "/reset": "start a new conversation",
+    "/show": "show the last prompt with its demonstrations",
+    "/exit": "quit, as do an empty line and Ctrl-D",
 }
-_HELP = "a line that begins with // or with a space goes to the model, without the first character"
+_HELP = "send a line that starts with / (or use a leading space)"
 
 
 class Conversation:
-    """Reads lines and answers them, until there is none or one is empty.
+    """Answers lines from standard input until an empty line or its end.
 
     Args:
-        aligner: answers.
+        aligner: the aligner that answers.
         decoding: how to decode.
-        system: the system message to begin with.
+        system: the initial system message.
     """
 
     def __init__(self, aligner: Aligner, decoding: Decoding, system: str | None = None) -> None:
@@ -38,7 +38,7 @@ class Conversation:
         self._last: list[Turn] = []
 
     def run(self) -> None:
-        """Converse to the end of the input."""
+        """Run until an empty line, /exit or the end of input."""
         from ragalign.errors import RagalignError
 
         while True:
@@ -66,16 +66,16 @@ class Conversation:
             console.note("system message set" if self._system else "no system message")
         elif name == "/reset":
             self._turns, self._last = [], []
-            console.note("the conversation begins again")
+            console.note("started a new conversation")
         elif name == "/show":
             self._show()
         else:
             names = ", ".join(command.partition(" ")[0] for command in COMMANDS)
-            console.error(f"no command {name}: there are {names}; to send the line to the model, write /{line}")
+            console.error(f"unknown command {name}: choose one of {names}; to send the line to the model, type /{line}")
 
     def _show(self) -> None:
         if not self._last:
-            console.note("nothing has been asked yet")
+            console.note("no question asked yet")
             return
         prompt = self._aligner.pack(self._last, decoding=self._decoding)
         prompts.show_prompt(prompt)
@@ -91,7 +91,7 @@ class Conversation:
 
 
 def say(aligner: Aligner, turns: list[Turn], decoding: Decoding) -> str:
-    """Print an answer as it comes, and return it."""
+    """Print an answer as it is generated, and return it."""
     pieces = []
     for delta in aligner.stream(turns, decoding=decoding):
         pieces.append(delta.text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ragalign_cli import console, demo_real, options, prompts
-from ragalign_cli.bench import answer
+from ragalign_cli.bench_steps import answer
 from ragalign_cli.bench_tables import show_costs, show_quality
 from ragalign_cli.demo_real import Answered
 

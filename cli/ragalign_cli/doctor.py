@@ -1,4 +1,4 @@
-"""`ragalign doctor`: whether a model is fit for in-context alignment, and what to mend."""
+"""`ragalign doctor`: check whether a model suits in-context alignment, and how to fix it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def doctor(
     index: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The index to retrieve from.", show_default=False)
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "ica",
     weights: Annotated[
-        bool, typer.Option("--weights/--no-weights", help="Load the weights, to try BOS and stop strings.")
+        bool, typer.Option("--weights/--no-weights", help="Load the weights to test BOS and stop strings.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check a model, a recipe and an index, and say what to mend. Exits with 1 if anything is wrong.
+    """Check a model, a recipe and an index, and suggest fixes. The exit status is 1 if anything is wrong.
 
     \b
     Examples:

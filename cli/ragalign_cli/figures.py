@@ -1,4 +1,4 @@
-"""Figures of judged answers, for the terminal and as JSON."""
+"""Figures of judged answers as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LISTED = 10
 
 
 def figures_record(figures: Figures, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """The figures as JSON, with an interval for every mean."""
-    return {**figures.as_dict(), "intervals": {name: one.to_dict() for name, one in estimates.items()}}
+    """The figures as JSON, with an interval for each mean."""
+    return {**figures.as_dict(), "intervals": {name: estimate.to_dict() for name, estimate in estimates.items()}}
 
 
 def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Estimate]]) -> None:
-    """One block per model: its figures, with the intervals of those that are means."""
+    """Print one table per model: its figures, with intervals for means."""
     for figures, found in zip(table, estimates, strict=True):
         baseline = f" vs {figures.baseline}" if figures.baseline else ""
         console.heading(f"{figures.model}{baseline}")
@@ -38,7 +38,7 @@ def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Esti
 
 
 def tell_problems(problems: Sequence[Problem]) -> None:
-    """One line per unreadable row, up to a number, then how many more there are."""
+    """Warn of unreadable rows: the first few by name, the rest as a count."""
     for problem in problems[:_LISTED]:
         console.warning(f"{problem.where}: {problem.reason}; counted as unscored")
     if len(problems) > _LISTED:
@@ -48,20 +48,20 @@ def tell_problems(problems: Sequence[Problem]) -> None:
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}.{part}", one) for part, one in value.items())
+            yield from ((f"{name}.{part}", nested) for part, nested in value.items())
         else:
             yield name, value
 
 
 def number_or_dash(value: object) -> str:
-    """Two decimals for a figure, a dash where there is none."""
+    """A number with two decimals, or a dash for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def nothing_scored(reasons: Mapping[str, int]) -> str:
-    """One line for a run in which no verdict has a score, with the most frequent reason."""
+    """The error message for a run without any scored verdict, with the most frequent reason."""
     if not reasons:
         return "nothing was scored: there are no verdicts"
     reason, count = max(reasons.items(), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""`ragalign generate`: a file of questions in, a file of completions out."""
+"""`ragalign generate`: answer a file of questions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate(
 ) -> None:
     """Answer a file of questions.
 
-    If it is interrupted, run the same command again to continue. DIR is needed only by recipes that retrieve.
+    If it is interrupted, run the same command again to continue. Only recipes that retrieve need DIR.
 
     \b
     Examples:
@@ -90,9 +90,9 @@ def generate(
         counts = {"n_written": report.n_written, "n_present": report.n_present, "n_failed": len(report.failures)}
         console.print_json(counts | {"seconds": round(seconds, 3), "out": str(out)})
     elif report.n_present == len(asked):
-        console.note(f"nothing left to do: all {report.n_present:,} answers are in {out}")
+        console.note(f"nothing to do: all {report.n_present:,} answers are in {out}")
     else:
-        present = f", {report.n_present:,} were there already" if report.n_present else ""
+        present = f", {report.n_present:,} existed" if report.n_present else ""
         console.note(f"{report.n_written:,} completions in {seconds:.1f} s -> {out}{present}")
     if report.failures:
         raise typer.Exit(console.EXIT_FAILURE)

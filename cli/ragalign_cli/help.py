@@ -1,4 +1,4 @@
-"""How help looks: commands and options in panels, plain text that fits 80 columns, modules loaded when needed."""
+"""Help output: commands and options in panels, in plain text for 80 columns; commands are imported on demand."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typer.core import TyperCommand, TyperGroup
 
 OPTIONS = "Options"
 
-# What stands for a value where an option names nothing better.
+# Placeholders for the values of options without a metavar of their own.
 _PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "N", "float": "X"}
 _TYPE = re.compile(r"<(str|path|int|float)>")
 
 
 class Entry(NamedTuple):
-    """A command that is imported when it is asked for.
+    """A command that is imported on demand.
 
     Attributes:
-        name: what people type.
-        target: ``module:attribute``, a function or a `typer.Typer`.
-        summary: its line in the list of commands.
+        name: the command's name.
+        target: ``module:attribute`` of a function or a `typer.Typer`.
+        summary: the line in the list of commands.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands, in the order of their definition, whose options are listed by panel."""
+    """A group that lists its options by panel and its commands in the order of their definition."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options by panel, then the commands."""
@@ -49,7 +49,7 @@ class Group(TyperGroup):
 
 
 class LazyGroup(Group):
-    """A group whose commands are imported one by one; `panels` lists them under headings."""
+    """A group that imports its commands on demand; `panels` lists them under headings."""
 
     panels: ClassVar[Mapping[str, Sequence[Entry]]]
 
@@ -58,16 +58,19 @@ class LazyGroup(Group):
         return [entry.name for entries in self.panels.values() for entry in entries]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, imported now; None if there is none of this name."""
+        """Import and return a command; None if there is no command of this name."""
         if cmd_name not in self.commands:
-            entry = next((one for entries in self.panels.values() for one in entries if one.name == cmd_name), None)
+            entry = next(
+                (candidate for entries in self.panels.values() for candidate in entries if candidate.name == cmd_name),
+                None,
+            )
             if entry is None:
                 return None
             self.commands[cmd_name] = _load(entry)
         return self.commands[cmd_name]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the panels of commands without importing any of them, then the options."""
+        """Write the panels of commands, without importing them, then the options."""
         width = max(len(entry.name) for entries in self.panels.values() for entry in entries)
         for title, entries in self.panels.items():
             with formatter.section(_heading(title)):
@@ -76,7 +79,7 @@ class LazyGroup(Group):
 
 
 def group(help_text: str | None = None) -> typer.Typer:
-    """An empty group; its commands take ``cls=Command``. Without arguments it shows its help."""
+    """An empty group; define its commands with ``cls=Command``. Without arguments it shows its help."""
     return typer.Typer(
         cls=Group, help=help_text, no_args_is_help=help_text is not None, add_completion=False, rich_markup_mode=None
     )
@@ -102,12 +105,12 @@ def _write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
             record = (_TYPE.sub(lambda found: _PLACEHOLDERS[found[1]], record[0]), record[1])
             default = "Arguments" if parameter.param_type_name == "argument" else OPTIONS
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
-    # What belongs to no panel, such as --json and --help, comes last.
+    # Options without a panel, such as --json and --help, come last.
     for title in sorted(panels, key=lambda title: title == OPTIONS):
         with formatter.section(_heading(title)):
             formatter.write_dl(panels[title])
 
 
 def _heading(title: str) -> str:
-    """A bold title; Typer drops the style where the output is no terminal."""
+    """A bold title; Typer drops the style if the output is not a terminal."""
     return typer.style(title, bold=True)

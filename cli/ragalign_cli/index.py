@@ -1,4 +1,4 @@
-"""`ragalign index`: build, extend, shrink and check indexes."""
+"""`ragalign index`: build, update and check indexes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 app = group()
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)]
 Pools = Annotated[
     list[str] | None,
     typer.Option(
-        "--pool", metavar="FILE", help="A file of demonstrations, or a dataset's name. Repeatable.", show_default=False
+        "--pool", metavar="FILE", help="A file of demonstrations or a dataset name. Repeatable.", show_default=False
     ),
 ]
 Near = Annotated[
@@ -57,42 +57,47 @@ def index(
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="ID_OR_FOLDER", help="A sentence-transformers model; MiniLM by default.", show_default=False
+            metavar="ID_OR_FOLDER", help="A sentence-transformers model; by default MiniLM.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the index goes.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The index folder to write.", show_default=False)
+    ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A recipe whose [index] table names all of this; out is then its name.", show_default=False),
+        typer.Option(
+            help="Take these settings from a recipe's [index] table; --out is then the recipe's name.",
+            show_default=False,
+        ),
     ] = None,
     normalize: Annotated[
-        bool | None, typer.Option(help="Scale vectors to length 1 (the default).", show_default=False)
+        bool | None, typer.Option(help="Scale vectors to unit length (the default).", show_default=False)
     ] = None,
     query_prompt: Annotated[
-        str | None, typer.Option(help="Text before every query, where the encoder wants one.", show_default=False)
+        str | None, typer.Option(help="Prefix for queries, if the encoder expects one.", show_default=False)
     ] = None,
-    document_prompt: Annotated[
-        str | None, typer.Option(help="Text before everything that is indexed.", show_default=False)
-    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Prefix for indexed texts.", show_default=False)] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
         typer.Option(
-            help="Of the encoder's weights: float32 (the default), bfloat16 (about twice as fast on processors made "
-            "for it), or auto (bfloat16 on those).",
+            help="Precision of the encoder's weights: float32 (the default), bfloat16 (about twice as fast on CPUs "
+            "that support it), or auto (bfloat16 on those CPUs).",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
         Literal["instruction", "both"] | None,
         typer.Option(
-            help="What to encode: instruction (the default), or both it and the response.", show_default=False
+            help="Text to encode: instruction (the default), or both instruction and response.", show_default=False
         ),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="auto, flat, hnsw, ivf or a FAISS factory string.", show_default=False)
+        str | None,
+        typer.Option(help="Index type: auto, flat, hnsw, ivf or a FAISS factory string.", show_default=False),
     ] = None,
     metric: Annotated[
-        Literal["cosine", "ip", "l2"] | None, typer.Option(help="cosine (the default), ip or l2.", show_default=False)
+        Literal["cosine", "ip", "l2"] | None,
+        typer.Option(help="Similarity: cosine (the default), ip or l2.", show_default=False),
     ] = None,
     shape: Shape = "auto",
     field: Fields = None,
@@ -100,12 +105,12 @@ def index(
     metadata: Metadata = None,
     unwrap: Unwrap = False,
     near_duplicates: Near = None,
-    cache: Annotated[bool, typer.Option(help="Keep embeddings for the next build.")] = True,
+    cache: Annotated[bool, typer.Option(help="Cache embeddings for the next build.")] = True,
     json: Json = False,
 ) -> None:
     """Build an index from files of demonstrations.
 
-    An existing index is replaced as a whole; if the build is interrupted, the old one is kept.
+    An existing index is replaced; if the build is interrupted, the old index is kept.
 
     \b
     Examples:
@@ -132,7 +137,7 @@ def index(
     if not (pools or settings.pool):
         raise ConfigError("give --pool FILE, or --recipe FILE with an [index] table")
     if out is None:
-        raise ConfigError("give --out DIR: where the index goes")
+        raise ConfigError("give --out DIR, the index folder to write")
     start = time.perf_counter()
     pool = load(
         pools or settings.pool,
@@ -178,7 +183,7 @@ def add(
 ) -> None:
     """Add demonstrations to an index.
 
-    Those that are already in the index are neither encoded nor added again.
+    Demonstrations that are already in the index are skipped.
 
     \b
     Example:
@@ -188,7 +193,7 @@ def add(
     from ragalign.indexes import Index
 
     if not pools:
-        raise ConfigError("give --pool FILE: what to add")
+        raise ConfigError("give --pool FILE, the demonstrations to add")
     start = time.perf_counter()
     pool = load(pools, shape, field, on_error, unwrap, metadata)
     warn_of_skipped(pool.report)
@@ -204,7 +209,10 @@ def remove(
     ids: Annotated[
         list[str] | None,
         typer.Option(
-            "--id", metavar="ID", help="A demonstration's id, or its row's own. Repeatable.", show_default=False
+            "--id",
+            metavar="ID",
+            help="A demonstration's id, or its id in the source file. Repeatable.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
@@ -219,7 +227,7 @@ def remove(
     from ragalign.indexes import Index
 
     if not ids:
-        raise ConfigError("give --id ID: what to remove")
+        raise ConfigError("give --id ID, the demonstration to remove")
     start = time.perf_counter()
     opened = Index.open(folder)
     smaller = opened.remove(_ids(opened.pool, ids))
@@ -229,7 +237,7 @@ def remove(
 
 @app.command(cls=Command)
 def verify(folder: Folder, json: Json = False) -> None:
-    """Check every file of an index against its manifest, byte by byte.
+    """Verify the hash of every file of an index.
 
     \b
     Example:
@@ -241,14 +249,12 @@ def verify(folder: Folder, json: Json = False) -> None:
     if json:
         console.print_json({"index": str(folder), "ok": True, "n_demonstrations": manifest.n_demonstrations})
     else:
-        console.stdout().print(
-            f"{folder}: {manifest.n_demonstrations:,} demonstrations, all files as they were written"
-        )
+        console.stdout().print(f"{folder}: {manifest.n_demonstrations:,} demonstrations, all files intact")
 
 
 @app.command(cls=Command)
 def info(folder: Folder, json: Json = False) -> None:
-    """Show what an index was built from.
+    """Show an index's encoder, settings and size.
 
     \b
     Example:
@@ -273,11 +279,11 @@ def _without_near_duplicates(pool: Pool, near: float | None) -> Pool:
 
 
 def _ids(pool: Pool, given: list[str]) -> list[str]:
-    """Content ids, from content ids or the rows' own."""
+    """Content ids of the given ids, which can also be ids from the source files."""
     by_source: dict[str, list[str]] = {}
     for id_, source_id in zip(pool.ids, pool.table["source_id"].to_pylist(), strict=True):
         by_source.setdefault(source_id, []).append(id_)
-    return [id_ for one in given for id_ in by_source.get(one, [one])]
+    return [id_ for name in given for id_ in by_source.get(name, [name])]
 
 
 def _report(index: Index, pool: Pool | None, folder: Path, seconds: float, json: bool) -> None:
@@ -301,7 +307,9 @@ def _report(index: Index, pool: Pool | None, folder: Path, seconds: float, json:
         f"{about.metric}, {size / 1e6:,.1f} MB, {seconds:.1f} s"
     )
     if about.encoder.packaged:
-        console.note(f"{about.encoder.id}: the hub is out of reach, so the packaged copy of its weights was used")
+        console.note(
+            f"{about.encoder.id}: the Hugging Face Hub is unreachable, so the packaged copy of the weights was used"
+        )
 
 
 def _info_rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -325,8 +333,8 @@ def _info_rows(manifest: Manifest) -> list[tuple[str, str]]:
 def _truncated(manifest: Manifest) -> str:
     limit = manifest.encoder.max_tokens
     if manifest.n_truncated is None:
-        return "not counted: made by an older version"
+        return "not counted: the index was built by an older version"
     if limit is None:
-        return "none: the encoder names no limit"
+        return "none: the encoder has no token limit"
     n = manifest.n_demonstrations
     return f"{manifest.n_truncated:,} of {n:,} texts are longer than the encoder's {limit:,} tokens"

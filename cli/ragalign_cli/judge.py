@@ -1,4 +1,4 @@
-"""`ragalign judge`: average recorded judgements, and measure how far judges agree."""
+"""`ragalign judge`: judge answers, average recorded judgements, and measure agreement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragalign_cli.judge_run import run
 if TYPE_CHECKING:
     from ragalign.judging.agreement import Agreement
 
-app = group("Judge answers, average recorded judgements, and measure how far judges agree.")
+app = group("Judge answers, average recorded judgements, and measure agreement.")
 app.command("run", cls=Command)(run)
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Judgement files of the upstream tool.")]
@@ -29,8 +29,8 @@ Protocol = Annotated[
         show_default=False,
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse replies that the upstream tool would guess at.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Leave replies unscored where the upstream tool would guess.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON Lines.")]
 
 
 @app.command("aggregate", cls=Command)
@@ -40,26 +40,26 @@ def aggregate(
     strict: Strict = False,
     queries: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="MT-Bench: the questions, for averages by category.", show_default=False),
+        typer.Option(metavar="FILE", help="MT-Bench: the question file, for averages by category.", show_default=False),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="IFEval, IFBench: the prompts with their instructions, as upstream's files have them.",
+            help="IFEval, IFBench: the upstream file of prompts with their instructions.",
             show_default=False,
         ),
     ] = None,
     length_control: Annotated[
         Literal["auto", "minimal", "off"] | None,
         typer.Option(
-            help="AlpacaEval: minimal does without instruction difficulties, for any set of prompts; auto takes what "
-            "the other options allow. Default: auto for alpaca-eval-2, off for alpaca-eval-1.",
+            help="AlpacaEval: minimal needs no instruction difficulties and suits any prompts; auto uses the files "
+            "given by the other options. Default: auto for alpaca-eval-2, off for alpaca-eval-1.",
             show_default=False,
         ),
     ] = None,
     instruction_difficulty: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Difficulties of AlpacaEval's instructions.", show_default=False)
+        Path | None, typer.Option(metavar="CSV", help="AlpacaEval's instruction difficulties.", show_default=False)
     ] = None,
     glm_weights: Annotated[
         Path | None,
@@ -67,24 +67,28 @@ def aggregate(
     ] = None,
     df_gamed: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Regularising rows, to fit the length control.", show_default=False),
+        typer.Option(
+            metavar="CSV",
+            help="AlpacaEval's df_gamed.csv, which regularises the fit of the length control.",
+            show_default=False,
+        ),
     ] = None,
     glm_c: Annotated[
         float | None,
-        typer.Option(metavar="C", help="Fix the fit's C instead of cross-validating.", show_default=False),
+        typer.Option(metavar="C", help="Fix the fit's C instead of cross-validating it.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
     """Average recorded judgements as the upstream tool does.
 
-    Scores are read again from the judge's recorded words (AlpacaEval averages the stored preferences, which are
-    checked against the words). Rates are in percent. Intervals are at 95 percent: a bootstrap over prompts,
-    for shares at the extremes Wilson's.
+    Scores are parsed from the judge's recorded replies (AlpacaEval averages the stored preferences, which are checked
+    against the replies). Rates are in percent, with 95 % intervals: a bootstrap over prompts or, for shares near 0
+    and 100, Wilson's interval.
 
-    On AlpacaEval's own 805 instructions `length_controlled_winrate` is the leaderboard's figure, which needs
+    On AlpacaEval's own 805 instructions, `length_controlled_winrate` is the leaderboard's figure, which needs
     --instruction-difficulty with either --glm-weights or --df-gamed; without them `length_controlled_winrate_minimal`
-    stands in its place, which does without difficulties and is not comparable. On any other set of prompts
-    `length_controlled_winrate` is that minimal model; `glm_name` says which model a figure comes from.
+    replaces it; that model uses no difficulties and is not comparable. On any other set of prompts,
+    `length_controlled_winrate` comes from the minimal model. `glm_name` names the model of a figure.
 
     \b
     Examples:
@@ -144,18 +148,18 @@ def agreement(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Human labels as JSON Lines, JSON or CSV: `item_id` and `label` (win, tie, lose or a score), with "
-            "`model`, `turn`, `sample`, `rating` and `rater` where they matter; or FastChat's `winner` rows.",
+            help="Human labels as JSON Lines, JSON or CSV: `item_id` and `label` (win, tie, lose or a score), and "
+            "optionally `model`, `turn`, `sample`, `rating` and `rater`; or FastChat's `winner` rows.",
             show_default=False,
         ),
     ] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
-    """Measure how far judges and people agree.
+    """Measure the agreement between judges, and between judges and people.
 
-    Each judge is a rater; where one judge, or an unnamed one, scored the same in several files, each file is.
-    Preferences count as win, tie or lose, scores by their distance. What only one rater scored does not count.
+    Each judge is a rater; if a judge (or unnamed judges) scored the same answers in several files, each file is one.
+    Preferences are compared as win, tie or lose, scores by their distance. Answers with one rater do not count.
 
     \b
     Examples:
@@ -169,30 +173,30 @@ def agreement(
     result = agreement_of_files(protocol, files, human=human, strict=strict)
     tell_problems(result.problems)
     if result.n_unmatched:
-        console.warning(f"{result.n_unmatched} human labels fit no verdict and are left out")
+        console.warning(f"{result.n_unmatched} human labels match no verdict and are left out")
     if json:
-        for one in result.agreements:
-            console.print_json({"protocol": protocol, "n_unscored": result.n_unscored, **one.as_dict()})
+        for found in result.agreements:
+            console.print_json({"protocol": protocol, "n_unscored": result.n_unscored, **found.as_dict()})
     else:
         show_agreements(result.agreements)
 
 
 def show_agreements(agreements: Sequence[Agreement]) -> None:
-    """A table of agreements, one line per two raters."""
+    """Print agreements, one row for each pair of raters."""
     columns = [("rating", "left"), ("raters", "left"), ("n", "right"), ("same, %", "right"), ("Cohen's kappa", "right")]
     rows: list[list[object]] = []
-    for one in agreements:
+    for found in agreements:
         rows += [
             [
-                one.rating,
+                found.rating,
                 f"{pair.first} / {pair.second}",
                 pair.n,
                 number_or_dash(pair.observed),
                 number_or_dash(pair.kappa),
             ]
-            for pair in one.pairs
+            for pair in found.pairs
         ]
     console.print_table(columns, rows)
-    for one in agreements:
-        alpha = "not defined" if one.alpha is None else f"{one.alpha:.3f}"
-        console.note(f"{one.rating}: Krippendorff's alpha ({one.level}) {alpha} over {one.n_units} units")
+    for found in agreements:
+        alpha = "not defined" if found.alpha is None else f"{found.alpha:.3f}"
+        console.note(f"{found.rating}: Krippendorff's alpha ({found.level}) {alpha} over {found.n_units} units")

@@ -1,4 +1,4 @@
-"""`ragalign judge run`: asks judges about answer files."""
+"""`ragalign judge run`: ask judges about answer files."""
 
 from __future__ import annotations
 
@@ -16,59 +16,73 @@ if TYPE_CHECKING:
     from ragalign.judging.judges import AnyJudge
     from ragalign.judging.runner import JudgePlan, JudgeRun
 
-_EXIT_INTERRUPTED = 130
 _CACHE = "replies.sqlite"
 
 TokenLimitName = Annotated[
     Literal["auto", "max_tokens", "max_completion_tokens"],
     typer.Option(
-        help="What requests to judges call the limit on new tokens; auto learns it from the server.",
+        help="Name of the token limit in requests to judges; auto learns it from the server.",
         rich_help_panel=EVALUATION,
     ),
 ]
 
 
 def run(
-    protocol: Annotated[str, typer.Option(help="How to judge: ica, alpaca-eval-2, mt-bench, reward, ...")],
+    protocol: Annotated[str, typer.Option(help="The judging protocol: ica, alpaca-eval-2, mt-bench, reward, ...")],
     answers: Annotated[
-        list[Path], typer.Option(help="Answers to judge, in any upstream form; repeat for more models.")
+        list[Path], typer.Option(help="Answer file of any upstream tool. Repeatable, for several models.")
     ],
     judge: Annotated[
         list[str],
-        typer.Option(metavar="MODEL[@URL]", help="Who judges, and where, or reward:MODEL; repeat for more judges."),
+        typer.Option(metavar="MODEL[@URL]", help="The judge's model and its URL, or reward:MODEL. Repeatable."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Replies, verdicts and upstream's files; resumed from.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for replies, verdicts and upstream files; an interrupted run is resumed from it.",
+        ),
+    ],
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", "--reference", help="Answers to compare with (pairwise protocols).")
+        Path | None,
+        typer.Option("--baseline", "--reference", help="Pairwise protocols: the answer file to compare with."),
     ] = None,
     reference_answers: Annotated[
-        Path | None, typer.Option(help="Good answers to show to the judge (MT-Bench).")
+        Path | None, typer.Option(help="MT-Bench: reference answers to show to the judge.")
     ] = None,
-    queries: Annotated[Path | None, typer.Option(help="Questions, where the answers do not repeat them.")] = None,
-    both_orders: Annotated[bool, typer.Option("--both-orders", help="Ask in both orders of the two answers.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse replies that upstream would guess at.")] = False,
-    prompt_file: Annotated[Path | None, typer.Option(help="The judge's prompt, in upstream's own form.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Most requests in flight, per judge.")] = 16,
-    tokens_per_minute: Annotated[int | None, typer.Option(help="Most tokens per minute, per judge.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds before a request is given up and repeated.")] = 120.0,
-    tries: Annotated[int, typer.Option(help="How often to ask until a reply can be read.")] = 1,
+    queries: Annotated[
+        Path | None, typer.Option(help="Question file, if the answer files do not contain the questions.")
+    ] = None,
+    both_orders: Annotated[
+        bool, typer.Option("--both-orders", help="Judge each pair of answers in both orders.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Leave replies unscored where the upstream tool would guess.")
+    ] = False,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="The judge's prompt, as a file of the upstream tool.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Maximum concurrent requests per judge.")] = 16,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Maximum tokens per minute and judge.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds before a request is cancelled and retried.")] = 120.0,
+    tries: Annotated[int, typer.Option(help="How often to ask until a reply can be parsed.")] = 1,
     token_limit: TokenLimitName = "auto",
-    max_cost: Annotated[float | None, typer.Option(help="Most US dollars to spend.")] = None,
-    max_requests: Annotated[int | None, typer.Option(help="Most requests to send, repetitions included.")] = None,
-    prices: Annotated[Path | None, typer.Option(help="TOML with prices of your own.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Maximum US dollars to spend.")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Maximum requests to send, retries included.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML file with your own prices.")] = None,
     key_env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Variable with the API key: one for all judges, or one per judge in order."),
+        typer.Option(
+            metavar="NAME", help="Environment variable with the API key: once for all judges, or once per judge."
+        ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how many requests, and roughly what cost.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate requests and cost without asking.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask judges about answers. If interrupted or out of budget, run the same command again to continue.
 
-    API keys are read from the environment (OPENAI_API_KEY, or what --key-env names). The exit status is 1 if
-    something was left unasked or nothing was scored.
+    API keys are read from the environment variable OPENAI_API_KEY, or the one that --key-env names. The exit status
+    is 1 if a question was not answered or nothing was scored.
 
     \b
     Examples:
@@ -115,13 +129,15 @@ def run(
         return
     folder = RunFolder(out)
     folder.claim({"protocol": how.name}, work=VERDICTS)
-    # The lock comes first: a second run of the same folder must not pay for the same replies.
+    # Take the lock first: a second run in this folder must not pay for the same replies.
     with folder.writing(), ReplyCache(path) as cache:
         try:
             done = run_judge(how, items, judges, cache=cache, options=options, show_progress=True)
         except KeyboardInterrupt:
-            console.note(f"interrupted; {len(cache):,} replies are kept in {path}, and the same command goes on")
-            raise typer.Exit(_EXIT_INTERRUPTED) from None
+            console.note(
+                f"interrupted; {len(cache):,} replies are kept in {path}: run the same command again to continue"
+            )
+            raise typer.Exit(console.EXIT_INTERRUPTED) from None
         files = write_run(out, how, done.judgements, options.prices)
     _show_run(done, how.aggregate(done.verdicts) if done.verdicts else [], files, as_json=json)
     n_scored = sum(verdict.is_scored for verdict in done.verdicts)
@@ -132,12 +148,14 @@ def run(
 
 
 def judges_of(names: list[str], variables: list[str]) -> list[AnyJudge]:
-    """The judges that ``--judge`` and ``--key-env`` name."""
+    """Parse the judges of ``--judge`` and ``--key-env``."""
     from ragalign.errors import ConfigError
     from ragalign.judging.judges import parse_judge
 
     if len(variables) > 1 and len(variables) != len(names):
-        raise ConfigError(f"--key-env is given {len(variables)} times for {len(names)} judges: once, or once per judge")
+        raise ConfigError(
+            f"--key-env is given {len(variables)} times for {len(names)} judges; give it once, or once per judge"
+        )
     if not variables:
         return [parse_judge(name) for name in names]
     named = variables * len(names) if len(variables) == 1 else variables
@@ -164,14 +182,14 @@ def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:
         for plan in plans
     ]
     console.print_table([(heading, "right" if heading != "judge" else "left") for heading in headings], rows)
-    console.note("tokens are guessed from the text; retries come on top; nothing was asked")
+    console.note("token counts are estimates, retries come on top; no request was sent")
 
 
 def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_json: bool) -> None:
     from ragalign.comparisons.intervals import intervals
     from ragalign.judging.budget import cost_note
 
-    estimates = [intervals(one) for one in figures]
+    estimates = [intervals(model_figures) for model_figures in figures]
     for judge, reason in done.stopped.items():
         console.warning(f"{judge}: {reason}")
     for note in done.notes:
@@ -186,7 +204,9 @@ def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_j
             "stopped": dict(done.stopped),
             "notes": list(done.notes),
             "judges": {name: spending.to_dict() for name, spending in done.spending.items()},
-            "figures": [figures_record(one, found) for one, found in zip(figures, estimates, strict=True)],
+            "figures": [
+                figures_record(model_figures, found) for model_figures, found in zip(figures, estimates, strict=True)
+            ],
             "files": [str(path) for path in files],
         }
         console.print_json(result)
@@ -197,4 +217,4 @@ def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_j
     console.note(f"{scored}; {n_requests:,} requests, cost {cost_note(done.spending)}")
     console.note(f"-> {files[0].parent}")
     if done.n_unanswered:
-        console.warning(f"{done.n_unanswered:,} verdicts still lack an answer: the same command asks for them")
+        console.warning(f"{done.n_unanswered:,} verdicts have no reply yet: run the same command again to ask for them")

@@ -1,4 +1,4 @@
-"""`ragalign kv`: keep demonstrations' keys and values, and check what reusing them costs."""
+"""`ragalign kv`: store demonstrations' keys and values, and check the effect of reusing them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 app = group()
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)]
-Place = Annotated[Path, typer.Argument(metavar="DIR", help="The index, or the folder of a store.", show_default=False)]
-RecipeName = Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)]
+Place = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The index folder, or a store's folder.", show_default=False)
+]
+RecipeName = Annotated[str, typer.Option(help="A recipe's name or TOML file.")]
 StoreFolder = Annotated[
     Path | None,
-    typer.Option(help="The folder of keys and values; DIR.kv/RECIPE-MODEL by default.", show_default=False),
+    typer.Option(help="Folder of keys and values; by default DIR.kv/RECIPE-MODEL.", show_default=False),
 ]
-Dtype = Annotated[str, typer.Option(help="Of weights and activations, such as bfloat16.")]
+Dtype = Annotated[str, typer.Option(help="Data type of weights and activations, such as bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
@@ -37,16 +39,17 @@ def build(
     context_length: options.ContextLength = None,
     dtype: Dtype = "auto",
     precision: Annotated[
-        Literal["model", "int8", "fp8"], typer.Option(help="How numbers are kept; int8 and fp8 take half the space.")
+        Literal["model", "int8", "fp8"],
+        typer.Option(help="Precision of the stored values; int8 and fp8 take half the space."),
     ] = "model",
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compute and keep the keys and values of demonstrations.
+    """Compute and store the keys and values of demonstrations.
 
     If it is interrupted, run the same command again to continue.
 
-    After demonstrations were added to the index or removed from it, only those are computed or removed.
+    After the index changes, only the demonstrations added or removed are updated.
 
     \b
     Examples:
@@ -76,22 +79,20 @@ def build(
         max_model_len=context_length,
         kv_transfer_config=connector_config(folder),
     ) as generator:
-        kept = Store(folder)  # the engine has written down which model it is for
+        kept = Store(folder)  # the engine has recorded its model
         built = build_store(kept, packer, generator)
     counts = {"n_computed": built.n_computed, "n_present": built.n_present, "n_removed": built.n_removed}
     if json:
         console.print_json(counts | {"store": str(folder), "key": kept.key})
         return
-    present = f", {built.n_present:,} were there" if built.n_present else ""
+    present = f", {built.n_present:,} existed" if built.n_present else ""
     removed = f", {built.n_removed:,} removed" if built.n_removed else ""
     console.note(f"{built.n_computed:,} demonstrations computed{present}{removed} -> {folder}")
 
 
 @app.command()
 def info(place: Place, json: Json = False) -> None:
-    """Show what is kept, for which model, and how large it is.
-
-    Also which prefix it is for, and what the demonstrations take.
+    """Show the stores of an index: their model, prefix and size.
 
     \b
     Example:
@@ -107,13 +108,13 @@ def info(place: Place, json: Json = False) -> None:
         about = found["about"].get("model", "no model yet")
         console.note(
             f"{store.folder}: {found['n_pieces']:,} pieces, {found['n_bytes'] / 1e6:,.1f} MB, "
-            f"behind {found['n_prefix_tokens']:,} tokens, precision {found['precision']}, for {about}"
+            f"after a prefix of {found['n_prefix_tokens']:,} tokens, precision {found['precision']}, for {about}"
         )
 
 
 @app.command()
 def verify(place: Place, json: Json = False) -> None:
-    """Read every file and compare it with its hash. What is damaged is listed; `kv build` computes it again.
+    """Verify the hash of every stored file. Damaged files are listed; `kv build` computes them again.
 
     \b
     Example:
@@ -131,7 +132,7 @@ def verify(place: Place, json: Json = False) -> None:
         if json:
             console.print_json({"store": str(store.folder), "n_pieces": n_pieces, "faults": faults})
         elif not faults:
-            console.note(f"{store.folder}: {n_pieces:,} pieces, all as they were written")
+            console.note(f"{store.folder}: {n_pieces:,} pieces, all intact")
     if failed:
         raise typer.Exit(console.EXIT_FAILURE)
 
@@ -149,21 +150,23 @@ def check(
     context_length: options.ContextLength = None,
     dtype: Dtype = "auto",
     first: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Take the first N queries.", show_default=False)
+        int | None, typer.Option(min=1, metavar="N", help="Use only the first N questions.", show_default=False)
     ] = None,
     real: Annotated[
         int | None,
-        typer.Option(min=0, help="Most similar demonstrations that are computed; the recipe's.", show_default=False),
+        typer.Option(
+            min=0, help="Number of most similar demonstrations to compute; by default the recipe's.", show_default=False
+        ),
     ] = None,
-    reference_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reference answer.")] = 256,
-    max_difference: Annotated[float, typer.Option(help="Most nats per token that reuse can add.")] = 0.02,
-    min_same_top1: Annotated[float, typer.Option(help="Smallest share of equal most likely tokens.")] = 0.94,
+    reference_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a reference answer.")] = 256,
+    max_difference: Annotated[float, typer.Option(help="Largest acceptable increase in nats per token.")] = 0.02,
+    min_same_top1: Annotated[float, typer.Option(help="Smallest acceptable share of equal most likely tokens.")] = 0.94,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compare reused with full attention on your own pool.
+    """Compare reused keys and values with full attention on your own questions.
 
-    It answers your own questions; the exit status is 1 if the difference is beyond the limits.
+    The exit status is 1 if the difference exceeds the limits.
 
     \b
     Example:
@@ -185,7 +188,7 @@ def check(
     references = [query.metadata.get("reference") for query in asked]
     for query, reference in zip(asked, references, strict=True):
         if not isinstance(reference, str) or not reference.strip():
-            raise DataError(f"{queries}: query {query.id} has no `reference`; give each one a reference answer")
+            raise DataError(f"{queries}: query {query.id} has no `reference`; give every query a reference answer")
     chosen = _plain(recipe)
     folder = _store_folder(store, index, chosen, model)
     settings = replace(chosen.reuse, enabled=True, real=chosen.reuse.real if real is None else real)
@@ -233,7 +236,7 @@ def check(
 
 
 def _plain(recipe: str) -> Recipe:
-    """The recipe without reuse and planner, so that an aligner of it only packs."""
+    """The recipe without reuse and planner, for an aligner that only packs."""
     from dataclasses import replace
 
     from ragalign.planning import PlannerSettings
@@ -252,10 +255,10 @@ def _store_folder(given: Path | None, index: Path, recipe: Recipe, model: str) -
 
 
 def _stores(place: Path) -> list[Store]:
-    """The stores beside an index, or the one at this place.
+    """The stores next to an index, or the store in this folder.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no store.
     """
     import os
 

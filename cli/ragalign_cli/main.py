@@ -1,7 +1,7 @@
-"""The `ragalign` command: finds the module of a command, and turns errors into one line and an exit code.
+"""The `ragalign` command: import the command that is called, and turn errors into one line and an exit code.
 
-Only the command that is asked for is imported, and the library only inside its function, so that `ragalign --help`
-stays quick.
+Only the called command is imported, and the library only inside its function, so that `ragalign --help` stays
+fast.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ragalign_cli.usage import UsageError, asks_for_help, explain
 PANELS = {
     "Build": (
         Entry("pool", "ragalign_cli.pool:app", "Inspect, convert and deduplicate files of demonstrations."),
-        Entry("index", "ragalign_cli.index:app", "Build, extend, shrink and check an index."),
-        Entry("kv", "ragalign_cli.kv:app", "Keep demonstrations' keys and values for reuse."),
+        Entry("index", "ragalign_cli.index:app", "Build, update and check an index."),
+        Entry("kv", "ragalign_cli.kv:app", "Store demonstrations' keys and values for reuse."),
     ),
     "Inspect": (
         Entry("search", "ragalign_cli.search:search", "Show the demonstrations found for a question."),
         Entry("pack", "ragalign_cli.pack:pack", "Show the prompt packed for a question."),
-        Entry("render", "ragalign_cli.render:render", "Show what a prompt file and a conversation become."),
-        Entry("doctor", "ragalign_cli.doctor:doctor", "Check whether a model, a recipe and an index fit."),
+        Entry("render", "ragalign_cli.render:render", "Render conversations with a prompt file."),
+        Entry("doctor", "ragalign_cli.doctor:doctor", "Check a model, a recipe and an index."),
         Entry("plan", "ragalign_cli.plan:plan", "Show what shared prefixes would save."),
     ),
     "Answer": (
@@ -72,7 +72,7 @@ def top(
     context: typer.Context,
     cache_dir: Annotated[
         Optional[Path],
-        typer.Option(envvar="RAGALIGN_CACHE", help="Where models converted from GGUF are kept.", show_default=False),
+        typer.Option(envvar="RAGALIGN_CACHE", help="Folder for models converted from GGUF.", show_default=False),
     ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -100,7 +100,7 @@ def main() -> None:
     logging.getLogger("ragalign.models").setLevel(logging.INFO)
     arguments = sys.argv[1:]
     try:
-        # In a context of its own, so that what one run sets, such as quietness, ends with it.
+        # In its own context, so that settings such as --quiet end with the run.
         code = copy_context().run(app, arguments, prog_name="ragalign", standalone_mode=False)
     except UsageError as error:
         if asks_for_help(error):

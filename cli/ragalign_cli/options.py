@@ -1,4 +1,4 @@
-"""Options that several commands share, so that one thing has one name and one meaning everywhere."""
+"""Options shared by several commands, so that they have one name and meaning everywhere."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ OUTPUT = "Output"
 # Typer reads Optional[...] at run time.
 Index = Annotated[
     Optional[Path],
-    typer.Argument(metavar="[DIR]", help="The index; not needed by recipes that retrieve nothing.", show_default=False),
+    typer.Argument(metavar="[DIR]", help="The index folder; only recipes that retrieve need it.", show_default=False),
 ]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", metavar="NAME", help="A recipe's name, or a TOML file.", rich_help_panel=METHOD)
+    str, typer.Option("--recipe", metavar="NAME", help="A recipe's name or TOML file.", rich_help_panel=METHOD)
 ]
 Queries = Annotated[
     Path,
     typer.Option(
-        metavar="FILE", help="A file of questions; - is standard input.", show_default=False, rich_help_panel=QUESTIONS
+        metavar="FILE", help="A question file, or - for standard input.", show_default=False, rich_help_panel=QUESTIONS
     ),
 ]
 OptionalQueries = Annotated[
     Optional[Path],
     typer.Option(
-        metavar="FILE", help="A file of questions; - is standard input.", show_default=False, rich_help_panel=QUESTIONS
+        metavar="FILE", help="A question file, or - for standard input.", show_default=False, rich_help_panel=QUESTIONS
     ),
 ]
 PromptSet = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="A file of questions, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
+        help="A question file, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
         show_default=False,
         rich_help_panel=QUESTIONS,
     ),
@@ -55,7 +55,7 @@ Question = Annotated[
     Optional[str],
     typer.Option(
         metavar="TEXT",
-        help="Ask only this question; for recipes without an index.",
+        help="Ask this question, without an index.",
         show_default=False,
         rich_help_panel=QUESTIONS,
     ),
@@ -63,14 +63,14 @@ Question = Annotated[
 First = Annotated[
     Optional[int],
     typer.Option(
-        metavar="N", min=1, help="Take only the first N questions.", show_default=False, rich_help_panel=QUESTIONS
+        metavar="N", min=1, help="Use only the first N questions.", show_default=False, rich_help_panel=QUESTIONS
     ),
 ]
 System = Annotated[
     Optional[str],
     typer.Option(
         metavar="TEXT",
-        help="System message before every conversation that has none.",
+        help="System message for conversations that have none.",
         show_default=False,
         rich_help_panel=QUESTIONS,
     ),
@@ -87,22 +87,20 @@ Model = Annotated[
 Backend = Annotated[
     str,
     typer.Option(
-        help="What runs the model: auto, vllm, transformers, or the URL of an OpenAI-compatible server.",
+        help="auto, vllm, transformers, or the URL of an OpenAI-compatible server.",
         rich_help_panel=MODEL,
     ),
 ]
 Tokenizer = Annotated[
     Optional[str],
-    typer.Option(
-        help="The model's tokenizer, where it is not with the model.", show_default=False, rich_help_panel=MODEL
-    ),
+    typer.Option(help="Tokenizer to use if the model has none of its own.", show_default=False, rich_help_panel=MODEL),
 ]
 ContextLength = Annotated[
     Optional[int],
     typer.Option(
         metavar="N",
         min=1,
-        help="Tokens that prompt and completion share; the model's by default.",
+        help="Maximum tokens of prompt and completion together; by default the model's.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -111,7 +109,7 @@ DType = Annotated[
     Optional[str],
     typer.Option(
         "--dtype",
-        help="Of weights and activations, such as bfloat16; the model's by default.",
+        help="Data type, such as bfloat16; by default the model's.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -119,14 +117,18 @@ DType = Annotated[
 TensorParallel = Annotated[
     Optional[int],
     typer.Option(
-        metavar="N", min=1, help="GPUs that share the model; 1 by default.", show_default=False, rich_help_panel=MODEL
+        metavar="N",
+        min=1,
+        help="Number of GPUs to split the model across; by default 1.",
+        show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 GpuMemory = Annotated[
     Optional[float],
     typer.Option(
         metavar="SHARE",
-        help="Share of a GPU's memory for weights and cache, 0 to 1; 0.9 by default.",
+        help="Share of GPU memory for weights and cache, 0 to 1; by default 0.9.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -134,15 +136,18 @@ GpuMemory = Annotated[
 
 MaxNewTokens = Annotated[
     Optional[int],
-    typer.Option(metavar="N", help="Most tokens of an answer.", show_default=False, rich_help_panel=DECODING),
+    typer.Option(metavar="N", help="Maximum tokens per answer.", show_default=False, rich_help_panel=DECODING),
 ]
 Temperature = Annotated[
-    Optional[float], typer.Option(help="0 is greedy.", show_default=False, rich_help_panel=DECODING)
+    Optional[float],
+    typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False, rich_help_panel=DECODING),
 ]
-TopP = Annotated[Optional[float], typer.Option(help="Nucleus sampling.", show_default=False, rich_help_panel=DECODING)]
+TopP = Annotated[
+    Optional[float], typer.Option(help="Nucleus sampling threshold.", show_default=False, rich_help_panel=DECODING)
+]
 Seed = Annotated[
     Optional[int],
-    typer.Option(metavar="N", help="For answers that can be repeated.", show_default=False, rich_help_panel=DECODING),
+    typer.Option(metavar="N", help="Seed for reproducible answers.", show_default=False, rich_help_panel=DECODING),
 ]
 Samples = Annotated[
     Optional[int],
@@ -152,7 +157,7 @@ Stop = Annotated[
     Optional[list[str]],
     typer.Option(
         metavar="TEXT",
-        help="End an answer at this text, too; escapes such as \\n count. Repeatable.",
+        help="Additional stop string; \\n and \\t are unescaped. Repeatable.",
         show_default=False,
         rich_help_panel=DECODING,
     ),
@@ -163,7 +168,7 @@ OutFile = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="JSON Lines; appended to, and resumed by id.",
+        help="JSON Lines file for the answers; an interrupted run is resumed from it.",
         show_default=False,
         callback=out_file,
         rich_help_panel=OUTPUT,
@@ -180,11 +185,11 @@ OutFolder = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results, warnings and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")]
 
 
 def decoding(recipe: Decoding, *, stop: list[str] | None = None, **given: Any) -> Decoding:
-    """A recipe's decoding with what the command line gives; None leaves a value as it is."""
+    """A recipe's decoding with the values from the command line; None keeps the recipe's value."""
     from ragalign.generation import validate
 
     changes = {name: value for name, value in given.items() if value is not None}
@@ -196,12 +201,12 @@ def decoding(recipe: Decoding, *, stop: list[str] | None = None, **given: Any) -
 
 
 def first_of(queries: list[Query], first: int | None) -> list[Query]:
-    """The first queries; all without a number."""
+    """The first queries; all if `first` is None."""
     return queries if first is None else queries[:first]
 
 
 def with_system(queries: list[Query], system: str | None) -> list[Query]:
-    """The queries with a system message before those that have none."""
+    """The queries, with a system message added to those that have none."""
     from ragalign.types import Turn
 
     if not system:
@@ -213,10 +218,10 @@ def with_system(queries: list[Query], system: str | None) -> list[Query]:
 
 
 def one_question(text: str | None, question: str | None) -> str | None:
-    """The question, given as an argument after the index or as --question.
+    """The question from the argument after the index, or from --question.
 
     Raises:
-        ConfigError: it is given twice, or empty.
+        ConfigError: both are given, or the question is empty.
     """
     from ragalign.errors import ConfigError
 
@@ -229,7 +234,7 @@ def one_question(text: str | None, question: str | None) -> str | None:
 
 
 def engine(dtype: str | None, tensor_parallel: int | None, gpu_memory: float | None) -> dict[str, Any]:
-    """The generator's options; what is not given is left to it, so that each backend refuses what it does not have."""
+    """The given generator options; the others are left out, so that backends can reject options they lack."""
     given = {
         "dtype": dtype,
         "tensor_parallel_size": tensor_parallel,
@@ -239,10 +244,10 @@ def engine(dtype: str | None, tensor_parallel: int | None, gpu_memory: float | N
 
 
 def check_index(index: Path | None, recipe: Recipe, command: str) -> None:
-    """Refuse a missing index where the recipe retrieves, and anything that is no index where it does not.
+    """Reject a missing index if the recipe retrieves, and a path that is not a folder.
 
     Raises:
-        ConfigError: as said. What is wrong with the index of a recipe that retrieves shows when it is opened.
+        ConfigError: the index is missing or not a folder. Its content is checked when it is opened.
     """
     from ragalign.errors import ConfigError
 
@@ -256,23 +261,23 @@ def check_index(index: Path | None, recipe: Recipe, command: str) -> None:
         return
     if index.is_dir():
         return
-    why = "it is a file" if index.exists() else "there is no such folder"
+    why = "it is a file" if index.exists() else "no such folder"
     advice = f"; build one with `ragalign index --pool FILE --out {index}`"
     if not retrieves:
-        advice = f"; the recipe {recipe.name!r} needs none"
-        advice += f", and --question asks a single question: --question {str(index)!r}" if command != "generate" else ""
+        advice = f"; the recipe {recipe.name!r} needs no index"
+        advice += f"; to ask a question, use --question {str(index)!r}" if command != "generate" else ""
     raise ConfigError(f"{str(index)!r} is not an index: {why}{advice}")
 
 
 def check_model(model: str, backend: str, context_length: int | None, engine_options: dict[str, Any]) -> None:
-    """Check all that can be wrong with a model before it is loaded."""
+    """Check a model and its options before it is loaded."""
     from ragalign.generation import check_generator
 
     check_generator(backend, model=model, context_length=context_length, **engine_options)
 
 
 def _unescaped(text: str) -> str:
-    """``\\n``, ``\\t`` and ``\\\\`` as shells pass them on."""
+    """Replace the escapes ``\\n``, ``\\t`` and ``\\\\``, which shells pass on unchanged."""
     for written, meant in (("\\\\", "\0"), ("\\n", "\n"), ("\\t", "\t"), ("\0", "\\")):
         text = text.replace(written, meant)
     return text

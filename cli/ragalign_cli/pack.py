@@ -1,4 +1,4 @@
-"""`ragalign pack`: the prompt that a model would see, and how it came about."""
+"""`ragalign pack`: show the prompts that a model would get."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pack(
     index: options.Index = None,
     text: Annotated[
         Optional[str],
-        typer.Argument(metavar="[QUESTION]", help="One question, instead of --queries.", show_default=False),
+        typer.Argument(metavar="[QUESTION]", help="A question, instead of --queries.", show_default=False),
     ] = None,
     question: options.Question = None,
     queries: options.OptionalQueries = None,
@@ -33,12 +33,12 @@ def pack(
         ),
     ] = None,
     context_length: options.ContextLength = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole prompt, each part beside its origin.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole prompt with the origin of each part.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
 ) -> None:
-    """Show packed prompts: what was used, what was dropped and why, and token counts.
+    """Show packed prompts: demonstrations used, demonstrations dropped and why, and token counts.
 
-    DIR is needed only by recipes that retrieve.
+    Only recipes that retrieve need DIR.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def pack(
     from ragalign.types import Query, Turn
 
     if tokenizer is None:
-        raise ConfigError("give --tokenizer: the folder or hub id of the model's tokenizer")
+        raise ConfigError("give --tokenizer, the folder or hub id of the model's tokenizer")
     chosen = Recipe.load(recipe)
     options.check_index(index, chosen, "pack")
     single = options.one_question(text, question)

@@ -1,4 +1,4 @@
-"""Checks of what is to be written, made while options are read: nothing slow has begun, and nothing can get lost."""
+"""Checks of output paths, made while options are parsed, before any work that could be lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def out_file(path: Path | None) -> Path | None:
     """The file, if it can be written.
 
     Raises:
-        ConfigError: it is a folder, may not be written, or its folder cannot be made.
+        ConfigError: it is a folder, is not writable, or its folder cannot be created.
     """
     if path is None:
         return None
@@ -18,7 +18,7 @@ def out_file(path: Path | None) -> Path | None:
     if path.is_dir():
         _refuse(path, "is a folder; give the name of a file")
     if path.exists() and not os.access(path, os.W_OK):
-        _refuse(path, "may not be written")
+        _refuse(path, "is not writable; check its permissions")
     _check_parent(path)
     return path
 
@@ -27,7 +27,7 @@ def out_folder(path: Path | None) -> Path | None:
     """The folder, if files can be written into it.
 
     Raises:
-        ConfigError: it is a file, may not be written, or cannot be made.
+        ConfigError: it is a file, is not writable, or cannot be created.
     """
     if path is None:
         return None
@@ -35,23 +35,23 @@ def out_folder(path: Path | None) -> Path | None:
     if path.exists() and not path.is_dir():
         _refuse(path, "is a file; give the name of a folder")
     if path.exists() and not os.access(path, os.W_OK | os.X_OK):
-        _refuse(path, "may not be written")
+        _refuse(path, "is not writable; check its permissions")
     _check_parent(path)
     return path
 
 
 def _check_name(path: Path) -> None:
     if "\0" in str(path) or not str(path).strip():
-        _refuse(path, "is no name of a file")
+        _refuse(path, "is not a valid file name")
 
 
 def _check_parent(path: Path) -> None:
-    """Refuse a path below a file, or in a folder where nothing can be made."""
+    """Reject a path below a file, or in a folder that is not writable."""
     above = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
     if not above.is_dir():
-        _refuse(path, f"cannot be made: {above} is not a folder")
+        _refuse(path, f"cannot be created: {above} is not a folder")
     if not path.exists() and not os.access(above, os.W_OK | os.X_OK):
-        _refuse(path, f"cannot be made: {above} may not be written")
+        _refuse(path, f"cannot be created: {above} is not writable")
 
 
 def _refuse(path: Path, why: str) -> None:

@@ -1,4 +1,4 @@
-"""`ragalign plan`: what sharing prefixes would save on a workload, and what relevance it would cost."""
+"""`ragalign plan`: show the tokens that shared prefixes would save, and the relevance they would cost."""
 
 from __future__ import annotations
 
@@ -26,43 +26,52 @@ _COLUMNS = [
 
 
 def plan(
-    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)],
     queries: Annotated[Path, typer.Option(help=query_options.QUERIES_HELP, show_default=False)],
     tokenizer: Annotated[
         str, typer.Option(help="Folder, GGUF file or hub id of the model's tokenizer.", show_default=False)
     ],
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "ica",
+    recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "ica",
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
     first: options.First = None,
     floor: Annotated[
         Optional[list[float]],
-        typer.Option(help="A floor on relevance kept, 0 to 1; may be given again.", show_default=False),
+        typer.Option(help="Minimum share of relevance to keep, 0 to 1. Repeatable.", show_default=False),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="How far down the list to look, per query.")] = 300,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates to consider per query.")] = 300,
     personal: Annotated[
         Optional[int],
-        typer.Option(min=0, help="Most similar demonstrations pinned last; the recipe's.", show_default=False),
+        typer.Option(
+            min=0,
+            help="Number of most similar demonstrations to keep last; by default the recipe's.",
+            show_default=False,
+        ),
     ] = None,
     block_size: Annotated[
         Optional[int],
-        typer.Option(min=1, help="Tokens per block of the engine's cache; the recipe's.", show_default=False),
+        typer.Option(
+            min=1, help="Tokens per block of the engine's cache; by default the recipe's.", show_default=False
+        ),
     ] = None,
     cache_tokens: Annotated[
-        Optional[int], typer.Option(min=1, help="Tokens that the cache holds; no limit by default.", show_default=False)
+        Optional[int],
+        typer.Option(min=1, help="Capacity of the cache in tokens; by default unlimited.", show_default=False),
     ] = None,
     context_length: Annotated[
         Optional[int],
-        typer.Option(min=1, help="Tokens that prompt and completion share.", show_default=False),
+        typer.Option(min=1, help="Maximum tokens of prompt and completion together.", show_default=False),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(metavar="SVG", help="Draw the frontier into this file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per setting.")] = False,
+    out: Annotated[
+        Optional[Path], typer.Option(metavar="SVG", help="Write a plot of the frontier to this file.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per setting.")] = False,
 ) -> None:
-    """Show what each strategy of the planner saves on a file of queries: tokens prefilled against relevance kept.
+    """Show what each planner strategy saves on a question file: prefilled tokens against relevance kept.
 
-    Means per request: relevance kept, score and number of demonstrations, tokens of the prompt, tokens prefilled. "≥
-    prefix" is what no order of the same demonstrations could go below; "≥ reuse", what an engine would need that
-    reuses a demonstration wherever it stands.
+    The columns are means per request: relevance kept, score and number of demonstrations, prompt tokens and prefilled
+    tokens. "≥ prefix" is a lower bound on prefilled tokens for any order of the same demonstrations; "≥ reuse" is the
+    bound for an engine that reuses demonstrations at any position.
 
     \b
     Examples:
@@ -82,7 +91,7 @@ def plan(
     from ragalign.recipes import Recipe
 
     if out is not None and out.suffix.lower() != ".svg":
-        raise ConfigError(f"--out {out}: the picture is an SVG; give a file name that ends in .svg")
+        raise ConfigError(f"--out {out}: the plot is an SVG; give a file name that ends in .svg")
     chosen = Recipe.load(recipe)
     base = replace(
         chosen.planner,
@@ -91,7 +100,7 @@ def plan(
         block_size=block_size or chosen.planner.block_size,
     )
     settings = default_settings(base, tuple(floor or FLOORS))
-    # The widest strategy decides how much is retrieved.
+    # Retrieve as much as the widest strategy needs.
     chosen = replace(chosen, planner=settings[-1])
     asked = options.first_of(query_options.read(queries, field, metadata), first)
     aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)

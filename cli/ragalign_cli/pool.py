@@ -1,4 +1,4 @@
-"""`ragalign pool`: look into files of demonstrations, convert them, remove duplicates."""
+"""`ragalign pool`: inspect, convert and deduplicate files of demonstrations."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 24
 _MIN_TEXT_WIDTH = 24
 
-app = group("Look into files of demonstrations, convert them, remove duplicates.")
+app = group("Inspect, convert and deduplicate files of demonstrations.")
 
 Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE",
-        help="JSON Lines, JSON, CSV, TSV or Parquet files, or dataset names (name, name:split, name:config:split).",
+        help="JSON Lines, JSON, CSV, TSV or Parquet files, or datasets (name, name:split, name:config:split).",
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option(metavar="FILE", help="A .jsonl or .parquet file.", show_default=False)]
+Out = Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False)]
 
 
 @app.command("inspect", cls=Command)
@@ -52,11 +52,11 @@ def inspect(
     on_error: OnError = "skip",
     metadata: Metadata = None,
     unwrap: Unwrap = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every skipped row.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all skipped rows.")] = False,
 ) -> None:
     """Count rows, shapes, duplicates, lengths and bad rows.
 
-    Duplicates are rows with the instruction and response of an earlier row, of any of the files.
+    A duplicate has the instruction and response of an earlier row in any of the files.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def inspect(
         [[name, *(f"{value:,.0f}" for value in _length_record(lengths).values())] for name, lengths in words.items()],
     )
     console.stdout().print(
-        f"\n{len(pool):,} demonstrations; {repeated:,} of them repeat the instruction of another with another response"
+        f"\n{len(pool):,} demonstrations; {repeated:,} repeat an earlier instruction with a different response"
     )
     _print_skipped(pool.report)
 
@@ -107,7 +107,7 @@ def convert(
 ) -> None:
     """Write files of any shape as one pool.
 
-    A demonstration that occurs more than once is written once.
+    Duplicates are written once.
 
     \b
     Examples:
@@ -135,7 +135,7 @@ def dedupe(
         float | None,
         typer.Option(
             metavar="S",
-            help="Also remove instructions this similar to an earlier one: Jaccard similarity of their character "
+            help="Also remove instructions this similar to an earlier one: Jaccard similarity of character "
             "5-grams, above 0 and at most 1, such as 0.8.",
             show_default=False,
         ),
@@ -145,11 +145,11 @@ def dedupe(
     on_error: OnError = "strict",
     metadata: Metadata = None,
     unwrap: Unwrap = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per removed demonstration.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per removed demonstration.")] = False,
 ) -> None:
     """Remove demonstrations that repeat an earlier instruction.
 
-    Instructions are compared without regard to case, spacing and Unicode form. The first of each stays.
+    Case, spacing and Unicode form are ignored. The first demonstration with an instruction is kept.
 
     \b
     Examples:
@@ -171,7 +171,7 @@ def dedupe(
     same = pool.report.n_duplicates
     console.note(
         f"removed {len(duplicates):,} of {len(pool):,} demonstrations"
-        + (f" ({same:,} rows were the same as others in every word)" if same else "")
+        + (f" ({same:,} rows were exact duplicates)" if same else "")
         + f"; wrote {len(kept):,} to {out}"
     )
 

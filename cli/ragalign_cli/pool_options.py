@@ -1,4 +1,4 @@
-"""Options and output that all commands which read pools share."""
+"""Options and output shared by commands that read pools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shape = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto recognises each row's: alpaca, dolly, plain, sharegpt, messages, lima or ragalign.",
+        help="Shape of the rows: alpaca, dolly, plain, sharegpt, messages, lima or ragalign; auto detects it.",
     ),
 ]
 Fields = Annotated[
@@ -27,7 +27,7 @@ Fields = Annotated[
     typer.Option(
         "--field",
         metavar="FIELD=NAME",
-        help="The rows' own name of instruction, input, response, system, history, id or conversations. Repeatable.",
+        help="The column for instruction, input, response, system, history, id or conversations. Repeatable.",
         show_default=False,
     ),
 ]
@@ -36,14 +36,12 @@ Metadata = Annotated[
     typer.Option(
         "--metadata",
         metavar="NAME",
-        help="A field that is no part of a demonstration, whatever its name. Repeatable.",
+        help="A column that is not part of the demonstration. Repeatable.",
         show_default=False,
     ),
 ]
-OnError = Annotated[
-    Literal["strict", "skip"], typer.Option(help="Stop at a bad row, or leave bad rows out and list them.")
-]
-Unwrap = Annotated[bool, typer.Option("--unwrap", help="Take instructions out of the Alpaca prompt template.")]
+OnError = Annotated[Literal["strict", "skip"], typer.Option(help="Stop at a bad row, or skip bad rows and list them.")]
+Unwrap = Annotated[bool, typer.Option("--unwrap", help="Extract instructions from the Alpaca prompt template.")]
 
 
 def load(
@@ -54,7 +52,7 @@ def load(
     unwrap: bool,
     metadata: Sequence[str] | None = None,
 ) -> Pool:
-    """The pool of several files."""
+    """Load a pool from several files."""
     from ragalign.pool import Pool
 
     fields = named_fields(field or [])
@@ -62,7 +60,11 @@ def load(
 
 
 def named_fields(given: Sequence[str]) -> Mapping[str, str]:
-    """The names that ``--field FIELD=NAME`` gives."""
+    """Parse values of ``--field FIELD=NAME``.
+
+    Raises:
+        ConfigError: a value is malformed, or a field is given twice.
+    """
     from ragalign.errors import ConfigError
 
     fields: dict[str, str] = {}
@@ -77,7 +79,7 @@ def named_fields(given: Sequence[str]) -> Mapping[str, str]:
 
 
 def print_files(report: LoadReport) -> None:
-    """A table of what was read, one row per file."""
+    """Print a table of the files read."""
     multi_turn = any(file.n_multi_turn for file in report.files)
     unwrapped = any(file.n_unwrapped for file in report.files)
     columns = [("file", "left"), ("shape", "left")]
@@ -95,7 +97,7 @@ def print_files(report: LoadReport) -> None:
 
 
 def warn_of_skipped(report: LoadReport) -> None:
-    """One warning per skipped row, up to a point."""
+    """Warn of skipped rows: the first few by name, the rest as a count."""
     for row in report.skipped[:LISTED]:
         console.warning(f"skipped {row}")
     if len(report.skipped) > LISTED:
@@ -104,27 +106,27 @@ def warn_of_skipped(report: LoadReport) -> None:
 
 
 def note_unused(report: LoadReport) -> None:
-    """Say what the rows hold beside demonstrations, and what instructions are wrapped in."""
+    """Note columns that are not part of demonstrations, and instructions in the Alpaca prompt template."""
     for file in report.files:
         if file.unused:
             console.note(
                 f"{file.file}: not part of any demonstration: {counted(file.unused)}; kept as metadata "
-                "(--metadata NAME says that it is, --field input=NAME makes it part of the instruction)"
+                "(--metadata NAME confirms this, --field input=NAME adds it to the instruction)"
             )
         if file.n_wrapped:
             console.note(
                 f"{file.file}: {file.n_wrapped:,} of {file.n_rows:,} instructions are in the Alpaca prompt template; "
-                "--unwrap takes them out"
+                "--unwrap extracts them"
             )
 
 
 def counted(fields: Mapping[str, int]) -> str:
-    """Field names with the number of rows that have something in them."""
+    """Field names with the number of rows that have a value."""
     return ", ".join(f"{name} ({n:,} row{'s' if n != 1 else ''})" for name, n in fields.items())
 
 
 def file_records(report: LoadReport) -> list[dict[str, Any]]:
-    """What was read, for scripts."""
+    """The files read, as JSON values."""
     return [
         {
             "file": file.file,

@@ -1,4 +1,4 @@
-"""A packed prompt for people and for scripts."""
+"""Packed prompts as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from ragalign.types import Prompt
 
 _REASONS = {
-    "too_long": "longer than one demonstration may be",
+    "too_long": "longer than a demonstration is allowed to be",
     "budget": "did not fit into the token budget",
     "context": "did not fit into the model's context",
     "stopped": "came after the prompt was full",
-    "planned": "gave way to one that other prompts share",
+    "planned": "was replaced by a demonstration that other prompts share",
 }
 
 
-# Control characters as the pictures that Unicode has for them: a text must not steer the terminal.
+# Show control characters as Unicode's control pictures, so that a text cannot control the terminal.
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _PICTURES |= {0x7F: 0x2421, **dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029), 0xFFFD)}
 
@@ -35,24 +35,24 @@ def visible(text: str) -> str:
 
 
 def prompt_record(query_id: str, prompt: Prompt, context_length: int | None) -> dict[str, Any]:
-    """What `ragalign pack --json` prints of one prompt; `context_length` is None where it is not known."""
+    """A prompt as `ragalign pack --json` prints it; `context_length` is None if unknown."""
     return {
         "id": query_id,
         "demonstrations": [
-            {"id": one.id, "source_id": one.source_id, "score": one.score, "n_tokens": one.n_tokens}
-            for one in prompt.demonstrations
+            {"id": used.id, "source_id": used.source_id, "score": used.score, "n_tokens": used.n_tokens}
+            for used in prompt.demonstrations
         ],
         "n_tokens": prompt.n_tokens,
         "text": prompt.text,
         "dropped": [
             {
-                "id": one.id,
-                "source_id": one.source_id,
-                "reason": one.reason,
-                "score": one.score,
-                "n_tokens": one.n_tokens,
+                "id": candidate.id,
+                "source_id": candidate.source_id,
+                "reason": candidate.reason,
+                "score": candidate.score,
+                "n_tokens": candidate.n_tokens,
             }
-            for one in prompt.dropped
+            for candidate in prompt.dropped
         ],
         "n_special_tokens": prompt.n_special_tokens,
         "n_preamble_tokens": prompt.n_preamble_tokens,
@@ -65,8 +65,8 @@ def prompt_record(query_id: str, prompt: Prompt, context_length: int | None) -> 
 
 
 def show_prompt(prompt: Prompt) -> None:
-    """The prompt's text with a gutter that tells which part each line belongs to."""
-    labels = [_label(one.source_id or one.id, one.n_tokens, one.score) for one in prompt.demonstrations]
+    """Print the prompt's text with a gutter that names the part of each line."""
+    labels = [_label(used.source_id or used.id, used.n_tokens, used.score) for used in prompt.demonstrations]
     labels.append(f"query  {prompt.n_query_tokens:,} tokens")
     if len(prompt.pieces) > len(labels):
         labels.insert(0, f"preamble  {prompt.n_preamble_tokens:,} tokens")
@@ -81,16 +81,21 @@ def show_prompt(prompt: Prompt) -> None:
 
 
 def show_demonstrations(prompt: Prompt) -> None:
-    """The demonstrations in prompt order."""
+    """Print the demonstrations in prompt order."""
     rows = [
-        (number, one.source_id or one.id, "constant" if one.score is None else f"{one.score:.3f}", f"{one.n_tokens:,}")
-        for number, one in enumerate(prompt.demonstrations, start=1)
+        (
+            number,
+            used.source_id or used.id,
+            "constant" if used.score is None else f"{used.score:.3f}",
+            f"{used.n_tokens:,}",
+        )
+        for number, used in enumerate(prompt.demonstrations, start=1)
     ]
     console.print_table([("", "right"), ("demonstration", "left"), ("score", "right"), ("tokens", "right")], rows)
 
 
 def show_budget(prompt: Prompt, context_length: int | None = None) -> None:
-    """Where the tokens went."""
+    """Print the tokens of each part of the prompt."""
     rows = [
         ("preamble", f"{prompt.n_preamble_tokens:,}", ""),
         (
@@ -106,20 +111,23 @@ def show_budget(prompt: Prompt, context_length: int | None = None) -> None:
 
 
 def show_dropped(prompt: Prompt) -> None:
-    """The candidates that are not in the prompt, each with its reason."""
+    """Print the candidates that are not in the prompt, with reasons."""
     if prompt.dropped:
-        dropped = [(one.source_id or one.id, f"{one.n_tokens:,}", _REASONS[one.reason]) for one in prompt.dropped]
+        dropped = [
+            (candidate.source_id or candidate.id, f"{candidate.n_tokens:,}", _REASONS[candidate.reason])
+            for candidate in prompt.dropped
+        ]
         console.print_table([("dropped", "left"), ("tokens", "right"), ("because it", "left")], dropped)
 
 
 def count_dropped(prompt: Prompt) -> str:
-    """How many candidates are not in the prompt, by reason, on one line."""
-    counts = Counter(one.reason for one in prompt.dropped)
+    """The number of candidates that are not in the prompt, by reason, on one line."""
+    counts = Counter(candidate.reason for candidate in prompt.dropped)
     return ", ".join(f"{count} {_REASONS[reason]}" for reason, count in counts.items())
 
 
 def _terminal_lines(text: str, out: Console, indent: int) -> Iterator[Text]:
-    """The lines of `text` as they can be shown behind `indent` cells; broken on terminals only."""
+    """The lines of `text` for display after `indent` cells; wrapped on terminals only."""
     for line in text.rstrip("\n").replace("\r\n", "\n").split("\n"):
         shown = Text(line.translate(_PICTURES), tab_size=8)
         if out.soft_wrap or not line.strip():

@@ -1,4 +1,4 @@
-"""`ragalign render`: what a prompt file holds, and the prompts that it makes."""
+"""`ragalign render`: show a prompt file's parts, or render conversations with it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _WIDTH = 28
 
 def render(
     prompt_file: Annotated[
-        Path, typer.Option(metavar="FILE", help="A published prompt file, or any other.", show_default=False)
+        Path, typer.Option(metavar="FILE", help="A prompt file, such as one of URIAL's.", show_default=False)
     ],
     form: Annotated[
         str,
-        typer.Option(help="A template's name or TOML file, where the prompt file's own form cannot be told."),
+        typer.Option(help="A template's name or TOML file, if the prompt file's template cannot be detected."),
     ] = "auto",
     turns: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='JSON Lines of {"turns": [user, assistant, user, ...]}: conversations to render.',
+            help='Conversations to render: JSON Lines of {"turns": [user, assistant, user, ...]}.',
             show_default=False,
         ),
     ] = None,
@@ -38,12 +38,12 @@ def render(
         str,
         typer.Option(
             metavar="none|neutralise",
-            help="What happens to delimiters in the turns; none gives the published prompts to the byte.",
+            help="How to treat delimiters in the turns; none reproduces the published prompts exactly.",
         ),
     ] = "neutralise",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON Lines.")] = False,
 ) -> None:
-    """Render conversations with a prompt file, or show what the file holds.
+    """Render conversations with a prompt file, or show its parts.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def render(
     if turns is None:
         _show_file(file, json)
         return
-    # The template refuses other values.
+    # The template rejects other values.
     file = replace(file, template=replace(file.template, escape=cast("Any", escape)))
     for where, text in _render_all(file, turns):
         if json:
@@ -73,7 +73,7 @@ def render(
 
 
 def _render_all(file: PromptFile, path: Path) -> Iterator[tuple[str, str]]:
-    """(where it stands, rendered text) of each conversation of a file."""
+    """(file and line, rendered text) of each conversation of a file."""
     from ragalign.errors import DataError
 
     with path.open("rb") as lines:
@@ -98,29 +98,36 @@ def _read_turns(line: bytes) -> list[Turn]:
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 (byte {error.start + 1}); convert the file") from None
     except (ValueError, RecursionError) as error:
-        # Its line and column are those of this one line.
+        # The error's line number is relative to this line, so give the character only.
         why = f"{error.msg}, character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"not JSON ({why}); expected " + '{"turns": [...]}') from None
     texts = row.get("turns") if isinstance(row, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError('expected an object with "turns", a list of texts that begins and ends with the user\'s')
+        raise DataError('expected an object with "turns", a list of strings that starts and ends with the user\'s turn')
     return [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
 
 
 def _show_file(file: PromptFile, json: bool) -> None:
     shown = [constant.demonstration for constant in file.constants]
     if json:
-        rows: list[dict[str, Any]] = [{"instruction": one.instruction, "response": one.response} for one in shown]
+        rows: list[dict[str, Any]] = [
+            {"instruction": demonstration.instruction, "response": demonstration.response} for demonstration in shown
+        ]
         console.print_json({"preamble": file.preamble, "demonstrations": rows, "n": len(rows)})
         return
-    n_unanswered = sum(not one.response for one in shown)
+    n_unanswered = sum(not demonstration.response for demonstration in shown)
     unanswered = f", {n_unanswered} of them without an answer" if n_unanswered else ""
     out = console.stdout()
     out.print(f"form {file.template.name}, {len(shown)} demonstrations{unanswered}", markup=False)
     out.print(f"\npreamble, {len(file.preamble):,} characters:\n{file.preamble.strip()}\n", markup=False)
     table = [
-        (number, _first_line(one.instruction), f"{len(one.response):,}", _first_line(one.response))
-        for number, one in enumerate(shown, start=1)
+        (
+            number,
+            _first_line(demonstration.instruction),
+            f"{len(demonstration.response):,}",
+            _first_line(demonstration.response),
+        )
+        for number, demonstration in enumerate(shown, start=1)
     ]
     if table:
         columns = [("", "right"), ("instruction", "left"), ("characters", "right"), ("response", "left")]

@@ -1,4 +1,4 @@
-"""`ragalign report`: judgements in; figures with intervals, a table and a page out."""
+"""`ragalign report`: turn judgements into figures with intervals, tables and an HTML page."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FILE",
-            help="verdicts.jsonl (or the folder) of `ragalign judge run`, or judgement files of the upstream tools.",
+            help="Output of `ragalign judge run` (verdicts.jsonl or its folder), or upstream judgement files.",
             show_default=False,
         ),
     ],
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The protocol of upstream's files, where they do not tell."),
+        typer.Option(metavar="NAME", help="The protocol of upstream files, if it cannot be detected."),
     ] = None,
     answers: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="What `ragalign generate` wrote, or answers in any upstream form, the baseline's too: texts, and "
-            "which demonstrations were retrieved. Repeatable.",
+            help="Answer file of `ragalign generate` or any upstream tool, also the baseline's, to show texts and "
+            "retrieved demonstrations. Repeatable.",
             show_default=False,
         ),
     ] = None,
     index: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The index that the demonstrations came from, to show their texts."),
+        typer.Option(metavar="DIR", help="The index of the demonstrations, to show their texts."),
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="MT-Bench's questions: texts, and averages by category."),
+        typer.Option(metavar="FILE", help="MT-Bench's question file, for texts and averages by category."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="HTML", help="Write the report as one page.")] = None,
-    title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="HTML", help="Write the report as an HTML page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:
-    """Report what judges said: figures with intervals, differences between models, position bias.
+    """Report judgements: figures with intervals, differences between models, position bias.
 
-    Models stand in one table if protocol, baseline and judge are the same. The page needs no network and no other
-    file; it also shows the single answers, searchable, with their queries, demonstrations and the judge's words.
+    Models with the same protocol, baseline and judge share a table. The page works offline and without other files; it
+    also lists the answers, searchable, with their questions, demonstrations and the judge's replies.
 
     \b
     Examples:
@@ -93,7 +93,7 @@ def report(
 
 
 def write_report(result: Report, out: Path, browse: int | None = None) -> None:
-    """Write the page, and say where it is."""
+    """Write the page, and note its path and size."""
     from datetime import UTC, datetime
 
     from ragalign.reports.page import write_page
@@ -124,7 +124,7 @@ def _show(comparison: Comparison) -> None:
 
 
 def _show_by_model(comparison: Comparison, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Figures below each other, models side by side, as many as the terminal has room for."""
+    """Print figures as rows and models as columns, in several tables if the terminal is narrow."""
     label_width = max(len(label) for label, _ in rows)
     at_once = max(1, (console.stdout().width - label_width) // (_COLUMN_WIDTH + 2))
     for start in range(0, len(comparison.models), at_once):
@@ -190,14 +190,14 @@ def _show_differences(comparison: Comparison) -> None:
     columns += [("p (Holm)", "right"), ("prompts", "right")]
     rows = [
         [
-            f"{_short(one.first, 30)} minus {_short(one.second, 30)}",
-            one.label,
-            signed(one.estimate.value, one.unit),
-            interval(one.estimate, one.unit),
-            p_value(one.p_adjusted),
-            count(one.n_prompts),
+            f"{_short(difference.first, 30)} minus {_short(difference.second, 30)}",
+            difference.label,
+            signed(difference.estimate.value, difference.unit),
+            interval(difference.estimate, difference.unit),
+            p_value(difference.p_adjusted),
+            count(difference.n_prompts),
         ]
-        for one in comparison.differences
+        for difference in comparison.differences
     ]
     console.print_table(columns, rows)
 

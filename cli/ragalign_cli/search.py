@@ -1,4 +1,4 @@
-"""`ragalign search`: the demonstrations that an index finds for queries."""
+"""`ragalign search`: find demonstrations for queries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MIN_INSTRUCTION_WIDTH = 20
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index.", show_default=False)],
+    index: Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)],
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="One query, instead of --queries.", show_default=False)
+        str | None, typer.Argument(metavar="TEXT", help="A query, instead of --queries.", show_default=False)
     ] = None,
     queries: Annotated[Path | None, typer.Option(help=query_options.QUERIES_HELP, show_default=False)] = None,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
     first: options.First = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many demonstrations per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Demonstrations per query.")] = 10,
     retriever: Annotated[
         str, typer.Option(metavar="NAME", help="dense, bm25, hybrid, mmr, dpp, rerank, random or fixed.")
     ] = "dense",
@@ -37,7 +37,7 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="An option of the retriever; the value may be JSON. Repeatable.",
+            help="An option of the retriever; values can be JSON. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -45,8 +45,8 @@ def search(
         bool,
         typer.Option(
             "--exclude-self/--keep-self",
-            help="Leave out demonstrations with the query's own text, whatever its case and spaces. Evaluations do; "
-            "a search does not unless asked.",
+            help="Leave out demonstrations whose text is the query's, ignoring case and spaces. Evaluations always "
+            "do this.",
         ),
     ] = False,
     near: Annotated[
@@ -59,16 +59,16 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Only demonstrations with this metadata, or this `source`. Repeatable: any of one key's values, "
-            "and all keys.",
+            help="Only demonstrations with this metadata or `source`. Repeatable: values of the same key are "
+            "alternatives, different keys must all match.",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per query.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
 ) -> None:
-    """Find demonstrations for one query or for a file of them.
+    """Find demonstrations for a query or a file of queries.
 
-    A query that is itself in the pool finds itself, unless --exclude-self is given.
+    A query that is in the pool finds itself unless --exclude-self is given.
 
     \b
     Examples:
@@ -104,7 +104,7 @@ def search(
             batch = asked[start : start + _BATCH]
             results += found.retrieve(batch, k, exclude=exclude, where=conditions)
             advance(len(batch))
-    # Only now: a bar that is being drawn and results do not share a terminal well.
+    # Print after the progress bar is gone, since both share the terminal.
     show = _JsonLines(found) if as_json else _Tables(found, titles=queries is not None)
     for query, hits in zip(asked, results, strict=True):
         show(query, hits)
@@ -163,7 +163,7 @@ def _checked(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError("the text to search for is no valid UTF-8; check the terminal's encoding") from None
+        raise ConfigError("the text to search for is not valid UTF-8; check the terminal's encoding") from None
     return text
 
 
@@ -191,7 +191,7 @@ def _json_or_text(value: str) -> Any:
 
 
 def _conditions(pairs: Sequence[tuple[str, str]]) -> Mapping[str, list[Any]]:
-    """Each key with its values; what looks like a number, true, false or null may be that or its text."""
+    """Each key with its values; a value that is JSON matches both as JSON and as text."""
     conditions: dict[str, list[Any]] = {}
     for key, text in pairs:
         value = _json_or_text(text)

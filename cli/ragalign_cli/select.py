@@ -11,22 +11,20 @@ from ragalign_cli import console, options, query_options
 if TYPE_CHECKING:
     from ragalign.studies.selection import Selection
 
-_INTERRUPTED = 130
-
 
 def select(
-    pool: Annotated[list[str], typer.Option(metavar="FILE", help="Where candidates come from. Repeatable.")],
+    pool: Annotated[list[str], typer.Option(metavar="FILE", help="File of candidate demonstrations. Repeatable.")],
     queries: options.PromptSet,
     model: options.Model,
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="reference-likelihood, exact-match, or a function as FILE.py:FUNCTION.")
     ],
     out: options.OutFolder,
-    recipe: Annotated[str, typer.Option(help="What to begin with: a recipe with constant demonstrations.")] = "urial",
-    add: Annotated[int, typer.Option(help="Most demonstrations to add.")] = 3,
-    candidates: Annotated[int, typer.Option(help="How many of the pool are tried, drawn with the seed.")] = 20,
-    max_evaluations: Annotated[int, typer.Option(help="Most sets of demonstrations to measure.")] = 100,
-    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    recipe: Annotated[str, typer.Option(help="The recipe whose constant demonstrations to start from.")] = "urial",
+    add: Annotated[int, typer.Option(help="Maximum demonstrations to add.")] = 3,
+    candidates: Annotated[int, typer.Option(help="Candidates to try, drawn from the pool with the seed.")] = 20,
+    max_evaluations: Annotated[int, typer.Option(help="Maximum sets of demonstrations to evaluate.")] = 100,
+    held_out: Annotated[float, typer.Option(help="Share of the questions held out from the search.")] = 0.5,
     field: query_options.QuestionFields = None,
     metadata: query_options.Metadata = None,
     first: options.First = None,
@@ -38,13 +36,13 @@ def select(
     gpu_memory: options.GpuMemory = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
-    seed: Annotated[int, typer.Option(help="Of decoding, of the candidates, and of what is held out.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed for decoding, candidates and held-out questions.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Add the best 4th, 5th and 6th constant demonstration by a metric, and check on prompts held out.
+    """Add constant demonstrations that improve a metric, and check the gain on held-out questions.
 
-    Every round measures each candidate after those chosen so far, and keeps the best. The difference between what the
-    search gained on its own prompts and on those held out is its optimism. If it is interrupted, run
+    Each round tries every candidate after the demonstrations chosen so far and keeps the best. The optimism of the
+    search is its gain on its own questions minus the gain on those held out. If it is interrupted, run
     the same command again to continue.
 
     \b
@@ -91,8 +89,8 @@ def select(
     try:
         found = search.run(start, on_evaluation=lambda n, most: console.note(f"set {n} of at most {most}"))
     except KeyboardInterrupt:
-        console.note(f"interrupted; what was measured is kept in {out}, and run the same command again to continue")
-        raise typer.Exit(_INTERRUPTED) from None
+        console.note(f"interrupted; the evaluations are kept in {out}: run the same command again to continue")
+        raise typer.Exit(console.EXIT_INTERRUPTED) from None
     finally:
         for generator in generators:
             generator.close()
@@ -106,20 +104,20 @@ def select(
 def _show(found: Selection) -> None:
     from ragalign.reports.formats import interval, number, signed
 
-    names = {one.id: one for one in found.constants}
+    names = {demonstration.id: demonstration for demonstration in found.constants}
     rows = []
     for place, step in enumerate(found.steps, start=found.n_begun + 1):
         text = console.shortened(names[step.added].instruction, 60) if step.added else "no candidate was better"
-        note = "" if step.is_complete else "the budget ended before all were tried"
+        note = "" if step.is_complete else "stopped by --max-evaluations"
         rows.append([place, text, number(step.score, "points"), step.n_tried, note])
     console.print_table(
         [("place", "right"), ("added", "left"), ("score", "right"), ("tried", "right"), ("", "left")], rows
     )
     gain, held = found.search_gain, found.held_out_gain
-    console.heading("Gain over the beginning")
+    console.heading("Gain over the initial demonstrations")
     rows = [
-        ["the search's own prompts", signed(gain.value, "points"), interval(gain, "points"), gain.n],
-        ["prompts held out", signed(held.value, "points"), interval(held, "points"), held.n],
+        ["questions of the search", signed(gain.value, "points"), interval(gain, "points"), gain.n],
+        ["held-out questions", signed(held.value, "points"), interval(held, "points"), held.n],
         ["optimism of the search", signed(found.optimism, "points"), "", ""],
     ]
     console.print_table([("", "left"), ("gain", "right"), ("95 % interval", "right"), ("prompts", "right")], rows)

@@ -1,4 +1,4 @@
-"""`ragalign serve`: an OpenAI-compatible chat service in front of a base model."""
+"""`ragalign serve`: serve a base model as an OpenAI-compatible chat API."""
 
 from __future__ import annotations
 
@@ -19,64 +19,68 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     index: Annotated[
-        Optional[Path], typer.Argument(metavar="[DIR]", help="The index; recipes that retrieve need one.")
+        Optional[Path], typer.Argument(metavar="[DIR]", help="The index folder; only recipes that retrieve need it.")
     ] = None,
     model: Annotated[
         Optional[str],
         typer.Option(
-            help="Folder, GGUF file or hub id of a base model; with --upstream, its name there.", show_default=False
+            help="Folder, GGUF file or hub id of a base model; with --upstream, the model's name on that server.",
+            show_default=False,
         ),
     ] = None,
     upstream: Annotated[
         Optional[list[str]],
-        typer.Option(help="URL of a completion server to use instead of an own engine; repeat it for several."),
+        typer.Option(help="URL of a completion server to use instead of an engine in this process. Repeatable."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="The recipe that the bare model name selects.")] = "ica",
+    recipe: Annotated[str, typer.Option(help="The default recipe, used for the plain model name.")] = "ica",
     also: Annotated[
         Optional[list[str]],
-        typer.Option(help="Another recipe to serve. Repeatable; all packaged ones by default."),
+        typer.Option(help="Another recipe to serve. Repeatable; by default the packaged recipes."),
     ] = None,
-    name: Annotated[Optional[str], typer.Option(help="The model's name for clients.", show_default=False)] = None,
+    name: Annotated[Optional[str], typer.Option(help="The model's name in the API.", show_default=False)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
     tokenizer: options.Tokenizer = None,
     context_length: options.ContextLength = None,
     store: Annotated[
         Optional[Path],
-        typer.Option(help="Folder of kept keys and values; DIR.kv/RECIPE-MODEL by default.", show_default=False),
+        typer.Option(help="Folder of stored keys and values; by default DIR.kv/RECIPE-MODEL.", show_default=False),
     ] = None,
     dtype: options.DType = None,
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
     api_keys: Annotated[
-        Optional[Path], typer.Option(help="File of API keys, one a line; also RAGALIGN_API_KEYS.", show_default=False)
+        Optional[Path],
+        typer.Option(help="File of API keys, one per line; or set RAGALIGN_API_KEYS.", show_default=False),
     ] = None,
-    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Show /metrics without a key.")] = False,
-    open_schema: Annotated[bool, typer.Option("--open-schema", help="Show /openapi.json without a key.")] = False,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Serve /metrics without a key.")] = False,
+    open_schema: Annotated[bool, typer.Option("--open-schema", help="Serve /openapi.json without a key.")] = False,
     allowed_host: Annotated[
         Optional[list[str]],
-        typer.Option(help="Host name that clients can use, such as *.example.org; repeat it for several."),
+        typer.Option(help="Host name that clients can use, such as *.example.org. Repeatable."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens that a request may ask for.")] = 4096,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens that a request can ask for.")] = 4096,
     max_prompt_tokens: Annotated[
-        Optional[int], typer.Option(help="Most tokens of a packed prompt; the context's by default.")
+        Optional[int], typer.Option(help="Maximum tokens of a packed prompt; by default the context length.")
     ] = None,
-    max_running: Annotated[int, typer.Option(help="Requests that are worked on at once.")] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; further ones get 429.")] = 256,
+    max_running: Annotated[int, typer.Option(help="Maximum concurrent requests.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Maximum queued requests; further ones get status 429.")] = 256,
     rate_limit: Annotated[
-        Optional[int], typer.Option(help="Requests a minute, per key or address.", show_default=False)
+        Optional[int], typer.Option(help="Maximum requests per minute and key or address.", show_default=False)
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
-    drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for accepted requests.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds before a request is cancelled.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for running requests.")] = 60.0,
     cors: Annotated[
-        Optional[list[str]], typer.Option(help="Origin whose web pages can use the API, such as https://example.org.")
+        Optional[list[str]],
+        typer.Option(help="Origin whose pages can use the API, such as https://example.org. Repeatable."),
     ] = None,
-    log_prompts: Annotated[bool, typer.Option(help="Write conversations and answers to the log.")] = False,
+    log_prompts: Annotated[bool, typer.Option(help="Log conversations and answers.")] = False,
     access_log: Annotated[bool, typer.Option(help="Log every request's path and status.")] = False,
 ) -> None:
     """Serve a base model as an OpenAI-compatible chat API, with an inspector page at /.
 
-    NAME is the default recipe, NAME:urial another. SIGHUP or POST /admin/reload reloads the index.
+    Clients select a recipe by the model's name: NAME for the default, NAME:urial for another. SIGHUP or
+    POST /admin/reload reloads the index.
 
     Without API keys, requests to a loopback address must name localhost as their host, or an --allowed-host.
 
@@ -162,7 +166,7 @@ def serve(
 
 
 class _Loader:
-    """Makes the aligners of all recipes, over one index, one tokenizer and one encoder; again at each reload."""
+    """Creates the aligners of all recipes, which share index, tokenizer and encoder; called again at each reload."""
 
     def __init__(self, index: Path | None, recipes: Mapping[str, Recipe], store: Path | None) -> None:
         self._folder = index
@@ -174,14 +178,14 @@ class _Loader:
         self._context_length: int | None = None
 
     def open_index(self) -> None:
-        """Look at the index before anything slow begins."""
+        """Open the index, so that its faults show before the engine starts."""
         from ragalign.indexes import Index
 
         if self._folder is not None:
             self._index = Index.open(self._folder)
 
     def use(self, tokenizer: str, context_length: int | None) -> None:
-        """Take the model's tokenizer."""
+        """Load the model's tokenizer."""
         from ragalign.tokenization import Tokenizer
 
         self._tokenizer = Tokenizer.load(tokenizer)
@@ -206,7 +210,7 @@ class _Loader:
         }
 
     def _reopen(self, folder: Path) -> Any:
-        """The index as it is on disk now; its encoder stays in memory unless another one is needed."""
+        """Open the index again, keeping the encoder in memory unless the index needs another."""
         from ragalign.errors import IndexMismatchError
         from ragalign.indexes import Index
 
@@ -217,7 +221,7 @@ class _Loader:
 
 
 def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[str, Recipe]:
-    """The recipes to serve, by name; without `also`, the packaged ones that can be."""
+    """The recipes to serve, by name; without `also`, all packaged recipes that can be served."""
     from ragalign.errors import ConfigError
     from ragalign.recipes import Recipe, packaged_recipes
 
@@ -228,7 +232,7 @@ def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[s
         if recipe.name in found:
             continue
         if also is None and ((recipe.retriever.name != "none" and not has_index) or recipe.reuse.enabled):
-            continue  # what nobody asked for must not need an index or kept keys and values
+            continue  # recipes added by default must not require an index or stored keys and values
         found[recipe.name] = recipe
     for recipe in found.values():
         if recipe.retriever.name != "none" and not has_index:
@@ -239,7 +243,7 @@ def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[s
 def _store(
     given: Path | None, index: Path | None, recipes: Mapping[str, Recipe], model: str | None, *, own_engine: bool
 ) -> Path | None:
-    """The store that recipes reuse, looked at before the engine starts; None where none reuses anything."""
+    """The checked store of the recipe with reuse; None if no recipe reuses keys and values."""
     from ragalign.errors import ConfigError
     from ragalign.reuse.opening import check_model, default_store
     from ragalign.reuse.store import Store
@@ -249,7 +253,7 @@ def _store(
         return None
     if len(reusing) > 1:
         names = " and ".join(recipe.name for recipe in reusing)
-        raise ConfigError(f"an engine reuses one folder of keys and values: serve one of {names}")
+        raise ConfigError(f"an engine can reuse the keys and values of one recipe only: serve one of {names}")
     [recipe] = reusing
     folder = given or (recipe.path(recipe.reuse.store) if recipe.reuse.store else None)
     if folder is None and index is not None and model is not None:
@@ -263,7 +267,7 @@ def _store(
 
 
 def _connector(store: Path | None, recipes: Mapping[str, Recipe]) -> dict[str, Any] | None:
-    """How the engine is told to reuse; None where no recipe does."""
+    """The engine's KV connector for reuse; None if no recipe reuses keys and values."""
     from ragalign.reuse.opening import engine_config
     from ragalign.reuse.store import Store
 
@@ -285,7 +289,7 @@ def _log_to_stderr() -> None:
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # uvicorn warns of each request that is not HTTP: a line for every one of them, for whoever sends them.
+    # uvicorn warns of each request that is not HTTP, so any client could fill the log.
     for name, level in (("ragalign.serving", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(level)

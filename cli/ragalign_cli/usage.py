@@ -1,4 +1,4 @@
-"""Wrong arguments, explained in one line that names the right ones."""
+"""Usage errors as one line that suggests the right arguments."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, TypeAlias, cast
 
 import typer
 
-# What Typer raises for any wrong argument: a class that it exports only as the base of this one.
+# Typer's usage error, which it exports only as the base of this class.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 _UsageError: TypeAlias = typer.BadParameter
 
-# Names that people know from other tools, or from earlier versions, with what they are called here. A command takes
-# the first of them that it has.
+# Option names from other tools and earlier versions, with their names here. The first one that the command has is
+# suggested.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "--input": ("--queries", "--pool", "--answers"),
     "--prompts": ("--queries",),
@@ -49,12 +49,12 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def asks_for_help(error: _UsageError) -> bool:
-    """Whether a group of commands was called with nothing, so that its help is the answer."""
+    """Whether a group of commands was called without arguments, which prints its help."""
     return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def explain(error: _UsageError, arguments: Sequence[str]) -> str:
-    """What is wrong with the arguments and what would be right, on one line: Typer would print three."""
+    """Explain a usage error on one line, with a suggestion; Typer would print three lines."""
     command = error.ctx.command if error.ctx is not None else None
     path = error.ctx.command_path if error.ctx is not None else "ragalign"
     message = error.format_message().rstrip(".")
@@ -68,14 +68,14 @@ def explain(error: _UsageError, arguments: Sequence[str]) -> str:
 
 
 def _right_option(option: str, command: Any) -> str:
-    """The option that was probably meant: the same thing under another name, or one spelt alike."""
+    """Suggest the option that was probably meant: a synonym, or one with a similar spelling."""
     if command is None:
         return ""
     names = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
     names = [name for name in names if name.startswith("-")]
     known = [name for name in _SYNONYMS.get(option, ()) if name in names][:1]
     if not known:
-        # A misspelt old name leads to the new one, too.
+        # A misspelt synonym also leads to its option.
         alike = get_close_matches(option, [*names, *_SYNONYMS], n=5)
         meant = [new for name in alike for new in ((name,) if name in names else _SYNONYMS[name]) if new in names]
         known = meant[:1]
@@ -83,7 +83,7 @@ def _right_option(option: str, command: Any) -> str:
 
 
 def _repeated_option(arguments: Sequence[str], command: Any) -> str:
-    """Where values follow an option that takes one value at a time: how to give several."""
+    """If several values follow an option that takes one value at a time, explain how to repeat it."""
     multiple = {
         name for parameter in command.params if getattr(parameter, "multiple", False) for name in parameter.opts
     }

@@ -104,7 +104,7 @@ def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ..
 
     again = ragalign(*arguments, "--out", out, "--metric", "exact-match")
     assert again.returncode == 0, again.stderr
-    assert "all 12 answers are there already: no engine is needed" in again.stderr
+    assert "all 12 answers exist: no engine is needed" in again.stderr
     assert "starting the engine" not in again.stderr
     assert "Exact match" in again.stdout
     assert "paired 95 % interval" in again.stdout
@@ -383,7 +383,7 @@ def test_a_pool_is_indexed_first(
         (("--judge", "x", "--protocol", "ica", "--metric", "exact-match"), 2, "give --metric or --judge, not both"),
         (("--pool", "q.jsonl"), 2, "give an index or a pool, not both"),
         (("--sweep", "nowhere.toml"), 2, "nowhere.toml"),
-        (("--testbed",), 2, "--testbed brings all but"),
+        (("--testbed",), 2, "--testbed sets everything but"),
         (("--temperature", "9"), 2, "temperature must be a number"),
         (("--first", "0"), 2, "'--first'"),
     ],
@@ -444,5 +444,5 @@ def test_ctrl_c_keeps_what_was_answered(ragalign: Command, arguments: tuple[obje
     assert "run the same command again to continue" in errors
     run = ragalign(*command, "--json")
     assert run.returncode == 0, run.stderr
-    assert "answers are there already" in run.stderr
+    assert "answers exist" in run.stderr
     assert all(one["costs"]["n"] == 64 for one in json.loads(run.stdout)["bench"]["conditions"])

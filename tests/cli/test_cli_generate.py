@@ -104,7 +104,7 @@ def test_interrupted_it_loses_nothing_and_goes_on(
     assert run.returncode == 0, run.stderr
     ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
     assert sorted(ids) == sorted(f"q{n}" for n in range(64))
-    assert f"{n_before} were there already" in run.stderr
+    assert f"{n_before} existed" in run.stderr
 
 
 def test_one_question_as_json(ragalign: Command, starter_index: Path, tiny_model: Path) -> None:
@@ -145,8 +145,8 @@ def test_commands_are_obeyed_and_not_sent_to_the_model(
     assert [[text for role, text in turns if role == "system"] for turns in asked] == [["Be brief."]] * 4 + [[]]
     for name in ("/help", "/system", "/reset", "/show", "/exit"):
         assert name in run.stdout
-    assert "nothing has been asked yet" in run.stderr
-    assert "no command /sytem: there are /help, /system, /reset, /show, /exit" in run.stderr
+    assert "no question asked yet" in run.stderr
+    assert "unknown command /sytem: choose one of /help, /system, /reset, /show, /exit" in run.stderr
     # /show printed the prompt of the third question, with the whole conversation.
     assert "/tmp?" in run.stdout
 
@@ -170,9 +170,9 @@ def test_no_index_where_nothing_is_retrieved(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("chat", "--recipe", "zero-shot", "hi"), "'hi' is not an index: there is no such folder; the recipe"),
-        (("chat", "--recipe", "zero-shot", "hi"), "--question asks a single question: --question 'hi'"),
-        (("chat", "hi"), "'hi' is not an index: there is no such folder; build one with `ragalign index"),
+        (("chat", "--recipe", "zero-shot", "hi"), "'hi' is not an index: no such folder; the recipe"),
+        (("chat", "--recipe", "zero-shot", "hi"), "to ask a question, use --question 'hi'"),
+        (("chat", "hi"), "'hi' is not an index: no such folder; build one with `ragalign index"),
         (("chat",), "the recipe 'ica' retrieves demonstrations: give the folder of an index"),
         (("chat", "{index}", "q", "--question", "q"), "give the question once"),
         (("chat", "{index}", "--model", "./nowhere"), "there is no model folder ./nowhere"),
@@ -216,7 +216,7 @@ def test_what_is_finished_needs_no_engine(
     assert ragalign(*arguments, *DECODING).returncode == 0
     started = time.monotonic()
     again = ragalign(*arguments, *DECODING)
-    assert f"nothing left to do: all 1 answers are in {out}" in again.stderr
+    assert f"nothing to do: all 1 answers are in {out}" in again.stderr
     assert time.monotonic() - started < 60
 
 

@@ -184,5 +184,5 @@ def test_long_texts_and_unused_fields_are_said(ragalign: Command, minilm_folder:
 def test_a_wrapped_pool_hints_at_unwrap(ragalign: Command, shared_data: Path) -> None:
     path = shared_data / "pools" / "lima_1k_sharegpt.json"
     run = ragalign("pool", "inspect", path)
-    assert "1,000 of 1,000 instructions are in the Alpaca prompt template; --unwrap takes them out" in run.stderr
+    assert "1,000 of 1,000 instructions are in the Alpaca prompt template; --unwrap extracts them" in run.stderr
     assert "--unwrap" not in ragalign("pool", "inspect", path, "--unwrap").stderr

@@ -54,7 +54,7 @@ def test_people_see_the_prompt_beside_its_origin(ragalign: Command, starter_inde
     run = ragalign("pack", starter_index, "Why is the sky blue?", "--tokenizer", tiny_model, "--show")
     assert "│ Question: Why is the sky blue?" in run.stdout
     assert "explaining-01" in run.stdout
-    assert "longer than one demonstration may be" in run.stdout
+    assert "longer than a demonstration is allowed to be" in run.stdout
 
 
 def test_no_text_steers_the_terminal_or_leaves_the_gutter(

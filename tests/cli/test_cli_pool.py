@@ -72,7 +72,7 @@ def test_inspect_shows_counts_lengths_and_reasons(pool: Callable[..., Run], file
         ["second.jsonl", "lima", "3", "1", "0", "2", "1"],
     ]
     assert ["instruction", "3", "4", "5", "5", "5", "5", "4"] in [line.split() for line in run.stdout.splitlines()]
-    assert "4 demonstrations; 1 of them repeat the instruction of another with another response" in run.stdout
+    assert "4 demonstrations; 1 repeat an earlier instruction with a different response" in run.stdout
     assert f"{files[1]}:2: the response is empty" in run.stdout
     assert f"{files[1]}:3: not valid JSON" in run.stdout
 
@@ -164,9 +164,7 @@ def test_dedupe_removes_and_says_what(pool: Callable[..., Run], files: tuple[Pat
         ["removed", "repeats", "similarity"],
         ["r3", "r1", "1.000"],
     ]
-    assert (
-        f"removed 1 of 3 demonstrations (1 rows were the same as others in every word); wrote 2 to {out}" in run.stderr
-    )
+    assert f"removed 1 of 3 demonstrations (1 rows were exact duplicates); wrote 2 to {out}" in run.stderr
     assert [demo.source_id for demo in Pool.load(out)] == ["r1", "r4"]
 
     run = pool("dedupe", files[0], "--near", "0.6", "--out", out, "--json")

@@ -92,7 +92,7 @@ def test_upstreams_files_of_several_protocols_make_one_report(ragalign: Command,
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("missing.jsonl",), 1, "cannot read missing.jsonl"),
+        (("missing.jsonl",), 1, "missing.jsonl: cannot be read"),
         (("queries.jsonl",), 1, "cannot detect the protocol"),
         (("empty.jsonl",), 1, "is empty"),
         (("verdicts.jsonl", "--protocol", "vibes"), 2, "unknown protocol 'vibes'"),

@@ -206,7 +206,7 @@ def test_text_that_is_not_utf8(folder: Path) -> None:
     command = [sys.executable, "-c", "from ragalign_cli.main import main; main()", "search", str(folder), b"caf\xe9"]
     run = subprocess.run(command, capture_output=True, timeout=300, check=False)
     assert run.returncode == 2
-    assert b"no valid UTF-8" in run.stderr
+    assert b"not valid UTF-8" in run.stderr
 
 
 def test_help_has_examples_and_loads_nothing_heavy(ragalign: Command) -> None:
