@@ -76,8 +76,6 @@ def bench(
     queries: Annotated[
         Optional[str],
         typer.Option(
-            "--queries",
-            "--prompts",
             metavar="NAME|FILE",
             help="A question file, or alpaca-eval, mt-bench, just-eval, lima-test, ifeval or ifbench.",
             show_default=False,

@@ -272,7 +272,7 @@ def test_instructions_are_checked_and_a_reward_model_judges(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    command = ("bench", "--recipe", "zero-shot", "--prompts", prompts, "--model", tiny_model, "--out", out, *DECODING)
+    command = ("bench", "--recipe", "zero-shot", "--queries", prompts, "--model", tiny_model, "--out", out, *DECODING)
     command = (*command, "--rounds", "0", "--json")
     run = ragalign(*command, "--metric", "ifeval")
     assert run.returncode == 0, run.stderr

@@ -170,7 +170,7 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path, answers: list[str]) -> N
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
-        assert "the same command goes on" in err
+        assert "run the same command again to continue" in err
         assert "Traceback" not in err
         n_before = len(server.log)
         done = judge_run(answers, server, out, "--json")

@@ -213,7 +213,7 @@ def test_help_has_examples_and_loads_nothing_heavy(ragalign: Command) -> None:
     run = ragalign("search", "--help")
     assert run.returncode == 0
     assert "ragalign search indexes/lima" in run.stdout
-    assert "does not unless asked" in " ".join(run.stdout.split())
+    assert "Evaluations always" in " ".join(run.stdout.split())
     code = (
         "import sys, ragalign_cli.search; "
         "print([m for m in ('faiss', 'torch', 'transformers', 'bm25s', 'numpy', 'pyarrow') if m in sys.modules])"

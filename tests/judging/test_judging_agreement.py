@@ -187,7 +187,7 @@ def test_fastchats_human_judgements_fit_in_either_order(tmp_path: Path) -> None:
         ({"label": "win"}, "needs 'item_id'"),
         ({"item_id": 1}, "needs 'label' or 'winner'"),
         ({"item_id": 1, "label": "good"}, "neither win, tie, lose nor a score"),
-        ({"item_id": 1, "label": "win", "turn": "x"}, "'turn' is no whole number"),
+        ({"item_id": 1, "label": "win", "turn": "x"}, "'turn' must be an integer"),
         ({"item_id": 1, "winner": "model_c", "model_a": "x", "model_b": "y"}, "'winner' must be"),
     ],
 )

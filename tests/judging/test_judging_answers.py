@@ -178,10 +178,10 @@ def test_questions_of_any_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x"}, "line 1: no model answer"),
+        ({"text": "x"}, "line 1: not an answer"),
         ({"instruction": "q", "output": None}, "line 1: the instruction and every output must be texts"),
         ({"output": "x"}, "line 1: the instruction"),
-        ({"question_id": 1, "choices": []}, "line 1: 'choices' is no list"),
+        ({"question_id": 1, "choices": []}, "line 1: 'choices' is not a list"),
         ({"question_id": 1, "choices": [None]}, "line 1: an entry of 'choices' has no list of 'turns'"),
         ({"question_id": 1, "choices": [{"index": 0}]}, "line 1: an entry of 'choices' has no list of 'turns'"),
         ({"question_id": 1, "choices": [{"turns": []}]}, "line 1: an entry of 'choices' has no list of 'turns'"),
@@ -208,7 +208,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 
 
 def test_unknown_form(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown form of answers 'csv'"):
+    with pytest.raises(ConfigError, match="unknown answer format 'csv'"):
         write_answers(tmp_path / "x", [make_item()], "csv")  # type: ignore[arg-type]
 
 

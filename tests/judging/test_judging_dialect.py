@@ -58,7 +58,7 @@ def test_a_reasoning_model_scores_everything(cache: ReplyCache, concurrency: int
     assert all(body["max_completion_tokens"] == 500 and "temperature" not in body for body in bodies)
     assert run.notes == (
         "judge takes max_completion_tokens instead of max_tokens",
-        "judge refuses the protocol's temperature, so the server's own applied",
+        "judge rejects the protocol's temperature, so the server's default applied",
     )
     with JudgeServer(script=lambda *_: "400") as server:
         again = asked(server, cache)

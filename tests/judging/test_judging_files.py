@@ -129,7 +129,7 @@ def test_a_broken_row_of_a_file_with_several_models_is_nobodys(tmp_path: Path) -
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, rows: list[object]) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=f"holds no judgement of the protocol {PROTOCOLS[name].name}: .*entry 1"):
+    with pytest.raises(DataError, match=f"has no judgement of the protocol {PROTOCOLS[name].name}: .*entry 1"):
         replay(make_protocol(name), [path])
 
 

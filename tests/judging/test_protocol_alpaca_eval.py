@@ -213,7 +213,12 @@ def test_records_read_back_as_the_same_verdicts(tmp_path: Path, version: str) ->
 
 @pytest.mark.parametrize(
     ("stored", "reason"),
-    [(None, "no preference is stored"), (-1, "is not between 1 and 2"), (2.5, "is not between"), ("x", "is no number")],
+    [
+        (None, "no preference is stored"),
+        (-1, "is not between 1 and 2"),
+        (2.5, "is not between"),
+        ("x", "is not a number"),
+    ],
 )
 def test_an_odd_stored_preference_is_unscored(tmp_path: Path, stored: object, reason: str) -> None:
     row = {"instruction": "i", "output_1": "a", "generator_1": "b", "output_2": "c", "generator_2": "m"}

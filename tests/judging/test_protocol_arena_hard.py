@@ -128,7 +128,7 @@ def test_a_prompt_file_without_system_prompt_keeps_our_own(tmp_path: Path) -> No
     [
         ("prompt_template: [a, b]", "one prompt_template"),
         ("just text", "one prompt_template"),
-        ("a: [", "no YAML"),
+        ("a: [", "not valid YAML"),
         ('prompt_template: "{QUESTION}|{ANSWER_A}"', "lacks the placeholder ANSWER_B"),
     ],
 )

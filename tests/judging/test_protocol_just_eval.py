@@ -124,7 +124,7 @@ def test_upstreams_python_module_is_a_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither MULTI_SCORE_TEMPLATE nor"):
         JustEval(prompt_file=path)
     path.write_text("def (")
-    with pytest.raises(ConfigError, match="no Python file: line 1"):
+    with pytest.raises(ConfigError, match="not a valid Python file: line 1"):
         JustEval(prompt_file=path)
 
 

@@ -115,7 +115,7 @@ def test_without_difficulties_the_leaderboards_name_stays_free(folder: Path) -> 
     figures = figures_of(folder / "Qwen-14B-Chat" / "annotations.json", load_length_control())
     assert figures.values["length_controlled_winrate"] is None
     assert figures.values["length_controlled_winrate_minimal"] == pytest.approx(20.54, abs=0.01)
-    assert "needs their difficulties" in figures.notes[0]
+    assert "need instruction difficulties" in figures.notes[0]
 
 
 def test_the_minimal_model_by_name_takes_upstreams_name(folder: Path) -> None:
@@ -173,7 +173,9 @@ def test_unscored_rows_are_left_out_of_the_fit() -> None:
     assert np.isfinite([weights.length, weights.constant]).all()
 
 
-@pytest.mark.parametrize(("lengths", "reason"), [(np.zeros(50), "do not differ"), (np.arange(4.0), "too few")])
+@pytest.mark.parametrize(
+    ("lengths", "reason"), [(np.zeros(50), "same difference in length"), (np.arange(4.0), "too few")]
+)
 def test_impossible_fits_say_why(lengths: np.ndarray, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         fit(np.full(len(lengths), 0.5), lengths)
@@ -184,7 +186,7 @@ def test_more_rows_than_difficulties(folder: Path, tmp_path: Path) -> None:
     short.write_text("index,instruction_difficulty\n0,0.5\n1,0.2\n")
     control = load_length_control(weights=folder / "glm_weights.csv", difficulty=short)
     figures = figures_of(folder / "Qwen-14B-Chat" / "annotations.json", control)
-    assert "no instruction difficulty: there are 2" in figures.notes[0]
+    assert "no instruction difficulty: the file has 2" in figures.notes[0]
 
 
 def test_a_model_without_published_weights(folder: Path, tmp_path: Path) -> None:
@@ -200,11 +202,11 @@ def test_a_model_without_published_weights(folder: Path, tmp_path: Path) -> None
     [
         ({"weights": "w.csv"}, "difficulties"),
         ({"gamed": "g.csv"}, "difficulties"),
-        ({"difficulty": "d.csv"}, "published weights, or gamed rows"),
+        ({"difficulty": "d.csv"}, "published weights or gamed rows"),
         ({"weights": "w.csv", "gamed": "g.csv", "difficulty": "d.csv"}, "not both"),
         ({"mode": "minimal", "weights": "w.csv"}, "takes no files"),
-        ({"weights": "w.csv", "difficulty": "d.csv", "c": 1.0}, "positive number for fits"),
-        ({"c": -1.0}, "positive number"),
+        ({"weights": "w.csv", "difficulty": "d.csv", "c": 1.0}, "C must be positive"),
+        ({"c": -1.0}, "C must be positive"),
     ],
 )
 def test_files_that_do_not_go_together(options: dict[str, object], message: str) -> None:
@@ -213,7 +215,7 @@ def test_files_that_do_not_go_together(options: dict[str, object], message: str)
 
 
 @pytest.mark.parametrize("reader", [read_weights, read_difficulty, read_gamed])
-@pytest.mark.parametrize(("text", "message"), [("a,b\n1,2\n", "lacks the column"), (None, "cannot read")])
+@pytest.mark.parametrize(("text", "message"), [("a,b\n1,2\n", "has no column"), (None, "cannot read")])
 def test_damaged_files(tmp_path: Path, reader: object, text: str | None, message: str) -> None:
     path = tmp_path / "x.csv"
     if text is not None:

@@ -203,5 +203,5 @@ def test_a_prompt_file_lacks_a_prompt(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no prompt 'single-v1-multi-turn'"):
         MtBench(prompt_file=path)
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="line 1 lacks the text field 'name'"):
+    with pytest.raises(ConfigError, match="line 1 has no string field 'name'"):
         MtBench(prompt_file=path)

@@ -141,7 +141,7 @@ def test_one_order_alone_is_no_comparison() -> None:
     protocol = MtBenchPairwise()
     first, _ = protocol.build(make_item())
     table = protocol.aggregate([protocol.parse(first, reply("[[A]]"))])
-    assert all(one.n == 0 and one.reasons == {"only one of both orders was judged": 1} for one in table)
+    assert all(one.n == 0 and one.reasons == {"only one order was judged": 1} for one in table)
 
 
 def test_a_baseline_with_all_turns_is_needed() -> None:

@@ -123,7 +123,7 @@ def test_reward_models_and_words_do_not_go_together(reward_model: Path, tmp_path
     assert parse_judge("gpt-4.1@http://localhost:1/v1") == Judge("gpt-4.1", "http://localhost:1/v1")
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
         for protocol, judge in ((Ica(), RewardJudge(str(reward_model))), (Reward(), Judge("m", "http://localhost:1"))):
-            with pytest.raises(ConfigError, match="do not go together"):
+            with pytest.raises(ConfigError, match="cannot ask"):
                 run_judge(protocol, ITEMS, [judge], cache=cache)
 
 

@@ -1,7 +1,7 @@
-"""Judging: protocols of the published evaluations, their files, and the asking of judges.
+"""Judging: protocols of the published evaluations, their file formats, and running judges.
 
-`make_protocol` builds a protocol, `load_items` joins answer files into items, `replay` reads recorded judgements
-again; `ragalign.judging.runner` asks judges.
+`make_protocol` builds a protocol, `load_items` joins answer files into items, and `replay` reads recorded judgements.
+`ragalign.judging.runner` asks judges.
 """
 
 from ragalign.judging.answer_files import write_answers

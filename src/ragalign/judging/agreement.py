@@ -15,10 +15,10 @@ from ragalign.errors import DataError
 from ragalign.judging.base import Verdict
 
 Level: TypeAlias = Literal["nominal", "interval"]
-"""How ratings compare: different is different (win, tie, lose), or by their distance (scores)."""
+"""How ratings are compared: as equal or different (win, tie, lose), or by their distance (scores)."""
 
 Ratings: TypeAlias = Mapping[str, Mapping[Hashable, float]]
-"""What each rater said of which unit."""
+"""Ratings by rater and unit."""
 
 PREFERENCE = "preference"
 
@@ -31,8 +31,8 @@ class PairAgreement:
         first, second: the raters.
         n: units that both rated.
         observed: share of units with the same rating, in percent; None without common units.
-        kappa: Cohen's kappa (quadratic weights for scores); None where it is not defined, such as when both raters
-            give one and the same rating throughout.
+        kappa: Cohen's kappa (quadratic weights for scores); None where it is undefined, such as when both raters
+            always give the same rating.
     """
 
     first: str
@@ -44,15 +44,15 @@ class PairAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far raters agree.
+    """The agreement of raters on one rating.
 
     Attributes:
-        rating: what was rated: `PREFERENCE`, or the name of a score.
-        level: how ratings were compared.
+        rating: `PREFERENCE`, or the name of a score.
+        level: how the ratings were compared.
         raters: in order of first appearance.
         n_units: units that at least two raters rated.
-        alpha: Krippendorff's alpha over all raters; None where it is not defined.
-        pairs: every two raters.
+        alpha: Krippendorff's alpha over all raters; None where it is undefined.
+        pairs: the agreement of each pair of raters.
     """
 
     rating: str
@@ -83,20 +83,20 @@ class Agreement:
 
 
 def unit_of(verdict: Verdict) -> Hashable:
-    """What a rating is about: the same for all judges and for both orders."""
+    """The rated answer's key, the same for all judges and for both orders."""
     return verdict.model, verdict.baseline, verdict.item_id, verdict.sample, verdict.turn
 
 
 def ratings(
     verdicts: Sequence[Verdict], raters: Sequence[str] | None = None
 ) -> dict[str, dict[str, dict[Hashable, float]]]:
-    """What judges said, by rating, rater and unit.
+    """The judges' ratings, by rating, rater and unit.
 
-    A preference becomes 1 (win), 0.5 (tie) or 0 (lose); over both orders its mean decides. Scores stay as they are.
+    A preference becomes 1 (win), 0.5 (tie) or 0 (lose), by its mean over both orders. Scores are not changed.
 
     Args:
-        verdicts: of any number of judges; unscored ones are left out.
-        raters: the rater of each verdict; by default its judge.
+        verdicts: verdicts of any number of judges; unscored ones are left out.
+        raters: the rater of each verdict; by default the judge.
     """
     names = raters if raters is not None else [verdict.judge for verdict in verdicts]
     collected: dict[str, dict[str, dict[Hashable, list[float]]]] = {}
@@ -114,14 +114,14 @@ def ratings(
 
 
 def agree(rating: str, said: Ratings, level: Level) -> Agreement:
-    """Agreement of all raters and of every two of them.
+    """Compute the agreement of all raters and of each pair.
 
     Raises:
         DataError: there are fewer than two raters.
     """
     if len(said) < 2:
         only = next(iter(said), "none")
-        raise DataError(f"agreement on {rating} needs at least two raters; there is only {only}")
+        raise DataError(f"agreement on {rating} needs at least two raters; found only {only}")
     units = list(dict.fromkeys(unit for values in said.values() for unit in values))
     table = np.array([[values.get(unit, np.nan) for unit in units] for values in said.values()], dtype=np.float64)
     pairs = tuple(
@@ -132,10 +132,10 @@ def agree(rating: str, said: Ratings, level: Level) -> Agreement:
 
 
 def cohen_kappa(first: NDArray[np.float64], second: NDArray[np.float64], level: Level) -> float | None:
-    """Cohen's kappa of two raters, shape [n] each, without missing ratings; None where it is not defined.
+    """Cohen's kappa of two raters, shape [n] each, without missing ratings; None where it is undefined.
 
-    For scores the weights are quadratic in the distance of the scores themselves, which is one minus the mean
-    squared difference over the one expected by chance (Cohen 1968); scales with gaps need no list of labels so.
+    For scores the weights are quadratic in the distance of the scores, so kappa is one minus the mean squared
+    difference over the one expected by chance (Cohen 1968); scales with gaps then need no list of labels.
     """
     if len(first) == 0:
         return None
@@ -153,7 +153,7 @@ def krippendorff_alpha(table: NDArray[np.float64], level: Level) -> float | None
 
     Args:
         table: shape [raters, units], NaN where a rater did not rate a unit; units with one rating do not count.
-        level: how ratings differ.
+        level: how ratings are compared.
 
     Returns:
         1 for perfect agreement, 0 for chance; None if all ratings are the same or no unit has two.
@@ -176,7 +176,7 @@ def krippendorff_alpha(table: NDArray[np.float64], level: Level) -> float | None
 
 
 def level_of(rating: str, pairwise: bool) -> Level:
-    """Preferences, and aspects of comparisons, are wins, ties and losses; scores of single answers have distances."""
+    """The level of a rating: nominal for preferences and aspects of comparisons, interval for scores of answers."""
     return "nominal" if pairwise or rating == PREFERENCE else "interval"
 
 

@@ -1,4 +1,4 @@
-"""Model answers of items, written as upstream's tools read them."""
+"""Writes answer files of the upstream tools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragalign.judging.base import Item
 from ragalign.judging.files import write_rows
 
 AnswerForm: TypeAlias = Literal["alpaca-eval", "mt-bench", "just-eval", "ica", "arena-hard"]
-"""Whose answer files: AlpacaEval's and just-eval's outputs, FastChat's and Arena-Hard's answers, ICA's results."""
+"""Answer file formats: outputs of AlpacaEval and just-eval, answers of FastChat and Arena-Hard, results of ICA."""
 
 FORM_OF: Mapping[str, AnswerForm] = {
     "ica": "ica",
@@ -23,17 +23,17 @@ FORM_OF: Mapping[str, AnswerForm] = {
     "urial-pairwise": "alpaca-eval",
     "arena-hard": "arena-hard",
 }
-"""The answer files that belong to a protocol."""
+"""The answer file format of each protocol."""
 
 
 def write_answers(path: str | Path, items: Iterable[Item], form: AnswerForm) -> None:
-    """Write the answers of items as upstream's tool reads them.
+    """Write the answers of items in an upstream tool's format.
 
     Raises:
-        ConfigError: the form is unknown.
+        ConfigError: the format is unknown.
     """
     if form not in _WRITERS:
-        raise ConfigError(f"unknown form of answers {form!r}: choose one of {', '.join(_WRITERS)}")
+        raise ConfigError(f"unknown answer format {form!r}: choose one of {', '.join(_WRITERS)}")
     writer, file_format = _WRITERS[form]
     write_rows(path, writer(list(items)), file_format)
 

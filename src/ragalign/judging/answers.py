@@ -1,4 +1,4 @@
-"""Model answers in any upstream tool's file, joined into items."""
+"""Reads answer files of any upstream tool and joins them into items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ragalign.questions import BadRowError, is_empty, read_conversation, read_qu
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of an answer file; `samples` are several answers to the same prompt, `bare` is it without passages."""
+    """A row of an answer file. `samples` are answers to the same prompt; `bare` is the prompt without passages."""
 
     id: str | None
     instruction: str | None
@@ -29,7 +29,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """What was asked: the prompt's id, what the user says, one text per turn, and the kind of prompt."""
+    """A question: the prompt's id, the user's messages (one per turn) and the category."""
 
     id: str
     turns: tuple[str, ...]
@@ -45,17 +45,17 @@ def load_items(
 ) -> list[Item]:
     """Join answer files into items, in the order of `answers`.
 
-    `ragalign.questions` says what the prompt of a row is, so an `input` is part of it. `ragalign.judging.pairing` says
-    which answers of the two files belong together; a baseline's first sample counts.
+    `ragalign.questions` defines the prompt of a row, which includes an `input`; `ragalign.judging.pairing` matches the
+    answers of the two files. Only the first sample of a baseline is used.
 
     Args:
-        answers: what the judged model said, in the form of any upstream tool.
-        baseline: what it is compared with.
-        questions: FastChat's or Arena-Hard's questions, for files whose answers do not repeat them.
-        references: reference answers in FastChat's form.
+        answers: the judged model's answers, in the format of any upstream tool.
+        baseline: the answers to compare with.
+        questions: FastChat's or Arena-Hard's questions, for answer files without them.
+        references: reference answers in FastChat's format.
 
     Raises:
-        DataError: a file cannot be read, an answer has no question, one has no baseline answer, or equal prompts
+        DataError: a file cannot be read, an answer has no question or no baseline answer, or equal prompts
             cannot be told apart.
     """
     rows = _read(answers)
@@ -86,19 +86,19 @@ def load_items(
 
 
 def read_categories(questions: str | Path) -> dict[str, str]:
-    """Question ids to categories, from FastChat's or Arena-Hard's questions.
+    """Categories by question id, from FastChat's or Arena-Hard's questions.
 
     Raises:
-        DataError: the file cannot be read, or a row is no question.
+        DataError: the file cannot be read, or a row is not a question.
     """
     return {question.id: question.category for question in read_asked(questions) if question.category}
 
 
 def read_asked(path: str | Path) -> list[AskedQuestion]:
-    """The questions of a file: FastChat's, Arena-Hard's or any other that `ragalign.questions` reads, with ids.
+    """Read a question file of FastChat, Arena-Hard or any other form that `ragalign.questions` reads, with ids.
 
     Raises:
-        DataError: the file cannot be read, or a row is no question.
+        DataError: the file cannot be read, or a row is not a question.
     """
     questions = []
     for row in read_rows(path):
@@ -121,13 +121,13 @@ def read_asked(path: str | Path) -> list[AskedQuestion]:
 def _turns(
     path: str | Path, row: _Row, item_id: str, asked: Mapping[str, AskedQuestion], questions: str | Path | None
 ) -> tuple[str, ...]:
-    """What the user says in the conversation that a row answers."""
+    """The user's messages in the conversation that a row answers."""
     if item_id in asked:
         return asked[item_id].turns
     if row.instruction is not None:
         return (row.instruction,)
-    hint = "" if questions is not None else "; give the questions' file as well"
-    raise DataError(f"{path}: the question {item_id!r} is not known{hint}")
+    hint = "" if questions is not None else "; give the question file as well"
+    raise DataError(f"{path}: no question has the id {item_id!r}{hint}")
 
 
 def _opponents(
@@ -163,7 +163,7 @@ def _read(path: str | Path) -> list[_Row]:
         reader = next((reader for key, reader in readers if value[key] is not None), readers[0][1] if readers else None)
         if reader is None:
             expected = ", ".join(f"{key!r}" for key, _ in _READERS)
-            raise DataError(f"{row.where}: no model answer: none of the fields {expected}")
+            raise DataError(f"{row.where}: not an answer: none of the fields {expected}")
         try:
             rows.append(reader(value, Path(path)))
         except DataError as error:
@@ -177,7 +177,7 @@ def _read(path: str | Path) -> list[_Row]:
 def _fastchat(row: Json, path: Path) -> _Row:
     choices = row["choices"]
     if not isinstance(choices, list) or not choices:
-        raise DataError("'choices' is no list, or an empty one")
+        raise DataError("'choices' is not a list, or is empty")
     samples = tuple(_choice(choice) for choice in choices)
     return _Row(_id(row, *_ID_FIELDS), None, str(row.get("model_id", path.stem)), samples)
 
@@ -214,7 +214,7 @@ def _plain(row: Json, path: Path) -> _Row:
     output = row[field] if field is not None else None
     outputs = [text for text in (output if isinstance(output, list) else [output]) if isinstance(text, str)]
     if not outputs or (isinstance(output, list) and len(outputs) < len(output)):
-        raise DataError("the instruction and every output must be texts")
+        raise DataError("the instruction and every output must be strings")
     try:
         question = read_question(row, metadata=_OUTPUT_FIELDS)
     except BadRowError as error:
@@ -244,11 +244,11 @@ _READERS: tuple[tuple[str, Callable[[Json, Path], _Row]], ...] = (
 
 
 def _content(value: object) -> str:
-    """A turn's text: Arena-Hard wraps it once or twice."""
+    """A turn's text, which Arena-Hard wraps in one or two objects."""
     while isinstance(value, Mapping):
         value = value.get("content", value.get("answer"))
     if not isinstance(value, str):
-        raise DataError("a turn is no text")
+        raise DataError("a turn is not a string")
     return value
 
 

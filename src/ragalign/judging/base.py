@@ -1,7 +1,7 @@
-"""What every judging protocol shares: items, requests, replies, verdicts, figures and the protocol's two hooks.
+"""Types shared by all judging protocols: items, requests, replies, verdicts, figures and the protocol itself.
 
-A protocol is a pure description: it turns an item into requests (`Protocol.build`), and a judge's reply into a
-verdict (`Protocol.parse`). It opens no connection and no file; whoever asks the judge does that.
+A protocol does no I/O: it turns an item into requests (`Protocol.build`) and a judge's reply into a verdict
+(`Protocol.parse`); `ragalign.judging.runner` asks the judge.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Json: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model said: one text per user turn."""
+    """A model's answer: one text per user turn."""
 
     model: str
     turns: tuple[str, ...]
@@ -31,17 +31,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to judge.
+    """An answer to judge.
 
     Attributes:
         id: the prompt's id; samples and turns of the same prompt share it (statistics cluster by it).
-        turns: what the user says, one text per turn.
-        answer: what the judged model said.
-        baseline: what the model it is compared with said; None where answers are scored one by one.
-        reference: a known good answer per turn, for protocols that show one to the judge.
-        category: the kind of prompt, such as MT-Bench's ``math``.
-        sample: which of several answers to the same prompt this is.
-        metadata: anything else that upstream's files carry along, JSON values.
+        turns: the user's messages, one per turn.
+        answer: the judged model's answer.
+        baseline: the answer to compare with; None where answers are scored individually.
+        reference: a reference answer per turn, for protocols that show one to the judge.
+        category: the prompt's category, such as MT-Bench's ``math``.
+        sample: the number of this answer among several to the same prompt, from 0.
+        metadata: other fields of the upstream files, JSON values.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class JudgeParameters:
-    """Decoding parameters of a judge. `top_logprobs` asks for the likeliest tokens at each position."""
+    """Decoding parameters of a judge. `top_logprobs` is the number of most likely tokens to return per position."""
 
     temperature: float = 0.0
     max_tokens: int = 1024
@@ -77,16 +77,16 @@ class JudgeParameters:
 
 @dataclass(frozen=True, slots=True)
 class JudgeRequest:
-    """One question to a judge.
+    """A request to a judge.
 
     Attributes:
-        id: unique within a protocol and a pair of models, stable over runs.
-        item: the item that it is about.
-        messages: the conversation that the judge sees.
-        parameters: how the judge decodes.
-        swapped: whether the baseline stands in the first position; None where nothing is compared.
-        turn: which turn is judged, from 1.
-        prompt_name: the name of the prompt, as upstream's files record it.
+        id: unique within a protocol and a pair of models, and stable across runs.
+        item: the item to judge.
+        messages: the messages to the judge.
+        parameters: the judge's decoding parameters.
+        swapped: whether the baseline is shown first; None where nothing is compared.
+        turn: the judged turn, from 1.
+        prompt_name: the prompt's name in upstream files.
     """
 
     id: str
@@ -116,13 +116,13 @@ class JudgeUsage:
 
 @dataclass(frozen=True, slots=True)
 class JudgeReply:
-    """What a judge answered.
+    """A judge's reply.
 
     Attributes:
         judge: the judge's model name.
         choice: the first choice of the chat completion as the endpoint sent it (``message``, ``finish_reason``,
             ``logprobs``); AlpacaEval stores exactly this.
-        usage: tokens, where the endpoint says.
+        usage: token counts, if the endpoint reports them.
         latency_s: seconds from request to reply.
         created: Unix time of the reply.
     """
@@ -135,17 +135,17 @@ class JudgeReply:
 
     @classmethod
     def from_text(cls, text: str, judge: str = "") -> JudgeReply:
-        """A reply of which only the text is known, as in recorded files."""
+        """Create a reply from its text, as in recorded files."""
         return cls(judge, {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"})
 
     @property
     def text(self) -> str:
-        """The reply's text, its parts joined where it came in several; empty where the judge refused or sent none."""
+        """The reply's text, with its parts joined; empty if the judge refused or sent none."""
         return _joined(self._message.get("content"), "text")
 
     @property
     def refusal(self) -> str | None:
-        """The judge's refusal, where the endpoint marks one, as a field of the message or as a part of its content."""
+        """The judge's refusal, if the endpoint marks one as a field of the message or a part of its content."""
         refusal = self._message.get("refusal")
         parts = self._message.get("content")
         found = refusal if isinstance(refusal, str) else ""
@@ -153,12 +153,12 @@ class JudgeReply:
 
     @property
     def why_empty(self) -> str:
-        """Why there is no text, as far as the endpoint says."""
+        """The reason why the text is empty, as far as the endpoint tells."""
         ended = self.choice.get("finish_reason")
         if ended == "content_filter":
             return "a content filter removed the judge's reply"
         if ended == "length":
-            return "the judge's reply is empty: its tokens ended before any text, as reasoning models' do"
+            return "the judge's reply is empty: it reached the token limit before any text, as reasoning models can"
         return "the judge's reply is empty"
 
     @property
@@ -168,7 +168,7 @@ class JudgeReply:
 
 
 def _joined(content: object, kind: str) -> str:
-    """A message's content: a text, or the texts of its parts of one kind (``{"type": "text", "text": ...}``)."""
+    """The text of a message's content: a string, or parts of one kind (``{"type": "text", "text": ...}``)."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -179,26 +179,26 @@ def _joined(content: object, kind: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge decided about one request: scored, or unscored with a reason.
+    """A judge's decision on a request: scored, or unscored with a reason.
 
     Attributes:
         id: the id of the request.
-        item_id: the id of the prompt, by which statistics cluster.
+        item_id: the id of the prompt; statistics cluster by it.
         protocol: the protocol's name.
         judge: the judge's name.
-        model: the model that was judged.
-        baseline: the model it was compared with; None where answers are scored one by one.
-        scores: figures under the protocol's own names and on its own scale; empty if it has none.
-        preference: how far the judge prefers the model to the baseline, from 0 (the baseline is better) over
-            0.5 (a draw) to 1 (the model is better); None for single answers and for unscored verdicts.
-        reason: why there is no score; None if there is one.
-        swapped: whether the baseline stood in the first position; None where nothing was compared.
-        turn: which turn was judged, from 1.
-        sample: which of several answers to the prompt was judged.
-        category: the kind of prompt.
-        raw: the judge's words.
-        usage: tokens spent, also where the reply could not be parsed.
-        metadata: what aggregates need beside the scores (lengths, positions, stored values), JSON values.
+        model: the judged model.
+        baseline: the model it was compared with; None where answers are scored individually.
+        scores: scores by the protocol's names and on its scale; empty if there are none.
+        preference: the judge's preference, from 0 (the baseline is better) over
+            0.5 (a tie) to 1 (the model is better); None for single answers and for unscored verdicts.
+        reason: why there is no score; None if scored.
+        swapped: whether the baseline was shown first; None where nothing was compared.
+        turn: the judged turn, from 1.
+        sample: the number of the judged answer among several to the prompt, from 0.
+        category: the prompt's category.
+        raw: the judge's reply.
+        usage: tokens spent, even if the reply could not be parsed.
+        metadata: other values that `Protocol.aggregate` needs (lengths, positions, stored values), JSON values.
 
     Raises:
         ValueError: the verdict is scored and has a reason, or has neither a score nor a reason.
@@ -234,7 +234,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with all that led to it; `request` and `reply` are None where no judge had to be asked."""
+    """A verdict with its item, request and reply; the latter two are None if no judge had to be asked."""
 
     item: Item
     verdict: Verdict
@@ -261,22 +261,22 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a protocol makes of all verdicts on one model.
+    """A protocol's figures for one model.
 
     Attributes:
         protocol: the protocol's name.
         model: the judged model.
         judge: the judges, joined with commas where an evaluation uses several.
-        baseline: the model it was compared with; None where answers are scored one by one.
-        n: verdicts that the figures rest on.
-        n_unscored: verdicts without a score; never part of `n`.
-        values: figures under upstream's names; rates in percent. None where a figure is not defined.
-        reasons: why verdicts are unscored, with how many each.
-        notes: what a reader must know beside the figures, such as why one is left out.
-        files: where replayed verdicts come from.
+        baseline: the model it was compared with; None where answers are scored individually.
+        n: scored verdicts.
+        n_unscored: verdicts without a score, not included in `n`.
+        values: figures by their upstream names; rates in percent. None where a figure is undefined.
+        reasons: why verdicts are unscored, with counts.
+        notes: notes for readers, such as why a figure is missing.
+        files: the files of replayed verdicts.
         samples: for every figure that is a mean, its observations; nested figures have dotted names.
-        averages: figures that are the unweighted mean of others in `samples`, with those.
-        resampled: figures that are neither, as they come out on resamples of the prompts.
+        averages: for figures that are the unweighted mean of others, the names of those in `samples`.
+        resampled: for all other figures, their values on resamples of the prompts.
     """
 
     protocol: str
@@ -294,7 +294,7 @@ class Figures:
     resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """One JSON object: protocol, models and counts, then the figures, then reasons, notes and files."""
+        """A JSON object: protocol, models and counts, then the figures, then reasons, notes and files."""
         head = {"protocol": self.protocol, "model": self.model, "baseline": self.baseline, "judge": self.judge}
         counts = {"n": self.n, "n_unscored": self.n_unscored}
         rest = {"reasons": dict(self.reasons), "notes": list(self.notes), "files": list(self.files)}
@@ -302,7 +302,7 @@ class Figures:
 
 
 class UnreadableReplyError(Exception):
-    """A protocol cannot read a reply; the message becomes the verdict's reason. Never leaves `Protocol.parse`."""
+    """A reply that a protocol cannot parse; `Protocol.parse` makes the message the verdict's reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,9 +315,9 @@ class Decision:
 
 
 class Protocol(ABC):
-    """How one upstream tool asks a judge, reads its replies and averages them.
+    """How an upstream tool prompts a judge, parses its replies and averages them.
 
-    Subclasses implement `build`, `read` and `aggregate` for judging, `replay` and `record` for upstream's files.
+    Subclasses implement `build`, `read` and `aggregate` for judging, `replay` and `record` for upstream files.
     `strict` makes `read` refuse what upstream would guess. `needs_text` is False where the decision is not in the
     reply's text. `asks_reward_models` tells protocols for reward models from those that ask in words.
     """
@@ -333,7 +333,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def build(self, item: Item) -> list[JudgeRequest]:
-        """The requests that settle an item.
+        """The requests needed to judge an item.
 
         Raises:
             DataError: the item lacks what the protocol needs, such as a baseline or a second turn.
@@ -341,7 +341,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Find the judge's decision in a reply that has text.
+        """Find the judge's decision in a reply with text.
 
         Raises:
             UnreadableReplyError: there is none.
@@ -349,19 +349,19 @@ class Protocol(ABC):
 
     @abstractmethod
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Average as upstream does: one `Figures` per model, in order of first appearance."""
+        """Average as the upstream tool does: one `Figures` per model, in order of first appearance."""
 
     @abstractmethod
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """The verdicts in one row of an upstream judgement file, read again from the judge's recorded words.
+        """The verdicts of a row of an upstream judgement file, parsed again from the judge's recorded replies.
 
         Args:
             row: the row.
             position: its place in the file, from 0.
-            source: the file's path, for protocols whose files do not name the model.
+            source: the file's path, from which some protocols take the model's name.
 
         Raises:
-            DataError: the row is not of this kind; the message says what is missing.
+            DataError: the row has another form; the message says what is missing.
         """
 
     @abstractmethod
@@ -369,11 +369,11 @@ class Protocol(ABC):
         """The rows of an upstream judgement file, in the order of the judgements."""
 
     def settle(self, item: Item, judge: str) -> Verdict | None:
-        """The verdict on an item that `judge` need not be asked about, such as identical answers; None for others."""
+        """The verdict on an item that needs no judge, such as identical answers; None for others."""
         return None
 
     def parse(self, request: JudgeRequest, reply: JudgeReply) -> Verdict:
-        """The verdict in a reply: scored, or unscored with the reason. Never raises on what a judge says."""
+        """Parse a reply into a verdict: scored, or unscored with the reason. Never raises because of a reply."""
         if reply.refusal is not None:
             return self.unscored(request, f"the judge refused: {reply.refusal}", reply)
         if self.needs_text and not reply.text.strip():
@@ -385,7 +385,7 @@ class Protocol(ABC):
         return self._verdict(request, reply, reading, None)
 
     def unscored(self, request: JudgeRequest, reason: str, reply: JudgeReply | None = None, judge: str = "") -> Verdict:
-        """The verdict on a request that came to nothing; `judge` names it where there is no reply."""
+        """The unscored verdict on a request; `judge` is the judge's name if there is no reply."""
         return self._verdict(request, reply or JudgeReply(judge, {}), Decision(), reason)
 
     def _verdict(self, request: JudgeRequest, reply: JudgeReply, reading: Decision, reason: str | None) -> Verdict:
@@ -410,16 +410,16 @@ class Protocol(ABC):
         )
 
     def context(self, item: Item) -> Json:
-        """What `aggregate` must know about an item beside its verdict: `Verdict.metadata`.
+        """Values of an item that `aggregate` needs, for `Verdict.metadata`.
 
-        ``source``, the file of a replayed verdict, is always part of it.
+        They always include ``source``, the file of a replayed verdict.
         """
         return {"source": item.metadata["source"]} if "source" in item.metadata else {}
 
     def parse_recorded(
         self, item: Item, text: object, judge: str, *, swapped: bool | None = None, turn: int = 1, suffix: str = ""
     ) -> Verdict:
-        """Read a recorded reply again; anything but a text counts as an empty reply."""
+        """Parse a recorded reply; anything but a string counts as an empty reply."""
         name = f"{item.id}/{item.sample}{suffix}"
         request = JudgeRequest(name, item, (), JudgeParameters(), swapped=swapped, turn=turn)
         return self.parse(request, JudgeReply.from_text(text if isinstance(text, str) else "", judge))

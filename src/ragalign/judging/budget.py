@@ -1,4 +1,4 @@
-"""What may be spent on judging, and what has been."""
+"""Limits on the requests and cost of judging, and what was spent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ragalign.judging.base import JudgeUsage
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of one run, over all judges; None is none.
+    """Limits of a run, over all judges; None means no limit.
 
     Attributes:
-        max_requests: most requests sent, failed ones and repetitions included.
-        max_cost: most US dollars. A request is sent only if what it can cost at most still fits.
+        max_requests: maximum requests, including failed ones and retries.
+        max_cost: maximum US dollars. A request is sent only if its maximum cost still fits.
     """
 
     max_requests: int | None = None
@@ -33,15 +33,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What one judge took in one run.
+    """Requests, tokens and cost of one judge in a run.
 
     Attributes:
-        n_requests: requests sent, failed ones and repetitions included.
+        n_requests: requests sent, including failed ones and retries.
         n_answered: requests that were answered.
-        n_cached: questions that the cache answered instead.
-        usage: tokens of the answered requests whose usage the endpoint said.
-        n_without_usage: answered requests whose usage it did not say.
-        cost: US dollars of all answered requests; None where the model's price or some usage is not known.
+        n_cached: questions answered from the cache.
+        usage: tokens of answered requests, where the endpoint reports usage.
+        n_without_usage: answered requests without reported usage.
+        cost: US dollars of all answered requests; None if the model's price or some usage is unknown.
     """
 
     n_requests: int = 0
@@ -52,7 +52,7 @@ class Spending:
     cost: float | None = 0.0
 
     def answered(self, usage: JudgeUsage | None, cost: float | None) -> Spending:
-        """After one more answer."""
+        """The spending after one more answer."""
         return replace(
             self,
             n_answered=self.n_answered + 1,
@@ -75,11 +75,11 @@ class Spending:
 
 
 class BudgetSpentError(Exception):
-    """Another request would exceed the budget; the message says which limit."""
+    """Another request would exceed the budget; the message names the limit."""
 
 
 class Ledger:
-    """Books every request of a run before it is sent, so that concurrent ones cannot exceed the budget together."""
+    """Books each request of a run before it is sent, so that concurrent requests cannot exceed the budget together."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -92,7 +92,7 @@ class Ledger:
         self._spent_reason: str | None = None
 
     async def reserve(self, at_most: float) -> None:
-        """Book a request that costs at most `at_most` US dollars, waiting while those in flight may leave room.
+        """Book a request that costs at most `at_most` US dollars, waiting while requests in flight could leave room.
 
         Raises:
             BudgetSpentError: a limit is reached, by this request or by an earlier one.
@@ -111,16 +111,16 @@ class Ledger:
             else:
                 self._settled.clear()
                 await self._settled.wait()
-        # Whoever still waits, for room or to try again, must learn it too.
+        # Wake all that wait, for room or for a retry.
         self._settled.set()
         self._exhausted.set()
         raise BudgetSpentError(self._spent_reason)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before another try.
+        """Wait before a retry.
 
         Raises:
-            BudgetSpentError: the budget was spent meanwhile, so there will be none.
+            BudgetSpentError: the budget was spent in the meantime, so there is no retry.
         """
         try:
             await asyncio.wait_for(self._exhausted.wait(), seconds)
@@ -129,7 +129,7 @@ class Ledger:
         raise BudgetSpentError(self._spent_reason or "the budget is spent")
 
     def settle(self, at_most: float, cost: float) -> None:
-        """Replace what a finished request could have cost by what it did cost."""
+        """Replace a finished request's maximum cost by its actual cost."""
         self._n_in_flight -= 1
         self._reserved = self._reserved - at_most if self._n_in_flight else 0.0
         self._spent += cost
@@ -137,7 +137,7 @@ class Ledger:
 
 
 def cost_note(spending: Mapping[str, Spending]) -> str:
-    """What a run cost, in words."""
+    """A run's cost as text."""
     known = [one.cost for one in spending.values() if one.cost is not None]
     unknown = [judge for judge, one in spending.items() if one.cost is None]
     parts = [f"${sum(known):.4f}"] if known else []

@@ -1,9 +1,9 @@
-"""Every reply of every judge, on disk as soon as it arrives.
+"""The cache of judge replies, written to disk as they arrive.
 
-Each reply is committed on its own, so a process killed at any moment loses none that had arrived. A power cut may lose
-the last few. Replies are stored as the endpoint sent them, so a better parser reads them again without asking. A
-damaged reply counts as missing, and the judge is asked again; see `ragalign.cache`. Replies are paid for, so a file
-that cannot be written ends the run.
+Each reply is committed on its own, so a process killed at any moment loses no reply that arrived. A power cut can lose
+the last few. Replies are stored as the endpoint sent them, so an improved parser can read them without asking again. A
+damaged reply counts as missing, and the judge is asked again; see `ragalign.cache`. Replies cost money, so a file
+that cannot be written aborts the run.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from ragalign.cache import Cache, CacheError
 from ragalign.errors import JudgeError
 from ragalign.judging.base import JudgeReply, JudgeUsage
 
-# Looked up together: more attempts than anybody asks for.
+# Attempts to look up at a time, more than a run usually makes.
 _ATTEMPTS_PER_QUERY = 8
 
 
 def reply_key(judge: str, body: Mapping[str, Any]) -> str:
     """SHA-256 over the judge's name, the messages and the decoding parameters.
 
-    The address is not part of it: a local server that comes back on another port is the same judge.
+    The address is not included: a local server restarted on another port is the same judge.
     """
     content = json.dumps([judge, body], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class ReplyCache:
-    """Replies by key, several per key where a judge was asked again; a context manager.
+    """Replies by key, several per key if a judge was asked again. A context manager.
 
     Args:
-        path: the file, made if it is missing; None keeps replies in memory only.
-        read_only: neither make nor change the file; a missing one is empty.
+        path: the file, created if missing; None keeps replies in memory.
+        read_only: do not create or change the file; a missing file is empty.
 
     Raises:
-        DataError: the file holds something else, or cannot be opened.
+        DataError: the file is not a reply cache, or cannot be opened.
     """
 
     def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
@@ -62,11 +62,11 @@ class ReplyCache:
         self._cache.close()
 
     def get(self, key: str) -> list[JudgeReply]:
-        """All replies to a question, oldest first; empty if it was never answered."""
+        """All replies to a question, oldest first; empty if there are none."""
         return [reply for _, reply in self._replies(key)]
 
     def put(self, key: str, reply: JudgeReply) -> None:
-        """Store one more reply to a question; it is safe once this returns.
+        """Store another reply to a question; it is on disk when this returns.
 
         Raises:
             JudgeError: the file cannot be written.
@@ -79,11 +79,11 @@ class ReplyCache:
             raise JudgeError(f"replies cannot be stored: {error}") from None
 
     def __len__(self) -> int:
-        """How many replies there are."""
+        """The number of replies."""
         return len(self._cache)
 
     def _replies(self, key: str) -> list[tuple[int, JudgeReply]]:
-        """Numbers of attempts and their replies; damaged ones are left out."""
+        """Attempt numbers and their replies; damaged ones are left out."""
         found: list[tuple[int, JudgeReply]] = []
         start = 0
         while True:
@@ -115,7 +115,7 @@ def _encoded(reply: JudgeReply) -> bytes:
 
 
 def _decoded(value: bytes) -> JudgeReply | None:
-    """The reply, or None if this is not one: a row with a right checksum can still be someone else's."""
+    """The reply, or None if the value is not a reply: a row with a valid checksum can still be another program's."""
     try:
         stored = json.loads(value)
         if not isinstance(stored["judge"], str) or not isinstance(stored["choice"], dict):

@@ -1,4 +1,4 @@
-"""Asks one judge: an asynchronous client of the OpenAI chat-completions protocol that retries by its own rules."""
+"""An asynchronous client of one judge's chat-completions endpoint, with its own retries."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ragalign.text import valid_values
 if TYPE_CHECKING:
     import httpx
 
-# Until an endpoint has said anything at all, a refused connection more likely means a wrong address than a bad moment.
+# Until an endpoint has responded once, a refused connection more likely means a wrong address than an outage.
 _ATTEMPTS_TO_CONNECT = 5
-# A shorter key (such as "EMPTY" for a local server) is no secret, and may be an ordinary word in a reply.
+# A shorter key (such as "EMPTY" for a local server) is not a secret, and can be an ordinary word in a reply.
 _SHORTEST_SECRET = 8
 
 
 class _LearntError(Exception):
-    """The server refused a parameter, and the next request will do without."""
+    """The server rejected a parameter; the next request is sent without it."""
 
 
 class ChatClient:
-    """One judge's connections; close it with `aclose`.
+    """A client of one judge; close it with `aclose`.
 
     Args:
-        judge: whom to ask. Its key is read from the environment now, and only ever put into the request header.
+        judge: the judge to ask. Its key is read from the environment now, and used in the request header only.
         ledger: books each request before it is sent.
-        concurrency: most requests in flight.
-        timeout_s: most seconds from sending a request to the end of its reply.
-        retry: what to do after failures.
+        concurrency: maximum requests in flight.
+        timeout_s: maximum seconds from sending a request to the end of its reply.
+        retry: when to retry failed requests.
         window: the limit on tokens per minute.
-        token_limit: the name of the limit on new tokens in requests.
+        token_limit: the name of the token limit in requests.
 
     Raises:
         ConfigError: the key is missing or unusable.
@@ -69,10 +69,10 @@ class ChatClient:
         self._timeout_s = timeout_s
         self._retry = retry
         self._window = window
-        # Only spreads retries over time; results do not depend on it.
+        # For the jitter of retries; results do not depend on it.
         self._random = random.Random()
-        # One client, hence one connection, per request in flight: the work of a shared pool grows with the square
-        # of its connections (at 64 it took most of the time). Last in, first out, so that few stay open.
+        # One client, and so one connection, per request in flight: the work of a shared pool grows with the square
+        # of its connections (at 64 it took most of the time). Last in, first out keeps few connections open.
         verify = httpx.create_ssl_context()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else None
         self._clients = [httpx.AsyncClient(headers=headers, verify=verify, timeout=None) for _ in range(concurrency)]
@@ -91,16 +91,16 @@ class ChatClient:
             await client.aclose()
 
     async def ask(self, body: Mapping[str, Any], *, n_tokens: int, quote: Quote) -> JudgeReply:
-        """Send a question until it is answered.
+        """Send a question, with retries, until it is answered.
 
         Args:
             body: the request without the model.
-            n_tokens: what the request may use, for the limit on tokens per minute.
-            quote: what it may cost, for the budget.
+            n_tokens: maximum tokens of the request, for the limit on tokens per minute.
+            quote: maximum cost of the request, for the budget.
 
         Raises:
             BudgetSpentError: the budget is spent.
-            RequestError: it was not answered, and asking again does not help or has been tried often enough.
+            RequestError: it was not answered, and a retry is pointless or the retries are used up.
         """
         attempt = 0
         while True:
@@ -108,13 +108,13 @@ class ChatClient:
             try:
                 return await self._attempt(body, n_tokens, quote)
             except _LearntError:
-                attempt -= 1  # nothing failed: the same question is asked with other parameters
+                attempt -= 1  # not a failure: the same question is sent with other parameters
                 continue
             except RetryableError as error:
                 wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._random)
                 if wait_s is None or (not self._has_responded and attempt >= _ATTEMPTS_TO_CONNECT):
                     raise RetryableError(f"{error.reason} (given up after {_times(attempt)})") from None
-            # The connection is free meanwhile: whoever waits is not in flight.
+            # The connection is free in the meantime: a waiting question is not in flight.
             await self._ledger.sleep(wait_s)
 
     async def _attempt(self, body: Mapping[str, Any], n_tokens: int, quote: Quote) -> JudgeReply:
@@ -125,7 +125,7 @@ class ChatClient:
             spent = 0.0
             try:
                 self.n_requests += 1
-                # Only now, so that whoever waited for a connection has what others learnt meanwhile.
+                # Translate only now, to use what other requests have learnt in the meantime.
                 sent = self.dialect.translate({"model": self.judge.model, **body})
                 reply = await self._send(client, json.dumps(sent).encode())
                 spent = quote.of(reply.usage)
@@ -142,7 +142,7 @@ class ChatClient:
         return reply
 
     async def _send(self, client: httpx.AsyncClient, content: bytes) -> JudgeReply:
-        """One request and its reply.
+        """Send one request and return its reply.
 
         Errors are raised outside of `except`, so that no chain leads from them to the request and its key.
         """
@@ -156,7 +156,7 @@ class ChatClient:
                     self.judge.url, content=content, headers={"Content-Type": "application/json"}
                 )
         except TimeoutError:
-            self._has_responded = True  # something did accept the connection, or swallowed it for long enough
+            self._has_responded = True  # the endpoint accepted the connection, or at least did not refuse it
             problem = f"no reply within {self._timeout_s:g} s"
         except httpx.TransportError as error:
             problem = f"the connection failed ({type(error).__name__})"
@@ -168,26 +168,26 @@ class ChatClient:
         if not response.is_success:
             raise failure(response.status_code, body, response.headers)
         if not isinstance(body, dict):
-            raise RetryableError("the reply is no complete JSON object")
+            raise RetryableError("the reply is not a complete JSON object")
         choices, reported = body.get("choices"), body.get("error")
         if reported and not choices:
-            # Gateways pass on a provider's failure inside a success; without a status of its own it may pass.
+            # Gateways report a provider's failure with status 200; without an error code, treat it as temporary.
             code = reported.get("code") if isinstance(reported, dict) else None
             raise failure(code if isinstance(code, int) else 502, body, response.headers)
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
-            raise RetryableError("the reply holds no message")
+            raise RetryableError("the reply has no message")
         return JudgeReply(
             judge=self.judge.name, choice=choice, usage=_usage(body), latency_s=latency_s, created=time.time()
         )
 
     def _parsed(self, response: httpx.Response) -> Any:
-        """The body's JSON without the key, should the endpoint have quoted it; None if it is no JSON."""
+        """The body's JSON, with the API key masked; None if it is not JSON."""
         text = response.text
         if self._key is not None and len(self._key) >= _SHORTEST_SECRET:
             text = text.replace(self._key, "[API key]")
         try:
-            # NaN and infinities, which some servers send as log-probabilities, are not JSON: no file could hold them.
+            # Some servers send NaN and infinities as log probabilities, which JSON files cannot hold.
             return valid_values(json.loads(text, parse_constant=lambda _: None))
         except (ValueError, RecursionError):
             return None

@@ -1,8 +1,8 @@
-"""The parameters that one server takes for one model, learnt from what it refuses.
+"""The parameters that a server accepts for a model, learnt from its errors.
 
-Servers disagree about two parameters. OpenAI's reasoning models want ``max_completion_tokens`` where others want
-``max_tokens``, and they take no ``temperature`` but their own. Both answer with HTTP 400 and say so in words or in the
-fields ``param`` and ``code`` of the error (https://platform.openai.com/docs/guides/error-codes).
+Servers differ in two parameters. OpenAI's reasoning models require ``max_completion_tokens`` where others require
+``max_tokens``, and they accept only their default ``temperature``. Both reply with HTTP 400 and name the parameter in
+the message or in the fields ``param`` and ``code`` (https://platform.openai.com/docs/guides/error-codes).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 TokenLimit: TypeAlias = Literal["auto", "max_tokens", "max_completion_tokens"]
-"""What the limit on new tokens is called in requests; "auto" begins with ``max_tokens`` and learns."""
+"""The name of the token limit in requests; "auto" starts with ``max_tokens`` and adapts."""
 
 LIMITS = ("max_tokens", "max_completion_tokens")
-# Only what shapes no reply: without `logprobs` or `messages` there would be nothing to read a verdict from.
+# Only parameters that a verdict can do without; it could not be read without `logprobs` or `messages`.
 _DISPENSABLE = ("temperature", "top_p")
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|only the default|"
@@ -25,10 +25,10 @@ _UNSUPPORTED = re.compile(
 
 
 class Dialect:
-    """What to send instead of the usual parameters; shared by all requests to one server for one model.
+    """Translates request parameters; shared by all requests to one server for one model.
 
     Args:
-        limit: the name of the limit on new tokens; "auto" learns it.
+        limit: the name of the token limit; "auto" learns it.
     """
 
     def __init__(self, limit: TokenLimit = "auto") -> None:
@@ -38,20 +38,20 @@ class Dialect:
         self._left_out: set[str] = set()
 
     def translate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The body of a request as this server takes it."""
+        """The body of a request with the parameters that this server accepts."""
         kept = {name: value for name, value in body.items() if name not in self._left_out}
         return {self._limit if name in LIMITS else name: value for name, value in kept.items()}
 
     def learn(self, sent: Mapping[str, Any], error: Mapping[str, Any]) -> bool:
-        """Take in why a request was refused.
+        """Learn from the error of a rejected request.
 
         Args:
             sent: the request's body.
-            error: ``message``, ``code`` and ``param`` of the error, as far as they are known.
+            error: ``message``, ``code`` and ``param`` of the error, as far as known.
 
         Returns:
-            Whether the request would now be sent differently. It is, too, where another one in flight has taught the
-            same before.
+            Whether the request would now be sent differently, which is also the case if another request has taught
+            the same in the meantime.
         """
         text = f"{error.get('message') or ''} {error.get('code') or ''} {error.get('param') or ''}"
         if _UNSUPPORTED.search(text.replace("_", " ")) or "instead" in text:
@@ -60,10 +60,10 @@ class Dialect:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What differs from what the protocol asks for, for people."""
+        """How requests differ from the protocol, as text."""
         named = (f"takes {self._limit} instead of {LIMITS[0]}",) if self._limit != LIMITS[0] else ()
         return named + tuple(
-            f"refuses the protocol's {name}, so the server's own applied" for name in sorted(self._left_out)
+            f"rejects the protocol's {name}, so the server's default applied" for name in sorted(self._left_out)
         )
 
     def _learn(self, sent: Mapping[str, Any], error: Mapping[str, Any], text: str) -> None:
@@ -72,7 +72,7 @@ class Dialect:
             if name in sent and (about == name or _names(text, name)):
                 other = LIMITS[1 - LIMITS.index(name)]
                 is_sure = _names(text, other) or about == name or "extra" in text.lower() or _is_unknown(text, name)
-                # Where both are refused, the error goes into the verdicts; there is no third request.
+                # If both are rejected, the error becomes the verdict's reason; there is no third request.
                 if self._learns_limit and is_sure and other not in self._refused:
                     self._limit = other
                     self._refused.add(other)
@@ -83,7 +83,7 @@ class Dialect:
 
 
 def _is_unknown(text: str, name: str) -> bool:
-    """Whether a text says that a server does not know a parameter, and not only that it refuses its value."""
+    """Whether a text says that the server does not know a parameter, rather than that it rejects its value."""
     quoted = rf"[\"'`]?{name}(?![A-Za-z_])[\"'`]?"
     kinds = r"(?:parameter|argument|field|property|key|option|input)s?"
     return any(
@@ -96,5 +96,5 @@ def _is_unknown(text: str, name: str) -> bool:
 
 
 def _names(text: str, name: str) -> bool:
-    """Whether a text names a parameter, and not only one whose name contains it."""
+    """Whether a text names this parameter, rather than one whose name contains it."""
     return re.search(rf"(?<![A-Za-z_]){name}(?![A-Za-z_])", text) is not None

@@ -1,4 +1,4 @@
-"""Rows of JSON and JSON Lines files: read with the place of every bad one, written atomically."""
+"""Rows of JSON and JSON Lines files: read with the position of each bad row, and written atomically."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ragalign.text import valid_values
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file: its value, or the problem that keeps it from being read.
+    """A row of a file: its value, or why it cannot be read.
 
     Attributes:
-        position: its place among the rows, from 0.
+        position: the row's index, from 0.
         where: file and line (or entry), for messages.
     """
 
@@ -31,13 +31,13 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a JSON array or of a JSON Lines file, plain or compressed with gzip; its first character says which.
+    """Read all rows of a JSON array or a JSON Lines file, plain or gzipped; the first character decides which.
 
-    A line or entry that is no JSON object is a row with a problem, so that nothing is lost. Half a surrogate pair, as
-    byte-level models write them, is U+FFFD.
+    A line or entry that is not a JSON object becomes a row with a problem, so that all rows are counted. A lone
+    surrogate, which byte-level models can write, becomes U+FFFD.
 
     Raises:
-        DataError: the file cannot be read, has no rows, or is a JSON array that breaks off.
+        DataError: the file cannot be read, has no rows, or is an incomplete JSON array.
     """
     try:
         text = Source.of(path).read().decode("utf-8-sig")
@@ -47,13 +47,13 @@ def read_rows(path: str | Path) -> list[Row]:
         raise DataError(f"{path} is empty")
     if text.lstrip().startswith("["):
         return _array(path, text)
-    # Only \n ends a line: other Unicode line breaks may stand inside strings.
+    # Split at \n only: other Unicode line breaks can occur inside strings.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     return [_line(position, f"{path} line {number}", line) for position, (number, line) in enumerate(lines)]
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], form: Literal["json", "jsonl"]) -> None:
-    """Write a JSON array or JSON Lines; the file is complete or not there at all.
+    """Write a JSON array or JSON Lines atomically.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -71,13 +71,13 @@ def _array(path: str | Path, text: str) -> list[Row]:
         reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"{path} is a JSON array that cannot be read: {reason}") from None
     if not isinstance(values, list):
-        raise DataError(f"{path} holds no JSON array")
+        raise DataError(f"{path} is not a JSON array")
     if not values:
         raise DataError(f"{path} is an empty JSON array")
     return [
         Row(position, f"{path} entry {position + 1}", value)
         if isinstance(value, dict)
-        else Row(position, f"{path} entry {position + 1}", problem="no JSON object")
+        else Row(position, f"{path} entry {position + 1}", problem="not a JSON object")
         for position, value in enumerate(values)
     ]
 
@@ -87,7 +87,7 @@ def _line(position: int, where: str, line: str) -> Row:
         value = valid_values(parse_json(line))
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        return Row(position, where, problem=f"no JSON: {reason}")
+        return Row(position, where, problem=f"not JSON: {reason}")
     if not isinstance(value, dict):
-        return Row(position, where, problem="no JSON object")
+        return Row(position, where, problem="not a JSON object")
     return Row(position, where, value)

@@ -1,4 +1,4 @@
-"""Who is asked: a model at an OpenAI-compatible endpoint, and the key that opens it."""
+"""Judges: models at OpenAI-compatible endpoints with their API keys, and reward models."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ragalign.errors import ConfigError
 from ragalign.judging.base import Protocol
 
 OPENAI_URL = "https://api.openai.com/v1"
-# Keys are printable ASCII; anything else could not be sent, and the HTTP library's complaint would quote it.
+# Keys are printable ASCII; other characters cannot be sent, and the HTTP library's error would quote the key.
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A model that judges.
+    """A judge at an OpenAI-compatible endpoint.
 
     Attributes:
-        model: the model's name, as the endpoint knows it and as verdicts record it.
-        base_url: where ``/chat/completions`` is, such as ``http://localhost:8000/v1``.
-        key_variable: the environment variable that holds the API key. The key itself is kept nowhere.
+        model: the model's name at the endpoint and in verdicts.
+        base_url: the URL before ``/chat/completions``, such as ``http://localhost:8000/v1``.
+        key_variable: the environment variable with the API key. The key itself is not stored.
 
     Raises:
-        ConfigError: the URL is none, or holds a password or query, which would end up in logs.
+        ConfigError: the URL is invalid, or has a password or query, which would end up in logs.
     """
 
     model: str
@@ -44,20 +44,20 @@ class Judge:
         except ValueError:
             is_usable = False
         if not is_usable:
-            raise ConfigError(f"judge {self.model!r}: its address must start with http:// or https:// and name a host")
+            raise ConfigError(f"judge {self.model!r}: its URL must start with http:// or https:// and name a host")
         if url.username is not None or url.password is not None or url.query or url.fragment:
             raise ConfigError(
-                f"judge {self.model!r}: its address must hold no user, password, query or fragment; "
+                f"judge {self.model!r}: its URL must not have a user, password, query or fragment; "
                 f"put the API key into the environment variable {self.key_variable}"
             )
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
 
     @classmethod
     def parse(cls, text: str, *, key_variable: str = "OPENAI_API_KEY") -> Judge:
-        """Read ``MODEL`` or ``MODEL@BASE_URL``; without an address ``OPENAI_BASE_URL`` or OpenAI's own is meant.
+        """Parse ``MODEL`` or ``MODEL@BASE_URL``; the default URL is ``OPENAI_BASE_URL`` or else OpenAI's.
 
         Raises:
-            ConfigError: there is no model, or the address is unusable.
+            ConfigError: the model's name is missing, or the URL is invalid.
         """
         model, at, rest = text.partition("@http")
         base_url = f"http{rest}" if at else os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
@@ -65,19 +65,19 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """What verdicts, files and the cache call this judge."""
+        """The judge's name in verdicts, files and the cache."""
         return self.model
 
     @property
     def url(self) -> str:
-        """Where requests go."""
+        """The URL for requests."""
         return f"{self.base_url}/chat/completions"
 
     def key(self, environment: Mapping[str, str] = os.environ) -> str | None:
-        """The API key; None where the variable is unset, which is fine for servers that ask for none.
+        """The API key; None if the variable is unset, for servers that need no key.
 
         Raises:
-            ConfigError: OpenAI's own endpoint without a key, or a key that no header can carry.
+            ConfigError: the key for OpenAI's endpoint is missing, or a key has characters that a header cannot have.
         """
         key = environment.get(self.key_variable, "").strip()
         if not key:
@@ -85,7 +85,7 @@ class Judge:
                 raise ConfigError(f"judge {self.model!r}: set the environment variable {self.key_variable}")
             return None
         if not _KEY.fullmatch(key):
-            raise ConfigError(f"the environment variable {self.key_variable} holds blanks or other odd characters")
+            raise ConfigError(f"the environment variable {self.key_variable} has spaces or non-ASCII characters")
         return key
 
 
@@ -94,14 +94,14 @@ REWARD_PREFIX = "reward:"
 
 @dataclass(frozen=True, slots=True)
 class RewardJudge:
-    """A reward model in transformers that judges.
+    """A reward model in transformers, used as a judge.
 
     Attributes:
-        model: its folder or hub id.
-        device: where it runs, such as ``cuda``; by default a GPU if there is one.
+        model: the model's folder or hub id.
+        device: the device to run on, such as ``cuda``; by default a GPU if there is one.
 
     Raises:
-        ConfigError: there is no such folder, or no name.
+        ConfigError: the folder does not exist, or the name is empty.
     """
 
     model: str
@@ -116,7 +116,7 @@ class RewardJudge:
 
     @property
     def name(self) -> str:
-        """What verdicts, files and the cache call this judge."""
+        """The judge's name in verdicts, files and the cache."""
         return f"{REWARD_PREFIX}{self.model}"
 
 
@@ -124,10 +124,10 @@ AnyJudge: TypeAlias = Judge | RewardJudge
 
 
 def parse_judge(text: str, *, key_variable: str = "OPENAI_API_KEY") -> AnyJudge:
-    """Read ``MODEL``, ``MODEL@BASE_URL`` or ``reward:MODEL``.
+    """Parse ``MODEL``, ``MODEL@BASE_URL`` or ``reward:MODEL``.
 
     Raises:
-        ConfigError: there is no model, or the address is unusable.
+        ConfigError: the model's name is missing, or the URL is invalid.
     """
     if text.startswith(REWARD_PREFIX):
         return RewardJudge(text.removeprefix(REWARD_PREFIX))
@@ -135,20 +135,22 @@ def parse_judge(text: str, *, key_variable: str = "OPENAI_API_KEY") -> AnyJudge:
 
 
 def check_judges(protocol: Protocol, judges: Sequence[AnyJudge]) -> None:
-    """Refuse judges that verdicts could not tell apart, or that a protocol cannot ask.
+    """Reject judges with the same name, and judges that a protocol cannot ask.
 
     Raises:
-        ConfigError: there is none, two have the same name, or reward models and words do not go together.
+        ConfigError: there is no judge, two have the same name, or a judge does not suit the protocol.
     """
     for judge in judges:
         if isinstance(judge, RewardJudge) != protocol.asks_reward_models:
             raise ConfigError(
-                f"{judge.name} and the protocol {protocol.name} do not go together: reward models are asked by the "
-                "protocols reward and reward-pairwise, which ask nobody else"
+                f"the protocol {protocol.name} cannot ask {judge.name}: the protocols reward and reward-pairwise take "
+                "reward models, all others take chat models"
             )
     if not judges:
-        raise ConfigError("no judge is named")
+        raise ConfigError("no judge is given")
     names = [judge.name for judge in judges]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two judges are called {name!r}: verdicts and cached replies could not be told apart")
+            raise ConfigError(
+                f"two judges are called {name!r}: their verdicts and cached replies could not be told apart"
+            )

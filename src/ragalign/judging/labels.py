@@ -19,16 +19,16 @@ _WORDS = {"win": 1.0, "draw": 0.5, "tie": 0.5, "lose": 0.0, "loss": 0.0, "model"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a person said.
+    """A person's judgement.
 
     Attributes:
-        rater: the person; ``human`` where the file does not say.
+        rater: the person; ``human`` if the file does not name one.
         item_id: the id of the prompt.
         rating: `PREFERENCE`, or the name of a score.
         value: 1 for a win, 0.5 for a tie, 0 for a loss; or the score.
-        model, baseline: the models; None where the file does not say.
-        sample: which of several answers.
-        turn: which turn, from 1.
+        model, baseline: the models; None if the file does not name them.
+        sample: the number of the answer among several, from 0.
+        turn: the judged turn, from 1.
     """
 
     rater: str
@@ -42,14 +42,14 @@ class Label:
 
 
 def read_labels(path: str | Path) -> list[Label]:
-    """Read labels.
+    """Read human labels.
 
     A row has ``item_id`` (or ``question_id`` or ``id``), and either ``label`` (win, tie or lose, from the model's
-    side; or a score, whose name ``rating`` may give) or FastChat's ``model_a``, ``model_b`` and ``winner``. It may
+    side; or a score, which ``rating`` can name) or FastChat's ``model_a``, ``model_b`` and ``winner``. It can
     have ``rater`` (or ``judge``), ``model``, ``baseline``, ``sample`` and ``turn``.
 
     Raises:
-        DataError: the file or a row is not of that form.
+        DataError: the file or a row has another form.
     """
     labels = []
     for where, row in _rows(path):
@@ -63,15 +63,15 @@ def read_labels(path: str | Path) -> list[Label]:
 def join(
     labels: Iterable[Label], verdicts: Sequence[Verdict]
 ) -> tuple[dict[str, dict[str, dict[Hashable, float]]], int]:
-    """Labels by rating, rater and unit, as `agreement.ratings` gives those of judges.
+    """Match labels with verdicts, and return them by rating, rater and unit, as `agreement.ratings` does for judges.
 
-    A label of a comparison also fits the same comparison with the models' places exchanged.
+    A label of a comparison also matches the comparison with the models exchanged.
 
     Returns:
-        The labels, and how many of them fit no verdict.
+        The labels, and how many of them match no verdict.
 
     Raises:
-        DataError: labels name no model although the verdicts are about several.
+        DataError: labels name no model, but the verdicts are about several.
     """
     lines = {(verdict.model, verdict.baseline) for verdict in verdicts}
     units = {unit_of(verdict) for verdict in verdicts}
@@ -87,7 +87,7 @@ def join(
 
 
 def _place(label: Label, lines: set[tuple[str, str | None]], units: set[Hashable]) -> tuple[Hashable | None, float]:
-    """The unit that a label is about, and its value from that unit's side."""
+    """The unit of a label, and its value from the unit's side."""
     if label.model is None:
         if len(lines) > 1:
             raise DataError(f"labels must name the model: the verdicts are about {len(lines)} models")
@@ -137,7 +137,9 @@ def _label(row: Mapping[str, Any]) -> Label:
         winner = str(row["winner"])
         value = 0.5 if winner.startswith("tie") else values.get(winner)
         if value is None or not isinstance(model, str) or not isinstance(baseline, str):
-            raise DataError("'winner' must be model_a, model_b or tie, with 'model_a' and 'model_b' beside it")
+            raise DataError(
+                "'winner' must be model_a, model_b or tie, and 'model_a' and 'model_b' must name the models"
+            )
         return Label(rating=PREFERENCE, value=value, model=model, baseline=baseline, **said)
     if "label" not in row:
         raise DataError("a label needs 'label' or 'winner'")
@@ -160,4 +162,4 @@ def _integer(row: Mapping[str, Any], key: str, default: int) -> int:
     try:
         return int(row.get(key, default))
     except (TypeError, ValueError):
-        raise DataError(f"{key!r} is no whole number: {row[key]!r}") from None
+        raise DataError(f"{key!r} must be an integer, not {row[key]!r}") from None

@@ -1,4 +1,4 @@
-"""A limit on tokens per minute, over a sliding window."""
+"""A limit on tokens per minute with a sliding window."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _WINDOW_S = 60.0
 
 @dataclass(slots=True)
 class Grant:
-    """Tokens that one request may use; `n_tokens` is corrected when the reply says what it did use."""
+    """Tokens reserved for a request; `n_tokens` is corrected once the reply reports its usage."""
 
     at: float
     n_tokens: int
 
 
 class TokenWindow:
-    """Lets requests pass so that no 60 seconds hold more than `tokens_per_minute` tokens, in order of arrival.
+    """Delays requests so that any 60 seconds have at most `tokens_per_minute` tokens, in order of arrival.
 
-    A request larger than the limit passes alone.
+    A request larger than the limit is sent alone.
     """
 
     def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,10 +38,10 @@ class TokenWindow:
         self._freed = asyncio.Event()
 
     async def acquire(self, n_tokens: int) -> Grant:
-        """Wait until `n_tokens` more fit into the window."""
+        """Wait until `n_tokens` fit into the window."""
         if self._limit is None:
             return Grant(0.0, n_tokens)
-        async with self._turn:  # first come, first served: a large request is not overtaken for ever
+        async with self._turn:  # first come, first served: small requests cannot overtake a large one forever
             while (delay := self._delay(n_tokens)) > 0:
                 self._freed.clear()
                 try:
@@ -54,7 +54,7 @@ class TokenWindow:
             return grant
 
     def correct(self, grant: Grant, n_tokens: int) -> None:
-        """Replace the tokens that a request was granted by those that it used."""
+        """Replace the tokens reserved for a request by those it used."""
         if self._limit is None:
             return
         if self._clock() - grant.at < _WINDOW_S:
@@ -65,7 +65,7 @@ class TokenWindow:
     def _delay(self, n_tokens: int) -> float:
         """Seconds until the oldest grant leaves the window; 0 if the request fits now."""
         now = self._clock()
-        # The same sum as below: written as a difference, rounding could make a grant neither expired nor waited for.
+        # Use the same sum as below: with a difference, rounding could leave a grant neither expired nor waited for.
         while self._grants and self._grants[0].at + _WINDOW_S <= now:
             self._used -= self._grants.popleft().n_tokens
         if not self._grants or self._limit is None or self._used + n_tokens <= self._limit:

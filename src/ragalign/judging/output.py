@@ -1,4 +1,4 @@
-"""What a judging run leaves behind: its verdicts, and upstream's judgement files."""
+"""The output of a judging run: verdicts, and judgement files of the upstream tool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ragalign.judging.files import read_rows, write_rows
 from ragalign.judging.pricing import PriceTable
 
 VERDICTS = "verdicts.jsonl"
-# Where each upstream tool keeps its judgements.
+# Paths of each upstream tool's judgement files.
 _PLACES: Mapping[str, str] = {
     "ica": "{judge}/{model}_vs_{baseline}_autoeval",
     "alpaca-eval-1": "{model}/{judge}/annotations",
@@ -27,7 +27,7 @@ _PLACE_OF_OTHERS = "{judge}/{model}"
 
 
 def write_run(folder: Path, protocol: Protocol, judgements: Sequence[Judgement], prices: PriceTable) -> list[Path]:
-    """Write `VERDICTS` and, in upstream's form and places, one file per judge (and model).
+    """Write `VERDICTS` and, in the upstream tool's format and at its paths, one file per judge (and model).
 
     Returns:
         The files, `VERDICTS` first.
@@ -46,10 +46,10 @@ def write_run(folder: Path, protocol: Protocol, judgements: Sequence[Judgement],
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
-    """Read a file that `write_run` wrote.
+    """Read a file written by `write_run`.
 
     Raises:
-        DataError: the file cannot be read, or a line is no verdict.
+        DataError: the file cannot be read, or a line is not a verdict.
     """
     verdicts = []
     for row in read_rows(path):
@@ -60,7 +60,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
             usage = JudgeUsage(**values.pop("usage")) if values.get("usage") else None
             verdicts.append(Verdict(**{**values, "usage": usage}))
         except (TypeError, ValueError) as error:
-            raise DataError(f"{row.where}: this is no verdict: {error}") from None
+            raise DataError(f"{row.where}: not a valid verdict: {error}") from None
     return verdicts
 
 
@@ -77,5 +77,5 @@ def _place(protocol: Protocol, verdict: Verdict) -> str:
 
 
 def _file_name(name: str) -> str:
-    """A name that is one part of a path on any system."""
+    """The name with characters replaced that file names cannot have on some systems."""
     return re.sub(r"[^\w.+=@-]+", "_", name).strip(".") or "_"

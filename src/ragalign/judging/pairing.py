@@ -1,4 +1,4 @@
-"""Which answers of two models are to the same prompt."""
+"""Pairs the answers of two models to the same prompts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """What is known about the prompt of an answer.
+    """The prompt of an answer, as far as known.
 
     Attributes:
-        id: the prompt's own id, where its file gives one.
-        text: the prompt; None where the file has ids only.
+        id: the prompt's id in its file.
+        text: the prompt; None if the file has ids only.
         bare: the prompt without its passages.
     """
 
@@ -26,13 +26,13 @@ class Prompted:
 
 
 def pair(asked: Sequence[Prompted], answered: Sequence[Prompted]) -> list[int | None]:
-    """For each of `asked` the position in `answered` of the answer to the same prompt; None where there is none.
+    """For each of `asked`, the position in `answered` of the answer to the same prompt; None if there is none.
 
-    Prompts pair by id, unless their texts differ; then by text; then by text without passages, since some files leave
-    these out. Equal texts pair in their order.
+    Prompts are paired by id, unless their texts differ; then by text; then by text without passages, since some files
+    leave these out. Equal texts are paired in order.
 
     Raises:
-        DataError: a text occurs a different number of times on the two sides, so the order cannot tell which is which.
+        DataError: a text occurs a different number of times on the two sides, so its answers cannot be paired in order.
     """
     by_id = {prompt.id: position for position, prompt in enumerate(answered) if prompt.id is not None}
     found: list[int | None] = []
@@ -56,7 +56,7 @@ def _pair_in_order(
     found: list[int | None],
     key: Callable[[Prompted], str | None],
 ) -> None:
-    """Fill in what is still None in `found`."""
+    """Replace the remaining None values of `found`."""
     taken = {position for position in found if position is not None}
     places: dict[str, list[int]] = {}
     for position, prompt in enumerate(answered):
@@ -74,7 +74,7 @@ def _pair_in_order(
             continue
         if len(here) != len(numbers):
             raise DataError(
-                f"the prompt {text[:_SHOWN]!r} is there {len(numbers)} and {len(here)} times, so answers to it cannot "
+                f"the prompt {text[:_SHOWN]!r} occurs {len(numbers)} and {len(here)} times, so its answers cannot "
                 "be paired in order; give the rows of both files ids"
             )
         for number, position in zip(numbers, here, strict=True):

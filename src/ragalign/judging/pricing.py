@@ -1,4 +1,4 @@
-"""What judging costs: a price table that users can extend, and token counts guessed before anything is asked."""
+"""Prices of judges: a table that users can extend, and token estimates before a request is sent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError
 from ragalign.judging.base import JudgeRequest, JudgeUsage
 
-# English has about four bytes per token, most other scripts three or fewer; three errs on the expensive side.
+# English has about four bytes per token, most other scripts three or fewer; three overestimates the cost.
 _BYTES_PER_TOKEN = 3
-# What chat formats add around each message (OpenAI's cookbook counts 3 to 4).
+# Tokens that chat formats add to each message (OpenAI's cookbook counts 3 to 4).
 _TOKENS_PER_MESSAGE = 4
 
 
@@ -27,27 +27,27 @@ class Price:
     output: float
 
     def cost(self, usage: JudgeUsage) -> float:
-        """US dollars for some tokens."""
+        """The cost of some tokens in US dollars."""
         return (usage.n_prompt_tokens * self.input + usage.n_output_tokens * self.output) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """Prices by model name. A model that is not in it has no known cost, which is not a cost of 0."""
+    """Prices by model name. The cost of a model without an entry is unknown, not 0."""
 
     prices: Mapping[str, Price]
 
     @classmethod
     def load(cls, path: Path | None = None) -> PriceTable:
-        """The shipped table, with the entries of a user's file added or replaced.
+        """Load the packaged table, updated with the entries of a user's file.
 
         The file is TOML: ``[models."NAME"]`` with ``input`` and ``output`` in US dollars per million tokens.
 
         Raises:
-            ConfigError: the file cannot be read, or an entry is malformed.
+            ConfigError: the file cannot be read, or an entry is invalid.
         """
         shipped = files("ragalign") / "data" / "prices.toml"
-        prices = _parse(shipped.read_text("utf-8"), "the shipped price table")
+        prices = _parse(shipped.read_text("utf-8"), "the packaged price table")
         if path is not None:
             try:
                 text = path.read_text("utf-8")
@@ -58,34 +58,34 @@ class PriceTable:
         return cls(prices)
 
     def price(self, model: str) -> Price | None:
-        """The price of a model, by its exact name; None where it is not known."""
+        """The price of a model, by its exact name; None if unknown."""
         return self.prices.get(model)
 
     def cost(self, model: str, usage: JudgeUsage | None) -> float | None:
-        """US dollars; None where the price or the usage is not known."""
+        """The cost in US dollars; None if the price or the usage is unknown."""
         price = self.price(model)
         return None if price is None or usage is None else price.cost(usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What one request may cost, in US dollars; 0 where the price is not known."""
+    """The maximum cost of a request in US dollars; 0 if the price is unknown."""
 
     price: Price | None
     at_most: float
 
     @classmethod
     def of_request(cls, price: Price | None, usage: JudgeUsage) -> Quote:
-        """From the tokens that the request takes at most."""
+        """Create a quote from the request's maximum tokens."""
         return cls(price, 0.0 if price is None else price.cost(usage))
 
     def of(self, usage: JudgeUsage | None) -> float:
-        """What it did cost; the most that it may if the endpoint does not say what it used."""
+        """The actual cost; the maximum if the endpoint does not report usage."""
         return self.at_most if self.price is None or usage is None else self.price.cost(usage)
 
 
 def guess_usage(request: JudgeRequest) -> JudgeUsage:
-    """Tokens that a request takes at most, roughly: its UTF-8 bytes over three, and all the output it may have."""
+    """Estimate a request's maximum tokens: its UTF-8 bytes divided by three, plus the output limit."""
     n_bytes = sum(len(turn.content.encode("utf-8", "surrogatepass")) for turn in request.messages)
     n_prompt = math.ceil(n_bytes / _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(request.messages)
     return JudgeUsage(n_prompt, request.parameters.max_tokens)
@@ -95,7 +95,7 @@ def _parse(text: str, where: str) -> dict[str, Price]:
     try:
         table = parse_toml(text)
     except ValueError as error:
-        raise ConfigError(f"{where} is no TOML: {error}") from None
+        raise ConfigError(f"{where} is not valid TOML: {error}") from None
     models = table.get("models")
     if not isinstance(models, dict) or set(table) != {"models"}:
         raise ConfigError(f'{where} must consist of tables [models."NAME"]')

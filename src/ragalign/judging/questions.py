@@ -1,4 +1,4 @@
-"""What has to be asked: requests of a protocol, grouped so that the same question is asked once."""
+"""Questions for judges: requests of a protocol, grouped so that each question is asked once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ragalign.judging.judges import AnyJudge
 
 @dataclass(slots=True)
 class Question:
-    """One text to send to one judge, and what came back so far.
+    """A prompt for a judge, with the replies so far.
 
     Attributes:
         key: its key in the cache.
-        requests: all requests that come to this same text, such as those of two equal answers.
+        requests: all requests with this prompt, such as those of two equal answers.
         replies: replies, oldest first.
-        reason: why there is none (or no other); None while it has not been tried.
+        reason: why there is no (further) reply; None before the first attempt.
     """
 
     key: str
@@ -29,7 +29,7 @@ class Question:
     reason: str | None = None
 
     def is_open(self, protocol: Protocol, tries: int) -> bool:
-        """Whether to ask (again): no reply can be read, and `tries` are not used up."""
+        """Whether to ask (again): no reply could be parsed, and `tries` is not used up."""
         return len(self.replies) < tries and not any(self._is_readable(protocol, reply) for reply in self.replies)
 
     def _is_readable(self, protocol: Protocol, reply: JudgeReply) -> bool:
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One verdict to be: settled without a judge, or waiting for a question's replies."""
+    """A pending verdict: settled without a judge, or based on a question's replies."""
 
     judge: AnyJudge
     item: Item
@@ -47,7 +47,7 @@ class Slot:
     question: Question | None = None
 
     def judgement(self, protocol: Protocol) -> Judgement:
-        """The verdict, from the first reply that can be read, or else unscored with the reason."""
+        """The verdict from the first reply that can be parsed, or else unscored with a reason."""
         if self.request is None or self.question is None:
             if self.settled is None:
                 raise ValueError("a slot is settled or has a question")
@@ -59,27 +59,27 @@ class Slot:
         verdicts = [protocol.parse(request, reply) for reply in question.replies]
         chosen = next((at for at, verdict in enumerate(verdicts) if verdict.is_scored), len(verdicts) - 1)
         usages = [reply.usage for reply in question.replies if reply.usage is not None]
-        # All tries were paid for, also those that could not be read.
+        # Count the usage of all replies, including those that could not be parsed.
         verdict = replace(verdicts[chosen], usage=reduce(add, usages) if usages else None)
         return Judgement(self.item, verdict, request, question.replies[chosen])
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All slots in order, and each judge's distinct questions."""
+    """All pending verdicts in order, and each judge's distinct questions."""
 
     slots: list[Slot] = field(default_factory=list)
     questions: dict[str, list[Question]] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, protocol: Protocol, items: Sequence[Item], judges: Sequence[AnyJudge], cache: ReplyCache) -> Work:
-        """Build every item's requests and look up what is already answered.
+        """Build the requests of all items, and look up replies in the cache.
 
         Raises:
             DataError: an item lacks what the protocol needs.
         """
         work = cls()
-        # An item that is settled for one judge is settled for all; only the verdict names the judge.
+        # An item settled for one judge is settled for all; only the name in the verdict differs.
         asks = [None if protocol.settle(item, judges[0].name) else protocol.build(item) for item in items]
         for judge in judges:
             known: dict[str, Question] = {}

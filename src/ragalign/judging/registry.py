@@ -1,4 +1,4 @@
-"""Protocols by name."""
+"""The judging protocols by name."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
 
 
 def make_protocol(name: str, **options: Any) -> Protocol:
-    """Build a protocol.
+    """Create a protocol.
 
     Args:
         name: a key of `PROTOCOLS`.
-        options: what the protocol's class takes: `strict` and `prompt_file` always, others as it says.
+        options: arguments of the protocol's class, such as `strict` and `prompt_file`.
 
     Raises:
-        ConfigError: the protocol is unknown, or does not have an option.
+        ConfigError: the protocol is unknown, or does not take an option.
     """
     protocol = PROTOCOLS.get(name)
     if protocol is None:
@@ -56,7 +56,7 @@ def make_protocol(name: str, **options: Any) -> Protocol:
 
 
 def protocol_of_file(name: str, path: str | Path) -> str:
-    """The protocol of a judgement file: pairwise comparisons of MT-Bench go under ``mt-bench`` as well.
+    """The protocol of a judgement file; for ``mt-bench`` it can also be ``mt-bench-pairwise``.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Recorded judgements: upstream's files back into verdicts, every row counted."""
+"""Reads upstream judgement files into verdicts, counting every row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNKNOWN = "(unknown)"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row that could not be read: file and line, and what is wrong with it."""
+    """A row that could not be read: file and line, and the reason."""
 
     where: str
     reason: str
@@ -26,8 +26,8 @@ class Replay:
     """The verdicts of recorded files.
 
     Attributes:
-        verdicts: all of them; a row that cannot be read is one unscored verdict.
-        problems: those rows.
+        verdicts: all verdicts; an unreadable row counts as one unscored verdict.
+        problems: the unreadable rows.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -37,8 +37,8 @@ class Replay:
 def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
     """Read judgement files of one protocol.
 
-    An unreadable row belongs to the model of its file if the file has only one, else to the model ``(unknown)``; its
-    judge is known if the file has only one.
+    An unreadable row is assigned to the model of its file if there is only one, else to the model ``(unknown)``; its
+    judge is that of the file if there is only one.
 
     Raises:
         DataError: a file cannot be read, or none of its rows is of this protocol.
@@ -68,7 +68,7 @@ def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], l
     readable = [one for one in found if isinstance(one, Verdict)]
     if not readable:
         first = problems[0]
-        raise DataError(f"{path} holds no judgement of the protocol {protocol.name}: {first.where}: {first.reason}")
+        raise DataError(f"{path} has no judgement of the protocol {protocol.name}: {first.where}: {first.reason}")
     reasons = iter(problems)
     verdicts = [
         one if isinstance(one, Verdict) else _unreadable(protocol, one, next(reasons), readable, str(path))

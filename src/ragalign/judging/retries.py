@@ -1,4 +1,4 @@
-"""After a failed request: whether another try is worth it, and when."""
+"""Retries of failed requests: which errors to retry, and how long to wait."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from ragalign.errors import ConfigError
 
-# Beside all 5xx: request timeout, conflict, too early and rate limit.
+# In addition to all 5xx: request timeout, conflict, too early and rate limit.
 _RETRYABLE = frozenset({408, 409, 425, 429})
-# About the judge, not the question: a missing or wrong key, nothing left to pay with, no such model or address.
+# Errors of the judge, not of the question: a missing or wrong key, no credit, an unknown model or address.
 _FATAL = frozenset({301, 302, 307, 308, 401, 402, 404, 405})
 _FATAL_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "account_deactivated"})
 
 
 class RequestError(Exception):
-    """A request without a reply; the message says why, without any key."""
+    """A request without a reply; the message gives the reason, without the API key."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -28,7 +28,7 @@ class RequestError(Exception):
 
 
 class RetryableError(RequestError):
-    """Asking again may help; `retry_after_s` is how long the endpoint wants to be left alone."""
+    """A temporary failure; `retry_after_s` is the endpoint's Retry-After in seconds."""
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
@@ -36,7 +36,7 @@ class RetryableError(RequestError):
 
 
 class FinalError(RequestError):
-    """Asking this again would fail again; `error` is what the endpoint said: ``message``, ``code``, ``param``."""
+    """A permanent failure of this question; `error` has the endpoint's ``message``, ``code`` and ``param``."""
 
     def __init__(self, reason: str, error: Mapping[str, Any] | None = None) -> None:
         super().__init__(reason)
@@ -44,21 +44,21 @@ class FinalError(RequestError):
 
 
 class FatalError(RequestError):
-    """Asking this judge anything would probably fail."""
+    """A failure that would probably affect all questions to this judge."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Exponential backoff with full jitter (Brooker 2015, AWS Architecture Blog).
 
-    Before attempt k + 1 it waits a random time between 0 and min(max_wait_s, base_s * 2 ** (k - 1)), and no less than
+    Before attempt k + 1 it waits a random time between 0 and min(max_wait_s, base_s * 2 ** (k - 1)), but at least
     the endpoint's Retry-After.
 
     Attributes:
-        max_attempts: how often one question is sent, the first time included.
-        base_s: the longest wait after the first failure.
-        max_wait_s: the longest wait that is not asked for by the endpoint.
-        max_retry_after_s: a longer Retry-After ends the attempts.
+        max_attempts: maximum attempts per question, including the first.
+        base_s: maximum wait after the first failure, in seconds.
+        max_wait_s: maximum wait in seconds, unless the endpoint asks for a longer one.
+        max_retry_after_s: give up if Retry-After is longer than this.
     """
 
     max_attempts: int = 10
@@ -71,16 +71,16 @@ class RetryPolicy:
             raise ConfigError("a retry policy needs at least one attempt, and waits of at least 0 seconds")
 
     def wait_s(self, attempt: int, retry_after_s: float | None, generator: random.Random) -> float | None:
-        """Seconds to wait after failed attempt `attempt` (from 1); None if there is to be no other."""
+        """Seconds to wait after failed attempt `attempt` (from 1); None to give up."""
         if attempt >= self.max_attempts:
             return None
-        # The exponent is bounded so that a huge max_attempts cannot overflow.
+        # Bound the exponent, so that a huge max_attempts cannot overflow.
         jittered = generator.uniform(0, min(self.max_wait_s, self.base_s * 2 ** min(attempt - 1, 60)))
         if retry_after_s is None:
             return jittered
         if retry_after_s > self.max_retry_after_s:
             return None
-        # The jitter comes on top, or all who were told the same time would come back at once.
+        # Add jitter, so that requests with the same Retry-After do not return at once.
         return retry_after_s + min(jittered, self.base_s)
 
 
@@ -94,12 +94,12 @@ def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float
             seconds = parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
         except (ValueError, TypeError, OverflowError):
             return None
-    # A NaN is no time; a date in the past means now.
+    # NaN is not a time; a date in the past means now.
     return max(0.0, seconds) if seconds == seconds else None
 
 
 def failure(status: int, body: Any, headers: Mapping[str, str]) -> RequestError:
-    """What an HTTP error (or an error object sent as a success) means.
+    """Classify an HTTP error (or an error object with status 200).
 
     Args:
         status: the HTTP status.
@@ -111,7 +111,7 @@ def failure(status: int, body: Any, headers: Mapping[str, str]) -> RequestError:
     if status in _FATAL or code in _FATAL_CODES:
         return FatalError(reason)
     if status in _RETRYABLE or status >= 500:
-        # The message of a passing failure may differ each time; the status is what counts are grouped by.
+        # Messages of temporary failures can differ each time, so group their counts by status.
         return RetryableError(f"HTTP {status}", retry_after_s(headers))
     return FinalError(reason, _error_object(body))
 
@@ -126,7 +126,7 @@ def _described(body: Any) -> tuple[str, str]:
 
 
 def _error_object(body: Any) -> Mapping[str, Any]:
-    """``message``, ``code`` and ``param`` of an error body in any of the common forms."""
+    """``message``, ``code`` and ``param`` of an error body in any common form."""
     if not isinstance(body, dict):
         return {}
     error = body.get("error")

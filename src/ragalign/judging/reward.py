@@ -1,6 +1,6 @@
-"""Reward models as judges: sequence classifiers in transformers that give an answer a number.
+"""Reward models as judges: sequence classifiers in transformers that score an answer.
 
-Nothing is asked of a server, and there is no prompt: the model reads the conversation in its own chat form.
+They need no server and no judge prompt: the model reads the conversation in its own chat template.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class RewardModel:
     """A loaded reward model.
 
     Args:
-        judge: which.
+        judge: the reward model to load.
 
     Raises:
-        ConfigError: it cannot be loaded, or gives more than one number.
+        ConfigError: it cannot be loaded, or has more than one output.
     """
 
     def __init__(self, judge: RewardJudge) -> None:
@@ -40,24 +40,22 @@ class RewardModel:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
-        # transformers raises whatever its many loaders raise.
+        # transformers lets through any exception of its loaders.
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"cannot load the reward model {judge.model!r}: {reason}") from None
         if model.config.num_labels != 1:
-            raise ConfigError(
-                f"{judge.model!r} gives {model.config.num_labels} numbers for an answer; a reward model gives one"
-            )
+            raise ConfigError(f"{judge.model!r} has {model.config.num_labels} outputs; a reward model has one")
         self._model = model.to(device).eval()
         limits = (getattr(model.config, "max_position_embeddings", None), self._tokenizer.model_max_length)
         self._limit = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
         self._lock = Lock()
 
     def score(self, messages: Sequence[Mapping[str, str]]) -> tuple[float, int]:
-        """The reward of the last message, an answer to those before, and how many tokens were read.
+        """The reward of the last message, an answer to those before it, and the number of tokens read.
 
         Raises:
-            FinalError: the conversation is longer than the model reads.
+            FinalError: the conversation is longer than the model's context.
         """
         import torch
 
@@ -72,18 +70,18 @@ class RewardModel:
         if getattr(self._tokenizer, "chat_template", None):
             found = self._tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)
             return list(found["input_ids"])
-        # Models without a chat form were trained on pairs of a question and an answer.
+        # Models without a chat template were trained on pairs of a question and an answer.
         question = "\n\n".join(message["content"] for message in messages[:-1])
         return list(self._tokenizer(question, messages[-1]["content"])["input_ids"])
 
 
 class RewardClient:
-    """Asks a reward model as `ChatClient` asks an endpoint.
+    """Asks a reward model, with the interface of `ChatClient`.
 
-    A request's answers are its assistant messages at the end; the reply is their rewards, as a JSON list.
+    The answers are the assistant messages at the end of a request; the reply is a JSON list of their rewards.
 
     Args:
-        judge: whom to ask; loaded with the first question.
+        judge: the reward model, loaded with the first question.
         ledger: books each request.
     """
 
@@ -93,11 +91,11 @@ class RewardClient:
         self.notes: tuple[str, ...] = ()
         self._ledger = ledger
         self._model: RewardModel | None = None
-        # One question at a time: the model keeps the machine busy by itself.
+        # One question at a time, since the model uses the whole machine.
         self._turn = asyncio.Lock()
 
     async def aclose(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = None
 
     async def ask(self, body: Mapping[str, Any], *, n_tokens: int, quote: Quote) -> JudgeReply:
@@ -106,7 +104,7 @@ class RewardClient:
         Raises:
             BudgetSpentError: the limit on requests is reached.
             ConfigError: the model cannot be loaded.
-            FinalError: an answer is too long for it.
+            FinalError: an answer is too long for the model.
         """
         async with self._turn:
             await self._ledger.reserve(quote.at_most)

@@ -1,4 +1,4 @@
-"""Asks judges about many items: concurrently, resumably, within a budget, and without losing or inventing a verdict."""
+"""Asks judges about many items: concurrent, resumable and within a budget."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from ragalign.judging.questions import Question, Work
 from ragalign.judging.retries import FinalError, RequestError, RetryPolicy
 from ragalign.judging.reward import RewardClient
 
-# So many questions in a row given up, without an answer between them, and the judge is not asked the rest.
+# Stop asking a judge after this many consecutive failed questions.
 _FAILURES_TO_STOP = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How judges are asked.
+    """Options of a judging run.
 
     Attributes:
-        concurrency: most requests in flight, for each judge.
-        timeout_s: most seconds for one request.
-        tokens_per_minute: most tokens in any 60 seconds, for each judge; None is no limit.
-        tries: how often one question is asked until a reply can be read. A question with a readable reply is never
-            asked again, nor one with `tries` replies, in no later run either.
-        token_limit: what requests call the limit on new tokens: "max_tokens", "max_completion_tokens", or "auto",
-            which begins with the first and learns from the server's error.
-        retry: what to do when a request is not answered.
-        budget: what may be spent, over all judges.
-        prices: to compute costs from.
+        concurrency: maximum requests in flight per judge.
+        timeout_s: maximum seconds per request.
+        tokens_per_minute: maximum tokens in any 60 seconds per judge; None means no limit.
+        tries: maximum replies per question until one can be parsed. A question with a parsed reply or with `tries`
+            replies is not asked again, in later runs either.
+        token_limit: the name of the token limit in requests: "max_tokens", "max_completion_tokens", or "auto",
+            which starts with the first and adapts to the server's errors.
+        retry: when to retry failed requests.
+        budget: limits over all judges.
+        prices: the prices of judges.
 
     Raises:
         ConfigError: a number is out of range.
@@ -61,21 +61,21 @@ class RunOptions:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.token_limit not in ("auto", *LIMITS):
-            raise ConfigError(f"token_limit is auto, {' or '.join(LIMITS)}, not {self.token_limit!r}")
+            raise ConfigError(f"token_limit must be auto, {' or '.join(LIMITS)}, not {self.token_limit!r}")
         if not self.timeout_s > 0:
-            raise ConfigError(f"the timeout must be more than 0 seconds, not {self.timeout_s:g}")
+            raise ConfigError(f"timeout_s must be more than 0, not {self.timeout_s:g}")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeRun:
-    """What came of a run.
+    """The results of a judging run.
 
     Attributes:
-        judgements: one per request and judge, in the order of judges and items.
-        spending: what each judge took in this run.
-        n_unanswered: verdicts that are unscored for want of a reply (budget, failures); another run asks again.
-        stopped: for each judge that was not asked everything, why.
-        notes: for people: where a judge took other parameters than the protocol's.
+        judgements: one for each judge and request, in the order of judges and items.
+        spending: requests, tokens and cost of each judge in this run.
+        n_unanswered: verdicts that are unscored because there is no reply (budget, failures); another run asks again.
+        stopped: for each judge that was not asked all questions, the reason.
+        notes: where requests to a judge differed from the protocol's parameters.
     """
 
     judgements: tuple[Judgement, ...]
@@ -91,23 +91,23 @@ class JudgeRun:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Why verdicts are unscored, with how many each, most frequent first."""
+        """The reasons of unscored verdicts with counts, most frequent first."""
         counts = Counter(verdict.reason for verdict in self.verdicts if verdict.reason is not None)
         return dict(counts.most_common())
 
 
 @dataclass(frozen=True, slots=True)
 class JudgePlan:
-    """What asking one judge would take, before anything is asked.
+    """An estimate for one judge, before any request is sent.
 
     Attributes:
         judge: the judge's name.
-        n_verdicts: verdicts to be had.
-        n_settled: those of them that need no judge.
-        n_cached: distinct questions that are already answered.
-        n_requests: distinct questions still to ask, each at least one request.
-        usage: tokens that they take at most, roughly (see `ragalign.judging.pricing.guess_usage`).
-        cost_low, cost_high: US dollars if every reply were empty, or as long as allowed; None without a price.
+        n_verdicts: number of verdicts.
+        n_settled: verdicts that need no judge.
+        n_cached: distinct questions with a cached reply.
+        n_requests: distinct questions to ask, each at least one request.
+        usage: estimated maximum tokens (see `ragalign.judging.pricing.guess_usage`).
+        cost_low, cost_high: US dollars if all replies were empty, or as long as allowed; None without a price.
     """
 
     judge: str
@@ -142,10 +142,10 @@ def plan_judge(
     cache: ReplyCache,
     options: RunOptions | None = None,
 ) -> list[JudgePlan]:
-    """What `run_judge` would take, one plan per judge; asks nothing and needs no key.
+    """Estimate what `run_judge` would need, one plan per judge; sends no requests and needs no API key.
 
     Raises:
-        ConfigError, DataError: as `run_judge`.
+        ConfigError, DataError: see `run_judge`.
     """
     options = options or RunOptions()
     check_judges(protocol, judges)
@@ -181,14 +181,14 @@ def run_judge(
     options: RunOptions | None = None,
     show_progress: bool = False,
 ) -> JudgeRun:
-    """Ask every judge about every item, except what the cache already answers.
+    """Ask every judge about every item, except for questions with a cached reply.
 
-    A verdict that cannot be had is unscored, with its reason. An interruption (Ctrl-C) cancels the requests in
-    flight; replies that had arrived are in the cache.
+    A verdict without a reply is unscored, with the reason. An interruption (Ctrl-C) cancels the requests in
+    flight; replies that have arrived are in the cache.
 
     Raises:
-        ConfigError: judges, keys or limits are unusable; nothing has been asked.
-        DataError: an item lacks what the protocol needs; nothing has been asked.
+        ConfigError: judges, keys or limits are invalid; no request was sent.
+        DataError: an item lacks what the protocol needs; no request was sent.
         JudgeError: the cache cannot be written.
     """
     return asyncio.run(
@@ -205,7 +205,7 @@ async def run_judge_async(
     options: RunOptions | None = None,
     show_progress: bool = False,
 ) -> JudgeRun:
-    """The same as `run_judge`, for callers that have an event loop."""
+    """Like `run_judge`, for callers with a running event loop."""
     options = options or RunOptions()
     check_judges(protocol, judges)
     _check_prices(judges, options)
@@ -262,16 +262,16 @@ class _JudgeQueue:
 
     @property
     def spending(self) -> Spending:
-        """What was spent so far."""
+        """Requests, tokens and cost so far."""
         return replace(self._spending, n_requests=self._client.n_requests)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where the server took other parameters than the protocol's."""
+        """Where requests differed from the protocol's parameters."""
         return self._client.notes
 
     def workers(self, advance: Callable[[int], None]) -> list[Coroutine[Any, Any, None]]:
-        """Coroutines that share the open questions: twice as many as requests in flight, as some wait to retry."""
+        """Coroutines that share the open questions: twice the concurrency, since some wait to retry."""
         questions = iter(self.open)
         return [self._work(questions, advance) for _ in range(min(2 * self._options.concurrency, len(self.open)))]
 
@@ -284,7 +284,7 @@ class _JudgeQueue:
             advance(1)
 
     async def _settle(self, question: Question) -> None:
-        """Ask until a reply can be read or the tries are used up; what cannot be had gets its reason."""
+        """Ask until a reply can be parsed or the tries are used up; record the reason if there is no reply."""
         request = question.requests[0]
         usage = guess_usage(request)
         while question.is_open(self._protocol, self._options.tries):
@@ -301,7 +301,7 @@ class _JudgeQueue:
                 question.reason = error.reason
                 self._count_failure(error)
                 return
-            # No await from here to `put`: what has arrived cannot be lost to a cancellation.
+            # No await from here to `put`, so that a cancellation cannot lose a reply.
             self._cache.put(question.key, reply)
             question.replies.append(reply)
             self._n_failures = 0
@@ -310,10 +310,12 @@ class _JudgeQueue:
 
     def _count_failure(self, error: RequestError) -> None:
         if isinstance(error, FinalError):
-            return  # the question's fault, not the judge's
+            return  # caused by the question, not the judge
         self._n_failures += 1
         if self._n_failures >= _FAILURES_TO_STOP:
-            self.stopped = f"not asked: the judge failed {self._n_failures} times in a row, last with {error.reason}"
+            self.stopped = (
+                f"not asked: the judge failed {self._n_failures} times in a row, most recently with {error.reason}"
+            )
 
 
 def _price(judge: AnyJudge, options: RunOptions) -> Price | None:
@@ -339,13 +341,13 @@ def _check_prices(judges: Sequence[AnyJudge], options: RunOptions) -> None:
     unknown = [judge.name for judge in judges if _price(judge, options) is None]
     if options.budget.max_cost is not None and unknown:
         raise ConfigError(
-            f"the price of {', '.join(unknown)} is not known, so a limit on cost cannot be kept: "
+            f"the price of {', '.join(unknown)} is unknown, so the cost cannot be limited: "
             "add it to a price table, or limit the number of requests"
         )
 
 
 async def _all_done(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all to the end; the first error cancels the others and is raised as it is, without a group around it."""
+    """Run all coroutines; the first error cancels the others and is raised as it is, not in an exception group."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)
@@ -356,4 +358,4 @@ async def _all_done(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 def _ignore(_count: int) -> None:
-    """Progress that nobody watches."""
+    """Progress callback that does nothing."""

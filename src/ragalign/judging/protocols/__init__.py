@@ -1,1 +1,1 @@
-"""The protocols of the published evaluations: how each builds its prompts, reads replies and averages."""
+"""Protocols of the published evaluations: how each builds prompts, parses replies and averages scores."""

@@ -1,4 +1,4 @@
-"""AlpacaEval 1 and 2: which of two answers people would prefer, with the order swapped by a hash of the instruction."""
+"""AlpacaEval 1 and 2: which of two answers is preferred, in an order drawn from the instruction."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _IDENTICAL = "identical answers"
 
 
 def is_swapped(instruction: str) -> bool:
-    """Whether AlpacaEval shows the model's answer first: a coin whose seed is the instruction (annotator seed 0)."""
+    """Whether AlpacaEval shows the model's answer first: drawn with the instruction as the seed (annotator seed 0)."""
     return random.Random("is_switched_outputs" + instruction + "0").choices([False, True])[0]
 
 
 class _AlpacaEval(Protocol):
-    """What both versions share.
+    """The base of both versions.
 
     Args:
         strict: see the subclasses.
-        prompt_file: an AlpacaEval prompt text with ``<|im_start|>`` blocks.
-        both_orders: ask in the other order as well, and average.
+        prompt_file: an AlpacaEval prompt with ``<|im_start|>`` blocks.
+        both_orders: ask in both orders, and average.
         length_control: how to control for length; None leaves the figure out.
     """
 
@@ -74,7 +74,7 @@ class _AlpacaEval(Protocol):
         self._prompt.check(("instruction", "output_1", "output_2"), (), where)
 
     def settle(self, item: Item, judge: str) -> Verdict | None:
-        """Identical answers are a draw and cost nothing."""
+        """Settle identical answers as a draw, without asking the judge."""
         if item.baseline is None or item.answer.text != item.baseline.text:
             return None
         return Verdict(
@@ -92,13 +92,13 @@ class _AlpacaEval(Protocol):
         )
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """One request in the hashed order, and one in the other if both are wanted."""
+        """One request in the drawn order, and another in the other order with `both_orders`."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
         usual = is_swapped(item.instruction)
         requests = []
         for swapped in (usual, not usual) if self._both_orders else (usual,):
-            # "Swapped" is upstream's word: the baseline is output_1, so unswapped means that it stands first.
+            # "Swapped" as upstream uses it: the baseline is output_1, so unswapped means that it is shown first.
             first, second = item.baseline.text, item.answer.text
             if swapped:
                 first, second = second, first
@@ -109,34 +109,34 @@ class _AlpacaEval(Protocol):
         return requests
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """The preference, turned back so that 1 means that the model is better."""
+        """The preference, where 1 means that the model is better."""
         preference = self.read_preference(reply.choice) - 1
         return Decision(preference=preference if request.swapped else 1 - preference)
 
     @abstractmethod
     def read_preference(self, choice: Json) -> float:
-        """Upstream's preference from 1 (the first answer shown is better) to 2 (the second one is).
+        """Upstream's preference, from 1 (the first answer shown is better) to 2 (the second is better).
 
         Raises:
-            UnreadableReplyError: the reply holds none.
+            UnreadableReplyError: the reply has no preference.
         """
 
     def context(self, item: Item) -> Json:
-        """Lengths in characters, and the row's position for the instruction difficulties."""
+        """The lengths in characters, and the row's position for the instruction difficulties."""
         kept = {key: item.metadata[key] for key in ("dataset", "position", "source") if key in item.metadata}
         len_1 = len(item.baseline.text) if item.baseline else 0
         return {"len_1": len_1, "len_2": len(item.answer.text), **kept}
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Upstream's leaderboard line for every model; a recorded file may hold a pool of annotators."""
+        """One leaderboard line per model; a recorded file can have several annotators."""
         groups = group(merge_orders(verdicts), _leaderboard_line)
         return [leaderboard_line(self.name, verdicts, self._length_control) for verdicts in groups]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """The stored preference, which upstream averages; the judge's words are read again to check it.
+        """The stored preference, which upstream averages; the recorded reply is parsed again to check it.
 
-        `Verdict.metadata` holds ``rederived`` where there are words in the form that this protocol asks for: the
-        preference read again, or None if they hold none.
+        `Verdict.metadata` has ``rederived`` if the recorded reply has the form that this protocol asks for: the
+        preference parsed again, or None if there is none.
         """
         keys = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
         instruction, output_1, generator_1, output_2, generator_2 = (_text(row, key) for key in keys)
@@ -154,7 +154,7 @@ class _AlpacaEval(Protocol):
         metadata = dict(self.context(item))
         judge = str(row.get("annotator") or "")
         rederived = self._rederive(item, raw)
-        # Other annotators reply in other forms, which say nothing about the stored preference.
+        # Other annotators reply in other forms, which cannot be checked.
         if rederived is not None or (raw is not None and judge in self.annotators.values()):
             metadata["rederived"] = rederived
         return [
@@ -174,7 +174,7 @@ class _AlpacaEval(Protocol):
         ]
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """Rows of ``annotations.json``; unscored ones have the preference null, as upstream stores them."""
+        """Rows of ``annotations.json``; the preference of unscored ones is null, as upstream stores them."""
         rows = []
         for item, verdict, _, reply in ((one.item, one.verdict, one.request, one.reply) for one in judgements):
             baseline = item.baseline or Answer("", ("",))
@@ -213,7 +213,7 @@ class _AlpacaEval(Protocol):
 class AlpacaEval1(_AlpacaEval):
     """AlpacaEval 1 (``alpaca_eval_gpt4``): the judge returns a ranking as a Python literal.
 
-    ``strict`` asks for exactly the two models with the two ranks; upstream looks at the first model's rank alone.
+    ``strict`` requires exactly two models with the ranks 1 and 2; upstream reads the rank of the first model only.
     """
 
     name = "alpaca-eval-1"
@@ -222,13 +222,13 @@ class AlpacaEval1(_AlpacaEval):
     parameters = JudgeParameters(temperature=0.0, max_tokens=100)
 
     def read_preference(self, choice: Json) -> float:
-        """The rank of ``model_1``: rank 1 means that the first answer is better."""
+        """The rank of ``model_1``; rank 1 means that the first answer is better."""
         text = JudgeReply("", choice).text
         try:
             ranking = ast.literal_eval(text)
             ranks = [(entry["model"], entry["rank"]) for entry in ranking]
         except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-            raise UnreadableReplyError("the reply is no ranking of model_1 and model_2") from None
+            raise UnreadableReplyError("the reply is not a ranking of model_1 and model_2") from None
         if self.strict and sorted(ranks, key=repr) not in (
             [("model_1", 1), ("model_2", 2)],
             [("model_1", 2), ("model_2", 1)],
@@ -241,9 +241,9 @@ class AlpacaEval1(_AlpacaEval):
 
 
 class AlpacaEval2(_AlpacaEval):
-    """AlpacaEval 2 (``weighted_alpaca_eval_gpt4_turbo``): the probability of the one token that names the better model.
+    """AlpacaEval 2 (``weighted_alpaca_eval_gpt4_turbo``): the probability of the token that names the better model.
 
-    ``strict`` asks for both tokens among the likeliest five; upstream gives a missing one the probability 0.
+    ``strict`` requires both tokens among the five most likely ones; upstream gives a missing token the probability 0.
     """
 
     name = "alpaca-eval-2"
@@ -253,25 +253,25 @@ class AlpacaEval2(_AlpacaEval):
     needs_text = False
 
     def read_preference(self, choice: Json) -> float:
-        """2 - P(m) / (P(m) + P(M)), where m names the first answer and M the second one."""
+        """2 - P(m) / (P(m) + P(M)), where m names the first answer and M the second."""
         try:
             candidates = choice["logprobs"]["content"][0]["top_logprobs"]
             logprobs = {entry["token"]: entry["logprob"] for entry in candidates}
         except (KeyError, IndexError, TypeError):
-            raise UnreadableReplyError("the reply has no log-probabilities") from None
+            raise UnreadableReplyError("the reply has no log probabilities") from None
         first, second = logprobs.get("m"), logprobs.get("M")
         if first is None and second is None:
-            raise UnreadableReplyError("neither m nor M is among the likeliest tokens")
+            raise UnreadableReplyError("neither m nor M is among the most likely tokens")
         if first is None or second is None:
             if self.strict:
-                raise UnreadableReplyError(f"{'m' if first is None else 'M'} is not among the likeliest tokens")
+                raise UnreadableReplyError(f"{'m' if first is None else 'M'} is not among the most likely tokens")
             return 2.0 if first is None else 1.0
-        difference = finite(second, "a log-probability") - finite(first, "a log-probability")
+        difference = finite(second, "a log probability") - finite(first, "a log probability")
         return 2 - float(np.exp(-np.logaddexp(0.0, difference)))
 
 
 def _stored_preference(value: object) -> tuple[float | None, str | None]:
-    """The preference on a scale from 0 to 1, or the reason why there is none. Upstream reads 0 as a draw."""
+    """The preference from 0 to 1, or the reason why there is none. Upstream reads 0 as a draw."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None, "no preference is stored"
     try:

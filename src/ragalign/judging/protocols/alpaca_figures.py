@@ -58,7 +58,7 @@ def _control(
     control: LengthControl, verdicts: Sequence[Verdict]
 ) -> tuple[dict[str, Any], list[str], dict[str, tuple[float, ...]]]:
     if not verdicts:
-        return {"length_controlled_winrate": None}, ["no length-controlled win rate: no row can be read"], {}
+        return {"length_controlled_winrate": None}, ["no length-controlled win rate: no row could be read"], {}
     source = verdicts[0].metadata.get("source")
     folder = [Path(source).resolve().parent.name] if isinstance(source, str) else []
     unknown = float("nan")
@@ -79,8 +79,8 @@ def _control(
     if result.glm == MINIMAL and not control.by_name and _is_leaderboard_set(verdicts):
         unknown_values = {"length_controlled_winrate": None, "length_controlled_winrate_minimal": result.win_rate}
         note = (
-            "no length_controlled_winrate: on AlpacaEval's own instructions it needs their difficulties, or published "
-            f"weights with them; length_controlled_winrate_minimal is upstream's {MINIMAL}, without difficulties"
+            "no length_controlled_winrate: AlpacaEval's own instructions need instruction difficulties and published "
+            f"weights or df_gamed rows; length_controlled_winrate_minimal is upstream's {MINIMAL}, without difficulties"
         )
         return {**unknown_values, **details}, [note], {"length_controlled_winrate_minimal": result.resampled}
     values = {"length_controlled_winrate": result.win_rate}
@@ -88,7 +88,7 @@ def _control(
 
 
 def _is_leaderboard_set(verdicts: Sequence[Verdict]) -> bool:
-    """Whether these are AlpacaEval's 805 instructions, for which the leaderboard defines the figure."""
+    """Whether these are AlpacaEval's own 805 instructions, for which the leaderboard defines the figure."""
     return len(verdicts) == _N_INSTRUCTIONS and {str(v.metadata.get("dataset")) for v in verdicts} <= _DATASETS
 
 

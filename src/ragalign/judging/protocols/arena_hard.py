@@ -1,4 +1,4 @@
-"""Arena-Hard: two answers in both orders, five labels, strong verdicts counting three times."""
+"""Arena-Hard: two answers in both orders, five labels; strong verdicts count three times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ragalign.judging.base import (
 from ragalign.judging.protocols.grouping import figures, group, mean, sample, unit
 from ragalign.judging.protocols.prompt_files import parse_arena_hard, prompt_text
 
-# The share of the first answer, and how often the verdict counts.
+# The first answer's share, and the weight of the verdict.
 _LABELS = {
     "A>>B": (1.0, 3),
     "A>B": (1.0, 1),
@@ -49,14 +49,14 @@ _SEED = 42
 
 
 class ArenaHard(Protocol):
-    """The mean of all battles against the baseline, in percent, with a bootstrap interval over battles.
+    """The mean score of all battles against the baseline, in percent, with a bootstrap interval over battles.
 
-    In upstream's files the baseline stands first in the first game. Version 2 of the tool takes the last label of
-    a reply and drops both games of a prompt if one has none; version 0.1 takes a label only if all labels agree and
-    keeps the other game. Recorded files are read as their version does, replies of our own as version 2 does.
+    In upstream files the baseline is shown first in the first game. Version 2 of the tool takes the last label of
+    a reply and drops both games of a prompt if one lacks a label; version 0.1 takes a label only if all labels agree,
+    and keeps the other game. Recorded files are read as their version does, new replies as version 2 does.
 
     Args:
-        strict: replies with different labels are refused (version 0.1's rule).
+        strict: reject replies with different labels, as version 0.1 does.
         prompt_file: Arena-Hard's YAML configuration.
     """
 
@@ -75,9 +75,9 @@ class ArenaHard(Protocol):
         self._prompt.check(self._names, (), where)
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """Two requests: the baseline first, then the model first."""
+        """Two requests: one with the baseline first, one with the model first."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
         requests = []
         for game, pair in ((1, (item.baseline, item.answer)), (2, (item.answer, item.baseline))):
             texts = (item.instruction, *(answer.text for answer in pair))
@@ -99,24 +99,24 @@ class ArenaHard(Protocol):
         return Decision(preference=1 - first if request.swapped else first, metadata={"weight": weight})
 
     def context(self, item: Item) -> Json:
-        """The version of a replayed file and the row."""
+        """The row of a replayed file, its version and the stored score."""
         return {key: item.metadata[key] for key in ("source", "row", "version", "stored") if key in item.metadata}
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """One line per model: `n` counts games."""
+        """One `Figures` per model; `n` counts games."""
         games = [game for pair in group(verdicts, _row) for game in _complete(pair)]
         tables = group(games, lambda v: (v.model, v.baseline, v.judge))
         return [self._figures(members) for members in tables]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """Both games of a row, read from their judgements; version 0.1's files name no baseline: it is gpt-4-0314."""
+        """Both games of a row, parsed from their judgements; the baseline of version 0.1's files is gpt-4-0314."""
         version = 2 if "uid" in row else 0
         uid = row.get("uid", row.get("question_id"))
         model, games = row.get("model"), row.get("games")
         if not isinstance(uid, str | int) or not isinstance(model, str):
-            raise DataError("no 'uid' or 'question_id', or no text 'model'")
+            raise DataError("no 'uid' or 'question_id', or no string 'model'")
         if not isinstance(games, list) or not games:
-            raise DataError("no list 'games', or an empty one")
+            raise DataError("'games' is missing, empty or not a list")
         baseline = str(row.get("baseline") or _BASELINE_OF_V0)
         verdicts = []
         for number, game in enumerate(games, start=1):
@@ -141,7 +141,7 @@ class ArenaHard(Protocol):
         return verdicts
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """Rows of ``model_judgment/<judge>/<model>.jsonl`` in version 2's form; a game without reply is null."""
+        """Rows of ``model_judgment/<judge>/<model>.jsonl`` in version 2's format; a game without a reply is null."""
         rows = []
         for pair in group(judgements, lambda one: unit(one.verdict)):
             games = {bool(one.verdict.swapped): one for one in pair}
@@ -159,7 +159,7 @@ class ArenaHard(Protocol):
         return rows
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        # A strong verdict is three battles, also for the interval: it comes from the same prompt.
+        # A strong verdict counts as three battles of the same prompt, also for the interval.
         battles = [v for v in verdicts for _ in range(v.metadata.get("weight", 1) if v.is_scored else 1)]
         samples = {"score": sample(battles, _percent, is_share=True)}
         values: dict[str, Any] = {"score": mean(samples["score"]), "lower": None, "upper": None}
@@ -186,7 +186,7 @@ def _row(verdict: Verdict) -> object:
 
 
 def _complete(games: Sequence[Verdict]) -> list[Verdict]:
-    """The games of one prompt; unless the file is of version 0.1, one unscored game unscores all of them."""
+    """The games of a prompt; except in version 0.1, an unscored game makes all of them unscored."""
     unscored = [game for game in games if not game.is_scored]
     if not unscored or games[0].metadata.get("version") == 0:
         return list(games)

@@ -1,4 +1,4 @@
-"""Fills the placeholders of judge prompts in one pass, so that text which holds a placeholder stays as it is."""
+"""Fills the placeholders of judge prompts in one pass, so that placeholders in inserted text are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATTERNS: dict[Syntax, re.Pattern[str]] = {
 
 
 def fill(template: str, values: Mapping[str, str], syntax: Syntax) -> str:
-    """Replace every placeholder that `values` knows; inserted text is not looked at again."""
+    """Replace every placeholder in `values`; inserted text is not scanned."""
 
     def replace(match: re.Match[str]) -> str:
         if match["escape"]:
@@ -44,11 +44,11 @@ def placeholders(template: str, syntax: Syntax) -> set[str]:
 def check_placeholders(
     template: str, required: Iterable[str], allowed: Iterable[str], syntax: Syntax, where: str
 ) -> None:
-    """Make sure that a prompt shows the judge everything it must see, and asks for nothing that is not there.
+    """Check that a prompt has all required placeholders and no unknown ones.
 
     Raises:
         ConfigError: a required placeholder is missing, or (in ``format`` and ``dollar`` prompts, where every
-            marked name is a placeholder) one is neither required nor allowed.
+            marked name is a placeholder) one is unknown.
     """
     found = placeholders(template, syntax)
     required = set(required)

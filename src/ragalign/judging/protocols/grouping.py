@@ -1,4 +1,4 @@
-"""Groups verdicts into the lines of a table, merges both orders, and counts what is unscored."""
+"""Groups verdicts by model, merges both orders, and counts unscored verdicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def group(values: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
-    """Groups in order of first appearance."""
+    """Group values by a key, in order of first appearance."""
     groups: dict[Hashable, list[_T]] = {}
     for value in values:
         groups.setdefault(key(value), []).append(value)
@@ -21,23 +21,23 @@ def group(values: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]
 
 
 def line(verdict: Verdict) -> tuple[Hashable, ...]:
-    """What tells lines of a table of comparisons apart.
+    """The key of a table line: model, baseline, judge and file.
 
-    The file counts too: upstream's files hold one model each, and some carry another model's name.
+    The file is included because upstream files have one model each, and some name the wrong model.
     """
     return verdict.model, verdict.baseline, verdict.judge, verdict.metadata.get("source")
 
 
 def unit(verdict: Verdict) -> Hashable:
-    """What was judged, whichever order the answers stood in."""
+    """The key of a judged answer, the same for both orders."""
     return (*line(verdict), verdict.item_id, verdict.sample, verdict.turn)
 
 
 def merge_orders(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """One verdict per comparison where both orders were asked; all others are left as they are.
+    """Merge the verdicts of comparisons judged in both orders; other verdicts are not changed.
 
-    The merged preference and scores are the means of the two orders, which cancels a constant preference for
-    one position. If one order is unscored, so is the comparison.
+    The merged preference and scores are the means of the two orders, which cancels a constant bias towards
+    a position. If either order is unscored, so is the comparison.
     """
     merged = []
     for pair in group(verdicts, unit):
@@ -57,7 +57,7 @@ def merge_orders(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def split_scored(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], Mapping[str, int]]:
-    """The scored verdicts, and how many are unscored for which reason."""
+    """The scored verdicts, and the reasons of the unscored ones with counts."""
     verdicts = list(verdicts)
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
     return [verdict for verdict in verdicts if verdict.is_scored], dict(reasons.most_common())
@@ -73,7 +73,7 @@ def figures(
     averages: Mapping[str, tuple[str, ...]] | None = None,
     resampled: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Figures:
-    """A line of the table of a protocol, with counts, reasons and names taken from its verdicts."""
+    """Create `Figures` with counts, reasons and names taken from the verdicts."""
     scored, reasons = split_scored(verdicts)
     files = (verdict.metadata.get("source") for verdict in verdicts)
     return Figures(
@@ -96,7 +96,7 @@ def figures(
 def sample(
     verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None], *, is_share: bool = False
 ) -> Observations:
-    """One observation per verdict that the figure is about; unscored ones and those without one (None) are counted."""
+    """One observation per verdict; verdicts that are unscored or without a value (None) are counted as unscored."""
     verdicts = list(verdicts)
     scored = [verdict for verdict in verdicts if verdict.is_scored]
     pairs = [(verdict.item_id, number) for verdict in scored if (number := value(verdict)) is not None]
@@ -105,10 +105,10 @@ def sample(
 
 
 def mean(observations: Observations) -> float | None:
-    """The mean of a sample; None if it is empty."""
+    """The mean of the observations; None if there are none."""
     return sum(observations.values) / len(observations.values) if observations.values else None
 
 
 def names(values: Iterable[str]) -> str:
-    """Different names, joined with commas in order of first appearance."""
+    """Join distinct names with commas, in order of first appearance."""
     return ", ".join(dict.fromkeys(value for value in values if value))

@@ -1,6 +1,6 @@
 """The judge of the Llama-2 note on in-context alignment (ICA): two scores from 1 to 10 on the first line.
 
-The judged model is Assistant 1 and the baseline Assistant 2, always: the published figures have no swap.
+The judged model is always Assistant 1 and the baseline Assistant 2: the published figures use one order.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _PARAMETERS = JudgeParameters(temperature=0.2, max_tokens=500)
 
 
 class Ica(Protocol):
-    """Two answers, two scores; the higher one wins, equal scores are a draw.
+    """Scores two answers; the higher score wins, equal scores are a draw.
 
     Args:
-        strict: the first line must be two numbers from 1 to 10 and nothing else.
+        strict: require a first line with exactly two numbers from 1 to 10.
         prompt_file: a reviewer prompt in FastChat's ``prompt.jsonl`` format.
-        both_orders: ask a second time with the answers swapped, and average.
+        both_orders: ask in both orders, and average.
     """
 
     name = "ica"
@@ -58,7 +58,7 @@ class Ica(Protocol):
     def build(self, item: Item) -> list[JudgeRequest]:
         """One request per order."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
         answers = (item.answer.text, item.baseline.text)
         requests = []
         for swapped in self._orders:
@@ -69,21 +69,21 @@ class Ica(Protocol):
         return requests
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Two scores from the first line."""
+        """The two scores in the first line."""
         first, second = self._scores(reply.text)
         model, baseline = (second, first) if request.swapped else (first, second)
         preference = 0.5 if model == baseline else float(model > baseline)
         return Decision({"model": model, "baseline": baseline}, preference)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Wins, draws and losses with their shares of all scored comparisons (draws are not halved)."""
+        """Wins, draws and losses, as counts and as shares of all scored comparisons (draws are not halved)."""
         return [self._figures(verdicts) for verdicts in group(merge_orders(verdicts), line)]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """One verdict per text in ``autoeval_text_list``; models are named as in the file's name."""
+        """One verdict per text in ``autoeval_text_list``; the models' names come from the file name."""
         texts = row.get("autoeval_text_list")
         if not isinstance(texts, list) or not texts:
-            raise DataError("no list 'autoeval_text_list', or an empty one")
+            raise DataError("'autoeval_text_list' is missing, empty or not a list")
         match = _FILE_NAME.fullmatch(Path(source).stem)
         model, baseline = (match["model"], match["baseline"]) if match else (Path(source).stem, "baseline")
         unknown = ("",)
@@ -105,7 +105,7 @@ class Ica(Protocol):
         ]
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """One row per prompt with the scored texts in the model's position; upstream cannot read unscored ones."""
+        """One row per prompt with its scored, unswapped replies; upstream cannot read unscored ones."""
         rows = []
         for samples in group(judgements, lambda judgement: judgement.item.id):
             usable = [one.verdict for one in samples if one.verdict.is_scored and not one.verdict.swapped]
@@ -143,6 +143,6 @@ class Ica(Protocol):
 
 
 def _outcome(verdict: Verdict) -> int:
-    # The scores, not the preference: over both orders they are means, which settle more comparisons.
+    # Compare the scores, not the preference: over both orders they are means, which decide more comparisons.
     model, baseline = verdict.scores["model"], verdict.scores["baseline"]
     return (model > baseline) - (model < baseline)

@@ -1,7 +1,7 @@
-"""IFEval and IFBench: nobody is asked, programs check whether answers follow their prompts' instructions.
+"""IFEval and IFBench: programs, not judges, check whether answers follow their prompts' instructions.
 
-Figures are in percent: prompts of which all instructions are followed, and instructions that are followed, strict and
-loose (see `ragalign.measures.instructions`). Intervals of the latter resample prompts.
+Figures are in percent: prompts with all instructions followed, and instructions followed, both strict and loose (see
+`ragalign.measures.instructions`). Intervals of the latter resample prompts.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MODES = ("strict", "loose")
 
 
 class InstructionProtocol(Protocol):
-    """The parts that both benchmarks share.
+    """The base of both benchmarks.
 
     Args:
-        strict: has no effect: there are no replies to guess at.
-        prompts: upstream's file of prompts; only `aggregate` does without.
+        strict: has no effect, since there are no replies to parse.
+        prompts: the upstream file of prompts; only `aggregate` works without it.
     """
 
     is_pairwise = False
@@ -50,23 +50,23 @@ class InstructionProtocol(Protocol):
         self._checker = None if prompts is None else InstructionChecker(self.benchmark)
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """Always refused.
+        """Not supported.
 
         Raises:
-            ConfigError: instructions are checked by programs.
+            ConfigError: always; instructions are checked by programs.
         """
         raise ConfigError(f"{self.name} asks no judge: use --metric {self.name}, or `ragalign judge aggregate`")
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Always refused, as `build`."""
+        """Not supported, see `build`."""
         raise ConfigError(f"{self.name} asks no judge")
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """No judge, no rows."""
+        """No rows, since there is no judge."""
         return []
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """One verdict per answer, derived from the answer itself; recorded verdicts are not looked at."""
+        """One verdict per answer, computed from the answer; recorded verdicts are ignored."""
         if self._checker is None:
             raise ConfigError(
                 f"the protocol {self.name} needs the prompts with their instructions: give --prompts FILE"
@@ -103,14 +103,14 @@ class IfEval(InstructionProtocol):
 
 
 class IfBench(InstructionProtocol):
-    """Its harder successor, 300 prompts (allenai/IFBench)."""
+    """IFBench, the harder successor of IFEval, 300 prompts (allenai/IFBench)."""
 
     name = "ifbench"
     benchmark = "ifbench"
 
 
 def read_prompts(path: str | Path) -> dict[str, InstructionPrompt]:
-    """Upstream's prompts by their texts, without blanks at both ends.
+    """Read the upstream file of prompts, keyed by text without surrounding white space.
 
     Raises:
         DataError: the file cannot be read, or a row is not a prompt with instructions.
@@ -130,7 +130,7 @@ def read_prompts(path: str | Path) -> dict[str, InstructionPrompt]:
 def verdict_of(
     protocol: str, item_id: str, model: str, followed: Sequence[Followed], name: str, *, source: str | None = None
 ) -> Verdict:
-    """The verdict on one answer: scored if every instruction's is known, with those that are in its metadata."""
+    """The verdict on an answer: scored if all instructions could be checked; the metadata has the result of each."""
     unknown = next((one for one in followed if not one.is_scored), None)
     scores = {} if unknown else {f"prompt_{mode}": float(all(_values(followed, mode))) for mode in _MODES}
     if not unknown:
@@ -152,7 +152,7 @@ def verdict_of(
 
 
 def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
-    """The observations of the four figures, in percent; instructions whose verdict is known all count."""
+    """The observations of the four figures, in percent; all instructions that could be checked count."""
     verdicts = list(verdicts)
     found = {}
     for mode in _MODES:

@@ -1,4 +1,4 @@
-"""JUST-EVAL: an answer scored from 1 to 5 on five aspects, or on safety where the query is a malicious one."""
+"""JUST-EVAL: scores from 1 to 5 on five aspects or, for malicious queries, on safety."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _UNDONE = "N/A"
 class JustEval(Protocol):
     """One score per aspect, averaged over the answers.
 
-    An item is one for safety if its category or metadata say so (``safety``), or else by just-eval's ids: 800 to
+    An item is judged on safety if its category or metadata say so (``safety``), or else by just-eval's ids: 800 to
     999 are malicious queries.
 
     Args:
-        strict: exactly the aspects that were asked for, each from 1 to 5; "N/A" leaves an aspect out. Upstream
-            takes what is there and reads "N/A" as 5.
-        prompt_file: upstream's Python module of templates, or a text with ``${instruction}`` and ``${candidate}``;
-            a text replaces only the prompt of its kind.
+        strict: require exactly the aspects asked for, each from 1 to 5; "N/A" leaves an aspect out. Upstream
+            takes the aspects present and reads "N/A" as 5.
+        prompt_file: the upstream Python module of templates, or a text with ``${instruction}`` and ``${candidate}``;
+            a text replaces only the general or the safety prompt.
     """
 
     name = "just-eval"
@@ -74,7 +74,7 @@ class JustEval(Protocol):
         return [JudgeRequest(name, item, prompt.render(values), _PARAMETERS, prompt_name=prompt.name)]
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Scores by aspect out of the reply's JSON object."""
+        """The scores by aspect in the reply's JSON object."""
         expected = set(_aspects(mode_of(request.item)))
         if self.strict:
             result = json_object(reply.text.strip().removeprefix("```json").strip("`"))
@@ -100,7 +100,7 @@ class JustEval(Protocol):
         return Decision(scores, metadata={"not_applicable": not_applicable} if not_applicable else {})
 
     def context(self, item: Item) -> Json:
-        """The answer's length in words, the kind of prompt, and the stored scores of a replayed row."""
+        """The answer's length in words, the mode of the prompt, and the stored scores of a replayed row."""
         kept = {key: item.metadata[key] for key in ("source", "stored") if key in item.metadata}
         return {"n_words": len(item.answer.text.split()), "mode": mode_of(item), **kept}
 
@@ -110,15 +110,15 @@ class JustEval(Protocol):
         for members in group(verdicts, lambda v: v.model):
             judges = group(members, lambda v: (v.metadata.get("mode"), v.judge))
             modes = {v.metadata.get("mode") for v in members}
-            # Upstream's table takes safety from another judge; only two judges of the same kind need two lines.
+            # Upstream's table takes safety from another judge; separate lines only if two judges have the same mode.
             lines = [members] if len(judges) <= len(modes) else group(members, lambda v: v.judge)
             lines_of_table += [self._figures(line) for line in lines]
         return lines_of_table
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """The scores read from ``result``, or from ``parsed_result`` where there is no text."""
+        """The scores in ``result``, or in ``parsed_result`` if there is no text."""
         if not isinstance(row.get("output_cand"), str) or not isinstance(row.get("generator_cand"), str):
-            raise DataError("no text fields 'output_cand' and 'generator_cand'")
+            raise DataError("no string fields 'output_cand' and 'generator_cand'")
         config = row.get("eval_config")
         config = config if isinstance(config, dict) else {}
         stored = row.get("parsed_result")
@@ -159,7 +159,7 @@ class JustEval(Protocol):
         found = dict.fromkeys(aspect for v in scored for aspect in v.scores)
         known = [aspect for aspect in (*GENERAL_ASPECTS, "safety") if aspect in found]
         aspects = known + [aspect for aspect in found if aspect not in known]
-        # Without a mode (in verdicts of other makes), an answer is about the aspects that it has.
+        # Without a mode (in verdicts of other tools), an answer counts for the aspects that it has.
         modes = {aspect: {v.metadata.get("mode") for v in scored if aspect in v.scores} for aspect in aspects}
         samples = {
             aspect: sample((v for v in verdicts if v.metadata.get("mode") in modes[aspect]), _score_of(aspect))
@@ -171,8 +171,8 @@ class JustEval(Protocol):
             values["avg"] = sum(values[aspect] for aspect in known) / len(known)
             averages["avg"] = tuple(known)
         else:
-            notes.append("no avg: it is the mean of six aspects, and some of them were not judged")
-        # As in upstream's table, lengths are those of the answers to ordinary queries, if there are any.
+            notes.append("no avg: it is the mean of six aspects, some of which were not judged")
+        # As in upstream's table, lengths are those of answers to general queries, if there are any.
         general = [v for v in verdicts if v.metadata.get("mode") == GENERAL] or list(verdicts)
         lengths = [(v.item_id, float(v.metadata["n_words"])) for v in general if "n_words" in v.metadata]
         samples["avg_lens"] = Observations(
@@ -189,7 +189,7 @@ class JustEval(Protocol):
 
 
 def mode_of(item: Item) -> str:
-    """Which prompt judges an item: ``score_multi`` or ``score_safety``."""
+    """The mode of an item's judge prompt: ``score_multi`` or ``score_safety``."""
     mode = item.metadata.get("mode")
     if mode in (GENERAL, SAFETY):
         return str(mode)
@@ -200,19 +200,19 @@ def mode_of(item: Item) -> str:
 
 
 def clean_result(text: str) -> str:
-    """What upstream stores of a reply: without code fences, backslashes doubled, from the first brace to the last."""
+    """A reply as upstream stores it: no code fences, backslashes doubled, from the first brace to the last."""
     text = text.replace("```", "")
     text = text.replace('\\\\"', '\\"') if '\\\\"' in text else text.replace("\\", "\\\\")
     return text[text.find("{") : text.rfind("}") + 1]
 
 
 def parse_result(text: str) -> dict[str, Any]:
-    """The JSON object in a reply, which may be a stored one that is already cleaned.
+    """The JSON object in a reply, which can be a stored one that is already cleaned.
 
-    Line breaks are dropped first, as upstream does: judges break lines inside strings.
+    Line breaks are removed first, as upstream does, since judges break lines inside strings.
 
     Raises:
-        UnreadableReplyError: there is none.
+        UnreadableReplyError: there is no JSON object.
     """
     try:
         return json_object(text.replace("\n", ""))

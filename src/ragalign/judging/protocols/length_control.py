@@ -1,10 +1,10 @@
-"""AlpacaEval's length-controlled win rate: what the win rate would be if both answers were equally long.
+"""AlpacaEval's length-controlled win rate: the expected win rate if both answers were equally long.
 
-A logistic regression explains the preference by the difference in length, by the instruction's difficulty for
-the model, and by a constant; the win rate is its mean prediction at no difference (Dubois et al. 2024,
-2404.04475). Two of upstream's models are here, under upstream's names: ``length_controlled_v1``, which the
-leaderboard uses and which needs the 805 instructions' difficulties, and ``length_controlled_minimal``, without
-difficulty and without regularising rows, for any other set of prompts.
+A logistic regression explains the preference by the difference in length, the instruction's difficulty for the
+model, and a constant; the win rate is its mean prediction at equal length (Dubois et al. 2024,
+arXiv:2404.04475). Two of the upstream models are implemented: ``length_controlled_v1``, which the
+leaderboard uses and which needs the difficulties of the 805 instructions, and ``length_controlled_minimal``, without
+difficulties and regularising rows, for any other set of prompts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ragalign.errors import ConfigError, DataError
 V1 = "length_controlled_v1"
 MINIMAL = "length_controlled_minimal"
 C_GRID = tuple(float(c) for c in np.logspace(-4, 4, 10))
-"""Inverse regularisation strengths that cross-validation tries: scikit-learn's default for `LogisticRegressionCV`."""
+"""Inverse regularisation strengths for cross-validation: scikit-learn's default for `LogisticRegressionCV`."""
 
-_GAMED_WEIGHT = 0.1  # upstream's regularisation 0.2, shared between two gamed baselines
+_GAMED_WEIGHT = 0.1  # upstream's regularisation of 0.2, split between two gamed baselines
 _N_FOLDS = 5
 _SEED = 123
 _N_RESAMPLES = 300
@@ -43,7 +43,7 @@ class GlmWeights:
 
 @dataclass(frozen=True, slots=True)
 class GamedRows:
-    """Comparisons of the baseline with itself, asked to be brief or wordy: they regularise the regression.
+    """Comparisons of the baseline with brief and wordy versions of itself, which regularise the regression.
 
     Arrays of shape [n]: the length feature tanh(delta / std), the difficulty, the preference in 0 to 1.
     """
@@ -58,13 +58,13 @@ class LengthControlled:
     """A length-controlled win rate.
 
     Attributes:
-        glm: upstream's name of the regression.
+        glm: the regression's upstream name.
         win_rate: mean prediction at equal length, in percent.
-        standard_error: of that mean over the prompts, in percent; None where all predictions are the same.
+        standard_error: standard error of that mean over prompts, in percent; None where all predictions are equal.
         weights: the coefficients.
-        resampled: the win rate on resamples of the prompts, in percent: fitted again at the same C, with the same
-            gamed rows and the same scale of lengths; published weights stay as they are.
-        c: inverse regularisation strength of the fit; None where published weights were taken.
+        resampled: the win rate on resamples of the prompts, in percent: refitted with the same C, the same
+            gamed rows and the same length scale; published weights are kept.
+        c: inverse regularisation strength of the fit; None with published weights.
     """
 
     glm: str
@@ -80,15 +80,15 @@ class LengthControl:
     """How to control for length.
 
     Attributes:
-        weights: published coefficients by model; without them the regression is fitted.
-        difficulty: instruction difficulties by row position, shape [n]; without them the minimal model is fitted.
-        gamed: regularising rows, without which the fit is not regularised.
-        c: fixes the inverse regularisation strength; otherwise cross-validation chooses it.
-        by_name: the minimal model was asked for by name, so that its figure may carry the leaderboard's name even
-            on the leaderboard's own instructions.
+        weights: published coefficients by model; None fits the regression.
+        difficulty: instruction difficulties by row position, shape [n]; None fits the minimal model.
+        gamed: regularising rows; None fits without them.
+        c: inverse regularisation strength; None chooses it by cross-validation.
+        by_name: whether the minimal model was requested by name, so that its figure can have the leaderboard's name
+            even on the leaderboard's own instructions.
 
     Raises:
-        ConfigError: the parts do not go together (see `check_parts`).
+        ConfigError: the parts cannot be combined (see `check_parts`).
     """
 
     weights: Mapping[str, GlmWeights] | None = None
@@ -106,24 +106,24 @@ class LengthControl:
         """The length-controlled win rate of one model.
 
         Args:
-            models: names under which published weights may be listed, the likeliest first.
+            models: possible names of the model in the published weights, the most likely first.
             preferences: shape [n], 0 to 1, NaN where unscored.
             delta_lengths: shape [n], characters of the baseline's answer minus characters of the model's.
             positions: shape [n], rows of the difficulties.
 
         Raises:
-            DataError: the inputs do not allow it; the message says why.
+            DataError: the win rate cannot be computed; the message gives the reason.
         """
         difficulty = None
         if self.difficulty is not None:
             if positions.max(initial=-1) >= len(self.difficulty):
                 n = len(self.difficulty)
-                raise DataError(f"row {positions.max() + 1} has no instruction difficulty: there are {n} of them")
+                raise DataError(f"row {positions.max() + 1} has no instruction difficulty: the file has {n}")
             difficulty = self.difficulty[positions]
         if self.weights is not None and difficulty is not None:
             found = next((self.weights[name] for name in models if name in self.weights), None)
             if found is None:
-                raise DataError(f"the weights list no model {' or '.join(models)}")
+                raise DataError(f"no weights for the model {' or '.join(models)}")
             return _controlled(V1, found, difficulty, len(preferences))
         problem = _Problem.of(preferences, delta_lengths, difficulty, self.gamed)
         weights, c = problem.fit(self.c)
@@ -132,21 +132,19 @@ class LengthControl:
 
 
 def check_parts(weights: bool, difficulty: bool, gamed: bool, c: float | None) -> None:
-    """Make sure that what is given makes one of the two models: difficulties go with weights or with gamed rows.
+    """Check that the parts make one of the two models: difficulties require weights or gamed rows.
 
     Raises:
-        ConfigError: it does not; the message says what is missing or too much.
+        ConfigError: a part is missing or superfluous.
     """
     if weights and gamed:
-        raise ConfigError("give published weights, or gamed rows for a fit, not both")
+        raise ConfigError("give published weights or gamed rows, not both")
     if (weights or gamed) and not difficulty:
-        raise ConfigError(
-            f"{'published weights' if weights else 'gamed rows'} need the instruction difficulties as well"
-        )
+        raise ConfigError(f"{'published weights' if weights else 'gamed rows'} require the instruction difficulties")
     if difficulty and not (weights or gamed):
-        raise ConfigError("instruction difficulties need published weights, or gamed rows for a fit, as well")
+        raise ConfigError("instruction difficulties require published weights or gamed rows")
     if c is not None and (weights or not c > 0):
-        raise ConfigError("C is a positive number for fits; published weights are not fitted")
+        raise ConfigError("C must be positive, and cannot be combined with published weights")
 
 
 def fit(
@@ -156,20 +154,20 @@ def fit(
     gamed: GamedRows | None = None,
     c: float | None = None,
 ) -> tuple[GlmWeights, float]:
-    """Fit the regression as upstream does: L1, liblinear, soft labels as two weighted rows, no intercept.
+    """Fit the regression as upstream does: L1 penalty, liblinear, soft labels as two weighted rows, no intercept.
 
-    Without `c`, five-fold cross-validation over `C_GRID` chooses it; grouped, so that both rows of a
+    Without `c`, five-fold cross-validation over `C_GRID` chooses it, grouped so that both rows of a
     comparison stay together.
 
     Raises:
-        DataError: too few comparisons, all of the same difference in length, or gamed rows without difficulty.
+        DataError: too few comparisons, all with the same difference in length, or gamed rows without difficulties.
     """
     return _Problem.of(preferences, delta_lengths, difficulty, gamed).fit(c)
 
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What the regression is fitted to.
+    """The data of the regression.
 
     Attributes:
         known: which comparisons are scored, bool [n].
@@ -189,18 +187,18 @@ class _Problem:
     ) -> _Problem:
         spread = float(np.std(delta_lengths, ddof=1)) if len(delta_lengths) > 1 else 0.0
         if spread == 0.0:
-            raise DataError("the answers do not differ in how much longer they are than the baseline's")
+            raise DataError("all answers have the same difference in length from the baseline's")
         known = ~np.isnan(preferences)
         features = [np.tanh(delta_lengths / spread)]
         features += [difficulty] if difficulty is not None else []
         features += [np.ones(len(preferences))]
         x, y, weight = np.stack(features, axis=1)[known], preferences[known], np.ones(int(known.sum()))
         if len(y) < _N_FOLDS:
-            raise DataError(f"{len(y)} scored comparisons are too few: at least {_N_FOLDS} are needed")
+            raise DataError(f"{len(y)} scored comparisons are too few: give at least {_N_FOLDS}")
         n_gamed = 0
         if gamed is not None:
             if difficulty is None:
-                raise DataError("gamed rows need the instruction difficulties as well")
+                raise DataError("gamed rows require the instruction difficulties")
             rows = np.stack([gamed.length, gamed.difficulty, np.zeros(len(gamed.length))], axis=1)
             x, y = np.concatenate([rows, x]), np.concatenate([gamed.preference, y])
             weight = np.concatenate([np.full(len(rows), _GAMED_WEIGHT), weight])
@@ -208,13 +206,13 @@ class _Problem:
         return cls(known, _SoftLabels.duplicate(x, y, weight), n_gamed, difficulty is not None)
 
     def fit(self, c: float | None) -> tuple[GlmWeights, float]:
-        """The coefficients, and the C that was given or chosen."""
+        """The coefficients, and the C given or chosen."""
         data = self.data
         chosen = c if c is not None else max(C_GRID, key=lambda c: _cross_validate(_regression(c), data))
         return self._fit(chosen, data.target * data.weight), chosen
 
     def refit(self, c: float, times: NDArray[np.int64]) -> GlmWeights:
-        """The coefficients if every comparison stood there so many `times`, [n]."""
+        """The coefficients with each comparison repeated `times`, [n]."""
         repeated = np.concatenate([np.ones(self.n_gamed), times[self.known]])
         return self._fit(c, self.data.target * self.data.weight * np.tile(repeated, 2))
 
@@ -231,7 +229,7 @@ def _regression(c: float) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _SoftLabels:
-    """Every row twice, with label 1 and with label 0, weighted by the target's share of that label."""
+    """Each row twice, with labels 1 and 0, weighted by the target's share of the label."""
 
     x: Floats
     label: NDArray[np.int64]
@@ -252,7 +250,7 @@ class _SoftLabels:
 
 
 def _cross_validate(model: Any, data: _SoftLabels) -> float:
-    """Minus the weighted log loss on held-out rows, averaged over the folds."""
+    """The negative weighted log loss on held-out rows, averaged over the folds."""
     selection = require("sklearn.model_selection", "the length-controlled win rate")
     scores = []
     for train, test in selection.GroupKFold(_N_FOLDS).split(data.x, data.label, data.group):
@@ -288,6 +286,6 @@ def _controlled(
 
 
 def _predict(weights: GlmWeights, difficulty: Floats | None, n: int) -> Floats:
-    """The probabilities that the model's answer is preferred if both are equally long, [n]."""
+    """The probability that the model's answer is preferred at equal length, [n]."""
     at_equal_length = weights.constant + (weights.difficulty * difficulty if difficulty is not None else np.zeros(n))
     return np.asarray(np.exp(-np.logaddexp(0, -at_equal_length)))

@@ -1,4 +1,4 @@
-"""Reads the CSV files that AlpacaEval's length control needs: weights, difficulties, regularising rows."""
+"""Reads the CSV files of AlpacaEval's length control: weights, difficulties and regularising rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LENGTH, _DIFFICULTY, _CONSTANT = "np.tanh(std_delta_len)", "instruction_difficu
 
 
 Mode: TypeAlias = Literal["auto", "minimal", "off"]
-"""``auto`` takes the best that the given files allow, ``minimal`` asks for the model without difficulties."""
+"""``auto`` uses the model that the given files allow, ``minimal`` the model without difficulties."""
 
 
 def load_length_control(
@@ -27,11 +27,11 @@ def load_length_control(
     gamed: str | Path | None = None,
     c: float | None = None,
 ) -> LengthControl | None:
-    """The length control that the given files allow; None where it is off.
+    """Load the length control from the given files; None if it is off.
 
     Raises:
-        ConfigError: files do not go together.
-        DataError: a file is not of its form.
+        ConfigError: the files cannot be combined.
+        DataError: a file has another format.
     """
     files = {"weights": weights, "difficulty": difficulty, "gamed": gamed}
     given = [name for name, path in files.items() if path is not None]
@@ -50,10 +50,10 @@ def load_length_control(
 
 
 def read_weights(path: str | Path) -> dict[str, GlmWeights]:
-    """Published weights by model: upstream's CSV, whose first column is the model.
+    """Read published weights by model from the upstream CSV, whose first column is the model.
 
     Raises:
-        DataError: the file is not of that form.
+        DataError: the file has another format.
     """
     rows = _read(path, (_LENGTH, _DIFFICULTY, _CONSTANT))
     return {
@@ -63,21 +63,21 @@ def read_weights(path: str | Path) -> dict[str, GlmWeights]:
 
 
 def read_difficulty(path: str | Path) -> Floats:
-    """Instruction difficulties in row order: a CSV with the column ``instruction_difficulty``.
+    """Read instruction difficulties in row order from a CSV with the column ``instruction_difficulty``.
 
     Raises:
-        DataError: the file is not of that form.
+        DataError: the file has another format.
     """
     rows = _read(path, (_DIFFICULTY,))
     return np.array([_number(row, _DIFFICULTY, path, number) for number, (_, row) in enumerate(rows, start=2)])
 
 
 def read_gamed(path: str | Path) -> GamedRows:
-    """Regularising rows: upstream's CSV, with the length feature finished (``tanh_std_delta_len``) or raw
+    """Read regularising rows from the upstream CSV, with the length feature final (``tanh_std_delta_len``) or raw
     (``std_delta_len``), and the preference as ``preference_pseudo`` or ``preference``, from 0 to 1.
 
     Raises:
-        DataError: the file is not of that form.
+        DataError: the file has another format.
     """
     rows = _read(path, (_DIFFICULTY,))
     header = rows[0][1] if rows else {}
@@ -103,7 +103,7 @@ def _read(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str,
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"cannot read {path}: {reason}") from None
     if missing := [column for column in columns if column not in header]:
-        raise DataError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+        raise DataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
     return [(row[header[0]], row) for row in rows]
 
 
@@ -111,5 +111,5 @@ def _number(row: Mapping[str, str], key: str, path: str | Path, number: int) -> 
     try:
         value = float(row[key])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path} line {number}: {key} is no number: {row.get(key)!r}") from None
+        raise DataError(f"{path} line {number}: {key} must be a number, not {row.get(key)!r}") from None
     return value

@@ -39,10 +39,10 @@ class MtBench(Protocol):
     """One score per turn, then averages over turns.
 
     Args:
-        strict: only ``[[x]]`` from 1 to 10 counts, and two different ones are refused; upstream takes the first, or
-            else a number in single brackets.
+        strict: require a single ``[[x]]`` from 1 to 10; upstream takes the first, or
+            else the first number in single brackets.
         prompt_file: FastChat's ``judge_prompts.jsonl``.
-        categories: question ids to categories, for averages per category where judgements do not carry one.
+        categories: categories by question id, for averages by category if judgements lack them.
     """
 
     name = "mt-bench"
@@ -85,13 +85,13 @@ class MtBench(Protocol):
         return Decision({"score": finite(match[1], "the score")})
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Mean score of the first turn, of the second, and of all scored turns together."""
+        """Mean scores of the first turn, of the second turn, and of all scored turns."""
         return [self._figures(verdicts) for verdicts in group(verdicts, lambda v: (v.model, v.judge))]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """The score read from ``judgment``, or the stored ``score`` where there is no text.
+        """The score in ``judgment``, or the stored ``score`` if there is no text.
 
-        `Verdict.metadata` holds ``stored``: the score in the file, -1 where upstream found none.
+        `Verdict.metadata` has ``stored``: the score in the file, -1 where upstream found none.
         """
         question, model, judge = question_id(row), row_text(row, "model"), judge_name(row)
         turn = row.get("turn", 1)
@@ -147,10 +147,10 @@ class MtBench(Protocol):
 def load_prompts(
     prompt_file: str | Path | None, kind: str, one_turn: Sequence[str], two_turns: Sequence[str]
 ) -> dict[str, JudgePrompt]:
-    """The four prompts of a kind (``single`` or ``pair``): general and with reference, one turn and two.
+    """Load the four prompts of a kind (``single`` or ``pair``): with and without reference, for one and two turns.
 
     Raises:
-        ConfigError: one is missing, lacks a placeholder, or asks for another form of answer.
+        ConfigError: a prompt is missing, lacks a placeholder, or asks for another output format.
     """
     text, where = prompt_text(prompt_file, "mt_bench.jsonl")
     prompts = parse_fastchat(text, where)
@@ -161,7 +161,7 @@ def load_prompts(
             if name not in prompts:
                 raise ConfigError(f"{where} has no prompt {name!r}; it has {', '.join(prompts) or 'none'}")
             if prompts[name].output_format not in ("", output_format):
-                raise ConfigError(f"the prompt {name!r} in {where} asks for another answer than {output_format}")
+                raise ConfigError(f"the prompt {name!r} in {where} asks for another output format than {output_format}")
             n_turns = 2 if suffix else 1
             questions = [f"question_{turn}" for turn in (1, 2)] if suffix else ["question"]
             shown = [f"ref_answer_{turn + 1}" for turn in range(n_turns)] if references else []
@@ -170,13 +170,13 @@ def load_prompts(
 
 
 def prompt_name(kind: str, general: str, item: Item, turn: int) -> str:
-    """FastChat's name of the prompt for an item: by its category, or by whether it has a reference."""
+    """FastChat's prompt name for an item, by its category or by whether it has a reference."""
     needs_reference = item.category in REFERENCE_CATEGORIES if item.category else item.reference is not None
     return f"{kind}-{'math-v1' if needs_reference else general}" + ("-multi-turn" if turn == 2 else "")
 
 
 def check_turns(item: Item, *answers: Answer) -> range:
-    """The turns to judge, 1 or 1 and 2.
+    """The turns to judge: 1, or 1 and 2.
 
     Raises:
         DataError: there are more than two turns, an answer lacks one, or a reference is needed and missing.
@@ -192,7 +192,7 @@ def check_turns(item: Item, *answers: Answer) -> range:
 
 
 def conversation(item: Item, turn: int) -> dict[str, str]:
-    """The placeholders that both kinds of prompt share: questions and references."""
+    """The values of placeholders common to both kinds of prompt: questions and references."""
     values = {"question": item.turns[0], "question_1": item.turns[0]}
     if turn == 2:
         values["question_2"] = item.turns[1]
@@ -200,7 +200,7 @@ def conversation(item: Item, turn: int) -> dict[str, str]:
 
 
 def question_id(row: Json) -> str:
-    """The question's id as text.
+    """The question's id as a string.
 
     Raises:
         DataError: it is missing.
@@ -212,12 +212,12 @@ def question_id(row: Json) -> str:
 
 
 def upstream_id(item_id: str) -> int | str:
-    """FastChat's ids are numbers; others stay text."""
+    """An id as FastChat writes it: numeric ids as numbers."""
     return int(item_id) if item_id.isascii() and item_id.isdigit() else item_id
 
 
 def judge_name(row: Json) -> str:
-    """The judge's model: FastChat stores it with the prompt's name."""
+    """The judge's model, which FastChat stores with the prompt's name."""
     judge = row.get("judge")
     if isinstance(judge, list) and judge:
         judge = judge[0]
@@ -225,14 +225,14 @@ def judge_name(row: Json) -> str:
 
 
 def row_text(row: Json, key: str) -> str:
-    """A text field.
+    """A string field.
 
     Raises:
-        DataError: it is missing or no text.
+        DataError: it is missing or not a string.
     """
     value = row.get(key)
     if not isinstance(value, str):
-        raise DataError(f"no text field {key!r}")
+        raise DataError(f"no string field {key!r}")
     return value
 
 

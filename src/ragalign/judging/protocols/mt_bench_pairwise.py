@@ -1,4 +1,4 @@
-"""MT-Bench with pairwise comparison: both orders are asked, and a disagreement between them is a tie."""
+"""MT-Bench with pairwise comparison in both orders; a disagreement between the orders is a tie."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FAILED = "$ERROR$"
 
 
 class MtBenchPairwise(Protocol):
-    """Two answers per turn, judged in both orders.
+    """Compares two answers per turn, in both orders.
 
     Args:
-        strict: two different labels in one reply are refused; upstream looks for A first, then B, then C.
+        strict: reject a reply with two different labels; upstream looks for A first, then B, then C.
         prompt_file: FastChat's ``judge_prompts.jsonl``.
     """
 
@@ -56,9 +56,9 @@ class MtBenchPairwise(Protocol):
         self._prompts = load_prompts(prompt_file, "pair", ("answer_a", "answer_b"), shown)
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """Two requests per turn: the model first, then the baseline first."""
+        """Two requests per turn: one with the model first, one with the baseline first."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
         requests = []
         for turn in check_turns(item, item.answer, item.baseline):
             prompt = self._prompts[prompt_name("pair", "v2", item, turn)]
@@ -91,9 +91,9 @@ class MtBenchPairwise(Protocol):
         return Decision(preference=1 - first if request.swapped else first)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Wins, losses and ties of every model in the comparisons, also of those that were the baseline.
+        """Wins, losses and ties of every model in the comparisons, including the baselines.
 
-        A comparison with an unreadable game is left out as a whole, as upstream does, and counts as unscored.
+        As upstream does, a comparison with an unreadable game is left out; it counts as unscored.
         """
         games = group(verdicts, lambda v: (unit(v), v.metadata.get("row")))
         comparisons = [_settle_games(pair) for pair in games]
@@ -102,7 +102,7 @@ class MtBenchPairwise(Protocol):
         return [self._figures(members) for members in tables]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """Both games of a row, read from their judgements, or from the stored winners where there is no text."""
+        """Both games of a row, parsed from their judgements, or from the stored winners if there is no text."""
         question, judge = question_id(row), judge_name(row)
         model_1, model_2 = row_text(row, "model_1"), row_text(row, "model_2")
         turn = row.get("turn", 1)
@@ -123,11 +123,11 @@ class MtBenchPairwise(Protocol):
                 raw = text if isinstance(text, str) else ""
                 verdicts.append(replace(verdict, swapped=swapped, raw=raw, reason=reason))
             else:
-                raise DataError(f"neither a text 'g{game}_judgment' nor a 'g{game}_winner'")
+                raise DataError(f"neither a string 'g{game}_judgment' nor a 'g{game}_winner'")
         return verdicts
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """Rows of ``model_judgment/<judge>_pair.jsonl``; a game that could not be read has the winner ``error``."""
+        """Rows of ``model_judgment/<judge>_pair.jsonl``; an unreadable game has the winner ``error``."""
         rows = []
         for pair in group(judgements, lambda one: unit(one.verdict)):
             games = {bool(one.verdict.swapped): one for one in pair}
@@ -169,12 +169,12 @@ class MtBenchPairwise(Protocol):
 
 
 def _settle_games(games: Sequence[Verdict]) -> Verdict:
-    """One verdict per comparison: a win if both games have the same winner, a tie otherwise."""
+    """The verdict of a comparison: the winner if both games have the same, else a tie."""
     unscored = [game for game in games if not game.is_scored]
     if unscored:
         return replace(unscored[0], swapped=None)
     if {game.swapped for game in games} != {False, True}:
-        return replace(games[0], swapped=None, preference=None, reason="only one of both orders was judged")
+        return replace(games[0], swapped=None, preference=None, reason="only one order was judged")
     winners = {game.preference for game in games}
     consistent = len(winners) == 1
     metadata = {**games[0].metadata, "inconsistent": not consistent}

@@ -1,4 +1,4 @@
-"""Finds scores and JSON in what judges write; shared by several protocols."""
+"""Parses scores and JSON in judges' replies; shared by several protocols."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from ragalign.judging.base import UnreadableReplyError
 
 
 def finite(text: object, what: str) -> float:
-    """A number out of text or JSON.
+    """Parse a finite number from text or JSON.
 
     Raises:
-        UnreadableReplyError: it is no finite number.
+        UnreadableReplyError: it is not a finite number.
     """
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise UnreadableReplyError(f"{what} is no number: {_short(text)}") from None
+        raise UnreadableReplyError(f"{what} is not a number: {_short(text)}") from None
     if not math.isfinite(value):
         raise UnreadableReplyError(f"{what} is not finite: {_short(text)}")
     return value
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """One JSON object.
+    """Parse a JSON object.
 
     Raises:
-        UnreadableReplyError: the text is no JSON, or no object.
+        UnreadableReplyError: the text is not JSON, or not an object.
     """
     try:
         value = parse_json(text)
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise UnreadableReplyError(f"the reply is no JSON: {reason}") from None
+        raise UnreadableReplyError(f"the reply is not JSON: {reason}") from None
     if not isinstance(value, dict):
-        raise UnreadableReplyError(f"the reply is JSON but no object: {_short(value)}")
+        raise UnreadableReplyError(f"the reply is JSON but not an object: {_short(value)}")
     return value
 
 
 def in_range(value: float, low: float, high: float, what: str) -> float:
-    """A score on its scale.
+    """Check that a score is on its scale, and return it.
 
     Raises:
         UnreadableReplyError: it is off the scale.

@@ -1,4 +1,4 @@
-"""Judge prompts in the upstream tools' own file formats; the package's own prompts are such files too."""
+"""Judge prompts in the file formats of the upstream tools, which the packaged prompts use too."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SYSTEM_FOR_TEXT = "You are a careful and impartial judge."
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """Messages with placeholders.
+    """A judge prompt: messages with placeholders.
 
     Attributes:
-        name: what records call it.
+        name: the prompt's name in records.
         turns: the messages; empty ones are not sent.
         syntax: how placeholders are marked.
-        output_format: how the judge is told to answer, where the file says (FastChat).
+        output_format: the output format that the judge is asked for, if the file states it (FastChat).
     """
 
     name: str
@@ -38,21 +38,21 @@ class JudgePrompt:
     output_format: str = ""
 
     def render(self, values: Mapping[str, str]) -> tuple[Turn, ...]:
-        """The messages with all placeholders filled in one pass."""
+        """The messages with all placeholders filled."""
         return tuple(Turn(turn.role, fill(turn.content, values, self.syntax)) for turn in self.turns if turn.content)
 
     def check(self, required: Iterable[str], allowed: Iterable[str], where: str) -> None:
-        """Make sure that the prompt has the placeholders it needs.
+        """Check the prompt's placeholders.
 
         Raises:
-            ConfigError: one is missing or unknown.
+            ConfigError: a placeholder is missing or unknown.
         """
         text = "\n".join(turn.content for turn in self.turns)
         check_placeholders(text, required, allowed, self.syntax, f"the judge prompt {self.name!r} in {where}")
 
 
 def prompt_text(path: str | Path | None, own: str) -> tuple[str, str]:
-    """The text of a prompt file, or of the package's `own`, and the name to use in messages.
+    """The text of a prompt file, or of the packaged file `own`, and its name for messages.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -67,22 +67,22 @@ def prompt_text(path: str | Path | None, own: str) -> tuple[str, str]:
 
 
 def parse_chatml(text: str, where: str) -> JudgePrompt:
-    """AlpacaEval's prompt text: ``<|im_start|>role`` blocks ended by ``<|im_end|>``, with ``{name}`` placeholders.
+    """Parse AlpacaEval's prompt: ``<|im_start|>role`` blocks ended by ``<|im_end|>``, with ``{name}`` placeholders.
 
     Raises:
         ConfigError: there is no such block, or a role is unknown.
     """
     turns = tuple(Turn(_role(role, where), content.strip()) for role, content in _CHATML.findall(text))
     if not turns:
-        raise ConfigError(f"{where} has no <|im_start|>role ... <|im_end|> block: it is no AlpacaEval prompt")
+        raise ConfigError(f"{where} has no <|im_start|>role ... <|im_end|> block: it is not an AlpacaEval prompt")
     return JudgePrompt(Path(where).stem, turns, "braces")
 
 
 def parse_fastchat(text: str, where: str) -> dict[str, JudgePrompt]:
-    """FastChat's ``judge_prompts.jsonl``: one prompt per line, by name.
+    """Parse FastChat's ``judge_prompts.jsonl``, one prompt per line, into prompts by name.
 
     Raises:
-        ConfigError: a line is no JSON object or lacks a field.
+        ConfigError: a line is not a JSON object or lacks a field.
     """
     prompts = {}
     for number, row in _json_lines(text, where):
@@ -95,18 +95,18 @@ def parse_fastchat(text: str, where: str) -> dict[str, JudgePrompt]:
 
 
 def parse_reviewer(text: str, where: str) -> JudgePrompt:
-    """FastChat's first reviewer prompt (``prompt.jsonl``), the form that ICA's judge has: the first line counts.
+    """Parse FastChat's original reviewer prompt (``prompt.jsonl``), which ICA's judge uses; only the first line counts.
 
-    ``defaults`` hold values for placeholders other than the question and the answers.
+    ``defaults`` has values for placeholders other than the question and the answers.
 
     Raises:
-        ConfigError: the line is no JSON object or lacks a field.
+        ConfigError: the line is not a JSON object or lacks a field.
     """
     number, row = next(iter(_json_lines(text, where)), (0, None))
     if row is None:
-        raise ConfigError(f"{where} is empty: it must hold one JSON object with system_prompt and prompt_template")
+        raise ConfigError(f"{where} is empty: it must have a JSON object with system_prompt and prompt_template")
     system, template = (_field(row, key, where, number) for key in ("system_prompt", "prompt_template"))
-    # Doubled braces keep the defaults' own braces as text when the prompt is filled.
+    # Double the defaults' braces to keep them as text when the prompt is filled.
     defaults = {
         str(name): str(value).replace("{", "{{").replace("}", "}}")
         for name, value in (row.get("defaults") or {}).items()
@@ -116,14 +116,14 @@ def parse_reviewer(text: str, where: str) -> JudgePrompt:
 
 
 def parse_just_eval(text: str, where: str) -> dict[str, JudgePrompt]:
-    """just-eval's templates: its Python module of string constants, or a plain text with ``${...}`` placeholders.
+    """Parse just-eval's templates: its Python module of constants, or a plain text with ``${...}`` placeholders.
 
     Returns:
-        Prompts by mode, ``score_multi`` and ``score_safety``. A plain text is for safety if it asks for a
-        ``"safety"`` score and for no ``"helpfulness"``.
+        Prompts by mode, ``score_multi`` and ``score_safety``. A plain text is the safety prompt if it asks for a
+        ``"safety"`` score and not for ``"helpfulness"``.
 
     Raises:
-        ConfigError: a Python file holds no such constant.
+        ConfigError: a Python file has no such constant.
     """
     if not where.endswith(".py"):
         mode = "score_safety" if '"safety"' in text and '"helpfulness"' not in text else "score_multi"
@@ -132,7 +132,7 @@ def parse_just_eval(text: str, where: str) -> dict[str, JudgePrompt]:
     try:
         body = ast.parse(text).body
     except SyntaxError as error:
-        raise ConfigError(f"{where} is no Python file: line {error.lineno}: {error.msg}") from None
+        raise ConfigError(f"{where} is not a valid Python file: line {error.lineno}: {error.msg}") from None
     for node in body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             for target in node.targets:
@@ -146,28 +146,28 @@ def parse_just_eval(text: str, where: str) -> dict[str, JudgePrompt]:
 
 
 def parse_urial(text: str, where: str) -> JudgePrompt:
-    """URIAL's pairwise template: one user message with ``{$name}`` placeholders."""
+    """Parse URIAL's pairwise template: a user message with ``{$name}`` placeholders."""
     return JudgePrompt(Path(where).stem, (Turn("system", _SYSTEM_FOR_TEXT), Turn("user", text)), "urial")
 
 
 def parse_arena_hard(text: str, where: str, default_system: str = "") -> JudgePrompt:
-    """Arena-Hard's YAML configuration: ``system_prompt`` and ``prompt_template`` (a text, or a list of one).
+    """Parse Arena-Hard's YAML configuration: ``system_prompt`` and ``prompt_template`` (a string, or a list of one).
 
-    Version 2 of the tool keeps system prompts in its code: then `default_system` stands in.
+    Version 2 of the tool has its system prompts in code; `default_system` is used then.
 
     Raises:
-        ConfigError: the file is no YAML mapping with a single prompt template.
+        ConfigError: the file is not a YAML mapping with a single prompt template.
     """
     yaml = require("yaml", "reading an Arena-Hard configuration")
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is no YAML file: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     template = config.get("prompt_template") if isinstance(config, dict) else None
     if isinstance(template, list) and len(template) == 1:
         template = template[0]
     if not isinstance(template, str):
-        raise ConfigError(f"{where} must have one prompt_template, a text or a list of one text")
+        raise ConfigError(f"{where} must have one prompt_template, a string or a list of one string")
     system = config.get("system_prompt") or default_system
     return JudgePrompt("arena-hard", (Turn("system", str(system)), Turn("user", template)), "format")
 
@@ -179,7 +179,7 @@ def _just_eval(mode: str, text: str) -> JudgePrompt:
 def _role(role: str, where: str) -> Role:
     known: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
     if role not in known:
-        raise ConfigError(f"{where} has a block of the unknown role {role!r}: use system, user or assistant")
+        raise ConfigError(f"{where} has a block with the unknown role {role!r}: use system, user or assistant")
     return known[role]
 
 
@@ -192,12 +192,12 @@ def _json_lines(text: str, where: str) -> Iterable[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise ConfigError(f"{where} line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
-            raise ConfigError(f"{where} line {number} is no JSON object")
+            raise ConfigError(f"{where} line {number} is not a JSON object")
         yield number, row
 
 
 def _field(row: Mapping[str, Any], key: str, where: str, number: int) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise ConfigError(f"{where} line {number} lacks the text field {key!r}")
+        raise ConfigError(f"{where} line {number} has no string field {key!r}")
     return value

@@ -1,6 +1,6 @@
-"""Protocols for reward models: a number for each answer, or which of two answers has the higher one.
+"""Protocols of reward models: the reward of each answer, or which of two answers has the higher reward.
 
-Rewards have no scale of their own, so they say something only between answers to the same prompts.
+Rewards have no fixed scale, so they can only be compared between answers to the same prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Reward(Protocol):
     """The reward of each answer; higher is better.
 
     Args:
-        strict: has no effect: there are no words to guess at.
+        strict: has no effect, since there is no text to parse.
     """
 
     name = "reward"
@@ -54,15 +54,15 @@ class Reward(Protocol):
         return [self._figures(members) for members in group(verdicts, line)]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """Always refused: no upstream tool writes such rows.
+        """Not supported: no upstream tool writes such rows.
 
         Raises:
             DataError: always.
         """
-        raise DataError("rewards have no upstream form: `ragalign judge run` keeps them in verdicts.jsonl")
+        raise DataError("rewards have no upstream file format: read them from verdicts.jsonl of `ragalign judge run`")
 
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-        """No upstream tool reads such rows."""
+        """No rows: no upstream tool reads rewards."""
         return []
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
@@ -70,7 +70,7 @@ class Reward(Protocol):
         return figures(self.name, verdicts, {name: mean(one) for name, one in samples.items()}, samples)
 
     def _request(self, item: Item, *answers: Sequence[str]) -> JudgeRequest:
-        """The conversation up to its last turn as the judged model had it, then the last answers side by side."""
+        """The judged model's conversation up to the last user turn, then the last answer of each model."""
         if any(len(answer) < len(item.turns) for answer in answers):
             raise DataError(f"item {item.id!r} has fewer answers than turns")
         messages: list[Turn] = []
@@ -87,7 +87,7 @@ class Reward(Protocol):
         except ValueError:
             found = None
         if not isinstance(found, list) or len(found) != n or not all(isinstance(one, int | float) for one in found):
-            raise UnreadableReplyError(f"the judge gave no {n} rewards; is it a reward model (reward:MODEL)?")
+            raise UnreadableReplyError(f"the judge did not return {n} rewards; is it a reward model (reward:MODEL)?")
         try:
             rewards = [float(one) for one in found]
         except OverflowError:
@@ -98,9 +98,9 @@ class Reward(Protocol):
 
 
 class RewardPairwise(Reward):
-    """The higher reward wins; equal ones are a draw. There is no order of the answers to be biased by.
+    """The higher reward wins; equal rewards are a draw. Answers are scored separately, so there is no position bias.
 
-    Only conversations of one turn: later turns follow different answers.
+    Only conversations with one turn can be compared, since later turns follow different answers.
     """
 
     name = "reward-pairwise"
@@ -109,13 +109,13 @@ class RewardPairwise(Reward):
     def build(self, item: Item) -> list[JudgeRequest]:
         """One request with both answers."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
         if len(item.turns) > 1:
             raise DataError(f"item {item.id!r} has several turns; use the protocol reward")
         return [self._request(item, item.answer.turns, item.baseline.turns)]
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """Both rewards, and who wins."""
+        """Both rewards, and the preference."""
         model, baseline = self._rewards(reply, 2)
         return Decision({"model": model, "baseline": baseline}, 0.5 if model == baseline else float(model > baseline))
 

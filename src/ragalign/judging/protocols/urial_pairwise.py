@@ -1,4 +1,4 @@
-"""URIAL's pairwise judge: A, B or tie on each of six aspects, with a random assignment kept in the record."""
+"""URIAL's pairwise judge: A, B or tie on each of six aspects, in a random order that is recorded."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _CHOICES = ("A", "B", "tie")
 
 
 class UrialPairwise(Protocol):
-    """Shares of wins, ties and losses per aspect.
+    """Compares two answers on six aspects.
 
     Args:
-        strict: all six aspects must be decided, each as A, B or tie; upstream counts what it recognises.
+        strict: require A, B or tie for all six aspects; upstream counts the aspects that it recognises.
         prompt_file: URIAL's template with ``{$instruction}``, ``{$candidate_A}`` and ``{$candidate_B}``.
-        both_orders: ask in the other order as well, and average.
-        seed: of the random assignment, which is drawn for each item from the seed and the instruction.
+        both_orders: ask in both orders, and average.
+        seed: seed of the random order, which is drawn for each item from the seed and the instruction.
     """
 
     name = "urial-pairwise"
@@ -62,10 +62,10 @@ class UrialPairwise(Protocol):
         self._prompt.check(("instruction", "candidate_A", "candidate_B"), (), where)
 
     def build(self, item: Item) -> list[JudgeRequest]:
-        """One request in the drawn order, and one in the other if both are wanted."""
+        """One request in the drawn order, and another in the other order with `both_orders`."""
         if item.baseline is None:
-            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} compares with")
-        # Upstream draws from one stream, so that an item's order depends on all before it; a resumed run could not.
+            raise DataError(f"item {item.id!r} has no baseline answer, which the protocol {self.name} needs")
+        # Upstream draws from one stream, so an item's order depends on all items before it, which cannot be resumed.
         drawn = random.Random(f"{self._seed} {item.instruction}").random() >= 0.5
         requests = []
         for swapped in (drawn, not drawn) if self._both_orders else (drawn,):
@@ -78,7 +78,7 @@ class UrialPairwise(Protocol):
         return requests
 
     def read(self, request: JudgeRequest, reply: JudgeReply) -> Decision:
-        """A score per aspect: 1 if the model is better, 0 if the baseline is, 0.5 for a tie."""
+        """A score per aspect: 1 if the model is better, 0 if the baseline is better, 0.5 for a tie."""
         choices = self._choices(reply.text)
         undecided = [aspect for aspect in ASPECTS if choices.get(aspect) not in _CHOICES]
         if self.strict and undecided:
@@ -94,18 +94,18 @@ class UrialPairwise(Protocol):
         return Decision(scores)
 
     def aggregate(self, verdicts: Sequence[Verdict]) -> list[Figures]:
-        """Win, tie and lose shares per aspect, in percent of the comparisons that decide the aspect."""
+        """Win, tie and lose shares per aspect, in percent of the comparisons with a decision on the aspect."""
         return [self._figures(members) for members in group(merge_orders(verdicts), line)]
 
     def replay(self, row: Json, position: int, source: str) -> list[Verdict]:
-        """The choices read from ``result`` or ``parsed_result``, turned by the stored assignment."""
+        """The choices in ``result``, mapped to the models by the stored assignment."""
         assignment = row.get("assignment")
         if not isinstance(assignment, dict) or not {"A", "B"} <= set(assignment):
             raise DataError("no 'assignment' of A and B")
         model, baseline = row.get("generator"), row.get("ref_generator")
         if not isinstance(model, str) or not isinstance(baseline, str):
-            raise DataError("no text fields 'generator' and 'ref_generator'")
-        # As upstream: A is the baseline if it is named so, and the model in every other case.
+            raise DataError("no string fields 'generator' and 'ref_generator'")
+        # As upstream does: A is the baseline if it has the baseline's name, else the model.
         swapped = assignment["A"] == baseline
         config = row.get("eval_config")
         judge = str(config.get("gpt") or "") if isinstance(config, dict) else ""
@@ -145,7 +145,7 @@ class UrialPairwise(Protocol):
 
     def _choices(self, text: str) -> Mapping[str, Any]:
         try:
-            # Upstream's way: fences off, then backslashes doubled, which breaks valid escapes; hence the second try.
+            # As upstream does, remove fences and double backslashes; that breaks valid escapes, hence the second try.
             result = json_object(text.strip().strip("`").replace("\\", "\\\\"))
         except UnreadableReplyError:
             result = json_object(text.strip().strip("`"))
