@@ -57,8 +57,8 @@ def test_the_average_of_aspects_has_an_interval(shared_data: Path) -> None:
     assert found["avg"].value == pytest.approx(figures.values["avg"])
     assert (found["avg"].n, found["avg_lens"].n, found["safety"].n) == (5 * 800 + 200, 800, 200)
     # The standard error from the parts: safety is of other prompts, the five aspects go together.
-    general = np.array([figures.samples[name].values for name in figures.averages["avg"][:-1]]).sum(axis=0)
-    safety = np.array(figures.samples["safety"].values)
+    general = np.array([figures.observations[name].values for name in figures.averages["avg"][:-1]]).sum(axis=0)
+    safety = np.array(figures.observations["safety"].values)
     error = np.hypot(general.std(ddof=1) / np.sqrt(800), safety.std(ddof=1) / np.sqrt(200)) / 6
     assert found["avg"].high - found["avg"].low == pytest.approx(2 * 1.96 * error, rel=0.1)
 

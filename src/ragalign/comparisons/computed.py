@@ -73,18 +73,20 @@ class Computed(Protocol):
             ]
             for name in names
         }
-        samples = {
+        observed = {
             name: Observations(
                 tuple(prompt for prompt, _ in known[name]),
                 tuple(value for _, value in known[name]),
-                # Several metrics score the same answers, and one can have no score where others have theirs.
+                # Several metrics score the same answers, and some of them can be unscored where others are not.
                 n_unscored=len(verdicts) - sum(name in verdict.scores for verdict in verdicts),
             )
             for name in names
         }
-        values = {name: sum(sample.values) / len(sample.values) for name, sample in samples.items()}
+        values = {name: sum(of_metric.values) / len(of_metric.values) for name, of_metric in observed.items()}
         n_unscored = len(verdicts) - len(scored)
-        return Figures(COMPUTED, verdicts[0].model, "", None, len(scored), n_unscored, values, reasons, samples=samples)
+        return Figures(
+            COMPUTED, verdicts[0].model, "", None, len(scored), n_unscored, values, reasons, observations=observed
+        )
 
 
 def weight(verdict: Verdict, name: str) -> int:

@@ -19,9 +19,9 @@ def intervals(figures: Figures, *, seed: int = 0) -> dict[str, Estimate]:
 
     Samples, turns and battles of one prompt are resampled together.
     """
-    found = {name: _of_sample(sample, seed) for name, sample in figures.samples.items()}
+    found = {name: _estimate(observed, seed) for name, observed in figures.observations.items()}
     for name, parts in figures.averages.items():
-        found[name] = mean_of_means([_observations(figures.samples[part]) for part in parts])
+        found[name] = mean_of_means([_observations(figures.observations[part]) for part in parts])
     for name, resampled in figures.resampled.items():
         low, high = percentile_interval(np.array(resampled), _CONFIDENCE)
         found[name] = Estimate(
@@ -37,14 +37,14 @@ def intervals(figures: Figures, *, seed: int = 0) -> dict[str, Estimate]:
     return found
 
 
-def _of_sample(sample: Observations, seed: int) -> Estimate:
-    if sample.is_share and set(sample.values) <= {0.0, 100.0}:
-        estimate = proportion([value / 100 for value in sample.values], sample.prompts, seed=seed).scaled(100)
+def _estimate(observed: Observations, seed: int) -> Estimate:
+    if observed.is_share and set(observed.values) <= {0.0, 100.0}:
+        estimate = proportion([value / 100 for value in observed.values], observed.prompts, seed=seed).scaled(100)
     else:
-        estimate = mean(sample.values, sample.prompts, seed=seed)
-    return replace(estimate, n_unscored=sample.n_unscored)
+        estimate = mean(observed.values, observed.prompts, seed=seed)
+    return replace(estimate, n_unscored=observed.n_unscored)
 
 
-def _observations(sample: Observations) -> ValuesByPrompt:
+def _observations(observed: Observations) -> ValuesByPrompt:
     # mean_of_means counts None as unscored, whichever prompt it belongs to.
-    return [*sample.values, *[None] * sample.n_unscored], [*sample.prompts, *[""] * sample.n_unscored]
+    return [*observed.values, *[None] * observed.n_unscored], [*observed.prompts, *[""] * observed.n_unscored]

@@ -185,8 +185,10 @@ def _decide(rating: str, values: Sequence[float]) -> float:
     return 0.5 + 0.5 * float(np.sign(mean - 0.5)) if rating == PREFERENCE else mean
 
 
-def _pair(first: str, second: str, one: NDArray[np.float64], other: NDArray[np.float64], level: Level) -> PairAgreement:
-    both = ~np.isnan(one) & ~np.isnan(other)
-    one, other = one[both], other[both]
-    observed = 100 * float(np.mean(one == other)) if len(one) else None
-    return PairAgreement(first, second, len(one), observed, cohen_kappa(one, other, level))
+def _pair(
+    first: str, second: str, left: NDArray[np.float64], right: NDArray[np.float64], level: Level
+) -> PairAgreement:
+    both = ~np.isnan(left) & ~np.isnan(right)
+    left, right = left[both], right[both]
+    observed = 100 * float(np.mean(left == right)) if len(left) else None
+    return PairAgreement(first, second, len(left), observed, cohen_kappa(left, right, level))

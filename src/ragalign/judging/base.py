@@ -244,13 +244,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """The observations whose mean is a figure: what intervals are computed from.
+    """The observations of a figure that is a mean, from which its interval is computed.
 
     Attributes:
         prompts: the prompt of each observation.
         values: the observations.
-        n_unscored: verdicts that the figure is about and that have no value for it.
-        is_share: whether the figure is a share of comparisons: values are 100 or 0 (or between, for a draw).
+        n_unscored: verdicts without a value for the figure.
+        is_share: whether the figure is a share of comparisons, with values 100 or 0 (or between, for a tie).
     """
 
     prompts: tuple[str, ...]
@@ -274,8 +274,8 @@ class Figures:
         reasons: why verdicts are unscored, with counts.
         notes: notes for readers, such as why a figure is missing.
         files: the files of replayed verdicts.
-        samples: for every figure that is a mean, its observations; nested figures have dotted names.
-        averages: for figures that are the unweighted mean of others, the names of those in `samples`.
+        observations: the observations of each figure that is a mean; nested figures have dotted names.
+        averages: for figures that are the unweighted mean of others, their names.
         resampled: for all other figures, their values on resamples of the prompts.
     """
 
@@ -289,7 +289,7 @@ class Figures:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    samples: Mapping[str, Observations] = field(default_factory=dict)
+    observations: Mapping[str, Observations] = field(default_factory=dict)
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

@@ -138,8 +138,8 @@ class Ledger:
 
 def cost_note(spending: Mapping[str, Spending]) -> str:
     """A run's cost as text."""
-    known = [one.cost for one in spending.values() if one.cost is not None]
-    unknown = [judge for judge, one in spending.items() if one.cost is None]
+    known = [spent.cost for spent in spending.values() if spent.cost is not None]
+    unknown = [judge for judge, spent in spending.items() if spent.cost is None]
     parts = [f"${sum(known):.4f}"] if known else []
     if unknown:
         parts.append(f"unknown for {', '.join(unknown)} (no price or no usage)")

@@ -89,7 +89,7 @@ class ReplyCache:
         while True:
             keys = {_key(key, attempt): attempt for attempt in range(start, start + _ATTEMPTS_PER_QUERY)}
             rows = self._cache.get(list(keys))
-            read = {keys[one]: _decoded(value) for one, value in rows.items()}
+            read = {keys[row_key]: _decoded(value) for row_key, value in rows.items()}
             if None in read.values():
                 self._cache.report_damage()
             found += [(attempt, reply) for attempt, reply in sorted(read.items()) if reply is not None]

@@ -36,10 +36,10 @@ def write_run(folder: Path, protocol: Protocol, judgements: Sequence[Judgement],
         OSError: the folder cannot be written to.
     """
     path = folder / VERDICTS
-    write_rows(path, (_as_row(one.verdict, prices) for one in judgements), "jsonl")
+    write_rows(path, (_as_row(judgement.verdict, prices) for judgement in judgements), "jsonl")
     places: dict[Path, list[Judgement]] = {}
-    for one in judgements:
-        places.setdefault(folder / _place(protocol, one.verdict), []).append(one)
+    for judgement in judgements:
+        places.setdefault(folder / _place(protocol, judgement.verdict), []).append(judgement)
     for place, group in places.items():
         write_rows(place, protocol.record(group), protocol.file_format)
     return [path, *places]

@@ -46,8 +46,8 @@ def pair(asked: Sequence[Prompted], answered: Sequence[Prompted]) -> list[int | 
     return found
 
 
-def _agree(one: Prompted, other: Prompted) -> bool:
-    return one.text is None or other.text is None or bool({one.text, one.bare} & {other.text, other.bare} - {None})
+def _agree(left: Prompted, right: Prompted) -> bool:
+    return left.text is None or right.text is None or bool({left.text, left.bare} & {right.text, right.bare} - {None})
 
 
 def _pair_in_order(

@@ -65,14 +65,14 @@ def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], l
                 reason = str(error)
         problems.append(Problem(row.where, reason or "unreadable"))
         found.append(row)
-    readable = [one for one in found if isinstance(one, Verdict)]
+    readable = [entry for entry in found if isinstance(entry, Verdict)]
     if not readable:
         first = problems[0]
         raise DataError(f"{path} has no judgement of the protocol {protocol.name}: {first.where}: {first.reason}")
     reasons = iter(problems)
     verdicts = [
-        one if isinstance(one, Verdict) else _unreadable(protocol, one, next(reasons), readable, str(path))
-        for one in found
+        entry if isinstance(entry, Verdict) else _unreadable(protocol, entry, next(reasons), readable, str(path))
+        for entry in found
     ]
     return verdicts, problems
 

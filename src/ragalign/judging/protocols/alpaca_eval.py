@@ -176,7 +176,9 @@ class _AlpacaEval(Protocol):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """Rows of ``annotations.json``; the preference of unscored ones is null, as upstream stores them."""
         rows = []
-        for item, verdict, _, reply in ((one.item, one.verdict, one.request, one.reply) for one in judgements):
+        for item, verdict, _, reply in (
+            (judgement.item, judgement.verdict, judgement.request, judgement.reply) for judgement in judgements
+        ):
             baseline = item.baseline or Answer("", ("",))
             row: dict[str, Any] = {
                 "dataset": item.metadata.get("dataset") or "",

@@ -11,7 +11,7 @@ import numpy as np
 
 from ragalign.errors import DataError
 from ragalign.judging.base import Figures, Verdict
-from ragalign.judging.protocols.grouping import figures, sample, split_scored
+from ragalign.judging.protocols.grouping import figures, observe, split_scored
 from ragalign.judging.protocols.length_control import MINIMAL, LengthControl
 
 _TOLERANCE = 1e-6
@@ -47,11 +47,11 @@ def leaderboard_line(protocol: str, verdicts: Sequence[Verdict], control: Length
     if checked:
         values["n_rederived"] = len(checked)
         values["n_rederived_differing"] = sum(_differs(verdict) for verdict in checked)
-    samples = {
-        "win_rate": sample(verdicts, lambda v: None if v.preference is None else 100 * v.preference, is_share=True),
-        "discrete_win_rate": sample(verdicts, _discrete, is_share=True),
+    observed = {
+        "win_rate": observe(verdicts, lambda v: None if v.preference is None else 100 * v.preference, is_share=True),
+        "discrete_win_rate": observe(verdicts, _discrete, is_share=True),
     }
-    return figures(protocol, verdicts, values, samples, notes, resampled=resampled)
+    return figures(protocol, verdicts, values, observed, notes, resampled=resampled)
 
 
 def _control(

@@ -25,7 +25,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample, unit
+from ragalign.judging.protocols.grouping import figures, group, mean, observe, unit
 from ragalign.judging.protocols.prompt_files import parse_arena_hard, prompt_text
 
 # The first answer's share, and the weight of the verdict.
@@ -143,8 +143,8 @@ class ArenaHard(Protocol):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """Rows of ``model_judgment/<judge>/<model>.jsonl`` in version 2's format; a game without a reply is null."""
         rows = []
-        for pair in group(judgements, lambda one: unit(one.verdict)):
-            games = {bool(one.verdict.swapped): one for one in pair}
+        for pair in group(judgements, lambda judgement: unit(judgement.verdict)):
+            games = {bool(judgement.verdict.swapped): judgement for judgement in pair}
             some = pair[0].verdict
             rows.append(
                 {
@@ -161,12 +161,12 @@ class ArenaHard(Protocol):
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
         # A strong verdict counts as three battles of the same prompt, also for the interval.
         battles = [v for v in verdicts for _ in range(v.metadata.get("weight", 1) if v.is_scored else 1)]
-        samples = {"score": sample(battles, _percent, is_share=True)}
-        values: dict[str, Any] = {"score": mean(samples["score"]), "lower": None, "upper": None}
-        observed = samples["score"].values
-        values["n_battles"] = len(observed)
-        if observed:
-            drawn = np.random.default_rng(_SEED).choice(observed, size=(_N_BOOTSTRAPS, len(observed)))
+        observed = {"score": observe(battles, _percent, is_share=True)}
+        values: dict[str, Any] = {"score": mean(observed["score"]), "lower": None, "upper": None}
+        scores = observed["score"].values
+        values["n_battles"] = len(scores)
+        if scores:
+            drawn = np.random.default_rng(_SEED).choice(scores, size=(_N_BOOTSTRAPS, len(scores)))
             lower, upper = np.quantile(drawn.mean(axis=1), [0.05, 0.95])
             values |= {"lower": float(lower), "upper": float(upper)}
         stored = [v for v in verdicts if "stored" in v.metadata]
@@ -175,10 +175,12 @@ class ArenaHard(Protocol):
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
         categories = group((v for v in battles if v.category is not None), lambda v: v.category)
         if len(categories) > 1:
-            by_category = {str(members[0].category): sample(members, _percent, is_share=True) for members in categories}
-            values["categories"] = {name: mean(one) for name, one in by_category.items()}
-            samples |= {f"categories.{name}": one for name, one in by_category.items()}
-        return figures(self.name, verdicts, values, samples)
+            by_category = {
+                str(members[0].category): observe(members, _percent, is_share=True) for members in categories
+            }
+            values["categories"] = {name: mean(observations) for name, observations in by_category.items()}
+            observed |= {f"categories.{name}": observations for name, observations in by_category.items()}
+        return figures(self.name, verdicts, values, observed)
 
 
 def _row(verdict: Verdict) -> object:

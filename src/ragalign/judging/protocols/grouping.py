@@ -67,7 +67,7 @@ def figures(
     protocol: str,
     verdicts: Sequence[Verdict],
     values: Mapping[str, Any],
-    samples: Mapping[str, Observations],
+    observations: Mapping[str, Observations],
     notes: Iterable[str] = (),
     *,
     averages: Mapping[str, tuple[str, ...]] | None = None,
@@ -87,13 +87,13 @@ def figures(
         reasons=reasons,
         notes=tuple(notes),
         files=tuple(dict.fromkeys(file for file in files if isinstance(file, str))),
-        samples=samples,
+        observations=observations,
         averages=averages or {},
         resampled=resampled or {},
     )
 
 
-def sample(
+def observe(
     verdicts: Iterable[Verdict], value: Callable[[Verdict], float | None], *, is_share: bool = False
 ) -> Observations:
     """One observation per verdict; verdicts that are unscored or without a value (None) are counted as unscored."""

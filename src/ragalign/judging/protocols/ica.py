@@ -25,7 +25,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, sample, split_scored
+from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, observe, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import parse_reviewer, prompt_text
 
@@ -108,7 +108,11 @@ class Ica(Protocol):
         """One row per prompt with its scored, unswapped replies; upstream cannot read unscored ones."""
         rows = []
         for samples in group(judgements, lambda judgement: judgement.item.id):
-            usable = [one.verdict for one in samples if one.verdict.is_scored and not one.verdict.swapped]
+            usable = [
+                judgement.verdict
+                for judgement in samples
+                if judgement.verdict.is_scored and not judgement.verdict.swapped
+            ]
             ordered = sorted(usable, key=lambda verdict: verdict.sample)
             rows.append({"autoeval_text_list": [verdict.raw for verdict in ordered]})
         return rows
@@ -131,15 +135,15 @@ class Ica(Protocol):
             "draw": sum(_outcome(verdict) == 0 for verdict in scored),
             "lose": sum(_outcome(verdict) < 0 for verdict in scored),
         }
-        samples = {
-            "win_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) > 0), is_share=True),
-            "draw_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) == 0), is_share=True),
-            "lose_rate": sample(verdicts, lambda v: 100.0 * (_outcome(v) < 0), is_share=True),
-            "avg_score_model": sample(verdicts, lambda v: v.scores["model"]),
-            "avg_score_baseline": sample(verdicts, lambda v: v.scores["baseline"]),
+        observed = {
+            "win_rate": observe(verdicts, lambda v: 100.0 * (_outcome(v) > 0), is_share=True),
+            "draw_rate": observe(verdicts, lambda v: 100.0 * (_outcome(v) == 0), is_share=True),
+            "lose_rate": observe(verdicts, lambda v: 100.0 * (_outcome(v) < 0), is_share=True),
+            "avg_score_model": observe(verdicts, lambda v: v.scores["model"]),
+            "avg_score_baseline": observe(verdicts, lambda v: v.scores["baseline"]),
         }
-        values = counts | {name: mean(observations) for name, observations in samples.items()}
-        return figures(self.name, verdicts, values, samples)
+        values = counts | {name: mean(observations) for name, observations in observed.items()}
+        return figures(self.name, verdicts, values, observed)
 
 
 def _outcome(verdict: Verdict) -> int:

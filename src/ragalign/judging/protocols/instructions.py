@@ -86,13 +86,13 @@ class InstructionProtocol(Protocol):
         return [self._figures(members) for members in group(verdicts, line)]
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        samples = instruction_samples(verdicts)
+        observed = instruction_observations(verdicts)
         notes = []
         answered = {verdict.item_id for verdict in verdicts}
         if n_missing := sum(prompt.id not in answered for prompt in self._prompts.values()):
             notes.append(f"{n_missing} of {len(self._prompts)} prompts have no answer")
-        values = {name: mean(one) for name, one in samples.items()}
-        return figures(self.name, verdicts, values, samples, notes)
+        values = {name: mean(observations) for name, observations in observed.items()}
+        return figures(self.name, verdicts, values, observed, notes)
 
 
 class IfEval(InstructionProtocol):
@@ -131,13 +131,13 @@ def verdict_of(
     protocol: str, item_id: str, model: str, followed: Sequence[Followed], name: str, *, source: str | None = None
 ) -> Verdict:
     """The verdict on an answer: scored if all instructions could be checked; the metadata has the result of each."""
-    unknown = next((one for one in followed if not one.is_scored), None)
+    unknown = next((result for result in followed if not result.is_scored), None)
     scores = {} if unknown else {f"prompt_{mode}": float(all(_values(followed, mode))) for mode in _MODES}
     if not unknown:
         scores |= {f"instruction_{mode}": sum(_values(followed, mode)) / len(followed) for mode in _MODES}
     metadata: dict[str, Any] = {
-        "instructions": [one.instruction for one in followed],
-        **{mode: [getattr(one, mode) for one in followed] for mode in _MODES},
+        "instructions": [result.instruction for result in followed],
+        **{mode: [getattr(result, mode) for result in followed] for mode in _MODES},
     }
     return Verdict(
         id=f"{item_id}/{name}",
@@ -151,7 +151,7 @@ def verdict_of(
     )
 
 
-def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
+def instruction_observations(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
     """The observations of the four figures, in percent; all instructions that could be checked count."""
     verdicts = list(verdicts)
     found = {}
@@ -176,7 +176,7 @@ def instruction_samples(verdicts: Iterable[Verdict]) -> dict[str, Observations]:
 
 
 def _values(followed: Sequence[Followed], mode: str) -> list[bool]:
-    return [bool(getattr(one, mode)) for one in followed]
+    return [bool(getattr(result, mode)) for result in followed]
 
 
 def _first_text(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:

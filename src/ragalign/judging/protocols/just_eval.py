@@ -24,7 +24,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored
+from ragalign.judging.protocols.grouping import figures, group, mean, observe, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range, json_object
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_just_eval, prompt_text
 
@@ -138,15 +138,15 @@ class JustEval(Protocol):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """Rows of just-eval's result file; an unscored row has the result "N/A", which upstream asks for again."""
         rows = []
-        for one in judgements:
-            item, verdict = one.item, one.verdict
+        for judgement in judgements:
+            item, verdict = judgement.item, judgement.verdict
             row: dict[str, Any] = {
                 "id": int(item.id) if item.id.isascii() and item.id.isdigit() else item.id,
                 "input": item.instruction,
                 "output_cand": item.answer.text,
                 "generator_cand": item.answer.model,
                 "eval_config": {"mode": mode_of(item), "gpt": verdict.judge, "max_words": -1},
-                "prompt": one.request.messages[-1].content if one.request else "",
+                "prompt": judgement.request.messages[-1].content if judgement.request else "",
                 "result": _UNDONE,
             }
             if verdict.is_scored:
@@ -161,11 +161,11 @@ class JustEval(Protocol):
         aspects = known + [aspect for aspect in found if aspect not in known]
         # Without a mode (in verdicts of other tools), an answer counts for the aspects that it has.
         modes = {aspect: {v.metadata.get("mode") for v in scored if aspect in v.scores} for aspect in aspects}
-        samples = {
-            aspect: sample((v for v in verdicts if v.metadata.get("mode") in modes[aspect]), _score_of(aspect))
+        observed = {
+            aspect: observe((v for v in verdicts if v.metadata.get("mode") in modes[aspect]), _score_of(aspect))
             for aspect in aspects
         }
-        values: dict[str, Any] = {aspect: mean(one) for aspect, one in samples.items()}
+        values: dict[str, Any] = {aspect: mean(observations) for aspect, observations in observed.items()}
         notes, averages = [], {}
         if len(known) == len(GENERAL_ASPECTS) + 1:
             values["avg"] = sum(values[aspect] for aspect in known) / len(known)
@@ -175,17 +175,17 @@ class JustEval(Protocol):
         # As in upstream's table, lengths are those of answers to general queries, if there are any.
         general = [v for v in verdicts if v.metadata.get("mode") == GENERAL] or list(verdicts)
         lengths = [(v.item_id, float(v.metadata["n_words"])) for v in general if "n_words" in v.metadata]
-        samples["avg_lens"] = Observations(
+        observed["avg_lens"] = Observations(
             tuple(prompt for prompt, _ in lengths), tuple(length for _, length in lengths)
         )
-        values["avg_lens"] = mean(samples["avg_lens"])
+        values["avg_lens"] = mean(observed["avg_lens"])
         values["n_not_applicable"] = sum(len(v.metadata.get("not_applicable", ())) for v in scored)
-        values["n_by_aspect"] = {aspect: len(samples[aspect].values) for aspect in aspects}
+        values["n_by_aspect"] = {aspect: len(observed[aspect].values) for aspect in aspects}
         stored = [v for v in verdicts if "stored" in v.metadata]
         if stored:
             values["n_stored"] = len(stored)
             values["n_stored_differing"] = sum(_differs(v) for v in stored)
-        return figures(self.name, verdicts, values, samples, notes, averages=averages)
+        return figures(self.name, verdicts, values, observed, notes, averages=averages)
 
 
 def mode_of(item: Item) -> str:

@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample
+from ragalign.judging.protocols.grouping import figures, group, mean, observe
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_fastchat, prompt_text
 
@@ -111,16 +111,16 @@ class MtBench(Protocol):
         """Rows of ``model_judgment/<judge>_single.jsonl``; an unscored turn has the score -1, as upstream stores it."""
         return [
             {
-                "question_id": upstream_id(one.item.id),
-                "model": one.verdict.model,
-                "judge": [one.verdict.judge, one.request.prompt_name if one.request else ""],
-                "user_prompt": one.request.messages[-1].content if one.request else "",
-                "judgment": one.verdict.raw or _FAILED,
-                "score": _whole(one.verdict.scores.get("score", -1)),
-                "turn": one.verdict.turn,
-                "tstamp": one.reply.created if one.reply else None,
+                "question_id": upstream_id(judgement.item.id),
+                "model": judgement.verdict.model,
+                "judge": [judgement.verdict.judge, judgement.request.prompt_name if judgement.request else ""],
+                "user_prompt": judgement.request.messages[-1].content if judgement.request else "",
+                "judgment": judgement.verdict.raw or _FAILED,
+                "score": _whole(judgement.verdict.scores.get("score", -1)),
+                "turn": judgement.verdict.turn,
+                "tstamp": judgement.reply.created if judgement.reply else None,
             }
-            for one in judgements
+            for judgement in judgements
         ]
 
     def context(self, item: Item) -> Json:
@@ -129,19 +129,22 @@ class MtBench(Protocol):
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
         turns = {1: "turn_1", 2: "turn_2"}
-        samples = {name: sample((v for v in verdicts if v.turn == turn), _score) for turn, name in turns.items()}
-        samples["overall"] = sample(verdicts, _score)
-        values: dict[str, Any] = {"mode": "single", **{name: mean(one) for name, one in samples.items()}}
+        observed = {name: observe((v for v in verdicts if v.turn == turn), _score) for turn, name in turns.items()}
+        observed["overall"] = observe(verdicts, _score)
+        values: dict[str, Any] = {
+            "mode": "single",
+            **{name: mean(observations) for name, observations in observed.items()},
+        }
         categories = group((v for v in verdicts if v.category is not None), lambda v: v.category)
         if categories:
-            by_category = {str(members[0].category): sample(members, _score) for members in categories}
-            values["categories"] = {name: mean(one) for name, one in by_category.items()}
-            samples |= {f"categories.{name}": one for name, one in by_category.items()}
+            by_category = {str(members[0].category): observe(members, _score) for members in categories}
+            values["categories"] = {name: mean(observations) for name, observations in by_category.items()}
+            observed |= {f"categories.{name}": observations for name, observations in by_category.items()}
         checked = [v for v in verdicts if "stored" in v.metadata]
         if checked:
             values["n_stored"] = len(checked)
             values["n_stored_differing"] = sum(v.metadata["stored"] != v.scores.get("score", -1) for v in checked)
-        return figures(self.name, verdicts, values, samples)
+        return figures(self.name, verdicts, values, observed)
 
 
 def load_prompts(

@@ -21,7 +21,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, mean, sample, split_scored, unit
+from ragalign.judging.protocols.grouping import figures, group, mean, observe, split_scored, unit
 from ragalign.judging.protocols.mt_bench import (
     PARAMETERS,
     check_turns,
@@ -97,7 +97,7 @@ class MtBenchPairwise(Protocol):
         """
         games = group(verdicts, lambda v: (unit(v), v.metadata.get("row")))
         comparisons = [_settle_games(pair) for pair in games]
-        sides = comparisons + [_mirror(one) for one in comparisons if one.baseline is not None]
+        sides = comparisons + [_mirror(comparison) for comparison in comparisons if comparison.baseline is not None]
         tables = group(sides, lambda v: (v.model, v.judge))
         return [self._figures(members) for members in tables]
 
@@ -129,8 +129,8 @@ class MtBenchPairwise(Protocol):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """Rows of ``model_judgment/<judge>_pair.jsonl``; an unreadable game has the winner ``error``."""
         rows = []
-        for pair in group(judgements, lambda one: unit(one.verdict)):
-            games = {bool(one.verdict.swapped): one for one in pair}
+        for pair in group(judgements, lambda judgement: unit(judgement.verdict)):
+            games = {bool(judgement.verdict.swapped): judgement for judgement in pair}
             some = pair[0]
             row: dict[str, Any] = {
                 "question_id": upstream_id(some.item.id),
@@ -145,7 +145,9 @@ class MtBenchPairwise(Protocol):
                 request = game.request if game else None
                 row[f"g{number}_user_prompt"] = request.messages[-1].content if request else ""
                 row[f"g{number}_judgment"] = (game.verdict.raw if game else "") or _FAILED
-            stamps = [one.reply.created for one in pair if one.reply and one.reply.created is not None]
+            stamps = [
+                judgement.reply.created for judgement in pair if judgement.reply and judgement.reply.created is not None
+            ]
             rows.append({**row, "turn": some.verdict.turn, "tstamp": max(stamps, default=None)})
         return rows
 
@@ -157,15 +159,15 @@ class MtBenchPairwise(Protocol):
         scored, _ = split_scored(verdicts)
         outcomes = {"win": 1.0, "loss": 0.0, "tie": 0.5}
         counts = {name: sum(v.preference == outcome for v in scored) for name, outcome in outcomes.items()}
-        samples = {
-            "win_rate": sample(verdicts, lambda v: 100.0 * (v.preference == 1), is_share=True),
-            "loss_rate": sample(verdicts, lambda v: 100.0 * (v.preference == 0), is_share=True),
-            "win_rate_adjusted": sample(verdicts, lambda v: 100 * (v.preference or 0.0), is_share=True),
+        observed = {
+            "win_rate": observe(verdicts, lambda v: 100.0 * (v.preference == 1), is_share=True),
+            "loss_rate": observe(verdicts, lambda v: 100.0 * (v.preference == 0), is_share=True),
+            "win_rate_adjusted": observe(verdicts, lambda v: 100 * (v.preference or 0.0), is_share=True),
         }
         values: dict[str, Any] = {"mode": "pairwise", **counts}
-        values |= {name: mean(one) for name, one in samples.items()}
+        values |= {name: mean(observations) for name, observations in observed.items()}
         values["n_inconsistent"] = sum(bool(v.metadata.get("inconsistent")) for v in scored)
-        return figures(self.name, verdicts, values, samples)
+        return figures(self.name, verdicts, values, observed)
 
 
 def _settle_games(games: Sequence[Verdict]) -> Verdict:

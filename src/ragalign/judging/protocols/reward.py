@@ -24,7 +24,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, line, mean, sample
+from ragalign.judging.protocols.grouping import figures, group, line, mean, observe
 from ragalign.types import Turn
 
 
@@ -66,8 +66,10 @@ class Reward(Protocol):
         return []
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        samples = {"avg_reward": sample(verdicts, lambda verdict: verdict.scores["score"])}
-        return figures(self.name, verdicts, {name: mean(one) for name, one in samples.items()}, samples)
+        observed = {"avg_reward": observe(verdicts, lambda verdict: verdict.scores["score"])}
+        return figures(
+            self.name, verdicts, {name: mean(observations) for name, observations in observed.items()}, observed
+        )
 
     def _request(self, item: Item, *answers: Sequence[str]) -> JudgeRequest:
         """The judged model's conversation up to the last user turn, then the last answer of each model."""
@@ -86,10 +88,14 @@ class Reward(Protocol):
             found = parse_json(reply.text)
         except ValueError:
             found = None
-        if not isinstance(found, list) or len(found) != n or not all(isinstance(one, int | float) for one in found):
+        if (
+            not isinstance(found, list)
+            or len(found) != n
+            or not all(isinstance(reward, int | float) for reward in found)
+        ):
             raise UnreadableReplyError(f"the judge did not return {n} rewards; is it a reward model (reward:MODEL)?")
         try:
-            rewards = [float(one) for one in found]
+            rewards = [float(reward) for reward in found]
         except OverflowError:
             rewards = [math.inf]
         if not all(map(math.isfinite, rewards)):
@@ -120,14 +126,16 @@ class RewardPairwise(Reward):
         return Decision({"model": model, "baseline": baseline}, 0.5 if model == baseline else float(model > baseline))
 
     def _figures(self, verdicts: Sequence[Verdict]) -> Figures:
-        samples = {
-            "win_rate": sample(verdicts, lambda one: _percent(one, 1.0), is_share=True),
-            "draw_rate": sample(verdicts, lambda one: _percent(one, 0.5), is_share=True),
-            "lose_rate": sample(verdicts, lambda one: _percent(one, 0.0), is_share=True),
-            "avg_reward_model": sample(verdicts, lambda one: one.scores["model"]),
-            "avg_reward_baseline": sample(verdicts, lambda one: one.scores["baseline"]),
+        observed = {
+            "win_rate": observe(verdicts, lambda verdict: _percent(verdict, 1.0), is_share=True),
+            "draw_rate": observe(verdicts, lambda verdict: _percent(verdict, 0.5), is_share=True),
+            "lose_rate": observe(verdicts, lambda verdict: _percent(verdict, 0.0), is_share=True),
+            "avg_reward_model": observe(verdicts, lambda verdict: verdict.scores["model"]),
+            "avg_reward_baseline": observe(verdicts, lambda verdict: verdict.scores["baseline"]),
         }
-        return figures(self.name, verdicts, {name: mean(one) for name, one in samples.items()}, samples)
+        return figures(
+            self.name, verdicts, {name: mean(observations) for name, observations in observed.items()}, observed
+        )
 
 
 def _percent(verdict: Verdict, preference: float) -> float:

@@ -22,7 +22,7 @@ from ragalign.judging.base import (
     UnreadableReplyError,
     Verdict,
 )
-from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, sample, split_scored
+from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, observe, split_scored
 from ragalign.judging.protocols.parsing import json_object
 from ragalign.judging.protocols.prompt_files import parse_urial, prompt_text
 
@@ -121,8 +121,8 @@ class UrialPairwise(Protocol):
     def record(self, judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         """Rows of URIAL's result file; an unscored row has no ``parsed_result``, which upstream skips."""
         rows = []
-        for one in judgements:
-            item, verdict = one.item, one.verdict
+        for judgement in judgements:
+            item, verdict = judgement.item, judgement.verdict
             baseline = item.baseline or Answer("", ("",))
             first, second = (baseline, item.answer) if verdict.swapped else (item.answer, baseline)
             row: dict[str, Any] = {
@@ -134,7 +134,7 @@ class UrialPairwise(Protocol):
                 "ref_generator": baseline.model,
                 "eval_config": {"mode": "pairwise", "gpt": verdict.judge, "max_words": -1},
                 "assignment": {"A": first.model, "B": second.model},
-                "prompt": one.request.messages[-1].content if one.request else "",
+                "prompt": judgement.request.messages[-1].content if judgement.request else "",
                 "result": verdict.raw or "N/A",
             }
             if verdict.is_scored:
@@ -163,15 +163,20 @@ class UrialPairwise(Protocol):
             "lose": lambda score: score < 0.5,
         }
         shares = {
-            name: {aspect: sample(verdicts, _percent(aspect, holds), is_share=True) for aspect in aspects}
+            name: {aspect: observe(verdicts, _percent(aspect, holds), is_share=True) for aspect in aspects}
             for name, holds in decided.items()
         }
         values: dict[str, Any] = {
-            name: {aspect: mean(one) for aspect, one in by_aspect.items()} for name, by_aspect in shares.items()
+            name: {aspect: mean(observations) for aspect, observations in by_aspect.items()}
+            for name, by_aspect in shares.items()
         }
-        values["n_by_aspect"] = {aspect: len(one.values) for aspect, one in shares["win"].items()}
-        samples = {f"{name}.{aspect}": one for name, by_aspect in shares.items() for aspect, one in by_aspect.items()}
-        return figures(self.name, verdicts, values, samples)
+        values["n_by_aspect"] = {aspect: len(observations.values) for aspect, observations in shares["win"].items()}
+        observed = {
+            f"{name}.{aspect}": observations
+            for name, by_aspect in shares.items()
+            for aspect, observations in by_aspect.items()
+        }
+        return figures(self.name, verdicts, values, observed)
 
 
 def _percent(aspect: str, holds: Callable[[float], bool]) -> Callable[[Verdict], float | None]:
