@@ -57,9 +57,9 @@ def test_it_writes_a_recipe_that_bench_takes(
     ("more", "message"),
     [
         (("--metric", "beauty"), "no metric 'beauty'"),
-        (("--metric", "exact-match", "--recipe", "ica"), "retrieves: constant demonstrations"),
+        (("--metric", "exact-match", "--recipe", "ica"), "retrieves: start from a recipe"),
         (("--metric", "exact-match", "--add", "0"), "add must be at least 1"),
-        (("--metric", "exact-match", "--held-out", "1"), "must lie between 0 and 1"),
+        (("--metric", "exact-match", "--held-out", "1"), "must be between 0 and 1"),
         (("--metric", "exact-match", "--queries", "nosuch"), "no prompt set 'nosuch'"),
         (("--metric", "exact-match"), "the metric 'exact_match' scored no answer: the prompt has no reference"),
     ],

@@ -87,10 +87,10 @@ def test_draws_are_nested_and_cells_are_planned(index: Index) -> None:
     assert names[:3] == ["zero-shot", "retrieved-pool", "constant-n2-seed0"]
     assert len(names) == len(set(names)) == 2 + 2 * 2 * 4
     for arguments, message in (
-        ((["magic"], [2], 1), "no method 'magic'"),
+        ((["magic"], [2], 1), "unknown method 'magic'"),
         ((METHODS, [2, 99], 1), "fewer than the largest size, 99"),
         ((METHODS, [0], 1), "at least 1"),
-        ((METHODS, [2], 0), "at least one draw"),
+        ((METHODS, [2], 0), "seeds must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             plan(*arguments, pool)

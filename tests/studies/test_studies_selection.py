@@ -219,11 +219,11 @@ def test_wrong_searches_are_refused(
         with pytest.raises(error, match=message):
             Search(tmp_path / "x", given["recipe"], given["pool"], given["cases"], scorer, model="tiny")
 
-    refuse(ConfigError, "retrieves: constant demonstrations are searched for without", recipe=Recipe.load("ica"))
+    refuse(ConfigError, "retrieves: start from a recipe without retrieval", recipe=Recipe.load("ica"))
     refuse(ConfigError, "too few to hold 50% of them out", cases=cases.first(1))
-    refuse(ConfigError, "no demonstration to add", pool=Pool.from_demonstrations([BEGUN]))
+    refuse(ConfigError, "no demonstrations except the prompts", pool=Pool.from_demonstrations([BEGUN]))
     own = Pool.from_demonstrations([Demonstration(case.query.text, "x") for case in cases.cases])
-    refuse(ConfigError, "no demonstration to add", pool=own)
+    refuse(ConfigError, "no demonstrations except the prompts", pool=own)
     for options in ({"add": 0}, {"candidates": 0}, {"max_evaluations": 0}, {"held_out": 1.0}, {"held_out": 0.0}):
         with pytest.raises(ConfigError, match=r"must be at least 1|between 0 and 1"):
             SearchOptions(**options)  # type: ignore[arg-type]

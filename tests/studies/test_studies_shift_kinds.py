@@ -38,7 +38,7 @@ def test_categories_of_ones_own(tmp_path: Path) -> None:
     assert categorise("".join(pieces), spans_of(pieces), load_categories(file)) == ["rest", "animal", "animal", "rest"]
     for content, message in (
         ('a = "x"', "list of regular"),
-        ('a = ["("]', "no regular expression"),
+        ('a = ["("]', "not a valid regular expression"),
         ("", "no categories"),
     ):
         file.write_text(content)

@@ -1,1 +1,1 @@
-"""Studies: token distribution shift, in-context learning against fine-tuning, selection of demonstrations."""
+"""Studies: token distribution shift, in-context learning against fine-tuning, and selection of demonstrations."""

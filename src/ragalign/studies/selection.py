@@ -1,8 +1,8 @@
 """Greedy search for constant demonstrations, as in icl-alignment (Zhao et al. 2024, arXiv 2405.19874).
 
-Beginning with a recipe's constant demonstrations, each round adds the candidate with which the mean score on
-development prompts is highest. The best of many noisy means is too good to be true, so some prompts are held out:
-what the search gained on its own prompts minus what it gained on those is its optimism.
+Starting from a recipe's constant demonstrations, each round adds the candidate that gives the highest mean score on
+development prompts. The best of many noisy means overestimates the gain, so some prompts are held out: the optimism
+of the search is its gain on its own prompts minus its gain on those.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ Ids = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How to search.
+    """Options of a search.
 
     Attributes:
-        add: most demonstrations to add.
-        candidates: how many of the pool are tried, drawn with the seed.
-        max_evaluations: most sets of demonstrations to measure on the development prompts, those that are known from
-            an earlier run included, so that a run in pieces takes the same steps as one in one go.
-        held_out: share of the prompts that the search does not see.
-        seed: of the draws.
+        add: maximum demonstrations to add.
+        candidates: number of candidates, drawn from the pool with the seed.
+        max_evaluations: maximum sets of demonstrations to evaluate on the development prompts. Evaluations of earlier
+            runs count too, so that an interrupted run takes the same steps as an uninterrupted one.
+        held_out: share of the prompts to hold out.
+        seed: seed of all random draws.
 
     Raises:
         ConfigError: a number is out of range.
@@ -67,18 +67,18 @@ class SearchOptions:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.held_out < 1:
-            raise ConfigError(f"the share held out must lie between 0 and 1, not {self.held_out:g}")
+            raise ConfigError(f"held_out must be between 0 and 1, not {self.held_out:g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One round: the demonstration that was added (None: no candidate was better), and what it brought.
+    """A round of the search.
 
     Attributes:
-        added: its id.
-        score: mean score with it, on the search's prompts.
-        n_tried: candidates that were measured in this round.
-        is_complete: whether all candidates were; the budget may have ended before.
+        added: the id of the demonstration added; None if no candidate was better.
+        score: the best mean score so far, on the search's prompts.
+        n_tried: candidates evaluated in this round.
+        is_complete: whether all candidates were evaluated, rather than stopped by `max_evaluations`.
     """
 
     added: str | None
@@ -89,16 +89,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        constants: the demonstrations, in prompt order: those that it began with, then the added ones.
-        n_begun: how many it began with.
+        constants: the demonstrations in prompt order: the initial ones, then the added ones.
+        n_begun: the number of initial demonstrations.
         steps: the rounds.
-        n_evaluations: sets that were measured on the search's prompts.
-        search_gain: mean score with the added ones minus without, on the search's prompts.
-        held_out_gain: the same on the prompts held out, with a paired interval.
-        before, after: mean scores on the prompts held out.
+        n_evaluations: sets evaluated on the search's prompts.
+        search_gain: mean score with the added demonstrations minus without, on the search's prompts.
+        held_out_gain: the same on the held-out prompts, with a paired interval.
+        before, after: mean scores on the held-out prompts.
     """
 
     constants: tuple[Demonstration, ...]
@@ -112,17 +112,17 @@ class Selection:
 
     @property
     def optimism(self) -> float:
-        """How much more the search seemed to gain than it did on prompts it had not seen."""
+        """The gain on the search's prompts minus the gain on the held-out prompts."""
         return self.search_gain.value - self.held_out_gain.value
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            "constants": [one.id for one in self.constants],
+            "constants": [demonstration.id for demonstration in self.constants],
             "n_begun": self.n_begun,
             "steps": [
-                {"added": one.added, "score": one.score, "n_tried": one.n_tried, "is_complete": one.is_complete}
-                for one in self.steps
+                {"added": step.added, "score": step.score, "n_tried": step.n_tried, "is_complete": step.is_complete}
+                for step in self.steps
             ],
             "n_evaluations": self.n_evaluations,
             "search_gain": self.search_gain.to_dict(),
@@ -134,20 +134,20 @@ class Selection:
 
 
 class Search:
-    """A greedy search in a folder; what was measured is kept there and never measured again.
+    """A greedy search in a folder, which keeps all evaluations so that none is repeated.
 
     Args:
-        folder: made if missing.
-        recipe: its constant demonstrations are the beginning; it must retrieve nothing.
-        pool: where candidates come from.
+        folder: created if missing.
+        recipe: provides the initial constant demonstrations; it must not retrieve.
+        pool: the pool to draw candidates from.
         cases: the development prompts.
-        scorer: what to make as high as possible, or as low where lower is better.
-        model: the model, as it is asked for.
+        scorer: the metric to maximise, or to minimise if lower is better.
+        model: the model's name.
         options: see `SearchOptions`.
-        others: further settings that decide the answers.
+        others: other settings that affect the answers.
 
     Raises:
-        ConfigError: the recipe retrieves, the pool or the prompts are too few, or the folder was made with other
+        ConfigError: the recipe retrieves, the pool or the prompts are too small, or the folder was created with other
             settings.
         DataError: the folder is damaged.
     """
@@ -169,12 +169,14 @@ class Search:
         self.options = options or SearchOptions()
         self.scorer = scorer
         if recipe.retriever.name != "none":
-            raise ConfigError(f"the recipe {recipe.name!r} retrieves: constant demonstrations are searched for without")
+            raise ConfigError(
+                f"the recipe {recipe.name!r} retrieves: start from a recipe without retrieval, such as urial"
+            )
         if recipe.template.prompt_file:
-            raise ConfigError(f"the recipe {recipe.name!r} takes a prompt file: begin with one that has [constants]")
+            raise ConfigError(f"the recipe {recipe.name!r} uses a prompt file: start from a recipe with [constants]")
         begun = tuple(constant.demonstration for constant in recipe.make_template()[1])
-        self._demonstrations = {one.id: one for one in begun}
-        self._begun: Ids = tuple(one.id for one in begun)
+        self._demonstrations = {demonstration.id: demonstration for demonstration in begun}
+        self._begun: Ids = tuple(demonstration.id for demonstration in begun)
         asked = {question_key(text) for case in cases.cases for text in (*case.query.own_texts, *case.further)}
         free = [
             place
@@ -182,16 +184,16 @@ class Search:
             if name not in self._demonstrations and question_key(text) not in asked
         ]
         if not free:
-            raise ConfigError("the pool has no demonstration to add beside the prompts themselves")
+            raise ConfigError("the pool has no demonstrations except the prompts themselves")
         draw = random.Random(self.options.seed)
         drawn = [pool[place] for place in draw.sample(free, min(self.options.candidates, len(free)))]
-        self._candidates: Ids = tuple(one.id for one in drawn)
-        self._demonstrations |= {one.id: one for one in drawn}
+        self._candidates: Ids = tuple(demonstration.id for demonstration in drawn)
+        self._demonstrations |= {demonstration.id: demonstration for demonstration in drawn}
         shuffled = draw.sample(cases.cases, len(cases.cases))
         n_held_out = round(self.options.held_out * len(shuffled))
         if not 0 < n_held_out < len(shuffled):
-            raise ConfigError(f"{len(shuffled)} prompts are too few to hold {self.options.held_out:.0%} of them out")
-        # Of conversations, the first answer is what counts.
+            raise ConfigError(f"{len(shuffled)} prompts are too few to hold out {self.options.held_out:.0%} of them")
+        # Only the first answer of a conversation is scored.
         shuffled = [replace(case, further=()) for case in shuffled]
         self.seen = replace(cases, cases=tuple(shuffled[n_held_out:]))
         self.held_out = replace(cases, cases=tuple(shuffled[:n_held_out]))
@@ -217,15 +219,15 @@ class Search:
         *,
         on_evaluation: Callable[[int, int], None] = lambda *_: None,
     ) -> Selection:
-        """Search, check on the prompts held out, and write the recipe.
+        """Search, evaluate on the held-out prompts, and write the recipe.
 
         Args:
-            start: makes the generator and its tokenizer, at the first set that was not measured before.
-            on_evaluation: told how many sets were measured and at most will be.
+            start: creates the generator and its tokenizer; called for the first set that has no evaluation yet.
+            on_evaluation: called with the number of sets evaluated and the maximum.
 
         Raises:
-            DataError: no answer has a score, or another process searches in the folder.
-            GenerationError: the generator failed; what was measured is kept.
+            DataError: no answer has a score, or another process is searching in the folder.
+            GenerationError: the generator failed; the evaluations so far are kept.
         """
         with self._run.writing():
             self.known.update(_read(self.scores_file))
@@ -243,11 +245,11 @@ class Search:
         chosen, best = self._begun, seen(self._begun)
         steps: list[Step] = []
         for _ in range(self.options.add):
-            left = [one for one in self._candidates if one not in chosen]
+            left = [candidate for candidate in self._candidates if candidate not in chosen]
             tried = left[: max(0, self.options.max_evaluations - n)]
-            scores = {one: seen((*chosen, one)) for one in tried}
-            # Of equally good ones the first drawn; one that is no better is not worth its tokens.
-            winner = max(scores, key=lambda one: self._sign * scores[one], default=None)
+            scores = {candidate: seen((*chosen, candidate)) for candidate in tried}
+            # Prefer the first drawn of equally good candidates; one without a gain is not worth its tokens.
+            winner = max(scores, key=lambda candidate: self._sign * scores[candidate], default=None)
             is_better = winner is not None and self._sign * scores[winner] > self._sign * best
             added = winner if is_better else None
             best = scores[winner] if winner is not None and is_better else best
@@ -258,7 +260,7 @@ class Search:
             chosen = (*chosen, added)
         gains = [self._gain(measure, chosen, held_out=held_out) for held_out in (False, True)]
         selection = Selection(
-            constants=tuple(self._demonstrations[one] for one in chosen),
+            constants=tuple(self._demonstrations[id_] for id_ in chosen),
             n_begun=len(self._begun),
             steps=tuple(steps),
             n_evaluations=n,
@@ -271,8 +273,8 @@ class Search:
         return selection
 
     def with_constants(self, ids: Ids) -> Recipe:
-        """The recipe with other constant demonstrations; they stand in a file, as recipes want it."""
-        rows = [_row(self._demonstrations[one]) for one in ids]
+        """The recipe with other constant demonstrations, which are written to a file."""
+        rows = [_row(self._demonstrations[id_]) for id_ in ids]
         path = self.folder / _TRIAL
         write_lines(path, rows)
         settings = ConstantSettings(file=str(path.resolve())) if ids else ConstantSettings()
@@ -284,18 +286,18 @@ class Search:
 
     @property
     def _sign(self) -> int:
-        """-1 where lower is better."""
+        """-1 if lower is better, else 1."""
         return -1 if self.scorer.lower_is_better else 1
 
     def _gain(self, measure: _Measure, chosen: Ids, *, held_out: bool) -> Estimate:
-        """How much better the chosen demonstrations are; positive is better, whichever way the metric points."""
+        """The gain of the chosen demonstrations; positive is better, even if the metric is lower-is-better."""
         after, before = measure(chosen, held_out=held_out), measure(self._begun, held_out=held_out)
         gained = paired_difference(list(after.values()), list(before.values()), list(after))
         return gained.scaled(self._sign)
 
     def _write(self, selection: Selection) -> None:
-        """The constants and a recipe that names them; its texts and limits stay as they were."""
-        rows = [_row(one) for one in selection.constants]
+        """Write the constants, and the recipe with these constants."""
+        rows = [_row(demonstration) for demonstration in selection.constants]
         write_lines(self.folder / _CONSTANTS, rows)
         n_added = len(selection.constants) - selection.n_begun
         description = f"{self.recipe.name} with {n_added} more constant demonstrations, found by greedy search."
@@ -305,7 +307,7 @@ class Search:
 
 
 class _Measure:
-    """Scores per prompt of a set of demonstrations, measured once."""
+    """Scores per prompt of a set of demonstrations, evaluated once."""
 
     def __init__(self, search: Search, start: Callable[[], tuple[Generator, Tokenizer]]) -> None:
         self._search = search
@@ -356,12 +358,19 @@ def _answered(aligner: Aligner, recipe: Recipe, cases: Cases, ids: Ids) -> Answe
 def _measured(aligner: Aligner, recipe: Recipe, cases: Cases, ids: Ids) -> Answered:
     """Measure how likely the references are; nothing is answered."""
     row = {"response": "", "finish_reason": "stop", "demonstrations": list(ids)}
-    found = {(one["turn"], one["id"]): one for one in measure_likelihoods(aligner, cases)}
+    found = {
+        (demonstration["turn"], demonstration["id"]): demonstration
+        for demonstration in measure_likelihoods(aligner, cases)
+    }
     return Answered(as_condition(recipe), ({case.id: row for case in cases.cases},), found)
 
 
-def _row(one: Demonstration) -> dict[str, Any]:
-    return {"id": one.source_id or one.id, "instruction": one.instruction, "response": one.response}
+def _row(demonstration: Demonstration) -> dict[str, Any]:
+    return {
+        "id": demonstration.source_id or demonstration.id,
+        "instruction": demonstration.instruction,
+        "response": demonstration.response,
+    }
 
 
 def recipe_toml(recipe: Recipe, constants: str) -> str:
@@ -382,7 +391,7 @@ def recipe_toml(recipe: Recipe, constants: str) -> str:
 
 
 def _read(file: LineFile) -> Iterator[tuple[tuple[Ids, bool], dict[str, float | None]]]:
-    """The scores that were measured before, by set of demonstrations and kind of prompts."""
+    """The scores of earlier runs, by set of demonstrations and whether the prompts are held out."""
     for number, row in enumerate(file.read(), start=1):
         try:
             yield (tuple(row["constants"]), bool(row["held_out"])), dict(row["scores"])

@@ -1,1 +1,1 @@
-"""In-context learning against instruction fine-tuning with the same few demonstrations (Zhao et al. 2024)."""
+"""In-context learning against instruction fine-tuning on the same few demonstrations (Zhao et al. 2024)."""

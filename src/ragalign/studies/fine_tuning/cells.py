@@ -1,4 +1,4 @@
-"""What is compared: one cell per method, number of demonstrations and seed."""
+"""The cells of the comparison: one per method, number of demonstrations and seed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ragalign.pool import Pool
 
 Method = Literal["zero-shot", "constant", "retrieved", "retrieved-pool", "lora", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""No demonstrations; the N as constant ones, as many as fit; retrieved from the N; retrieved from the whole pool; the
-N as training data of a low-rank adapter, and of all weights."""
+"""No demonstrations; N demonstrations as constants, as many as fit; retrieved from the N; retrieved from the whole
+pool; the N as training data of a low-rank adapter, or of all weights."""
 
 TUNED: tuple[Method, ...] = ("lora", "full")
-# These depend neither on N nor on which N were drawn.
+# These do not depend on the N demonstrations drawn.
 ALONE: tuple[Method, ...] = ("zero-shot", "retrieved-pool")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One setting; `n` and `seed` are None where they do not matter."""
+    """A cell; `n` and `seed` are None if they do not matter."""
 
     method: Method
     n: int | None = None
@@ -30,25 +30,25 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file's name, such as ``lora-n30-seed1``."""
+        """The cell's name for files, such as ``lora-n30-seed1``."""
         return self.method if self.n is None else f"{self.method}-n{self.n}-seed{self.seed}"
 
 
 def plan(methods: Sequence[str], sizes: Sequence[int], seeds: int, pool: Pool) -> list[Cell]:
-    """All cells, those in context first, small sizes before large ones.
+    """All cells, in-context methods first, small sizes before large ones.
 
     Raises:
-        ConfigError: an unknown method, or sizes that the pool cannot give.
+        ConfigError: a method is unknown, or a size exceeds the pool.
     """
     for method in methods:
         if method not in METHODS:
-            raise ConfigError(f"no method {method!r}; there are {', '.join(METHODS)}")
+            raise ConfigError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     if not sizes or min(sizes) < 1:
-        raise ConfigError("give sizes of at least 1, such as 3,10,30")
+        raise ConfigError("give sizes of at least 1, such as --size 3 --size 10")
     if max(sizes) > len(pool):
         raise ConfigError(f"the pool has {len(pool):,} demonstrations, fewer than the largest size, {max(sizes):,}")
     if seeds < 1:
-        raise ConfigError(f"seeds is {seeds}; at least one draw is needed")
+        raise ConfigError(f"seeds must be at least 1, not {seeds}")
     cells = [Cell(method) for method in ALONE if method in methods]
     for kind in (("constant", "retrieved"), TUNED):
         for n in sorted(set(sizes)):
@@ -62,10 +62,10 @@ def plan(methods: Sequence[str], sizes: Sequence[int], seeds: int, pool: Pool) -
 
 
 def drawn(pool: Pool, cell: Cell) -> list[int]:
-    """Positions of a cell's demonstrations; of one seed, a smaller draw is the beginning of a larger one.
+    """The pool positions of a cell's demonstrations; with the same seed, a smaller draw is a prefix of a larger one.
 
     Raises:
-        ConfigError: the cell draws none.
+        ConfigError: the cell draws no demonstrations.
     """
     if cell.n is None or cell.seed is None:
         raise ConfigError(f"{cell.name} draws no demonstrations")

@@ -1,4 +1,4 @@
-"""Quality and cost by method and number of demonstrations, and when fine-tuning pays."""
+"""Quality and cost by method and number of demonstrations, and the break-even of fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ragalign.statistics.estimate import finite_or_none
 from ragalign.studies.fine_tuning.cells import METHODS, TUNED
 from ragalign.studies.fine_tuning.running import Result
 
-# A training step goes forward and backward, and backward is about twice the work (Kaplan et al. 2020,
+# Training runs a forward and a backward pass, and the backward pass is about twice the work (Kaplan et al. 2020,
 # arXiv 2001.08361: 6 against 2 operations per weight and token).
 TRAINING_WEIGHT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One method with `n` demonstrations (None where the number does not matter), all seeds together.
+    """A method with `n` demonstrations (None if the number does not matter), over all seeds.
 
     Attributes:
-        quality: mean score; the interval resamples prompts, each with its answers of all seeds, or is Wilson's where
-            hardly any prompt differs.
+        quality: mean score; the interval resamples prompts with their answers of all seeds, or is Wilson's if hardly
+            any prompt differs.
         by_seed: mean score of each seed.
-        answer_s: seconds per answer, median over seeds.
-        prompt_tokens, output_tokens, demonstrations: per answer.
+        answer_s: seconds per answer, the median over seeds.
+        prompt_tokens, output_tokens, demonstrations: means per answer.
         training_s, training_tokens, response_tokens, steps: means over seeds; 0 without training.
         n_failed: prompts without an answer or a score, over all seeds.
     """
@@ -73,13 +73,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """After how many queries a fine-tuned model has cost less than demonstrations in context; infinite for never.
+    """The number of queries after which a fine-tuned model has cost less than in-context learning; infinite for never.
 
     Attributes:
         tuned, in_context: the two points.
-        by_seconds: measured seconds of training against those saved per answer, on this machine.
-        by_tokens: tokens processed, those of training counting `TRAINING_WEIGHT` times: free of the machine, and of
-            prefix caches, which make constant demonstrations nearly free.
+        by_seconds: from the measured seconds of training and of answers, on this machine.
+        by_tokens: from the tokens processed, with training tokens counted `TRAINING_WEIGHT` times: independent of the
+            machine and of prefix caches, which make constant demonstrations nearly free.
     """
 
     tuned: Point
@@ -88,7 +88,7 @@ class BreakEven:
     by_tokens: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; None is never."""
+        """JSON values; None means never."""
         return {
             "tuned": self.tuned.name,
             "in_context": self.in_context.name,
@@ -99,16 +99,16 @@ class BreakEven:
 
 
 def points(results: Sequence[Result]) -> list[Point]:
-    """One point per method and number of demonstrations, in the order of methods."""
+    """One point for each method and number of demonstrations, in the order of methods."""
     groups: dict[tuple[str, int | None], list[Result]] = {}
-    for one in results:
-        groups.setdefault((one.cell.method, one.cell.n), []).append(one)
+    for result in results:
+        groups.setdefault((result.cell.method, result.cell.n), []).append(result)
     order = sorted(groups, key=lambda key: (METHODS.index(key[0]), key[1] or 0))
     return [_point(method, n, groups[method, n]) for method, n in order]
 
 
 def break_even(found: Sequence[Point]) -> list[BreakEven]:
-    """Every fine-tuned point against those in context with as many demonstrations, and against the whole pool."""
+    """Compare each fine-tuned point with the in-context points with as many demonstrations or the whole pool."""
     pairs = []
     for tuned in found:
         if tuned.method in TUNED:
@@ -125,36 +125,36 @@ def break_even(found: Sequence[Point]) -> list[BreakEven]:
 
 
 def _queries(once: float, own: float, others: float) -> float:
-    """After how many queries `once` and `own` per query are less than `others` per query."""
+    """The number of queries after which `once` plus `own` per query is less than `others` per query."""
     return math.inf if others <= own else float(math.ceil(once / (others - own)))
 
 
 def _point(method: str, n: int | None, results: Sequence[Result]) -> Point:
-    scores = [(id_, score) for one in results for id_, score in one.scores.items()]
-    trained = [one.training or {} for one in results]
+    scores = [(id_, score) for result in results for id_, score in result.scores.items()]
+    trained = [result.training or {} for result in results]
 
     def average(key: str) -> float:
-        return float(np.mean([float(one.get(key, 0.0)) for one in trained]))
+        return float(np.mean([float(training.get(key, 0.0)) for training in trained]))
 
     return Point(
         method=method,
         n=n,
         quality=_quality([score for _, score in scores], [id_ for id_, _ in scores]),
-        by_seed=tuple(_mean([score for score in one.scores.values() if score is not None]) for one in results),
-        answer_s=float(np.median([one.answer_s for one in results])),
-        prompt_tokens=_mean([one.prompt_tokens for one in results]),
-        output_tokens=_mean([one.output_tokens for one in results]),
-        demonstrations=_mean([one.demonstrations for one in results]),
+        by_seed=tuple(_mean([score for score in result.scores.values() if score is not None]) for result in results),
+        answer_s=float(np.median([result.answer_s for result in results])),
+        prompt_tokens=_mean([result.prompt_tokens for result in results]),
+        output_tokens=_mean([result.output_tokens for result in results]),
+        demonstrations=_mean([result.demonstrations for result in results]),
         training_s=average("seconds"),
         training_tokens=average("n_tokens"),
         response_tokens=average("n_response_tokens"),
         steps=average("n_steps"),
-        n_failed=sum(len(one.failures) for one in results),
+        n_failed=sum(len(result.failures) for result in results),
     )
 
 
 def _quality(scores: list[float | None], prompts: list[str]) -> Estimate:
-    """The mean score; of right and wrong answers alone, with an interval that holds at the extremes too."""
+    """The mean score; if scores are 0 or 1 only, with an interval that is also valid near 0 and 1."""
     if all(score in (0.0, 1.0, None) for score in scores):
         return proportion(scores, prompts)
     return mean(scores, prompts)

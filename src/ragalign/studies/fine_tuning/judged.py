@@ -1,4 +1,4 @@
-"""Scores from a judge: verdicts of `ragalign judge run` about the cells' answers, in place of a metric's scores."""
+"""Scores from a judge: verdicts of `ragalign judge run` on the cells' answers, instead of a metric's scores."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ragalign.studies.fine_tuning.running import Result
 
 
 def with_verdicts(results: Sequence[Result], path: str | Path) -> list[Result]:
-    """The results with a judge's scores.
+    """Replace the scores of results by a judge's.
 
-    A verdict's value is its preference, from 0 to 1, or else the mean of its scores; orders, samples and turns of one
+    A verdict's value is its preference, from 0 to 1, or else the mean of its scores; orders, samples and turns of an
     answer are averaged. Answers without a scored verdict have no score.
 
     Args:
-        results: whose cells are the judged models.
-        path: ``verdicts.jsonl``, or its folder.
+        results: the results of the judged cells; the cells' names are the judged models.
+        path: ``verdicts.jsonl`` or its folder.
 
     Raises:
-        DataError: the file cannot be read, or says nothing about a cell.
+        DataError: the file cannot be read, or has no verdict on a cell.
     """
     path = Path(path)
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -34,11 +34,11 @@ def with_verdicts(results: Sequence[Result], path: str | Path) -> list[Result]:
         if verdict.is_scored:
             values[verdict.model, verdict.item_id].append(_value(verdict))
     found = []
-    for one in results:
-        if one.cell.name not in models:
-            raise DataError(f"{path} says nothing about {one.cell.name}: judge answers/{one.cell.name}.jsonl too")
-        scores = {id_: _mean(values.get((one.cell.name, id_), ())) for id_ in one.scores}
-        found.append(replace(one, scores=scores))
+    for result in results:
+        if result.cell.name not in models:
+            raise DataError(f"{path} has no verdict on {result.cell.name}: judge answers/{result.cell.name}.jsonl too")
+        scores = {id_: _mean(values.get((result.cell.name, id_), ())) for id_ in result.scores}
+        found.append(replace(result, scores=scores))
     return found
 
 

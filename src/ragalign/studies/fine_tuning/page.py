@@ -75,27 +75,29 @@ def render(
 
 def shown_methods(found: Sequence[Point]) -> list[str]:
     """The methods that were run, in their order."""
-    return [method for method in METHODS if any(one.method == method for one in found)]
+    return [method for method in METHODS if any(point.method == method for point in found)]
 
 
 def quality(found: Sequence[Point]) -> str:
     """The plot of quality against the number of demonstrations; methods without one are dashed lines."""
-    sizes = sorted({one.n for one in found if one.n is not None})
+    sizes = sorted({point.n for point in found if point.n is not None})
     places = {n: math.log(n) for n in sizes}
     ends = [min(places.values()), max(places.values())] if places else [0.0, 1.0]
     series = []
     for method in shown_methods(found):
-        own = [one for one in found if one.method == method]
-        estimates = [one.quality for one in own]
+        own = [point for point in found if point.method == method]
+        estimates = [point.quality for point in own]
         if own[0].n is None:
             level = [estimates[0].value] * 2
             series.append(Series(method, ends, level, [math.nan] * 2, [math.nan] * 2, dashed=True))
         else:
-            xs = [places[one.n] for one in own if one.n is not None]
-            ys, lows, highs = zip(*((one.value, one.low, one.high) for one in estimates), strict=True)
+            xs = [places[point.n] for point in own if point.n is not None]
+            ys, lows, highs = zip(
+                *((estimate.value, estimate.low, estimate.high) for estimate in estimates), strict=True
+            )
             series.append(Series(method, xs, ys, lows, highs))
     ticks = [(places[n], f"{n:,}") for n in sizes] or [(0.0, "")]
-    highest = max((one.quality.value for one in found if math.isfinite(one.quality.value)), default=1.0)
+    highest = max((point.quality.value for point in found if math.isfinite(point.quality.value)), default=1.0)
     return line_plot(
         series,
         x_ticks=ticks,
@@ -119,23 +121,23 @@ def _table(found: Sequence[Point]) -> str:
     ]
     methods = shown_methods(found)
     rows = []
-    for one in found:
-        spread = [value for value in one.by_seed if math.isfinite(value)]
-        trained = one.training_tokens > 0
+    for point in found:
+        spread = [value for value in point.by_seed if math.isfinite(value)]
+        trained = point.training_tokens > 0
         rows.append(
             Row(
-                name(methods.index(one.method), one.name),
+                name(methods.index(point.method), point.name),
                 [
-                    stacked(one.quality, "points"),
+                    stacked(point.quality, "points"),
                     f"{min(spread):.2f} to {max(spread):.2f}" if len(spread) > 1 else NONE,
-                    number(one.demonstrations, "points"),
-                    number(one.prompt_tokens, "words"),
-                    number(1000 * one.answer_s, "words"),
-                    number(one.training_s, "%") if trained else NONE,
-                    count(round(one.training_tokens)) if trained else NONE,
-                    count(round(one.steps)) if trained else NONE,
+                    number(point.demonstrations, "points"),
+                    number(point.prompt_tokens, "words"),
+                    number(1000 * point.answer_s, "words"),
+                    number(point.training_s, "%") if trained else NONE,
+                    count(round(point.training_tokens)) if trained else NONE,
+                    count(round(point.steps)) if trained else NONE,
                 ],
-                methods.index(one.method),
+                methods.index(point.method),
             )
         )
     return table(columns, rows)
@@ -151,15 +153,15 @@ def _break_even(pairs: Sequence[BreakEven]) -> str:
     ]
     rows = [
         Row(
-            one.tuned.name,
+            pair.tuned.name,
             [
-                one.in_context.name,
-                number(one.tuned.quality.value - one.in_context.quality.value, "points"),
-                queries(one.by_seconds),
-                queries(one.by_tokens),
+                pair.in_context.name,
+                number(pair.tuned.quality.value - pair.in_context.quality.value, "points"),
+                queries(pair.by_seconds),
+                queries(pair.by_tokens),
             ],
         )
-        for one in pairs
+        for pair in pairs
     ]
     return table(columns, rows)
 

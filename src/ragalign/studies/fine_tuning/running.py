@@ -1,4 +1,4 @@
-"""The run: every cell is trained where it trains, answers all prompts, and is written down. Resumable at every cell."""
+"""The run: each cell is trained if needed, answers all prompts, and is saved. Resumable at every cell."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from ragalign.types import Completion, Generator, Query
 
 @dataclass(frozen=True, slots=True)
 class FineTuningSettings:
-    """What is compared, and how.
+    """Settings of the comparison.
 
     Attributes:
         base: folder or hub id of the base model.
-        recipe: the form of prompts and of training data, packing, retriever and decoding.
+        recipe: the template of prompts and training data, packing, retriever and decoding.
         methods, sizes, seeds: see `cells.plan`.
         metric: see `ragalign.bench.scoring.make_scorer`.
         training: see `Training`.
-        max_tokens: most tokens of an answer.
+        max_tokens: maximum tokens per answer.
         backend, options: see `ragalign.generation.make_generator`.
         keep_models: keep the fine-tuned models.
     """
@@ -66,15 +66,15 @@ class FineTuningSettings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a cell gave.
+    """The result of a cell.
 
     Attributes:
-        cell: which one.
-        scores: by query id; None where there was nothing to score, or no answer.
-        answer_s: seconds per answer, retrieval and packing included, all prompts in one call.
+        cell: the cell.
+        scores: scores by query id; None without an answer or a score.
+        answer_s: seconds per answer, including retrieval and packing, with all prompts in one call.
         prompt_tokens, output_tokens, demonstrations: means per answer.
-        training: what the training took, as `Cost`'s values; None without one.
-        failures: by query id, why there is no answer or no score.
+        training: the values of `Cost`; None without training.
+        failures: why there is no answer or no score, by query id.
     """
 
     cell: Cell
@@ -92,31 +92,31 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """From `to_dict`'s JSON."""
+        """Create a result from the values of `to_dict`."""
         return cls(**{**values, "cell": Cell(**values["cell"])})
 
 
 def run(settings: FineTuningSettings, index: Index, queries: Sequence[Query], folder: str | Path) -> list[Result]:
-    """Run all cells in a folder, or those that an interrupted run left out.
+    """Run all cells in a folder, or the missing ones of an interrupted run.
 
-    Demonstrations that ask what is asked of the models are left out of the pool first.
+    Demonstrations with a question of the queries are removed from the pool first.
 
-    Answers go to ``answers/CELL.jsonl``, in the form that `ragalign judge run` reads; scores and costs to
+    Answers are written to ``answers/CELL.jsonl``, in the format of `ragalign judge run`; scores and costs to
     ``cells/CELL.json``.
 
     Raises:
-        ConfigError: a setting is wrong, or the folder holds another run.
-        GenerationError: a model could not be loaded, or failed; finished cells are kept.
-        MissingDependencyError: fine-tuning needs trl and peft.
+        ConfigError: a setting is invalid, or the folder has another run.
+        GenerationError: a model could not be loaded or failed; finished cells are kept.
+        MissingDependencyError: trl or peft is missing for fine-tuning.
     """
     return _Run(settings, index, queries, Path(folder)).all()
 
 
 class _Run:
     def __init__(self, settings: FineTuningSettings, index: Index, queries: Sequence[Query], folder: Path) -> None:
-        # What is asked must be neither shown nor trained on.
+        # The queries must be neither shown nor trained on.
         asked = {question_key(text) for query in queries for text in query.own_texts}
-        known = [one.id for one in index.pool if question_key(one.instruction) in asked]
+        known = [demonstration.id for demonstration in index.pool if question_key(demonstration.instruction) in asked]
         index = index.remove(known) if known else index
         self.settings = settings
         self.index = index
@@ -124,7 +124,7 @@ class _Run:
         self.folder = folder
         self.cells = plan(settings.methods, settings.sizes, settings.seeds, index.pool)
         if any(cell.method in TUNED for cell in self.cells):
-            for package in ("trl", "peft"):  # known to be missing before anything is answered
+            for package in ("trl", "peft"):  # report missing packages before any cell runs
                 if not is_installed(package):
                     require(package, "fine-tuning")
         self.scorer = make_scorer(settings.metric)
@@ -180,7 +180,7 @@ class _Run:
     def _answer(self, cell: Cell, generator: Generator, training: Mapping[str, Any] | None) -> None:
         aligner = self._aligner(cell, generator)
         if training is None:
-            # The first prompt of an engine pays for what is set up once.
+            # The first prompt pays for the engine's one-time setup.
             aligner.generate([self.queries[0]], decoding=replace(self.decoding, max_tokens=1))
         start = time.perf_counter()
         packed = aligner.pack_many(self.queries, decoding=self.decoding)
@@ -214,7 +214,7 @@ class _Run:
         """What records hold of the references' likelihood, by query id, where the metric asks for it."""
         if not self.scorer.needs_likelihoods:
             return {}
-        cases = Cases("", tuple(Case(one, references=(tuple(references(one)),)) for one in self.queries))
+        cases = Cases("", tuple(Case(query, references=(tuple(references(query)),)) for query in self.queries))
         return {row["id"]: {"reference_likelihood": row} for row in measure_likelihoods(aligner, cases)}
 
     def _aligner(self, cell: Cell, generator: Generator) -> Aligner:
@@ -249,7 +249,7 @@ class _Run:
 
     def _packer(self, context_length: int | None, pool: Pool | None = None, constants: Pool | None = None) -> Packer:
         with warnings.catch_warnings():
-            # How many of the constants fit is one of the results.
+            # The number of constants that fit is part of the results.
             warnings.filterwarnings("ignore", message="only the first")
             return Packer(
                 self.template,
@@ -270,17 +270,23 @@ class _Run:
         try:
             return Result.from_dict(parse_json(self._path(cell).read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{self._path(cell)}: {error}; remove the file to do the cell again") from None
+            raise DataError(f"{self._path(cell)}: {error}; delete the file to run the cell again") from None
 
 
 def references(query: Query) -> list[str]:
     """The right answers that a query's row gives as ``reference``: a text, or a list of them."""
     found = query.metadata.get("reference")
-    return [found] if isinstance(found, str) else [str(one) for one in found] if isinstance(found, list) else []
+    return (
+        [found]
+        if isinstance(found, str)
+        else [str(reference) for reference in found]
+        if isinstance(found, list)
+        else []
+    )
 
 
 def _record(query: Query, response: str, completion: Completion, cell: Cell) -> dict[str, Any]:
-    """What a metric sees, as in `ragalign.bench.scoring.records`."""
+    """The record for a metric, as in `ragalign.bench.scoring.records`."""
     return {
         "id": query.id,
         "instruction": query.text,
@@ -297,7 +303,7 @@ def _record(query: Query, response: str, completion: Completion, cell: Cell) -> 
 
 
 def _identity(settings: FineTuningSettings, index: Index, queries: Sequence[Query]) -> dict[str, Any]:
-    """Whatever must stay the same for a run to be resumed; methods, sizes and seeds may be added."""
+    """The settings that must not change when a run is resumed; methods, sizes and seeds can be added."""
     recipe = Recipe.load(settings.recipe)
     return {
         "base": settings.base,

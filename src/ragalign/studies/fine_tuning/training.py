@@ -1,4 +1,4 @@
-"""Fine-tuning with trl and peft: low-rank adapters or all weights, loss on responses only."""
+"""Fine-tuning with trl and peft: low-rank adapters or all weights, with the loss on responses only."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ragalign.types import Demonstration, Turn
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How to fine-tune.
+    """Options of fine-tuning.
 
     Attributes:
         epochs: passes over the demonstrations; 15 is LIMA's (Zhou et al. 2023, arXiv 2305.11206).
         batch_size: demonstrations per step; 32 is LIMA's.
-        per_device: demonstrations that one device takes at a time.
-        learning_rate: of all weights, falling linearly to zero; 1e-5 is LIMA's.
-        lora_learning_rate: of adapters.
-        lora_rank: of adapters on all linear layers, whose scale is twice the rank.
-        bfloat16: mixed precision.
-        optimizer: transformers' name of it; "adafactor" keeps hardly any state.
+        per_device: demonstrations per device at a time.
+        learning_rate: learning rate of all weights, falling linearly to zero; 1e-5 is LIMA's.
+        lora_learning_rate: learning rate of adapters.
+        lora_rank: rank of adapters, on all linear layers, with a scale of twice the rank.
+        bfloat16: whether to train in mixed precision.
+        optimizer: the optimizer's name in transformers; "adafactor" needs little memory.
     """
 
     epochs: float = 15.0
@@ -48,14 +48,14 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a training took.
+    """The cost of a training.
 
     Attributes:
-        n_tokens: processed, all epochs together.
-        n_response_tokens: of these, tokens that the loss counted.
-        n_steps: of the optimiser.
-        seconds: of training, without loading.
-        loss: mean over the whole training.
+        n_tokens: tokens processed in all epochs.
+        n_response_tokens: tokens with a loss, included in `n_tokens`.
+        n_steps: steps of the optimizer.
+        seconds: seconds of training, without loading.
+        loss: mean loss over the whole training.
     """
 
     n_tokens: int
@@ -67,27 +67,27 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, and how many of them are prompt, on which there is no loss."""
+    """Token ids of a demonstration, and the number of prompt tokens, which have no loss."""
 
     ids: list[int]
     n_prompt: int
 
 
 def make_examples(packer: Packer, demonstrations: Sequence[Demonstration], eos: int | None) -> list[Example]:
-    """Demonstrations as the packer's own prompt, followed by the answer as demonstrations show it.
+    """Tokenise demonstrations as prompts of the packer, followed by the response as demonstrations show it.
 
     Args:
-        packer: without demonstrations: what the tuned model will be asked with.
+        packer: a packer without demonstrations, as used to query the tuned model.
         demonstrations: the training data.
-        eos: the id that ends an answer, where the model has one.
+        eos: the id of the end-of-sequence token, if the model has one.
     """
     template, tokenizer = packer.template, packer.tokenizer
     lead = template.middle.removeprefix(template.cue) if template.middle.startswith(template.cue) else ""
     examples = []
-    for one in demonstrations:
-        prompt = packer.pack([Turn("user", one.instruction)], [])
-        # The response as the template renders it, delimiters in it neutralised.
-        shown = template.render_demonstration(one)
+    for demonstration in demonstrations:
+        prompt = packer.pack([Turn("user", demonstration.instruction)], [])
+        # The response as the template renders it, with its delimiters neutralised.
+        shown = template.render_demonstration(demonstration)
         answer = shown[shown.index(template.middle) + len(template.middle) :]
         ids, sizes = tokenizer.encode_parts([prompt.text, lead + answer])
         n_prefix = len(tokenizer.prefix_ids)
@@ -97,12 +97,12 @@ def make_examples(packer: Packer, demonstrations: Sequence[Demonstration], eos: 
 
 
 def load_trainers() -> tuple[Any, Any]:
-    """The packages trl and peft.
+    """Import trl and peft.
 
     Raises:
-        MissingDependencyError: one is not installed.
+        MissingDependencyError: either is not installed.
     """
-    # trl sets this for good when it is imported, which would make every later engine here talk.
+    # trl sets this variable on import, which would make later engines in this process verbose.
     with environment(VLLM_LOGGING_LEVEL="ERROR"):
         return require("trl", "fine-tuning"), require("peft", "fine-tuning")
 
@@ -116,10 +116,10 @@ def fine_tune(
     training: Training,
     seed: int,
 ) -> Cost:
-    """Fine-tune a model and save it, adapters merged into its weights, as a folder that every engine takes.
+    """Fine-tune a model and save it, with adapters merged into the weights, as a folder that all backends can load.
 
     Raises:
-        GenerationError: the model could not be loaded, or the training failed.
+        GenerationError: the model could not be loaded or the training failed.
         MissingDependencyError: trl or peft is not installed.
     """
     trl, peft = load_trainers()
@@ -135,12 +135,14 @@ def fine_tune(
             examples = make_examples(packer, demonstrations, tokenizer.eos_token_id)
             rows = datasets.Dataset.from_dict(
                 {
-                    "input_ids": [one.ids for one in examples],
-                    "completion_mask": [[0] * one.n_prompt + [1] * (len(one.ids) - one.n_prompt) for one in examples],
+                    "input_ids": [example.ids for example in examples],
+                    "completion_mask": [
+                        [0] * example.n_prompt + [1] * (len(example.ids) - example.n_prompt) for example in examples
+                    ],
                 }
             )
             padding = AutoTokenizer.from_pretrained(located)
-            if padding.pad_token is None:  # padding is masked, so any token will do
+            if padding.pad_token is None:  # padding is masked, so any token works
                 padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
             adapters = None
             if kind == "lora":
@@ -171,8 +173,8 @@ def fine_tune(
             _free()
     n_passes = float(result.metrics.get("epoch", training.epochs))
     return Cost(
-        n_tokens=round(n_passes * sum(len(one.ids) for one in examples)),
-        n_response_tokens=round(n_passes * sum(len(one.ids) - one.n_prompt for one in examples)),
+        n_tokens=round(n_passes * sum(len(example.ids) for example in examples)),
+        n_response_tokens=round(n_passes * sum(len(example.ids) - example.n_prompt for example in examples)),
         n_steps=int(result.global_step),
         seconds=seconds,
         loss=float(result.training_loss),
@@ -181,7 +183,7 @@ def fine_tune(
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Hide the bars of datasets and transformers: one training is one step of the run's own bar."""
+    """Hide the progress bars of datasets and transformers: a training is one step of the run's own bar."""
     import datasets
     from transformers.utils import logging
 
@@ -200,9 +202,9 @@ def _no_bars() -> Iterator[None]:
 def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -> dict[str, Any]:
     import torch
 
-    # Small draws make one short step per epoch.
+    # A small draw is one step per epoch.
     size = min(training.batch_size, n)
-    per_device = max(one for one in range(1, min(training.per_device, size) + 1) if size % one == 0)
+    per_device = max(divisor for divisor in range(1, min(training.per_device, size) + 1) if size % divisor == 0)
     return {
         "output_dir": scratch,
         "num_train_epochs": training.epochs,
@@ -227,14 +229,14 @@ def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -
 
 
 def _printer() -> Any:
-    """The callback that prints every log line to stdout, which results own."""
+    """The callback that prints log lines to stdout, which is reserved for results."""
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
 
 
 def _free() -> None:
-    """Give memory back before the next engine starts."""
+    """Free memory before the next engine starts."""
     import torch
 
     gc.collect()

@@ -1,1 +1,1 @@
-"""Token distribution shift (Lin et al. 2023): where an aligned model writes what its base model would not have."""
+"""Token distribution shift (Lin et al. 2023): the tokens of an aligned model that its base model would not choose."""

@@ -1,4 +1,4 @@
-"""What the base model sees before the answer: the aligned model's own prompt, or a recipe's."""
+"""Contexts of the base model: the aligned model's own prompt, or a recipe's."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ragalign.studies.shift.tokens import Span, Tokens, match, spans_of
 from ragalign.types import Prompt, Query
 
 SAME = "same"
-"""The context that the aligned model had: what Lin et al. compare."""
+"""The aligned model's own context, which Lin et al. compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An answer behind a context, ready to be read.
+    """The tokens of a context followed by an answer.
 
     Attributes:
         ids: all token ids.
-        start: where the answer begins in them.
-        n_demonstrations: in the context.
-        own: for each token of the answer, its number among those behind `start`; None where the base model splits
-            the text otherwise.
-        same_ids: whether each of these is the very token that the aligned model wrote.
+        start: index of the answer's first token.
+        n_demonstrations: demonstrations in the context.
+        own: for each token of the answer, its index after `start`; None where the base model's tokenizer splits
+            the text differently.
+        same_ids: whether each of them is the same token as the aligned model's.
     """
 
     ids: list[int]
@@ -39,14 +39,14 @@ class Placed:
 
 
 class Contexts:
-    """Puts answers behind contexts.
+    """Appends answers to contexts.
 
     Args:
         base: the base model's tokenizer.
-        shared: whether the aligned model numbers its tokens alike.
-        index: what recipes retrieve from.
-        context_length: of the base model.
-        max_tokens: most tokens of an answer.
+        shared: whether both models have the same vocabulary.
+        index: the index that recipes retrieve from.
+        context_length: the base model's context length.
+        max_tokens: maximum tokens per answer.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Contexts:
         self._shared = shared
         self._index = index
         self._context_length = context_length
-        # A text may take a few tokens more behind another one; what really does not fit is seen then.
+        # Leave room for a few more tokens than the answer had; whether it really fits is checked below.
         self._room = max_tokens + 8
         self._aligners: dict[str, Aligner] = {}
 
     def place(
         self, recipe: str, queries: Sequence[Query], answers: Sequence[AlignedAnswer]
     ) -> list[Placed | BudgetError]:
-        """Each answer behind a recipe's prompt (for "", the aligned model's own), or why it does not fit."""
+        """Append each answer to a recipe's prompt ("" for the aligned model's own), or return why it does not fit."""
         if not recipe:
-            return [self._behind_same(answer) for answer in answers]
+            return [self._after_same(answer) for answer in answers]
         aligner = self.aligner(recipe)
         prompts = aligner.packer.pack_many(
             [query.turns for query in queries],
@@ -81,32 +81,32 @@ class Contexts:
             max_new_tokens=self._room,
         )
         return [
-            prompt if isinstance(prompt, BudgetError) else self._behind_prompt(aligner, prompt, answer)
+            prompt if isinstance(prompt, BudgetError) else self._after_prompt(aligner, prompt, answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
     def aligner(self, recipe: str) -> Aligner:
-        """What packs a recipe's prompts for the base model."""
+        """The aligner that packs a recipe's prompts for the base model."""
         if recipe not in self._aligners:
             self._aligners[recipe] = Aligner.from_recipe(
                 recipe, index=self._index, tokenizer=self._base.packing, context_length=self._context_length
             )
         return self._aligners[recipe]
 
-    def _behind_same(self, answer: AlignedAnswer) -> Placed | BudgetError:
+    def _after_same(self, answer: AlignedAnswer) -> Placed | BudgetError:
         if self._shared:
             ids = [*answer.prompt_ids, *answer.token_ids]
             n = len(answer.token_ids)
             return self._checked(Placed(ids, len(answer.prompt_ids), 0, list(range(n)), [True] * n))
         return self._by_text(answer.prompt_text, answer, "", 0)
 
-    def _behind_prompt(self, aligner: Aligner, prompt: Prompt, answer: AlignedAnswer) -> Placed | BudgetError:
+    def _after_prompt(self, aligner: Aligner, prompt: Prompt, answer: AlignedAnswer) -> Placed | BudgetError:
         template = aligner.packer.template
-        # What stands between the cue that ends a prompt and the answers of demonstrations, mostly a space.
+        # The text between a prompt's final cue and an answer, as in demonstrations; usually a space.
         return self._by_text(prompt.text, answer, template.render_answer(""), len(prompt.demonstrations))
 
     def _by_text(self, before: str, answer: AlignedAnswer, lead: str, n_demonstrations: int) -> Placed | BudgetError:
-        """Write the answer's text behind `before` and find its tokens again."""
+        """Append the answer's text to `before` and match its tokens."""
         text = answer.text
         margin = len(text) - len(text.lstrip())
         if before:
@@ -123,16 +123,16 @@ class Contexts:
         return self._checked(Placed(ids, first, n_demonstrations, own, same))
 
     def _checked(self, placed: Placed) -> Placed | BudgetError:
-        # The last token is only read, but engines want room for one more.
+        # Engines require room for one token after the last.
         if self._context_length is not None and len(placed.ids) >= self._context_length:
             return BudgetError(
-                f"prompt and answer take {len(placed.ids):,} tokens; the base model takes "
-                f"{self._context_length - 1:,} to look at"
+                f"prompt and answer have {len(placed.ids):,} tokens, more than the base model's limit of "
+                f"{self._context_length - 1:,}"
             )
         return placed
 
 
 def chat_prompt(tokens: Tokens, query: Query) -> Prompt:
-    """A query in an aligned model's own chat form."""
+    """A query in an aligned model's own chat template."""
     text, ids = tokens.chat(query.turns)
     return Prompt(pieces=(text,), ids=np.array(ids, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence between what two models expect, in nats."""
+"""Kullback-Leibler divergence between two models' next-token distributions, in nats."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 
 from ragalign.generation.distributions import Distributions
 
-# Probabilities are sums of float32 values: less than this may be rounding.
+# Probabilities are sums of float32 values; a smaller rest can be a rounding error.
 _LEAST = 1e-6
 
 
 def divergences(aligned: Distributions, base: Distributions) -> NDArray[np.float64]:
     """KL(aligned || base) at each position, float64 [t].
 
-    With the whole vocabulary of both, this is the divergence itself. With only the most probable tokens, it is that of
-    coarser distributions: tokens whose probability is known in both keep theirs, and all others share one bucket.
-    Putting outcomes together never increases a divergence (the log sum inequality), so this is a lower bound.
+    With whole vocabularies this is the exact divergence. With only the most probable tokens it is the divergence of
+    coarser distributions, in which all tokens without a known probability in both share one bucket.
+    Merging outcomes never increases a divergence (the log sum inequality), so this is a lower bound.
     """
     if aligned.dense is not None and base.dense is not None:
-        # Rows may be padded to different widths; nothing is expected of padding.
+        # Rows can be padded to different widths; padding has no probability.
         width = min(aligned.dense.shape[1], base.dense.shape[1])
         first, second = aligned.dense[:, :width].astype(np.float64), base.dense[:, :width].astype(np.float64)
         return _clean((np.exp(first) * (first - second)).sum(axis=1))
@@ -32,7 +32,7 @@ def _coarse(aligned: Distributions, base: Distributions, place: int) -> float:
     p, q = (np.array([known[id_] for id_ in common], dtype=np.float64) for known in (first, second))
     total = float((np.exp(p) * (p - q)).sum())
     p_rest = max(1.0 - float(np.exp(p).sum()), 0.0)
-    # A larger rest of the base makes the bound smaller, hence still one.
+    # A larger rest of the base model lowers the bound, which keeps it valid.
     q_rest = max(1.0 - float(np.exp(q).sum()), _LEAST)
     if p_rest > _LEAST:
         total += p_rest * (np.log(p_rest) - np.log(q_rest))
@@ -48,5 +48,5 @@ def _known(shown: Distributions, place: int) -> dict[int, float]:
 
 
 def _clean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rounding can make a divergence of nothing negative."""
+    """Clip values that rounding made negative."""
     return np.maximum(values, 0.0)

@@ -1,4 +1,4 @@
-"""What the readings say: shares of unshifted, marginal and shifted positions, where, and which tokens."""
+"""Figures of the readings: shares of unshifted, marginal and shifted positions, by position and by token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ragalign.studies.shift.kinds import KINDS, kind_of
 from ragalign.studies.shift.record import Place
 from ragalign.studies.shift.running import Outcome
 
-# First positions, counted from 1; bins get wider, since most happens early.
+# First positions of the bins, from 1; bins get wider, since most shifts are early.
 POSITION_BINS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513)
 RANK_BINS = (1, 2, 3, 4, 11, 101, 1001)
 _N_TOKENS = 40
@@ -28,7 +28,7 @@ _N_TOKENS = 40
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Positions `low` to `high` (the last included; None is open) of answers."""
+    """Positions `low` to `high` of answers, inclusive; None leaves the bin open."""
 
     low: int
     high: int | None
@@ -37,13 +37,13 @@ class Bin:
 
     @property
     def label(self) -> str:
-        """Such as ``5–8``."""
+        """The range as text, such as ``5–8``."""
         return range_label(self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenShift:
-    """A token's shift over all answers: occurrences, how many are shifted, the base model's mean probability."""
+    """A token's shift over all answers: occurrences, shifted occurrences, and the base model's mean probability."""
 
     text: str
     category: str
@@ -54,22 +54,22 @@ class TokenShift:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One context's figures.
+    """The figures of a context.
 
     Attributes:
-        context: its name.
-        n_answers, n_positions: read in it.
-        n_elsewhere: tokens of these answers at which the base model splits the text otherwise: in no figure.
-        shares: of positions that are unshifted, marginal and shifted; intervals over prompts.
+        context: the context's name.
+        n_answers, n_positions: answers and positions read in this context.
+        n_elsewhere: tokens left out because the base model's tokenizer splits the text differently.
+        shares: shares of positions that are unshifted, marginal and shifted, with intervals over prompts.
         kl: mean divergence in nats.
         probability: mean probability of the aligned model's token.
-        closed: the part of the shift in the first context that this one closes, on positions read in both: 1 minus
-            the ratio of the numbers of shifted positions; None for the first.
-        by_position: bins of positions.
-        ranks: (label, share of positions) of bins of ranks.
-        by_category: share of shifted positions.
-        tokens: those most often shifted.
-        n_prompt_tokens, n_demonstrations: means over prompts.
+        closed: the share of the first context's shift that this one closes, on positions read in both: 1 minus
+            the ratio of shifted positions; None for the first context.
+        by_position: shares by bins of positions.
+        ranks: (label, share of positions) for bins of ranks.
+        by_category: share of shifted positions by category.
+        tokens: the tokens most often shifted.
+        n_prompt_tokens, n_demonstrations: means over the prompts.
     """
 
     context: str
@@ -94,30 +94,30 @@ class Figures:
             "n_answers": self.n_answers,
             "n_positions": self.n_positions,
             "n_elsewhere": self.n_elsewhere,
-            "shares": {name: one.to_dict() for name, one in self.shares.items()},
+            "shares": {name: share.to_dict() for name, share in self.shares.items()},
             "kl_nats": self.kl.to_dict(),
             "probability": self.probability.to_dict(),
             "closed": None if self.closed is None else self.closed.to_dict(),
             "by_position": [
                 {
-                    "positions": one.label,
-                    "n": one.shares["shifted"].n,
-                    "shares": {name: one.shares[name].to_dict() for name in one.shares},
-                    "kl_nats": finite_or_none(one.kl),
+                    "positions": shift_bin.label,
+                    "n": shift_bin.shares["shifted"].n,
+                    "shares": {name: shift_bin.shares[name].to_dict() for name in shift_bin.shares},
+                    "kl_nats": finite_or_none(shift_bin.kl),
                 }
-                for one in self.by_position
+                for shift_bin in self.by_position
             ],
             "ranks": dict(self.ranks),
-            "shifted_by_category": {name: one.to_dict() for name, one in self.by_category.items()},
+            "shifted_by_category": {name: share.to_dict() for name, share in self.by_category.items()},
             "most_shifted_tokens": [
                 {
-                    "token": one.text,
-                    "category": one.category,
-                    "n": one.n,
-                    "n_shifted": one.n_shifted,
-                    "probability": round(one.probability, 6),
+                    "token": token.text,
+                    "category": token.category,
+                    "n": token.n,
+                    "n_shifted": token.n_shifted,
+                    "probability": round(token.probability, 6),
                 }
-                for one in self.tokens
+                for token in self.tokens
             ],
             "mean_prompt_tokens": finite_or_none(round(self.n_prompt_tokens, 1)),
             "mean_demonstrations": finite_or_none(round(self.n_demonstrations, 2)),
@@ -126,7 +126,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One position: its query, its number from 1 in the answer, token, category, and what the base made of it."""
+    """A position: its query, position in the answer from 1, token, category, and the base model's reading."""
 
     prompt: str
     position: int
@@ -140,13 +140,13 @@ class _Row:
 
 
 def figures(outcome: Outcome) -> list[Figures]:
-    """The figures of every context, the aligned model's own first."""
+    """The figures of all contexts, the aligned model's own first."""
     rows = {name: _rows(outcome, name) for name in outcome.readings}
     return [_figures(outcome, name, rows[name], rows[SAME]) for name in outcome.readings]
 
 
 def range_label(low: int, high: int | None) -> str:
-    """A range of whole numbers as people write it."""
+    """A range of integers as text, such as ``5–8`` or ``513+``."""
     return f"{low}" if high == low else f"{low}–{high}" if high is not None else f"{low}+"
 
 
@@ -186,7 +186,7 @@ def _figures(outcome: Outcome, context: str, rows: list[_Row], reference: list[_
 
 
 def rows_of(rows: Sequence[_Row]) -> dict[tuple[str, int], bool]:
-    """Whether a position is shifted, by (query, position)."""
+    """Whether positions are shifted, by (query, position)."""
     return {(row.prompt, row.position): row.kind == "shifted" for row in rows}
 
 
@@ -195,9 +195,9 @@ def closed(
     other: Mapping[tuple[str, int], bool],
     n_resamples: int = DEFAULT_RESAMPLES,
 ) -> Estimate:
-    """The part of the shifted positions that are not shifted any more, less those that are newly so.
+    """The share of shifted positions that the other context closes, minus those that it newly shifts.
 
-    Both contexts are compared where both were read; the interval resamples prompts, the same for both.
+    Only positions read in both contexts count; the interval resamples prompts, the same for both contexts.
     """
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     n = 0
@@ -266,8 +266,8 @@ def _tokens(rows: Sequence[_Row]) -> list[TokenShift]:
         )
         for text, group in groups.items()
     ]
-    found.sort(key=lambda one: (-one.n_shifted, -one.n_shifted / one.n, one.text))
-    return [one for one in found[:_N_TOKENS] if one.n_shifted]
+    found.sort(key=lambda token: (-token.n_shifted, -token.n_shifted / token.n, token.text))
+    return [token for token in found[:_N_TOKENS] if token.n_shifted]
 
 
 def _mean(values: Sequence[float]) -> float:

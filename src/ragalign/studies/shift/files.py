@@ -1,4 +1,4 @@
-"""The files of a run folder: answers of the aligned model, and readings of the base model in every context."""
+"""Files of a run folder: answers of the aligned model, and readings of the base model in each context."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CONTEXT = "context"
 
 
 class ShiftFiles:
-    """Reads and appends answers and readings; rows that were made for something else are refused.
+    """Reads and appends answers and readings, and rejects rows of other queries or recipes.
 
     Args:
-        run: the folder, claimed by the caller.
-        contexts: for each context's name its recipe; empty for the aligned model's own prompts.
-        index: the folder of the index that recipes retrieve from.
+        run: the run folder, claimed by the caller.
+        contexts: the recipe of each context by name; an empty string for the aligned model's own prompts.
+        index: the index folder that recipes retrieve from.
     """
 
     def __init__(self, run: RunFolder, contexts: Mapping[str, str], index: str | None) -> None:
@@ -43,7 +43,7 @@ class ShiftFiles:
         """The answers so far, by query id.
 
         Raises:
-            DataError: the file holds something else, or a query was asked with another text.
+            DataError: the file has another form, or a query was asked with another text.
         """
         asked = {query.id: query for query in queries}
         found = {}
@@ -60,15 +60,15 @@ class ShiftFiles:
         return found
 
     def add_answer(self, answer: AlignedAnswer, query: Query) -> None:
-        """Keep an answer."""
+        """Append an answer."""
         self._answers.append(answer.to_dict() | {QUERY: query_fingerprint(query)})
 
     def readings(self, context: str) -> list[dict[str, Any]]:
-        """The rows of a context: readings, or why an answer could not be read.
+        """The rows of a context: readings, or the reason why an answer could not be read.
 
         Raises:
-            ConfigError: they were made with another recipe of this name, or another index.
-            DataError: the file holds something else.
+            ConfigError: they are of another recipe with this name, or of another index.
+            DataError: the file has another form.
         """
         file = self._readings[context]
         rows = file.read()
@@ -81,15 +81,15 @@ class ShiftFiles:
         return rows
 
     def add_reading(self, context: str, row: Mapping[str, Any]) -> None:
-        """Keep a row of a context."""
+        """Append a row of a context."""
         self._readings[context].append({**row, _CONTEXT: self._contexts[context]})
 
     def has_distributions(self, id_: str) -> bool:
-        """Whether those of an answer are there."""
+        """Whether the distributions of an answer are saved."""
         return self._distributions(id_).exists()
 
     def save_distributions(self, id_: str, shown: Distributions) -> None:
-        """Keep what the aligned model expected at an answer's tokens, until every context has been read."""
+        """Save the aligned model's distributions at an answer's tokens, until all contexts have been read."""
         path = self._distributions(id_)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".new")
@@ -98,21 +98,21 @@ class ShiftFiles:
         temporary.replace(path)
 
     def load_distributions(self, id_: str) -> Distributions:
-        """What `save_distributions` kept."""
+        """Load the distributions saved by `save_distributions`."""
         with np.load(self._distributions(id_)) as arrays:
             return Distributions(**dict(arrays))
 
     def clear_distributions(self) -> None:
-        """Remove them all."""
+        """Delete all saved distributions."""
         shutil.rmtree(self._spool, ignore_errors=True)
 
     def _distributions(self, id_: str) -> Path:
-        # Ids may hold anything; file names may not.
+        # Hash the id, which can have characters that file names cannot.
         return self._spool / f"{hashlib.sha256(id_.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.npz"
 
 
 def context_settings(recipe: str, index: str | None) -> dict[str, Any]:
-    """The content of a recipe, and of the index where it retrieves, as JSON values."""
+    """The content of a recipe, and of its index if it retrieves, as JSON values."""
     loaded = Recipe.load(recipe)
     settings = {"name": loaded.name, **loaded.content()}
     if index is not None and loaded.retriever.name != "none":

@@ -1,4 +1,4 @@
-"""How far a token is shifted, and what kind of token it is."""
+"""Kinds of shift and categories of tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Kind = Literal["unshifted", "marginal", "shifted"]
 KINDS: tuple[Kind, ...] = ("unshifted", "marginal", "shifted")
 
 FORMAT, CONTENT = "format", "content"
-# English words and phrases that say how something is said, in words of our own; the groups are those of Lin et al.
-# 2023 (arXiv 2312.01552): safety, style, discourse. An earlier group wins where phrases overlap.
+# English words and phrases of style rather than content, our own lists; the groups are those of Lin et al.
+# 2023 (arXiv 2312.01552): safety, style, discourse. An earlier group wins if phrases overlap.
 _WORDS: Mapping[str, str] = {
     "safety": r"""as an ai|language model|i (?:cannot|can not|can't|can’t|am unable to|am not able to|must not|won't)
         |(?:cannot|can't|unable to) (?:provide|assist|help|fulfil\w*|support|advise)|(?:i )?apologi[sz]e\w*|i'?m sorry
@@ -37,27 +37,27 @@ DEFAULT_CATEGORIES: Mapping[str, Sequence[str]] = {
 
 
 def kind_of(rank: int) -> Kind:
-    """Unshifted: the base model's first choice; marginal: its second or third; shifted: neither (Lin et al. 2023)."""
+    """Unshifted: the base model's first choice; marginal: its second or third; shifted: any other (Lin et al. 2023)."""
     return "unshifted" if rank == 1 else "marginal" if rank <= 3 else "shifted"
 
 
 def load_categories(path: str | Path) -> dict[str, list[str]]:
-    """Categories from a TOML file: ``name = ["regular expression", ...]``, the most important first.
+    """Load categories from a TOML file: ``name = ["regular expression", ...]``, the most important first.
 
     Raises:
-        ConfigError: the file is not of this form, or an expression is wrong.
+        ConfigError: the file has another form, or a regular expression is invalid.
     """
     table = read_toml(Path(path))
     for name, patterns in table.items():
-        if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             raise ConfigError(f'{path}: {name!r} must be a list of regular expressions, such as ["\\\\bhowever\\\\b"]')
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"{path}: {name!r}: {pattern!r} is no regular expression: {error}") from None
+                raise ConfigError(f"{path}: {name!r}: {pattern!r} is not a valid regular expression: {error}") from None
     if not table:
-        raise ConfigError(f"{path}: there are no categories in it")
+        raise ConfigError(f"{path} has no categories")
     return table
 
 
@@ -66,12 +66,12 @@ def categorise(
 ) -> list[str]:
     """The category of each token of a text.
 
-    A token belongs to the first category with a match that it overlaps; otherwise it is ``format`` where it has no
-    letter and no digit, and ``content`` where it has.
+    A token belongs to the first category with a match that it overlaps; otherwise it is ``format`` if it has no
+    letter or digit, else ``content``.
 
     Args:
         text: the answer.
-        spans: of its tokens, in characters.
+        spans: the tokens' spans in characters.
         categories: regular expressions by name, the most important first.
     """
     owners = [""] * len(text)
@@ -81,7 +81,7 @@ def categorise(
                 owners[match.start() : match.end()] = [name] * (match.end() - match.start())
     found = []
     for start, end in spans:
-        # The space before a word is no part of what the word says.
+        # A token's leading space does not count as part of the word.
         inside = [owner for owner, char in zip(owners[start:end], text[start:end], strict=True) if not char.isspace()]
         named = next(filter(None, inside), "")
         found.append(named or (CONTENT if any(char.isalnum() for char in text[start:end]) else FORMAT))

@@ -1,4 +1,4 @@
-"""The analysis as one self-contained HTML page: figures, plots, and answers with their tokens coloured by shift."""
+"""The analysis as a self-contained HTML page: figures, plots, and answers with tokens coloured by shift."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ragalign.studies.shift.figures import Figures
 from ragalign.studies.shift.record import AlignedAnswer, Place
 from ragalign.studies.shift.running import Outcome, ShiftSettings
 
-# Answers that the page holds; more would make it slow to load.
+# Maximum answers on the page; more would make it slow to load.
 MAX_ANSWERS = 100
 _TOKENS_SHOWN = 15
 _ROOM = "ragalign.studies.shift"
@@ -29,9 +29,9 @@ _PLOT = Markup('{}<div class="scroll">{}</div>')
 FULL_KL = "KL(aligned || base) is in nats, over the whole vocabulary."
 TOP_KL = (
     "KL is a lower bound of KL(aligned || base), in nats: only the {k} most probable tokens of each model are known at "
-    "a position, and all tokens that are not known in both share one bucket. Ranks and probabilities are exact."
+    "a position, and all other tokens share one bucket. Ranks and probabilities are exact."
 )
-NO_KL = "The models have different tokenizers, so their distributions are over different things, and there is no KL."
+NO_KL = "The models have different tokenizers, so their distributions cannot be compared and there is no KL."
 
 
 def write_pages(
@@ -43,8 +43,8 @@ def write_pages(
     created: datetime,
     max_answers: int = MAX_ANSWERS,
 ) -> list[Path]:
-    """Write ``shift.html``, with so many answers at most, and its plots as SVG files; returns their paths."""
-    names = [one.context for one in shown]
+    """Write ``shift.html`` with at most `max_answers` answers, and its plots as SVG files; returns their paths."""
+    names = [context_figures.context for context_figures in shown]
     page = render(settings, outcome, shown, created=created, max_answers=max_answers)
     save_page(page, folder / "shift.html")
     written = [folder / "shift.html"]
@@ -85,28 +85,28 @@ def render(
 
 
 def kl_note(settings: ShiftSettings, outcome: Outcome) -> str:
-    """What KL means in this run."""
+    """A note on how KL was computed in this run."""
     if not outcome.shared:
         return NO_KL
     return FULL_KL if settings.top_k is None else TOP_KL.format(k=settings.top_k)
 
 
 def by_position(shown: Sequence[Figures]) -> str:
-    """The plot of the share shifted by position."""
-    labels = list(dict.fromkeys(one.label for figures in shown for one in figures.by_position))
-    starts = sorted({one.low: one.label for figures in shown for one in figures.by_position}.items())
+    """The plot of the share of shifted tokens by position."""
+    labels = list(dict.fromkeys(shift_bin.label for figures in shown for shift_bin in figures.by_position))
+    starts = sorted({shift_bin.low: shift_bin.label for figures in shown for shift_bin in figures.by_position}.items())
     places = {low: float(number) for number, (low, _) in enumerate(starts)}
     series = []
     for figures in shown:
         bins = figures.by_position
-        estimates = [one.shares["shifted"].scaled(100) for one in bins]
+        estimates = [shift_bin.shares["shifted"].scaled(100) for shift_bin in bins]
         series.append(
             Series(
                 figures.context,
-                [places[one.low] for one in bins],
-                [one.value for one in estimates],
-                [one.low for one in estimates],
-                [one.high for one in estimates],
+                [places[shift_bin.low] for shift_bin in bins],
+                [shift_bin.value for shift_bin in estimates],
+                [shift_bin.low for shift_bin in estimates],
+                [shift_bin.high for shift_bin in estimates],
             )
         )
     ticks = [(places[low], label) for low, label in starts] if labels else [(0.0, "")]
@@ -114,14 +114,16 @@ def by_position(shown: Sequence[Figures]) -> str:
 
 
 def ranks(shown: Sequence[Figures]) -> str:
-    """The plot of how often the aligned model's token has which rank."""
+    """The plot of the ranks of the aligned model's tokens."""
     labels = [label for label, _ in shown[0].ranks]
-    series = [(one.context, [100 * share for _, share in one.ranks]) for one in shown]
+    series = [
+        (context_figures.context, [100 * share for _, share in context_figures.ranks]) for context_figures in shown
+    ]
     return bar_plot(labels, series, x_label="rank of the token for the base model", y_label="positions, %")
 
 
 def _figures(shown: Sequence[Figures]) -> str:
-    names = key([one.context for one in shown])
+    names = key([context_figures.context for context_figures in shown])
     plots = (
         section("Where in the answer", "", _PLOT.format(names, by_position(shown)))
         + section("How far down the base model’s list", "", _PLOT.format(names, ranks(shown)))
@@ -148,27 +150,36 @@ def _shares(shown: Sequence[Figures]) -> str:
         Column("prompt tokens"),
     ]
     rows = []
-    for place, one in enumerate(shown):
-        cells = [count(one.n_positions)]
-        cells += [stacked(one.shares[kind].scaled(100), "%") for kind in ("unshifted", "marginal", "shifted")]
+    for place, context_figures in enumerate(shown):
+        cells = [count(context_figures.n_positions)]
         cells += [
-            NONE if one.closed is None else stacked(one.closed.scaled(100), "%"),
-            stacked(one.kl, "nats"),
-            stacked(one.probability.scaled(100), "%"),
-            number(one.n_demonstrations, "points").rstrip("0").rstrip("."),
-            number(one.n_prompt_tokens, "words"),
+            stacked(context_figures.shares[kind].scaled(100), "%") for kind in ("unshifted", "marginal", "shifted")
         ]
-        rows.append(Row(name(place, one.context), cells, place))
+        cells += [
+            NONE if context_figures.closed is None else stacked(context_figures.closed.scaled(100), "%"),
+            stacked(context_figures.kl, "nats"),
+            stacked(context_figures.probability.scaled(100), "%"),
+            number(context_figures.n_demonstrations, "points").rstrip("0").rstrip("."),
+            number(context_figures.n_prompt_tokens, "words"),
+        ]
+        rows.append(Row(name(place, context_figures.context), cells, place))
     return table(columns, rows)
 
 
 def _categories(shown: Sequence[Figures]) -> str:
-    kinds = sorted({kind for one in shown for kind in one.by_category})
-    columns = [Column("kind", kind="text"), Column("tokens"), *(Column(f"{one.context}, %") for one in shown)]
+    kinds = sorted({kind for context_figures in shown for kind in context_figures.by_category})
+    columns = [
+        Column("kind", kind="text"),
+        Column("tokens"),
+        *(Column(f"{context_figures.context}, %") for context_figures in shown),
+    ]
     rows = []
     for kind in kinds:
         cells = [count(shown[0].by_category[kind].n) if kind in shown[0].by_category else NONE]
-        cells += [stacked(one.by_category[kind].scaled(100), "%") if kind in one.by_category else NONE for one in shown]
+        cells += [
+            stacked(context_figures.by_category[kind].scaled(100), "%") if kind in context_figures.by_category else NONE
+            for context_figures in shown
+        ]
         rows.append(Row(kind, cells))
     return table(columns, rows)
 
@@ -183,15 +194,15 @@ def _tokens(first: Figures) -> str:
     ]
     rows = [
         Row(
-            Markup('<code class="token">{}</code>').format(visible(one.text)),
+            Markup('<code class="token">{}</code>').format(visible(token.text)),
             [
-                one.category,
-                count(one.n_shifted),
-                count(one.n),
-                number(100 * one.probability, "%"),
+                token.category,
+                count(token.n_shifted),
+                count(token.n),
+                number(100 * token.probability, "%"),
             ],
         )
-        for one in first.tokens[:_TOKENS_SHOWN]
+        for token in first.tokens[:_TOKENS_SHOWN]
     ]
     if not rows:
         return ""
@@ -199,15 +210,16 @@ def _tokens(first: Figures) -> str:
 
 
 def visible(text: str) -> str:
-    """A token with its white space to be seen."""
+    """A token with visible white space."""
     return text.replace("\n", "↵").replace(" ", "·").replace("\t", "⇥") or "(part of a character)"
 
 
 def _facts(settings: ShiftSettings, outcome: Outcome, created: datetime) -> list[str]:
+    n_tokens = sum(len(answer.token_ids) for answer in outcome.answers)
     return [
         f"aligned: {settings.aligned}",
         f"base: {settings.base}",
-        f"{count(len(outcome.answers))} answers, {count(sum(len(one.token_ids) for one in outcome.answers))} tokens",
+        f"{count(len(outcome.answers))} answers, {count(n_tokens)} tokens",
         f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC",
     ]
 
@@ -221,15 +233,13 @@ def _notes(outcome: Outcome, shown: Sequence[Figures]) -> list[str]:
             f"query {reasons[0][0]}: {reasons[0][1]}"
         )
     if not outcome.shared:
-        notes.append(
-            "The models have different tokenizers: only tokens that stand for the same characters are compared."
-        )
-    for one in shown:
-        if one.n_elsewhere:
-            total = one.n_elsewhere + one.n_positions
+        notes.append("The models have different tokenizers: only tokens that cover the same characters are compared.")
+    for context_figures in shown:
+        if n_elsewhere := context_figures.n_elsewhere:
+            total = n_elsewhere + context_figures.n_positions
             notes.append(
-                f"{one.context}: {count(one.n_elsewhere)} of {count(total)} tokens are not compared, since the base "
-                "model splits the text otherwise there"
+                f"{context_figures.context}: {count(n_elsewhere)} of {count(total)} tokens are not compared, since the "
+                "base model splits the text differently there"
             )
     return notes
 
@@ -251,14 +261,14 @@ def _data(outcome: Outcome, n: int) -> dict[str, Any]:
 
 def _places(outcome: Outcome, context: str, answer: AlignedAnswer) -> list[Any] | None:
     reading = outcome.readings[context].get(answer.id)
-    return None if reading is None else [_place(one) for one in reading.places]
+    return None if reading is None else [_place(place) for place in reading.places]
 
 
-def _place(one: Place | None) -> list[Any] | None:
-    if one is None:
+def _place(place: Place | None) -> list[Any] | None:
+    if place is None:
         return None
-    best = [[text, round(value, 3)] for text, value in one.best]
-    return [one.rank, round(one.logprob, 3), None if one.kl is None else round(one.kl, 3), best]
+    best = [[text, round(value, 3)] for text, value in place.best]
+    return [place.rank, round(place.logprob, 3), None if place.kl is None else round(place.kl, 3), best]
 
 
 def _short(model: str) -> str:

@@ -1,4 +1,4 @@
-"""What the analysis finds, per answer and position, as plain data that JSON holds."""
+"""Records of the analysis, per answer and position, as JSON values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class AlignedAnswer:
     """The aligned model's greedy answer to one query.
 
     Attributes:
-        id: the query's.
-        instruction: its last user turn.
-        prompt_text: what the aligned model was given.
-        prompt_ids, token_ids: of that prompt, and of the answer without what ended it.
-        pieces: the text of each token; their sum is the answer.
-        categories: of each token (see `kinds`).
-        logprobs: the aligned model's own, of each token.
+        id: the query's id.
+        instruction: the query's last user turn.
+        prompt_text: the aligned model's prompt.
+        prompt_ids, token_ids: token ids of the prompt, and of the answer without its stop string or end mark.
+        pieces: the text of each token; joined, they are the answer.
+        categories: the category of each token (see `kinds`).
+        logprobs: the aligned model's log probability of each token.
     """
 
     id: str
@@ -41,21 +41,23 @@ class AlignedAnswer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AlignedAnswer:
-        """From `to_dict`'s JSON."""
-        given: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
+        """Create a record from the values of `to_dict`."""
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the base model makes of one token of an answer, in one context.
+    """The base model's reading of a token of an answer, in a context.
 
     Attributes:
-        rank: of the token among what the base model expects; 1 is its first choice.
+        rank: the token's rank in the base model's distribution; 1 is its first choice.
         logprob: natural logarithm of its probability.
-        kl: KL(aligned || base) in nats (a lower bound where only the most probable tokens are known); None where the
+        kl: KL(aligned || base) in nats (a lower bound if only the most probable tokens are known); None where the
             models split the text with different tokens here.
-        best: the base model's most probable tokens, as (text, log-probability).
+        best: the base model's most probable tokens, as (text, log probability).
     """
 
     rank: int
@@ -66,13 +68,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One answer in one context of the base model.
+    """The base model's reading of an answer in a context.
 
     Attributes:
-        id: the query's.
-        n_prompt_tokens: of the base model's prompt.
-        n_demonstrations: in that prompt.
-        places: one per token of the answer; None where the base model splits the text otherwise.
+        id: the query's id.
+        n_prompt_tokens: tokens of the base model's prompt.
+        n_demonstrations: demonstrations in that prompt.
+        places: one per token of the answer; None where the base model's tokenizer splits the text differently.
     """
 
     id: str
@@ -81,10 +83,16 @@ class Reading:
     places: tuple[Place | None, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; a place is a list, since there are many."""
+        """JSON values; places are lists, to save space."""
         places = [
-            one and [one.rank, _short(one.logprob), _short(one.kl), [[text, _short(value)] for text, value in one.best]]
-            for one in self.places
+            place
+            and [
+                place.rank,
+                _short(place.logprob),
+                _short(place.kl),
+                [[text, _short(value)] for text, value in place.best],
+            ]
+            for place in self.places
         ]
         return {
             "id": self.id,
@@ -95,10 +103,12 @@ class Reading:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Reading:
-        """From `to_dict`'s JSON."""
+        """Create a record from the values of `to_dict`."""
         places = tuple(
-            None if one is None else Place(one[0], one[1], one[2], tuple((text, value) for text, value in one[3]))
-            for one in values["places"]
+            None
+            if place is None
+            else Place(place[0], place[1], place[2], tuple((text, value) for text, value in place[3]))
+            for place in values["places"]
         )
         return cls(values["id"], values["n_prompt_tokens"], values["n_demonstrations"], places)
 

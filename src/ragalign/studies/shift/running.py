@@ -1,4 +1,4 @@
-"""The run: the aligned model answers, then the base model reads the answers in every context. Resumable throughout."""
+"""The run: the aligned model answers, then the base model reads the answers in each context. Resumable throughout."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from ragalign.studies.shift.record import AlignedAnswer, Place, Reading
 from ragalign.studies.shift.tokens import Tokens, same_tokens, spans_of
 from ragalign.types import Decoding, Prompt, Query
 
-# Answers that are made, read and written down together: what an interruption costs at most.
+# Answers processed and saved together, which an interruption can lose.
 _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftSettings:
-    """What is analysed, and how.
+    """Settings of the analysis.
 
     Attributes:
         base, aligned: folders or hub ids of the two models.
-        recipes: contexts beside the aligned model's own.
-        aligned_recipe: the recipe whose prompts the aligned model answers; None takes its own chat template, or
-            "zero-shot" where it has none.
-        index: what recipes retrieve from.
-        max_tokens: most tokens of an answer.
+        recipes: recipes of further contexts, after the aligned model's own.
+        aligned_recipe: the recipe for the aligned model's prompts; None uses its own chat template, or
+            "zero-shot" if it has none.
+        index: the index that recipes retrieve from.
+        max_tokens: maximum tokens per answer.
         top_k: see `SupportsDistributions.distributions`; None compares whole vocabularies.
-        align_by_text: compare models with different tokenizers where both split the text alike.
-        n_best: the base model's most probable tokens that are kept for each position.
+        align_by_text: compare models with different tokenizers wherever both split the text alike.
+        n_best: number of the base model's most probable tokens to keep for each position.
         backend, options: see `ragalign.generation.make_generator`.
         categories: regular expressions by name (see `kinds.categorise`).
     """
@@ -59,7 +59,7 @@ class ShiftSettings:
 
     @property
     def contexts(self) -> dict[str, str]:
-        """All contexts by name, the aligned model's own first; the value is the recipe.
+        """The recipes of all contexts by name, the aligned model's own first.
 
         Raises:
             ConfigError: two recipes have the same name.
@@ -68,19 +68,19 @@ class ShiftSettings:
         for recipe in self.recipes:
             name = Path(recipe).stem
             if found.setdefault(name, recipe) != recipe:
-                raise ConfigError(f"two contexts would be called {name!r}; rename one of the recipes' files")
+                raise ConfigError(f"two recipes are called {name!r}; rename one of the files")
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that was read.
+    """The answers and their readings.
 
     Attributes:
-        answers: of the aligned model, in the order of the queries.
-        readings: by context, then by the query's id.
-        failures: (context, query id, reason) of what did not fit.
-        shared: whether both models number their tokens alike.
+        answers: the aligned model's answers, in the order of the queries.
+        readings: the readings by context, then by query id.
+        failures: (context, query id, reason) of answers that did not fit.
+        shared: whether both models have the same vocabulary.
     """
 
     answers: list[AlignedAnswer]
@@ -90,23 +90,23 @@ class Outcome:
 
 
 def run(settings: ShiftSettings, queries: Sequence[Query], folder: str | Path) -> Outcome:
-    """Run the analysis in a folder, or resume the one that was interrupted there.
+    """Run the analysis in a folder, or resume an interrupted one.
 
     Raises:
-        ConfigError: the models have different tokenizers, the folder holds another run, or a setting is wrong.
-        GenerationError: a model could not be loaded, or failed; what was done is kept.
+        ConfigError: the models have different tokenizers, the folder has another run, or a setting is invalid.
+        GenerationError: a model could not be loaded or failed; the work so far is kept.
     """
     aligned, base = Tokens(settings.aligned), Tokens(settings.base)
     shared = same_tokens(aligned, base)
     if not shared and not settings.align_by_text:
         raise ConfigError(
             f"{settings.aligned} and {settings.base} have different tokenizers, so their tokens cannot be compared "
-            "one to one; --align-by-text compares them where both split the text alike"
+            "one to one; --align-by-text compares them wherever both split the text alike"
         )
     contexts = Contexts(base, shared=shared, index=settings.index)
     for recipe in settings.contexts.values():
         if recipe:
-            contexts.aligner(recipe)  # wrong recipes are refused before a model is loaded
+            contexts.aligner(recipe)  # reject invalid recipes before a model is loaded
     run_folder = RunFolder(folder)
     run_folder.claim(_identity(settings))
     files = ShiftFiles(run_folder, settings.contexts, settings.index)
@@ -124,7 +124,7 @@ def _work(
     *,
     shared: bool,
 ) -> None:
-    """Answer and read what is missing."""
+    """Generate missing answers and readings."""
     found = files.answers(queries)
     todo = {name: _missing(files, name, queries) for name in settings.contexts}
     unread = {query.id for missing in todo.values() for query in missing}
@@ -148,7 +148,7 @@ def _work(
 
 
 def load(settings: ShiftSettings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> Outcome:
-    """What a folder holds."""
+    """Load the answers and readings in a folder."""
     found = files.answers(queries)
     readings: dict[str, dict[str, Reading]] = {}
     failures = []
@@ -170,7 +170,7 @@ def _answer(
     tokens: Tokens,
     files: ShiftFiles,
 ) -> None:
-    """Let the aligned model answer what has no answer yet, and write down what it expected at every position."""
+    """Generate the aligned model's missing answers, and save its distributions at every position."""
     decoding = Decoding(temperature=0.0, max_tokens=settings.max_tokens)
     asked = {query.id: query for query in queries}
 
@@ -187,7 +187,7 @@ def _answer(
                 output = completion.outputs[0]
                 fresh[query.id] = _as_answer(query, completion.prompt, output.token_ids, output.text, tokens, settings)
             for answer in fresh.values():
-                if not answer.token_ids:  # the model had nothing to say, so there is nothing to read
+                if not answer.token_ids:  # an empty answer has nothing to read
                     keep(answer)
             answers = [fresh.get(query.id) or found[query.id] for query in batch]
             answers = [answer for answer in answers if answer.token_ids]
@@ -228,9 +228,9 @@ def _as_answer(
     query: Query, prompt: Prompt, token_ids: Sequence[int], text: str, tokens: Tokens, settings: ShiftSettings
 ) -> AlignedAnswer:
     if not token_ids:
-        raise ConfigError("this backend does not say which tokens it wrote; use vllm or transformers")
+        raise ConfigError("this backend does not return token ids; use vllm or transformers")
     pieces = tokens.pieces(token_ids, prompt.token_ids)
-    # What ended the answer is left out: a stop string, which a token may hold in part, and end-of-text marks.
+    # Leave out the end of the answer: a stop string, which can be part of a token, and end-of-text tokens.
     n, length = 0, 0
     while n < len(pieces) and length + len(pieces[n]) <= len(text) and length < len(text):
         length += len(pieces[n])
@@ -259,24 +259,24 @@ def _read(
     tokens: Tokens,
     files: ShiftFiles,
 ) -> None:
-    """Let the base model read the answers in one context."""
+    """Read the answers with the base model in a context."""
     with progress(f"base model, {name}", len(queries), "answers") as advance:
         for batch in _batches(queries):
             own = [answers[query.id] for query in batch]
             placed = contexts.place(settings.contexts[name], batch, own)
             fits: list[tuple[AlignedAnswer, Placed]] = []
-            for answer, one in zip(own, placed, strict=True):
+            for answer, fitted in zip(own, placed, strict=True):
                 if not answer.token_ids:
                     files.add_reading(name, Reading(answer.id, 0, 0, ()).to_dict())
-                elif isinstance(one, BudgetError):
-                    files.add_reading(name, {"id": answer.id, "error": str(one)})
+                elif isinstance(fitted, BudgetError):
+                    files.add_reading(name, {"id": answer.id, "error": str(fitted)})
                 else:
-                    fits.append((answer, one))
-            sequences, starts = [one.ids for _, one in fits], [one.start for _, one in fits]
+                    fits.append((answer, fitted))
+            sequences, starts = [fitted.ids for _, fitted in fits], [fitted.start for _, fitted in fits]
             for number, shown in generator.distributions(sequences, starts, top_k=settings.top_k):
-                answer, one = fits[number]
+                answer, fitted = fits[number]
                 expected = files.load_distributions(answer.id)
-                reading = _reading(answer, one, expected, shown, tokens, settings.n_best)
+                reading = _reading(answer, fitted, expected, shown, tokens, settings.n_best)
                 files.add_reading(name, reading.to_dict())
             advance(len(batch))
 
@@ -321,7 +321,7 @@ def _generator(settings: ShiftSettings, model: str) -> SupportsDistributions:
 
 
 def _identity(settings: ShiftSettings) -> dict[str, Any]:
-    """Whatever must stay the same for a run to be resumed; contexts may be added."""
+    """The settings that must not change when a run is resumed; contexts can be added."""
     names = ("base", "aligned", "max_tokens", "top_k", "align_by_text", "n_best")
     aligned = None if settings.aligned_recipe is None else context_settings(settings.aligned_recipe, settings.index)
     return {name: getattr(settings, name) for name in names} | {
@@ -336,7 +336,7 @@ def _missing(files: ShiftFiles, context: str, queries: Sequence[Query]) -> list[
 
 
 def _is_unknown(answer: AlignedAnswer | None, files: ShiftFiles) -> bool:
-    """Whether an answer is missing, or what the aligned model expected at its tokens."""
+    """Whether an answer or its distributions are missing."""
     return answer is None or (bool(answer.token_ids) and not files.has_distributions(answer.id))
 
 

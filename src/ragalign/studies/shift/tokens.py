@@ -1,4 +1,4 @@
-"""Tokenizers as the analysis of shift needs them: tokens with their places in a text, and pairs of tokenizers."""
+"""Tokenizers for the analysis: spans of tokens in a text, and matching of two tokenizers."""
 
 from __future__ import annotations
 
@@ -16,64 +16,66 @@ Span = tuple[int, int]
 
 
 class Tokens:
-    """A model's tokenizer: chat template, pieces of text, and places of tokens.
+    """A model's tokenizer: its chat template, the text of tokens, and their spans.
 
     Args:
         model: a folder or hub id.
 
     Raises:
-        ConfigError: there is no tokenizer, or none that tells where in a text its tokens are.
+        ConfigError: there is no tokenizer, or it does not return the spans of tokens.
     """
 
     def __init__(self, model: str | Path) -> None:
         from transformers import AutoTokenizer
 
-        self.packing = Tokenizer.load(model)  # says in one line what is wrong, if anything
+        self.packing = Tokenizer.load(model)  # raises a one-line error if the tokenizer cannot be loaded
         self._tokenizer: Any = AutoTokenizer.from_pretrained(locate_tokenizer(model))
         if not getattr(self._tokenizer, "is_fast", False):
-            raise ConfigError(f"{model} has no fast tokenizer (tokenizer.json), which says where its tokens are")
+            raise ConfigError(
+                f"{model} has no fast tokenizer (tokenizer.json), which is needed for the spans of tokens"
+            )
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model comes with a form for conversations."""
+        """Whether the model has a chat template."""
         return bool(getattr(self._tokenizer, "chat_template", None))
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Ids of all pieces but the special and added ones, by which tokenizers of one family differ."""
+        """Ids of all tokens except special and added ones, which can differ within a family of models."""
         added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         return {piece: id_ for piece, id_ in self._tokenizer.get_vocab().items() if piece not in added}
 
     def chat(self, turns: Sequence[Turn]) -> tuple[str, list[int]]:
-        """A conversation in the model's own form, ready for its answer: text and ids."""
+        """A conversation in the model's chat template, up to its answer, as text and ids."""
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates are programs and raise what they like
+        except Exception as error:  # templates are programs that can raise anything
             reason = " ".join(str(error).split())
-            raise ConfigError(f"the model's chat template does not take this conversation: {reason}") from None
+            raise ConfigError(f"the model's chat template rejects this conversation: {reason}") from None
         return text, self._tokenizer(text, add_special_tokens=False).input_ids
 
     def pieces(self, ids: Sequence[int], before: Sequence[int]) -> list[str]:
-        """The text that each of `ids` adds behind the ids `before`: nothing where a character is not complete."""
+        """The text that each of `ids` adds after the ids `before`; empty where a character is incomplete."""
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(ids=list(before), skip_special_tokens=True)
         return [stream.step(self._tokenizer.backend_tokenizer, id_) or "" for id_ in ids]
 
     def show(self, id_: int) -> str:
-        """One token on its own, as text."""
+        """The text of a single token."""
         text = self._tokenizer.decode([id_])
         piece = self._tokenizer.convert_ids_to_tokens(id_)
-        # SentencePiece's decoder drops the space that begins a word.
+        # SentencePiece's decoder drops a leading space.
         return f" {text}" if isinstance(piece, str) and piece.startswith("\u2581") and text[:1] != " " else text
 
     def places(self, text: str, start: int) -> tuple[list[int], int, list[Span]]:
-        """A text's ids with the special ones around it, the first that is behind `start`, and where those are.
+        """Tokenise a text, and find the tokens after a character position.
 
         Returns:
-            All ids; the number of the first id that ends behind character `start`; and for each id from there, its
-            characters, counted from `start`.
+            All ids with special tokens; the index of the first id that ends after character `start`; and the span of
+            each id from there, in characters from `start`.
         """
         encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         first = next((number for number, (_, end) in enumerate(encoding.offsets) if end > start), len(encoding.ids))
@@ -83,12 +85,12 @@ class Tokens:
 
 
 def same_tokens(first: Tokens, second: Tokens) -> bool:
-    """Whether two models number the same pieces alike, special and added tokens aside."""
+    """Whether two models have the same vocabulary, ignoring special and added tokens."""
     return first.vocabulary == second.vocabulary
 
 
 def spans_of(pieces: Sequence[str]) -> list[Span]:
-    """Where pieces of a text are in it."""
+    """The spans of consecutive pieces of a text."""
     spans, place = [], 0
     for piece in pieces:
         spans.append((place, place + len(piece)))
@@ -97,9 +99,9 @@ def spans_of(pieces: Sequence[str]) -> list[Span]:
 
 
 def match(text: str, first: Sequence[Span], second: Sequence[Span]) -> list[int | None]:
-    """For each token of one splitting of a text, the token of another that stands for the same characters.
+    """For each token of one tokenisation of a text, the index of the token in another that covers the same characters.
 
-    White space around a token's other characters does not count, since tokenizers put it on either side.
+    White space at either end of a token is ignored, since tokenizers attach it to either side.
     """
     places: dict[tuple[Span, int], int] = {}
     seen: dict[Span, int] = {}
