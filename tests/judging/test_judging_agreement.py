@@ -90,7 +90,7 @@ def test_units_that_only_one_rated_do_not_count() -> None:
 
 
 def test_one_rater_is_too_few() -> None:
-    with pytest.raises(DataError, match="at least two raters; there is only a"):
+    with pytest.raises(DataError, match="at least two raters; found only a"):
         agree("score", {"a": {1: 1.0}}, "nominal")
 
 

@@ -47,7 +47,7 @@ def test_fastchat_answers_need_their_questions(shared_data: Path) -> None:
     items = load_items(answers, questions=folder / "question.jsonl", references=answers)
     assert [len(items), len(items[0].turns), items[0].category] == [30, 2, "reasoning"]
     assert items[0].reference == items[0].answer.turns
-    with pytest.raises(DataError, match="question '101' is not known; give the questions' file"):
+    with pytest.raises(DataError, match="no question has the id '101'; give the question file"):
         load_items(answers)
 
 
@@ -145,7 +145,7 @@ def test_equal_prompts_that_cannot_be_paired_are_refused(tmp_path: Path, n: int)
     ours = written(tmp_path / "o.json", *({"instruction": "same", "output": f"o{k}"} for k in range(3)))
     theirs = written(tmp_path / "t.json", *({"instruction": "same", "output": f"t{k}"} for k in range(n)))
     with pytest.raises(
-        DataError, match=rf"the prompt 'same' is there 3 and {n} times, .* give the rows of both files id"
+        DataError, match=rf"the prompt 'same' occurs 3 and {n} times, .* give the rows of both files id"
     ):
         load_items(ours, baseline=theirs)
 
@@ -179,7 +179,7 @@ def test_questions_of_any_form(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"text": "x"}, "line 1: not an answer"),
-        ({"instruction": "q", "output": None}, "line 1: the instruction and every output must be texts"),
+        ({"instruction": "q", "output": None}, "line 1: the instruction and every output must be strings"),
         ({"output": "x"}, "line 1: the instruction"),
         ({"question_id": 1, "choices": []}, "line 1: 'choices' is not a list"),
         ({"question_id": 1, "choices": [None]}, "line 1: an entry of 'choices' has no list of 'turns'"),
@@ -190,7 +190,7 @@ def test_questions_of_any_form(tmp_path: Path) -> None:
         ({"uid": "1", "messages": [{"role": "assistant", "content": "a"}]}, "the conversation is empty"),
         ({"messages": None}, "line 1: the conversation cannot be read: the field 'messages' is null"),
         ({"messages": [1]}, "line 1: "),
-        ("x", "line 1: no JSON object"),
+        ("x", "line 1: not a JSON object"),
     ],
 )
 def test_bad_rows_have_their_line(tmp_path: Path, row: object, message: str) -> None:
@@ -249,7 +249,7 @@ def test_half_characters_of_models_are_replaced(tmp_path: Path) -> None:
 def test_numbers_and_nesting_beyond_pythons_limits_have_their_line(tmp_path: Path, number: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"instruction": "q", "output": "a", "n": {number}}}\n')
-    with pytest.raises(DataError, match="line 1: no JSON: "):
+    with pytest.raises(DataError, match="line 1: not JSON: "):
         load_items(path)
     path.write_text(f'[{{"instruction": "q", "output": "a", "n": {number}}}]\n')
     with pytest.raises(DataError, match="a JSON array that cannot be read: "):

@@ -117,7 +117,7 @@ def test_parts_are_joined_and_refusals_told_from_empty_replies(cache: ReplyCache
         "the judge refused: I cannot judge this.",
         "the judge's reply is empty",
         "a content filter removed the judge's reply",
-        "the judge's reply is empty: its tokens ended before any text, as reasoning models' do",
+        "the judge's reply is empty: it reached the token limit before any text, as reasoning models can",
     ]
 
 

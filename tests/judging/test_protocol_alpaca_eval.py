@@ -107,7 +107,7 @@ def test_a_missing_token_has_no_probability() -> None:
     assert AlpacaEval2().parse(request, token_reply({"m": 0.7, "The": 0.1})).preference == 0
     assert AlpacaEval2().parse(request, token_reply({"M": 0.7, "The": 0.1})).preference == 1
     strict = AlpacaEval2(strict=True).parse(request, token_reply({"M": 0.7}))
-    assert strict.reason == "m is not among the likeliest tokens"
+    assert strict.reason == "m is not among the most likely tokens"
 
 
 @pytest.mark.parametrize(

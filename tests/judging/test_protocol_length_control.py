@@ -194,7 +194,7 @@ def test_a_model_without_published_weights(folder: Path, tmp_path: Path) -> None
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps([{**row, "generator_2": "new"} for row in rows]))
     figures = figures_of(path, from_weights(folder))
-    assert "the weights list no model new" in figures.notes[0]
+    assert "no weights for the model new" in figures.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -227,5 +227,5 @@ def test_damaged_files(tmp_path: Path, reader: object, text: str | None, message
 def test_a_bad_number_has_its_line(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("index,instruction_difficulty\n0,1\n1,much\n")
-    with pytest.raises(DataError, match="line 3: instruction_difficulty is no number: 'much'"):
+    with pytest.raises(DataError, match="line 3: instruction_difficulty must be a number, not 'much'"):
         read_difficulty(path)

@@ -105,7 +105,7 @@ def test_reasons_say_what_happened(cache: ReplyCache) -> None:
     expected = [
         "the judge's reply is empty",
         "the judge refused: I cannot judge this.",
-        "the first score is no number",
+        "the first score is not a number",
         "HTTP 400: scripted 400",
         "HTTP 500 (given up after 2 attempts)",
         "the reply is no complete JSON object (given up after 2 attempts)",

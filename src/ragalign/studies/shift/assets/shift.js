@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);
-  // Elements are made from parts; strings become text, never markup.
+  // Build elements from parts; strings become text, never markup.
   const make = (tag, options = {}, ...parts) => {
     const element = document.createElement(tag);
     for (const [key, value] of Object.entries(options)) if (value !== null) element.setAttribute(key, value);
@@ -14,7 +14,7 @@
     const share = 100 * Math.exp(logprob);
     return share >= 0.095 ? `${share.toFixed(1)} %` : share > 0 ? "< 0.1 %" : "0 %";
   };
-  // White space must be seen to be talked about.
+  // Make white space visible.
   const visible = (text) => (text === "" ? "(part of a character)" : text.replaceAll("\n", "↵").replaceAll(" ", "·").replaceAll("\t", "⇥"));
   const state = { answer: 0, context: 0, chosen: null };
   const tip = find("tip");
@@ -43,7 +43,7 @@
     const total = answer.t.length - counts.elsewhere;
     const words = ["unshifted", "marginal", "shifted"].map((name) => `${counts[name]} ${name}${total ? ` (${Math.round((100 * counts[name]) / total)} %)` : ""}`);
     if (counts.elsewhere) words.push(`${counts.elsewhere} not compared`);
-    find("counts").textContent = read ? `${answer.t.length} tokens: ${words.join(", ")}` : "This answer did not fit into the base model's context here.";
+    find("counts").textContent = read ? `${answer.t.length} tokens: ${words.join(", ")}` : "With this context, the answer did not fit into the base model's context length.";
   };
 
   const show = (element) => {
@@ -55,7 +55,7 @@
     state.chosen = element;
     const head = make("h4", {}, token(answer.t[number]));
     if (place === null) {
-      tip.replaceChildren(head, make("p", {}, "The base model splits the text otherwise here: not compared."));
+      tip.replaceChildren(head, make("p", {}, "Not compared: the base model splits the text differently here."));
     } else {
       const [rank, logprob, kl, best] = place;
       const divergence = kl === null ? "" : ` · KL ${kl.toFixed(2)} nats`;
