@@ -1,4 +1,4 @@
-"""`ragalign demo`: retrieval at work on real parts, in minutes."""
+"""`ragalign demo`: show what retrieval does, in minutes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ _QUESTIONS = (
     "Why is the sky blue at noon and red in the evening?",
     "Write a Python function that tells whether a word is a palindrome.",
 )
-_INTERRUPTED = 130
 _COMPARED = ("zero-shot", "fixed", "random", "retrieved")
 
 
@@ -29,32 +28,34 @@ def demo(
     model: Annotated[
         Optional[str],
         typer.Option(
-            help="Folder, GGUF file or hub id of a base model; by default the packaged testbed.", show_default=False
+            help="Folder, GGUF file or hub id of a base model; by default the packaged models.", show_default=False
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="With --model: a recipe's name, or a TOML file.")] = "ica",
-    first: Annotated[int, typer.Option(metavar="N", min=1, help="Without --model: how many questions.")] = 100,
+    recipe: Annotated[str, typer.Option(help="With --model: a recipe's name or TOML file.")] = "ica",
+    first: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Without --model: number of questions of the testbed.")
+    ] = 100,
     backend: options.Backend = "auto",
     context_length: options.ContextLength = None,
-    max_new_tokens: Annotated[int, typer.Option(help="With --model: most tokens of an answer.")] = 60,
+    max_new_tokens: Annotated[int, typer.Option(help="With --model: maximum tokens per answer.")] = 60,
     real: Annotated[
         Optional[bool],
         typer.Option(
             "--real/--no-real",
-            help="Without --model: whether the packaged base model answers first; by default, but not with --json.",
+            help="Without --model: also run the packaged base model; the default without --json.",
             show_default=False,
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Without --model the figures; with it, a line per question.")
+        bool, typer.Option("--json", help="Print the figures as JSON; with --model, one JSON object per question.")
     ] = False,
 ) -> None:
     """See what retrieval does.
 
-    First, a real base model (Gemma 3 270M, a package of the extra `models`) answers three questions with and without
-    demonstrations that were retrieved for them. Then the testbed: a tiny base model and a closed world of questions
-    whose right answers are known and stand in no weights, only in demonstrations, with no, three fixed, nine random and
-    nine retrieved ones. With a model of yours, it indexes the starter pool and answers three questions.
+    First, a real base model (Gemma 3 270M, from the extra `models`) answers three questions with and without
+    retrieved demonstrations. Then comes the testbed: a tiny base model answers questions of a closed world, whose right
+    answers are only in the demonstrations, with no, three fixed, nine random and nine retrieved demonstrations. With
+    --model, your model answers three questions with demonstrations of the starter pool.
 
     \b
     Examples:
@@ -70,13 +71,13 @@ def demo(
                 _questions(Path(folder), model, recipe, backend, context_length, max_new_tokens, json=json)
     except KeyboardInterrupt:
         console.note("interrupted")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(console.EXIT_INTERRUPTED) from None
     if not json:
         _next_steps()
 
 
 def _real(folder: Path, *, json: bool) -> list[Answered] | None:
-    """Let the packaged base model answer; None where it is not installed, which is said."""
+    """Answer with the packaged base model; warn and return None if it is not installed."""
     from ragalign.errors import MissingDependencyError
 
     try:
@@ -90,7 +91,7 @@ def _real(folder: Path, *, json: bool) -> list[Answered] | None:
 
 
 def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None, *, json: bool) -> None:
-    """Answer the testbed's questions in four ways; then one of them in full, and the figures."""
+    """Answer the testbed's questions with four recipes, and show one question in full and the figures."""
     from ragalign.aligner import Aligner
     from ragalign.bench.benchmark import Benchmark
     from ragalign.bench.conditions import MAIN
@@ -120,8 +121,8 @@ def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None
     show_quality(bench)
     show_costs(bench)
     console.note(
-        f"{len(run.cases.cases)} questions. Each topic has a style of its own that the model cannot know: it must be "
-        "read from demonstrations of the same topic. This shows the pipeline at work, and nothing about real models."
+        f"{len(run.cases.cases)} questions. Each topic has its own style, which the model can only learn from "
+        "demonstrations of the same topic. This shows that the pipeline works, and nothing about real models."
     )
 
 
@@ -182,7 +183,7 @@ def _next_steps() -> None:
     console.heading("next")
     out = console.stdout()
     for what, command in (
-        ("measure all of it", "ragalign bench --testbed --out testbed"),
+        ("run the whole benchmark", "ragalign bench --testbed --out testbed"),
         ("index your own demonstrations", "ragalign index --pool answers.jsonl --out indexes/mine"),
         ("see what is retrieved", 'ragalign search indexes/mine "a question"'),
         ("see a packed prompt", 'ragalign pack indexes/mine "a question" --tokenizer MODEL --show'),

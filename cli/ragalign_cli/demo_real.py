@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MODEL = "packaged:gemma-3-270m"
 MAX_NEW_TOKENS = 90
-# Enough for the form and the style, and half a minute instead of one.
+# Enough to show the style, in half a minute instead of a full one.
 _DEMONSTRATION_TOKENS = 900
 
 
@@ -28,7 +28,7 @@ class Answered:
     shown: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``: both answers, how they ended, and the instructions of the demonstrations."""
+        """JSON values: both answers with finish reasons, and the instructions of the demonstrations."""
         return {
             "question": self.question,
             "shown": list(self.shown),
@@ -41,7 +41,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
     """Index the starter pool in `folder` and answer each question twice, greedily.
 
     Raises:
-        MissingDependencyError: the packaged model, or what reads it, is not installed.
+        MissingDependencyError: the packaged model, or a package to load it, is not installed.
         GenerationError: the model could not be loaded.
     """
     from dataclasses import replace
@@ -66,7 +66,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
         f"the base model {MODEL} answers {len(questions)} questions twice (half a minute on two CPU cores) ..."
     )
     completions = []
-    # Half precision is the slower one on most processors.
+    # Half precision is slower on most CPUs.
     with TransformersGenerator(located, dtype="float32", batch_size=len(questions)) as generator:
         for recipe in (bare, ica):
             aligner = Aligner.from_recipe(recipe, index=index, model=generator, tokenizer=tokenizer)
@@ -80,7 +80,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
 
 
 def show(answered: Sequence[Answered]) -> None:
-    """Question by question: what the model was shown, what it says either way, and whether it stopped."""
+    """Print each question with its demonstrations, both answers, and how they ended."""
     from rich.table import Table
     from rich.text import Text
 
@@ -88,7 +88,7 @@ def show(answered: Sequence[Answered]) -> None:
     for one in answered:
         console.heading(one.question)
         n = len(one.shown)
-        out.print(f"[dim]shown with it: {n} demonstrations of {one.retrieved.prompt.n_demonstration_tokens:,} tokens; "
+        out.print(f"[dim]retrieved: {n} demonstrations with {one.retrieved.prompt.n_demonstration_tokens:,} tokens; "
                   "the most similar:[/dim]")  # fmt: skip
         for instruction in one.shown[:-4:-1]:
             out.print(Text(f"  {console.shortened(instruction, 90)}", style="dim"))
@@ -100,12 +100,12 @@ def show(answered: Sequence[Answered]) -> None:
         table.add_row(*(Text(_ending(side), style="dim") for side in sides))
         out.print(table)
     console.note(
-        "A base model of 270 million parameters knows little, reasons badly and states wrong facts with confidence: no "
-        "demonstration mends that. Demonstrations show it what an answer looks like and where one ends."
+        "A base model of 270 million parameters knows little, reasons badly and states wrong facts confidently, which "
+        "demonstrations cannot fix. They show it what an answer looks like and where it ends."
     )
 
 
 def _ending(completion: Completion) -> str:
     if completion.finish_reason == "stop":
-        return f"stopped by itself after {completion.n_output_tokens} tokens"
-    return f"did not stop: cut after {completion.n_output_tokens} tokens"
+        return f"stopped on its own after {completion.n_output_tokens} tokens"
+    return f"did not stop: cut off after {completion.n_output_tokens} tokens"

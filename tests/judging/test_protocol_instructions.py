@@ -67,7 +67,7 @@ def test_what_cannot_be_checked_is_counted_with_its_reason(tmp_path: Path) -> No
     assert "x:unknown: there is no checker of this name" in found.reasons
     assert [problem.reason for problem in recorded.problems] == [
         f"{prompts} has no such prompt: 'Asked by nobody.'",
-        "no text 'response'",
+        "no string field 'response'",
     ]
     assert found.notes == ("1 of 3 prompts have no answer",)
     # Two answers to one prompt are one cluster.

@@ -46,7 +46,7 @@ class Metric:
         applies: whether the metric covers an answer; a second turn's metric covers second turns only.
         parts: for an unweighted mean of other metrics, those metrics.
         is_aspect: whether the metric is one of several aspects of the same answers.
-        is_computed: whether a program computed it, beside which others may have computed theirs.
+        is_computed: whether a program computed it, rather than a judge.
         lower_is_better: whether lower values are better.
         weight: how many observations of the same prompt a value is the mean of, such as instructions.
     """

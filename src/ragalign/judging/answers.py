@@ -185,7 +185,7 @@ def _fastchat(row: Json, path: Path) -> _Row:
 def _choice(choice: object) -> tuple[str, ...]:
     turns = choice.get("turns") if isinstance(choice, Mapping) else None
     if not isinstance(turns, list) or not turns:
-        raise DataError("an entry of 'choices' has no list of 'turns', or an empty one")
+        raise DataError("'turns' of an entry of 'choices' is missing, empty or not a list")
     return tuple(_content(turn) for turn in turns)
 
 

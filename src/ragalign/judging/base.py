@@ -307,7 +307,7 @@ class UnreadableReplyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a protocol read in a reply: see `Verdict.scores`, `Verdict.preference` and `Verdict.metadata`."""
+    """The decision parsed from a reply: see `Verdict.scores`, `Verdict.preference` and `Verdict.metadata`."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     preference: float | None = None

@@ -319,7 +319,7 @@ class _JudgeQueue:
 
 
 def _price(judge: AnyJudge, options: RunOptions) -> Price | None:
-    """What tokens cost; a model on this machine takes no money."""
+    """The price of a judge's tokens; a local reward model is free."""
     return Price(0.0, 0.0) if isinstance(judge, RewardJudge) else options.prices.price(judge.model)
 
 

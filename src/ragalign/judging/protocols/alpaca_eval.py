@@ -295,5 +295,5 @@ def _leaderboard_line(verdict: Verdict) -> tuple[Hashable, ...]:
 def _text(row: Json, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise DataError(f"no text field {key!r}")
+        raise DataError(f"no string field {key!r}")
     return value

@@ -74,7 +74,7 @@ class InstructionProtocol(Protocol):
         text = _first_text(row, ("prompt", "instruction"))
         answer = _first_text(row, ("response", "output"))
         if text is None or answer is None:
-            raise DataError(f"no text {'prompt' if text is None else 'response'!r}")
+            raise DataError(f"no string field {'prompt' if text is None else 'response'!r}")
         prompt = self._prompts.get(text.strip())
         if prompt is None:
             raise DataError(f"{self._file} has no such prompt: {text[:60]!r}")

@@ -190,7 +190,7 @@ def _json_lines(text: str, where: str) -> Iterable[tuple[int, dict[str, Any]]]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise ConfigError(f"{where} line {number} is no JSON: {error}") from None
+            raise ConfigError(f"{where} line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ConfigError(f"{where} line {number} is not a JSON object")
         yield number, row

@@ -211,7 +211,7 @@ class _Run:
         write_json(self._path(cell), result.to_dict())
 
     def _likelihoods(self, aligner: Aligner) -> dict[str, dict[str, Any]]:
-        """What records hold of the references' likelihood, by query id, where the metric asks for it."""
+        """Record fields with the likelihood of the references, by query id, if the metric needs it."""
         if not self.scorer.needs_likelihoods:
             return {}
         cases = Cases("", tuple(Case(query, references=(tuple(references(query)),)) for query in self.queries))
