@@ -156,7 +156,7 @@ def agreement(
     strict: Strict = False,
     json: Json = False,
 ) -> None:
-    """Measure the agreement between judges, and between judges and people.
+    """Measure the agreement between judges, and with people.
 
     Each judge is a rater; if a judge (or unnamed judges) scored the same answers in several files, each file is one.
     Preferences are compared as win, tie or lose, scores by their distance. Answers with one rater do not count.

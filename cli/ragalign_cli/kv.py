@@ -164,9 +164,9 @@ def check(
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compare reused keys and values with full attention on your own questions.
+    """Compare reused keys and values with full attention.
 
-    The exit status is 1 if the difference exceeds the limits.
+    It uses your own questions. The exit status is 1 if the difference exceeds the limits.
 
     \b
     Example:
