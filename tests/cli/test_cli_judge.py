@@ -163,7 +163,7 @@ def test_unreadable_rows_are_told_and_counted(tmp_path: Path, judge: Callable[..
     run = judge("aggregate", "--protocol", "ica", path, "--json")
     (line,) = run.lines
     assert (run.returncode, line["n"], line["n_unscored"]) == (0, 1, 2)
-    assert "line 2: no JSON: Expecting value; counted as unscored" in run.stderr
+    assert "line 2: not JSON: Expecting value; counted as unscored" in run.stderr
 
 
 def test_nothing_scored_is_no_number(tmp_path: Path, judge: Callable[..., Run]) -> None:
@@ -199,12 +199,12 @@ def test_agreement_of_files(shared_data: Path, judge: Callable[..., Run], tmp_pa
     ("arguments", "code", "message"),
     [
         (["aggregate", "--protocol", "nope", "x"], 2, "unknown protocol 'nope'"),
-        (["aggregate", "--protocol", "ica", "absent.jsonl"], 1, "cannot read absent.jsonl: No such file"),
-        (["aggregate", "--protocol", "ica", "x", "--glm-c", "1"], 2, "length control belongs to"),
-        (["aggregate", "--protocol", "ica", "x", "--length-control", "minimal"], 2, "length control belongs to"),
+        (["aggregate", "--protocol", "ica", "absent.jsonl"], 1, "absent.jsonl: cannot be read (No such file"),
+        (["aggregate", "--protocol", "ica", "x", "--glm-c", "1"], 2, "length control applies to"),
+        (["aggregate", "--protocol", "ica", "x", "--length-control", "minimal"], 2, "length control applies to"),
         (["aggregate", "--protocol", "alpaca-eval-2", "x", "--glm-weights", "w"], 2, "instruction difficulties"),
-        (["aggregate", "--protocol", "just-eval", "x", "--queries", "absent"], 1, "cannot read absent"),
-        (["agreement", "--protocol", "ica", "absent.jsonl"], 1, "cannot read absent.jsonl"),
+        (["aggregate", "--protocol", "just-eval", "x", "--queries", "absent"], 1, "absent: cannot be read"),
+        (["agreement", "--protocol", "ica", "absent.jsonl"], 1, "absent.jsonl: cannot be read"),
     ],
 )
 def test_one_clear_line(judge: Callable[..., Run], arguments: list[str], code: int, message: str) -> None:
