@@ -118,7 +118,7 @@ def test_max_cost_needs_a_price_that_the_user_can_give(tmp_path: Path, answers: 
     with JudgeServer() as server:
         refused = judge_run(answers, server, tmp_path / "a", "--max-cost", "3")
         assert refused.returncode == 2
-        assert refused.stderr.startswith("error: the price of judge is not known")
+        assert refused.stderr.startswith("error: the price of judge is unknown")
         assert server.log == []
         done = judge_run(answers, server, tmp_path / "b", "--max-cost", "6", "--prices", str(prices), "--json")
         assert done.returncode == 1
