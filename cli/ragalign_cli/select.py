@@ -9,7 +9,7 @@ import typer
 from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
-    from ragalign.studies.selection import Selection
+    from ragalign.studies.selection_result import Selection
 
 
 def select(
@@ -58,7 +58,8 @@ def select(
     from ragalign.bench.session import Engine
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
-    from ragalign.studies.selection import Search, SearchOptions
+    from ragalign.studies.selection import Search
+    from ragalign.studies.selection_result import SearchOptions
     from ragalign.tokenization import Tokenizer
     from ragalign.types import Generator
 

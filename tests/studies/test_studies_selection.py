@@ -18,7 +18,8 @@ from ragalign.errors import ConfigError, DataError
 from ragalign.generation import TransformersGenerator
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe
-from ragalign.studies.selection import Search, SearchOptions, Selection
+from ragalign.studies.selection import Search
+from ragalign.studies.selection_result import SearchOptions, Selection
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Decoding, Demonstration, Generator
 
