@@ -10,7 +10,6 @@ writes it. Everything here must load quickly and without heavy libraries, since 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,12 @@ import click
 import typer
 from griffe import Docstring, DocstringSectionKind
 from grouped import split_groups
+from results import gpu_results, planning_results, published_results, testbed_results
+from table import table
+
+__all__ = ["gpu_results", "planning_results", "published_results", "testbed_results"]
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 # Types in the help of commands that name no placeholder of their own, and what readers of help see.
 _PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "N", "float": "X"}
 _TYPE = re.compile(r"<(?:list\[)?(str|path|int|float)\]?(?: range)?>", re.IGNORECASE)
@@ -57,7 +59,7 @@ def packaged_recipes() -> str:
     from ragalign.recipes import Recipe, packaged_recipes
 
     rows = [(f"`{name}`", Recipe.load(name).description) for name in packaged_recipes()]
-    return _table(("recipe", "description"), rows)
+    return table(("recipe", "description"), rows)
 
 
 def recipe_keys() -> str:
@@ -86,7 +88,7 @@ def decoding_presets() -> str:
         values = {one.name: getattr(preset, one.name) for one in fields(Decoding)}
         shown = {key: value for key, value in values.items() if key == "temperature" or value != getattr(plain, key)}
         rows.append((f"`{name}`", ", ".join(f"`{key} = {value}`" for key, value in shown.items())))
-    return _table(("preset", "values"), rows)
+    return table(("preset", "values"), rows)
 
 
 def retrievers() -> str:
@@ -102,7 +104,7 @@ def retrievers() -> str:
             for option in retriever_options(name)
         ]
         rows.append((f"`{name}`", _summary(kind), "<br>".join(options)))
-    return _table(("retriever", "finds", "options"), rows)
+    return table(("retriever", "finds", "options"), rows)
 
 
 def template_keys() -> str:
@@ -134,68 +136,14 @@ def public_names() -> str:
     for name in ragalign.__all__:
         kind = getattr(ragalign, name)
         rows.append((f"[`{name}`][{kind.__module__}.{kind.__qualname__}]", _summary(kind)))
-    return _table(("name", "summary"), rows)
-
-
-def testbed_results() -> str:
-    """The benchmark's results on the testbed."""
-    result = _result("bench_testbed")["bench"]
-    rows = []
-    for one in result["conditions"]:
-        costs, score, difference = one["costs"], one["quality"]["estimate"], one["quality"].get("difference")
-        apart = ""
-        if difference and one["name"] != result["baseline"]:
-            apart = f"{difference['value']:+.1f} ({difference['low']:.1f} to {difference['high']:.1f})"
-        shown = [f"{costs[key]['value']:,.0f}" for key in ("demonstrations", "prompt_tokens", "prefilled_tokens")]
-        rows.append((f"`{one['name']}`", shown[0], f"{score['value']:.1f}", apart, *shown[1:]))
-    head = ("recipe", "demonstrations", "exact match, %", "minus random, 95 %", "prompt tokens", "prefilled tokens")
-    return _table(head, rows)
-
-
-def planning_results() -> str:
-    """Tokens prefilled against relevance kept, for every strategy, with ContextPilot between them."""
-    result = _result("planning")
-    rows = []
-    for one in [*result["strategies"]["results"], result["contextpilot"]["results"]]:
-        floor = f"{one['min_relevance']:g}" if one["strategy"] in ("relax", "backbone", "hybrid") else ""
-        tokens = [f"{one[key]:,.0f}" for key in ("n_prompt_tokens", "n_prefilled", "prefix_bound", "reuse_bound")]
-        name = f"`{one['strategy']}`" if " " not in one["strategy"] else f"{one['strategy']} {one['version']}"
-        rows.append((name, floor, str(one["personal"]), f"{one['relevance']:.3f}", *tokens))
-    head = ("strategy", "floor", "personal", "relevance", "prompt tokens", "prefilled", "≥ prefix", "≥ reuse")
-    return _table(head, rows)
-
-
-def gpu_results() -> str:
-    """Requests per second on a GPU, for two shapes."""
-    parts = []
-    for name in ("gpu_8b", "gpu_13b"):
-        result = _result(name)
-        rows = []
-        for setting, one in result["settings"].items():
-            relevance = "" if one["relevance_kept"] is None else f"{one['relevance_kept']:.3f}"
-            tokens = [f"{one[key]:,.0f}" for key in ("prompt_tokens", "cached_reported")]
-            rows.append((f"`{setting}`", relevance, *tokens, f"{one['requests_per_s']:.1f}"))
-        head = ("setting", "relevance", "prompt tokens", "cached tokens", "requests/s")
-        about = f"{result['shape']} on an {result['gpu']}, {result['queries']} questions:"
-        parts.append(f"{about}\n\n{_table(head, rows)}")
-    return "\n\n".join(parts)
-
-
-def published_results() -> str:
-    """Published figures that reports show beside measured ones."""
-    with (ROOT / "src/ragalign/data/published.toml").open("rb") as file:
-        rows = [
-            (one["protocol"], one["name"], one["figure"], f"{one['value']:g} {one['unit']}", one["source"])
-            for one in tomllib.load(file)["result"]
-        ]
-    return _table(("protocol", "system", "figure", "value", "source"), rows)
+    return table(("name", "summary"), rows)
 
 
 def protocols() -> str:
     """The protocols of judges and checkers."""
     from ragalign.judging.registry import PROTOCOLS
 
-    return _table(("protocol", ""), [(f"`{name}`", _summary(kind)) for name, kind in PROTOCOLS.items()])
+    return table(("protocol", ""), [(f"`{name}`", _summary(kind)) for name, kind in PROTOCOLS.items()])
 
 
 def packaged_models() -> str:
@@ -203,7 +151,7 @@ def packaged_models() -> str:
     from ragalign.models.packaged import PACKAGED
 
     models = PACKAGED.values() if isinstance(PACKAGED, Mapping) else PACKAGED
-    return _table(("name", "model", "install"), [(f"`{m.label}`", m.title, f"`{m.install}`") for m in models])
+    return table(("name", "model", "install"), [(f"`{m.label}`", m.title, f"`{m.install}`") for m in models])
 
 
 def floors() -> str:
@@ -279,7 +227,7 @@ def _options(command: Any, context: click.Context) -> str:
         name = _TYPE.sub(lambda found: _PLACEHOLDERS[found[1].lower()], record[0])
         panels.setdefault(title, []).append((_code(name), escape(record[1], quote=False)))
     ordered = sorted(panels, key=lambda title: (title != "Arguments", title == "Options"))
-    return "\n\n".join(_table((title, ""), panels[title]) for title in ordered)
+    return "\n\n".join(table((title, ""), panels[title]) for title in ordered)
 
 
 def _code(text: str) -> str:
@@ -296,7 +244,7 @@ def _keys_table(kind: type[Any], extra: list[tuple[str, ...]] | None = None, ski
         if one.name not in described:
             raise LookupError(f"{kind.__module__}.{kind.__qualname__}: no description of {one.name!r} in its docstring")
         rows.append((f"`{one.name}`", _type(hints[one.name]), _default(one), described[one.name]))
-    return _table(("key", "type", "default", "meaning"), rows)
+    return table(("key", "type", "default", "meaning"), rows)
 
 
 def _described(kind: type[Any]) -> dict[str, str]:
@@ -339,16 +287,6 @@ def _default(one: Field[Any]) -> str:
     if isinstance(value, tuple):
         return "empty" if not value else f"`{list(value)}`"
     return f"`{value}`"
-
-
-def _result(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 if __name__ == "__main__":
