@@ -374,7 +374,7 @@ def test_a_pool_is_indexed_first(
         (("--metric", "{score}:later"), 2, "score.py:later is asynchronous"),
         (("--metric", "{score}:nosuch"), 2, "has no function 'nosuch'"),
         (("--metric", "exact-match", "--metric", "exact-match"), 2, "the metric exact-match is given twice"),
-        (("--model", "./nowhere"), 2, "there is no model folder ./nowhere"),
+        (("--model", "./nowhere"), 2, "no model folder ./nowhere"),
         (("--backend", "magic"), 2, "no generator 'magic'"),
         (("--tensor-parallel", "2"), 2, "the transformers generator has no option 'tensor_parallel_size'"),
         (("--baseline", "magic"), 2, "no recipe of this run is called 'magic'"),

@@ -175,7 +175,7 @@ def test_no_index_where_nothing_is_retrieved(
         (("chat", "hi"), "'hi' is not an index: no such folder; build one with `ragalign index"),
         (("chat",), "the recipe 'ica' retrieves demonstrations: give the folder of an index"),
         (("chat", "{index}", "q", "--question", "q"), "give the question once"),
-        (("chat", "{index}", "--model", "./nowhere"), "there is no model folder ./nowhere"),
+        (("chat", "{index}", "--model", "./nowhere"), "no model folder ./nowhere"),
         (
             ("chat", "{index}", "--gpu-memory", "0.5"),
             "the transformers generator has no option 'gpu_memory_utilization'",

@@ -160,4 +160,4 @@ def test_a_folder_without_a_tokenizer(ragalign: Command, tmp_path: Path, folder:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / folder) in done.stderr
-    assert ("there is no model folder" if folder == "absent" else "the folder has none") in done.stderr
+    assert ("no model folder" if folder == "absent" else "the folder has none") in done.stderr

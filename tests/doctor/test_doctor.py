@@ -91,7 +91,7 @@ def test_a_chat_tuned_model(broken: Path, recipe: Path) -> None:
 
 @pytest.mark.parametrize(
     ("opening", "message"),
-    [("<|im_start|>user: ", "needs <|im_start|>, which"), ("<|begin_of_text|>User: ", "are plain text throughout")],
+    [("<|im_start|>user: ", "needs <|im_start|>, which"), ("<|begin_of_text|>User: ", "are plain text; use")],
 )
 def test_special_tokens_in_a_template(tiny_model: Path, tmp_path: Path, opening: str, message: str) -> None:
     form, path = tmp_path / "form.toml", tmp_path / "recipe.toml"

@@ -305,8 +305,8 @@ def test_repetition_penalty_warns_once_about_long_prompts(
     [
         ({"quantisation": "awq"}, "vLLM has no option 'quantisation'; did you mean 'quantization'"),
         ({"generation_config": "auto"}, "the vLLM option 'generation_config' cannot be changed"),
-        ({"model": "./no/such/folder"}, "there is no model folder ./no/such/folder"),
-        ({"tokenizer": Path("missing")}, "there is no model folder missing"),
+        ({"model": "./no/such/folder"}, "no model folder ./no/such/folder"),
+        ({"tokenizer": Path("missing")}, "no model folder missing"),
     ],
     ids=["unknown", "own", "model", "tokenizer"],
 )

@@ -111,7 +111,7 @@ def test_without_a_chat_form_question_and_answer_are_a_pair(reward_model: Path, 
 
 
 def test_models_that_are_none(reward_model: Path, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no model folder"):
+    with pytest.raises(ConfigError, match="no model folder"):
         RewardJudge(str(tmp_path / "missing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="cannot load the reward model"):

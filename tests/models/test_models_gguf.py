@@ -143,7 +143,7 @@ def test_a_folder_with_one_file_is_that_file(file: Path, tmp_path: Path, cache: 
     assert locate_model(tmp_path, cache=cache) == locate_model(file, cache=cache)
     assert locate_model(str(tmp_path), cache=cache) == locate_model(file, cache=cache)
     shutil.copy(file, tmp_path / "other.gguf")
-    with pytest.raises(ConfigError, match=r"holds 2 GGUF files; name one of them: Tiny\.GGUF, other\.gguf"):
+    with pytest.raises(ConfigError, match=r"has 2 GGUF files; name one of them: Tiny\.GGUF, other\.gguf"):
         locate_model(tmp_path, cache=cache)
 
 
@@ -170,8 +170,8 @@ def test_names_for_people() -> None:
     ("fields", "message"),
     [
         ({"split__count": 3}, "one of 3 parts of a split GGUF file"),
-        ({"general__type": "adapter"}, "holds no language model, but 'adapter'"),
-        ({"general__architecture": "clip"}, "holds no language model"),
+        ({"general__type": "adapter"}, "is not a language model, but 'adapter'"),
+        ({"general__architecture": "clip"}, "is not a language model"),
         ({"general__architecture": "newest"}, "newest"),
         ({"tokenizer__ggml__model": "strange"}, "strange"),
         ({"tokenizer__ggml__tokens": None, "llama__vocab_size": 10}, "holds no tokenizer"),
@@ -216,7 +216,7 @@ def test_damaged_files_are_one_line(file: Path, tmp_path: Path) -> None:
         with pytest.raises(RagalignError, match=r"cannot read|damaged|holds no") as caught:
             locate_model(path, cache=tmp_path / "cache")
         assert "\n" not in str(caught.value), name
-    with pytest.raises(ConfigError, match="there is no model file"):
+    with pytest.raises(ConfigError, match="no model file"):
         locate_model(tmp_path / "missing.gguf", cache=tmp_path / "cache")
 
 
@@ -228,7 +228,7 @@ def test_numbers_that_are_not_finite_are_refused(tiny_model: Path, tmp_path: Pat
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][3] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GenerationError, match=r"model\.norm\.weight holds numbers that are not finite"):
+    with pytest.raises(GenerationError, match=r"model\.norm\.weight contains numbers that are not finite"):
         locate_model(write_gguf(broken, tmp_path / "m.gguf"), cache=tmp_path / "cache")
 
 
@@ -278,7 +278,7 @@ def test_two_processes_convert_once(file: Path, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(file: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ConfigError, match="RAGALIGN_CACHE names another folder"):
+    with pytest.raises(ConfigError, match="set RAGALIGN_CACHE to another folder"):
         locate_model(file, cache=tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""Whether a model, an index and a recipe are fit for each other, and what to mend."""
+"""Checking that a model, an index and a recipe work together, with advice on what to fix."""
 
 from ragalign.doctor.checks import Check, Status
 from ragalign.doctor.examining import Examination, examine

@@ -1,4 +1,4 @@
-"""One finding, and how a check that fails itself becomes one."""
+"""The result of a check, also for checks that fail with an error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Status = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one check found.
+    """The result of a check.
 
     Attributes:
-        name: of the check.
-        status: "ok"; "warning", where it works but worse than it could; or "wrong", where it does not.
-        detail: the reason, and what to do where something is to be done.
+        name: name of the check.
+        status: "ok"; "warning" if it works, but not well; "wrong" if it does not work.
+        detail: the reason, and what to do.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Check:
 
 
 def run(name: str, check: Callable[[], Iterator[Check]]) -> list[Check]:
-    """What a check finds; an error in it is a finding too."""
+    """Run a check; an error becomes a result."""
     try:
         return list(check())
-    # Broken models break anything that looks at them: each check says so in its own line.
+    # A broken model can break any check: each reports it in its own line.
     except Exception as error:
         return [Check(name, "wrong", " ".join(str(error).split())[:300] or type(error).__name__)]

@@ -1,4 +1,4 @@
-"""The examination: every check that the model, the recipe and the index at hand allow."""
+"""Running all checks that apply to a model, a recipe and an index."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ragalign.recipes import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """All findings about one model.
+    """The results of all checks of a model.
 
     Attributes:
-        model: as the user named it.
-        checks: in the order in which they were made.
+        model: the model, as named by the user.
+        checks: the results, in order.
     """
 
     model: str
@@ -27,12 +27,12 @@ class Examination:
 
     @property
     def is_fit(self) -> bool:
-        """Whether nothing is wrong; warnings may be there."""
+        """Whether no check is "wrong"; there can be warnings."""
         return all(check.status != "wrong" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"model", "checks": [{"name", "status", "detail"}]}``."""
-        checks = [{"name": one.name, "status": one.status, "detail": one.detail} for one in self.checks]
+        checks = [{"name": check.name, "status": check.status, "detail": check.detail} for check in self.checks]
         return {"model": self.model, "checks": checks}
 
 
@@ -45,18 +45,18 @@ def examine(
     n_answers: int = 3,
     max_new_tokens: int = 160,
 ) -> Examination:
-    """Tell whether a model is fit for in-context alignment.
+    """Check whether a model is suitable for in-context alignment.
 
     Args:
-        model: a folder, a hub id, a GGUF file or ``packaged:NAME``.
-        recipe: what it is to be used with.
-        index: the folder of the index that the recipe is to retrieve from.
-        weights: whether to load the weights, for the checks that compute: BOS by likelihood, and stop strings.
-        n_answers: how many questions to answer for the check of stop strings.
-        max_new_tokens: most tokens of these answers.
+        model: a folder, a Hub id, a GGUF file or ``packaged:NAME``.
+        recipe: the recipe to use with the model.
+        index: the folder of the index that the recipe retrieves from.
+        weights: whether to load the weights, for the checks of BOS by likelihood and of stop strings.
+        n_answers: number of questions to answer for the check of stop strings.
+        max_new_tokens: maximum tokens of these answers.
 
     Raises:
-        ConfigError: there is no such model or recipe.
+        ConfigError: no such model or recipe.
         GenerationError, MissingDependencyError: as `ragalign.models.locate_model`.
     """
     subject = Subject.of(model, recipe if isinstance(recipe, Recipe) else Recipe.load(recipe))

@@ -1,4 +1,4 @@
-"""Checks of an index: whole, of the encoder that is here, and how many of its texts the encoder cuts."""
+"""Checks of an index: its files, its encoder, and the number of truncated texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragalign.recipes import Recipe
 
 
 def index(folder: Path, recipe: Recipe) -> Iterator[Check]:
-    """Whether the index can be searched with its encoder."""
+    """Check that the index can be searched with its encoder."""
     from ragalign.indexes import Index
 
     try:
@@ -19,7 +19,7 @@ def index(folder: Path, recipe: Recipe) -> Iterator[Check]:
     except IndexFormatError as error:
         yield Check("index", "wrong", str(error))
         return
-    yield Check("index", "ok", f"{manifest.n_demonstrations:,} demonstrations; every file is as it was written")
+    yield Check("index", "ok", f"{manifest.n_demonstrations:,} demonstrations; all files are intact")
     try:
         opened = Index.open(folder)
         encoder = opened.encoder
@@ -45,7 +45,7 @@ def index(folder: Path, recipe: Recipe) -> Iterator[Check]:
             "encoder",
             "warning",
             f"{encoder.id} reads {encoder.max_tokens} tokens: {cut:,} of {manifest.n_demonstrations:,} texts are "
-            "longer, and what comes after is not searched",
+            "longer, and their ends are not searched",
         )
     else:
         known = "none of the texts is longer" if cut == 0 else "how many texts are longer is not recorded"

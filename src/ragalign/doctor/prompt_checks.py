@@ -1,4 +1,4 @@
-"""Checks of prompts: room in the context, and tokens that are exact at every join."""
+"""Checks of prompts: room in the context, and exact tokens at every join."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ragalign.doctor.checks import Check
 from ragalign.doctor.subject import Subject
 from ragalign.types import Hit, Turn
 
-# Tokens that a question may have beside the recipe's own.
+# Tokens to allow for a question, in addition to the recipe's own.
 _QUESTION_TOKENS = 200
-# Less than this for demonstrations holds hardly one.
+# With fewer tokens for demonstrations than this, hardly one fits.
 _FEW_TOKENS = 300
 _QUESTION = "How do I ask my manager for a raise without sounding ungrateful?"
 
 
 def context(subject: Subject) -> Iterator[Check]:
-    """Whether the recipe's budget and its longest answer fit into the context."""
+    """Check that the recipe's budget and its longest answer fit the context."""
     recipe, length = subject.recipe, subject.context_length
     if length is None:
-        yield Check("context", "warning", "the configuration does not say how many tokens the model takes")
+        yield Check("context", "warning", "the model's configuration has no context length")
         return
     shows = recipe.retriever.name != "none" or recipe.constants.file or recipe.constants.pool
     demonstrations = recipe.packing.max_tokens if shows else 0
@@ -29,7 +29,7 @@ def context(subject: Subject) -> Iterator[Check]:
         bare = subject.packer.pack([Turn("user", _QUESTION)], []).n_tokens + _QUESTION_TOKENS
     answer = recipe.decoding.max_tokens
     need = bare + demonstrations + answer
-    parts = f"{demonstrations:,} of demonstrations, {answer:,} of the answer and about {bare:,} of all else"
+    parts = f"{demonstrations:,} of demonstrations, {answer:,} of the answer and about {bare:,} of everything else"
     if need <= length:
         yield Check("context", "ok", f"{length:,} tokens; the recipe {recipe.name!r} needs at most {need:,}: {parts}")
         return
@@ -51,7 +51,7 @@ def context(subject: Subject) -> Iterator[Check]:
 
 
 def joins(subject: Subject) -> Iterator[Check]:
-    """Whether packed ids are those of the prompt's text, over demonstrations of all kinds."""
+    """Check that packed ids equal those of the prompt's text, for demonstrations of all kinds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         packer = subject.packer
@@ -61,10 +61,11 @@ def joins(subject: Subject) -> Iterator[Check]:
         prompt = packer.pack([Turn("user", _QUESTION)], hits)
         whole = [*tokenizer.prefix_ids, *tokenizer.encode(prompt.text), *tokenizer.suffix_ids]
         n += 1
-        # A prompt is continued, so what the tokenizer puts after a text is left out.
+        # A prompt is continued, so special tokens after a text are left out.
         if prompt.token_ids not in (whole, whole[: len(whole) - len(tokenizer.suffix_ids)]):
-            yield Check("joins", "wrong", "a packed prompt has other ids than its text: please report this tokenizer")
+            reason = "the ids of a packed prompt differ from those of its text; please report this tokenizer"
+            yield Check("joins", "wrong", reason)
             return
     slow, fast = "each prompt is tokenised as a whole, which is slower", "each demonstration is tokenised once"
     how = fast if packer.has_safe_joins else slow
-    yield Check("joins", "ok", f"the ids of {n} packed prompts are those of their texts; {how}")
+    yield Check("joins", "ok", f"the ids of {n} packed prompts equal those of their texts; {how}")

@@ -1,4 +1,4 @@
-"""What is examined: a model's configuration and tokenizer, each read once, and a recipe."""
+"""The subject of the checks: a model's configuration and tokenizer, each read once, and a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ragalign.pool import Pool
 from ragalign.recipes import Recipe, data_folder
 from ragalign.tokenization import Tokenizer
 
-# Plain prose that no model knows by heart: two paragraphs of this project's own.
+# Plain prose that no model has memorised: two paragraphs written for this project.
 PARAGRAPH = (
     "The ferry left the harbour a little after six. Most of the passengers had found a seat below, out of the wind, "
     "but a few stayed on deck to watch the lights of the town grow small. An old man shared his bread with the gulls. "
@@ -28,9 +28,9 @@ class Subject:
     """A model and a recipe.
 
     Attributes:
-        model: as the user named it.
-        located: the folder or hub id that engines load.
-        recipe: what the model is to be used with.
+        model: the model, as named by the user.
+        located: the folder or Hub id that engines load.
+        recipe: the recipe to use with the model.
     """
 
     model: str
@@ -39,38 +39,38 @@ class Subject:
 
     @classmethod
     def of(cls, model: str | Path, recipe: Recipe) -> Subject:
-        """The subject, before anything of it is read."""
+        """Create the subject without reading anything yet."""
         return cls(str(model), locate_model(model), recipe)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer as prompts are made with it."""
+        """The tokenizer that prompts are made with."""
         return Tokenizer.load(self.located)
 
     @cached_property
     def raw_tokenizer(self) -> Any:
-        """The tokenizer as transformers loads it."""
+        """The tokenizer as loaded by transformers."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.located)
 
     @cached_property
     def config(self) -> Any:
-        """The model's configuration; of a model with several parts the language model's."""
+        """The model's configuration; for a model with several parts, that of the language model."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.located).get_text_config()
 
     @cached_property
     def tokenizer_config(self) -> dict[str, Any]:
-        """``tokenizer_config.json`` of a model folder; empty where there is none at hand."""
+        """``tokenizer_config.json`` of a model folder, or empty."""
         path = Path(self.located, "tokenizer_config.json")
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def context_length(self) -> int | None:
-        """Tokens that prompt and completion share; None where the configuration does not say."""
+        """Maximum tokens of prompt and completion together; None if the configuration does not specify it."""
         found = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
         return int(found) if found else None
 

@@ -1,4 +1,4 @@
-"""Checks of a tokenizer: its vocabulary, whether the model is chat-tuned, special tokens in templates."""
+"""Checks of a tokenizer: its vocabulary, its chat template, and special tokens in templates."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from ragalign.doctor.checks import Check
 from ragalign.doctor.subject import Subject
 
-# What tokenizers call their special tokens: <|im_start|>, <s>, <start_of_turn>, [INST].
+# Names of special tokens: <|im_start|>, <s>, <start_of_turn>, [INST].
 _LOOKS_SPECIAL = re.compile(r"<\|[\w-]+\|>|</?s>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]|<<SYS>>|<\uff5c[^<>]+\uff5c>")
 _PROBES = ("The capital of France is", "  two  spaces,\n\n\ta tab", "3.14 and 1871", "naïve 你好 🙂")
 
 
 def vocabulary(subject: Subject) -> Iterator[Check]:
-    """Whether ids fit into the embedding, and texts come back from their ids."""
+    """Check that ids fit the embedding, and that decoding restores texts."""
     raw, size = subject.raw_tokenizer, int(getattr(subject.config, "vocab_size", 0))
     last = max(raw.get_vocab().values())
     if size and last >= size:
@@ -30,13 +30,13 @@ def vocabulary(subject: Subject) -> Iterator[Check]:
         if raw.decode(ids).strip(" ") != text.strip(" ")
     ]
     if changed:
-        yield Check("tokenizer", "warning", f"{changed[0]!r} does not come back from its ids as it was")
+        yield Check("tokenizer", "warning", f"{changed[0]!r} changes when it is encoded and decoded")
     else:
-        yield Check("tokenizer", "ok", f"{last + 1:,} tokens of {size:,}; texts come back from their ids")
+        yield Check("tokenizer", "ok", f"{last + 1:,} tokens of {size:,}; decoding restores texts")
 
 
 def kind(subject: Subject) -> Iterator[Check]:
-    """Base or chat-tuned, by whether there is a chat template."""
+    """Check whether the model is base or chat-tuned, by its chat template."""
     template = getattr(subject.raw_tokenizer, "chat_template", None)
     if not template:
         yield Check("kind", "ok", "a base model: there is no chat template")
@@ -44,8 +44,8 @@ def kind(subject: Subject) -> Iterator[Check]:
     yield Check(
         "kind",
         "warning",
-        "there is a chat template, so the model is chat-tuned, and its own form of conversation will serve it better "
-        "than demonstrations; in-context alignment is for base models",
+        "there is a chat template, so the model is chat-tuned and works better with that template than with "
+        "demonstrations; in-context alignment is for base models",
     )
     text = template if isinstance(template, str) else " ".join(map(str, template.values()))
     known = subject.raw_tokenizer.get_vocab()
@@ -55,7 +55,7 @@ def kind(subject: Subject) -> Iterator[Check]:
 
 
 def special_tokens(subject: Subject) -> Iterator[Check]:
-    """Whether the recipe's template has strings that want to be special tokens: prompts here are plain text."""
+    """Check the recipe's template for special tokens, since prompts are plain text."""
     template, _ = subject.recipe.make_template()
     own = template.preamble + template.opening + template.middle + template.closing + template.cue
     known = subject.raw_tokenizer.get_vocab()
@@ -72,8 +72,8 @@ def special_tokens(subject: Subject) -> Iterator[Check]:
         yield Check(
             "special-tokens",
             "wrong",
-            f"the template {template.name!r} has {_list(sorted(looks))}, but prompts for base models are plain text "
-            "throughout: use a template without special tokens",
+            f"the template {template.name!r} has {_list(sorted(looks))}, but prompts for base models are plain "
+            "text; use a template without special tokens",
         )
     else:
         yield Check("special-tokens", "ok", f"the template {template.name!r} needs none")

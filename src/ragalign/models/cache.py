@@ -1,4 +1,4 @@
-"""The folder that keeps converted models, so that each GGUF file is read once."""
+"""The cache of converted models, so that each GGUF file is converted only once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragalign.errors import ConfigError
 
 CACHE_VARIABLE = "RAGALIGN_CACHE"
 
-# Part of a cached folder's name: raised when the conversion changes, so that older results are not used.
+# Part of the names of cached folders. Increase it when the conversion changes, so that older results are not used.
 _FORMAT = 1
 _MANIFEST = "converted.json"
 
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """A GGUF file, wherever its bytes are."""
+    """A source of a GGUF file."""
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the file in messages."""
 
     def digest(self) -> str:
         """The SHA-256 of the file."""
 
     def opened(self, scratch: Path) -> AbstractContextManager[Path]:
-        """The file's path for the time of the block; `scratch` is a folder for parts."""
+        """The file's path inside a block; `scratch` is a folder for joined parts."""
 
 
 def model_cache() -> Path:
-    """Where converted models are kept: RAGALIGN_CACHE, or else the user's cache folder for ragalign."""
+    """The folder of converted models: in RAGALIGN_CACHE, or else in the user's cache folder."""
     if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder).expanduser() / "models"
     import platformdirs
@@ -50,13 +50,13 @@ def model_cache() -> Path:
 class ModelCache:
     """Converted models by the SHA-256 of their files.
 
-    A folder is written beside its place and renamed when it is complete, under a lock, so that two processes that
-    need the same model convert it once. Sizes and hashes of its files are checked at each use; a damaged folder is
-    written again.
+    A folder is written under a temporary name and renamed when complete, under a lock, so that two processes that need
+    the same model convert it once. Sizes and hashes of its files are checked at each use; a damaged folder is
+    rewritten.
 
     Args:
-        folder: where they are kept; by default `model_cache`.
-        weights: whether the weights are needed; without, only the tokenizer is read and kept, unless all is there.
+        folder: the folder of the cache; `model_cache` by default.
+        weights: whether the weights are needed; if not, only the tokenizer is converted, unless the model is cached.
     """
 
     def __init__(self, folder: Path | None = None, *, weights: bool = True) -> None:
@@ -64,11 +64,11 @@ class ModelCache:
         self._weights = weights
 
     def folder_of(self, source: Source) -> Path:
-        """The folder with the converted model, which is written if it is not there or damaged.
+        """Return the folder of the converted model, converting it if it is missing or damaged.
 
         Raises:
             ConfigError: the cache cannot be written.
-            GenerationError: the file is damaged, or of a kind that transformers does not read.
+            GenerationError: the file is damaged, or transformers does not support it.
             MissingDependencyError: the package `gguf` is not installed.
         """
         digest = source.digest()
@@ -83,13 +83,13 @@ class ModelCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                # Another process may have written it while this one waited.
+                # Another process can have written it while this one waited.
                 if not _is_intact(folder, digest):
                     self._write(source, digest, folder)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
-                f"cannot write the converted model to {self._folder}: {reason}; {CACHE_VARIABLE} names another folder"
+                f"cannot write the converted model to {self._folder}: {reason}; set {CACHE_VARIABLE} to another folder"
             ) from None
         return folder
 
@@ -98,9 +98,9 @@ class ModelCache:
         from ragalign.models.gguf import read_header
 
         if folder.exists():
-            logger.info("the converted copy of %s in %s is damaged and is written again", source.label, folder)
+            logger.info("the converted copy of %s in %s is damaged; converting it again", source.label, folder)
         part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed process
         part.mkdir()
         try:
             with source.opened(part) as path:
@@ -110,7 +110,7 @@ class ModelCache:
                 convert(path, header, part, label=source.label, weights=self._weights)
             mode = (part / "tokenizer.json").stat().st_mode
             for path in part.iterdir():
-                path.chmod(mode)  # safetensors lets nobody else read what it writes, but caches are shared
+                path.chmod(mode)  # safetensors writes files for the owner only, but caches are shared
             files = {path.name: _facts(path) for path in sorted(part.iterdir())}
             manifest = {"source": {"name": source.label, "sha256": digest}, "files": files}
             (part / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -121,7 +121,7 @@ class ModelCache:
 
 
 def _is_intact(folder: Path, digest: str) -> bool:
-    """Whether the folder holds what was written, to the byte."""
+    """Whether the folder's files are unchanged."""
     try:
         manifest: Any = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Any] = manifest["files"]

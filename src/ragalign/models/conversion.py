@@ -1,4 +1,4 @@
-"""A GGUF file becomes a folder in transformers' own format: bfloat16 safetensors, configuration and tokenizer."""
+"""Converting GGUF files to transformers' format: bfloat16 safetensors, configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def convert(path: Path, header: Header, folder: Path, *, label: str, weights: bo
 
     Args:
         path: the file.
-        header: what `read_header` says of it.
+        header: its header, from `read_header`.
         folder: an existing folder.
-        label: what messages call the file.
-        weights: whether to write the model, or its tokenizer only.
+        label: the name of the file in messages.
+        weights: whether to write the model, or only its tokenizer.
 
     Raises:
-        GenerationError: the weights are damaged, or of a kind that transformers does not read.
+        GenerationError: the weights are damaged, or transformers does not support them.
         MissingDependencyError: the package `accelerate` is not installed.
     """
     require("accelerate", "reading a GGUF file")
     if weights and "rope_freqs.weight" in header.tensors:
         logger.warning(
-            "%s scales its rotary frequencies for long contexts, which transformers' reader leaves out: prompts beyond "
-            "the original context length will be read badly",
+            "%s scales its rotary frequencies for long contexts, which transformers ignores in GGUF files: answers to "
+            "prompts beyond the original context length will be poor",
             label,
         )
-    # In a folder of its own, since transformers would take a configuration or adapter that lies beside the file.
+    # In a separate folder, since transformers would use a configuration or adapter beside the file.
     with tempfile.TemporaryDirectory(dir=folder) as scratch, _quiet():
         link = Path(scratch, "model.gguf")
         link.symlink_to(path)
@@ -51,7 +51,7 @@ def convert(path: Path, header: Header, folder: Path, *, label: str, weights: bo
                 _write_weights(link, folder, label)
         except (RagalignError, OSError, KeyboardInterrupt):
             raise
-        # Whatever the many readers and model classes raise, the file is not one that they take.
+        # Readers and model classes raise many kinds of errors; all mean that the file is not supported.
         except Exception as error:
             raise damaged(label, error) from error
 
@@ -59,13 +59,13 @@ def convert(path: Path, header: Header, folder: Path, *, label: str, weights: bo
 def _write_weights(path: Path, folder: Path, label: str) -> None:
     """Read the weights and save them as a model that was never quantised.
 
-    A model from transformers' GGUF reader cannot be saved, since its configuration names the quantisation. So the
-    weights go, strictly, into a fresh model of the configuration as it was before.
+    A model from transformers' GGUF reader cannot be saved, since its configuration has the quantisation. So its weights
+    are loaded, strictly, into a new model with the original configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # transformers parses the whole header each time it needs the configuration, so it gets it only once.
+    # transformers parses the whole header each time it needs the configuration, so load it only once.
     config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     loaded, info = AutoModelForCausalLM.from_pretrained(
         path.parent, config=deepcopy(config), gguf_file=path.name, dtype=torch.bfloat16, output_loading_info=True
@@ -78,7 +78,7 @@ def _write_weights(path: Path, folder: Path, label: str) -> None:
     weights = loaded.state_dict()
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise GenerationError(f"{label} is damaged: {name} holds numbers that are not finite")
+            raise GenerationError(f"{label} is damaged: {name} contains numbers that are not finite")
     fresh.load_state_dict(weights, strict=True, assign=True)
     fresh.tie_weights()
     fresh.generation_config = loaded.generation_config
@@ -87,14 +87,14 @@ def _write_weights(path: Path, folder: Path, label: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' remarks and bars about the reading."""
+    """Hide transformers' messages and progress bars."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # One bar heeds neither setting.
+        # One progress bar ignores both settings.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

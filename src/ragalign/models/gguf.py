@@ -1,4 +1,4 @@
-"""GGUF files: what their headers say."""
+"""Reading the headers of GGUF files."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any
 from ragalign._optional import require
 from ragalign.errors import GenerationError
 
-# What llama.cpp takes where a file does not say whether its tokenizer adds BOS (src/llama-vocab.cpp): SentencePiece
-# models do; byte-level ones do not, unless they split text as Llama 3 or Mistral's tekken does.
+# llama.cpp's defaults for files that do not specify whether the tokenizer adds BOS (src/llama-vocab.cpp): SentencePiece
+# models do; byte-level ones do not, unless they split text as Llama 3 or Mistral's tekken.
 LIKE_LLAMA_3 = frozenset(
     ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"]
 )
-# The ids that llama.cpp takes where a SentencePiece file names none.
+# llama.cpp's default ids for SentencePiece files that do not specify them.
 _SENTENCEPIECE_BOS, _SENTENCEPIECE_EOS = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file on disk, as the model cache takes it."""
+    """A GGUF file on disk, for the model cache."""
 
     path: Path
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the file in messages."""
         return str(self.path)
 
     def digest(self) -> str:
@@ -45,19 +45,19 @@ class GgufFile:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says of its model and its tokenizer.
+    """The metadata of a GGUF file's model and tokenizer.
 
     Attributes:
         architecture: llama.cpp's name, such as "gemma3".
-        n_weights: numbers in all tensors.
-        tensors: the tensors' names.
+        n_weights: number of values in all tensors.
+        tensors: names of the tensors.
         tokens: the vocabulary, by id.
-        token_types: llama.cpp's kind of each token: 3 is a control token, 4 a user-defined one.
+        token_types: llama.cpp's type of each token: 3 is a control token, 4 a user-defined token.
         tokenizer: the tokenizer's kind: "llama" is SentencePiece, "gpt2" byte-level.
-        splits_like: the name of the rule by which a byte-level tokenizer splits text before merging.
-        adds_bos, adds_eos: whether the tokenizer puts these around a text.
-        adds_space: whether a SentencePiece tokenizer puts a space before a text.
-        bos_id, eos_id: their ids; None where there are none.
+        splits_like: name of the rule by which a byte-level tokenizer splits text before merging.
+        adds_bos, adds_eos: whether the tokenizer adds these around a text.
+        adds_space: whether a SentencePiece tokenizer adds a space before a text.
+        bos_id, eos_id: the ids of BOS and EOS, or None.
     """
 
     architecture: str
@@ -97,10 +97,10 @@ def read_header(path: Path, label: str) -> Header:
 
     Args:
         path: the file.
-        label: what messages call it.
+        label: the name of the file in messages.
 
     Raises:
-        GenerationError: it is damaged, or not one whole language model.
+        GenerationError: the file is damaged, or is not a complete language model.
         MissingDependencyError: the package `gguf` is not installed.
     """
     gguf = require("gguf", "reading a GGUF file")
@@ -108,7 +108,7 @@ def read_header(path: Path, label: str) -> Header:
         reader = gguf.GGUFReader(path)
         values = {name: field.contents() for name, field in reader.fields.items() if name in _READ}
         sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-    # A damaged header leads the reader anywhere: past the end, into endless arrays, to text that is none.
+    # A damaged header can make the reader fail anywhere: past the end, in endless arrays, in invalid text.
     except Exception as error:
         raise damaged(label, error) from None
     return _header(values, sizes, label)
@@ -123,10 +123,10 @@ def _header(values: dict[str, Any], sizes: dict[str, int], label: str) -> Header
     kind = values.get("general.type", "model")
     architecture = str(values.get("general.architecture", ""))
     if kind != "model" or architecture in ("", "clip"):
-        raise GenerationError(f"{label} holds no language model, but {kind!r} of architecture {architecture!r}")
+        raise GenerationError(f"{label} is not a language model, but {kind!r} with the architecture {architecture!r}")
     tokens = values.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not sizes:
-        raise GenerationError(f"{label} holds no {'weights' if tokens else 'tokenizer'}: it is no whole model")
+        raise GenerationError(f"{label} has no {'weights' if tokens else 'tokenizer'}: it is not a complete model")
     tokenizer, rule = str(values.get("tokenizer.ggml.model", "")), str(values.get("tokenizer.ggml.pre", ""))
     sentencepiece = tokenizer == "llama"
     by_default = sentencepiece or (tokenizer == "gpt2" and rule in LIKE_LLAMA_3)
@@ -152,6 +152,6 @@ def _header(values: dict[str, Any], sizes: dict[str, int], label: str) -> Header
 
 
 def damaged(label: str, error: Exception) -> GenerationError:
-    """The error for a file that cannot be read, in one line."""
+    """The error for a file that cannot be read, on one line."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return GenerationError(f"cannot read {label} as a GGUF model: {reason}")

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: read by transformers, then put right where it would give other ids than the file."""
+"""The tokenizer of a GGUF file: read by transformers, and corrected where its ids would differ from the file's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ragalign.models.gguf import LIKE_LLAMA_3, Header
 
 logger = logging.getLogger(__name__)
 
-# llama.cpp's number for pieces that are matched whole.
+# llama.cpp's token type for pieces that are matched whole.
 _USER_DEFINED = 4
 
-# Rules that take every digit by itself and split the rest as GPT-2 does (llama.cpp, src/llama-vocab.cpp).
-# transformers' reader (5.19) knows none of them and splits as GPT-2 does only.
+# Rules that split every digit separately and the rest as GPT-2 (llama.cpp, src/llama-vocab.cpp). transformers' reader
+# (5.19) supports none of them and splits as GPT-2.
 _SINGLE_DIGITS = frozenset(["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"])
-# Rules that split as GPT-2 does.
+# Rules that split as GPT-2.
 _LIKE_GPT2 = frozenset(["", "default", "gpt-2", "phi-2", "jina-es", "jina-de", "olmo", "mpt", "gigachat"])
 
 _PROBES = (
@@ -33,11 +33,11 @@ def write_tokenizer(path: Path, header: Header, folder: Path, label: str) -> Non
     """Write the tokenizer of a GGUF file into `folder`, and check it against the file.
 
     Raises:
-        GenerationError: ids and tokens are not those of the file.
+        GenerationError: ids and tokens differ from those of the file.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # The plain class: AutoTokenizer would parse the header once more, for a class that is not needed.
+    # The plain class: AutoTokenizer would parse the header again, for a class that is not needed.
     loaded = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
     backend = _mended(loaded.backend_tokenizer.to_str(), header, label)
     names = {"bos_token": header.bos_id, "eos_token": header.eos_id}
@@ -54,11 +54,11 @@ def write_tokenizer(path: Path, header: Header, folder: Path, label: str) -> Non
 
 
 def _mended(serialised: str, header: Header, label: str) -> Any:
-    """The backend with the file's BOS and EOS, its way of splitting text, and all tokens that are matched whole."""
+    """The backend with the file's BOS and EOS, its rule for splitting text, and all tokens that are matched whole."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
-    # transformers adds special tokens of its own classes, such as <|endoftext|>, beyond the file's vocabulary.
+    # transformers adds the special tokens of its classes, such as <|endoftext|>, beyond the file's vocabulary.
     parts = json.loads(serialised)
     parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < len(header.tokens)]
     backend = Tokenizer.from_str(json.dumps(parts))
@@ -69,12 +69,12 @@ def _mended(serialised: str, header: Header, label: str) -> Any:
             )
         elif header.splits_like not in _LIKE_GPT2 | _known_splits():
             logger.warning(
-                "%s splits text by the rule %r, which transformers' reader does not know: ids can differ from those "
-                "that the model was trained on; give the original tokenizer with --tokenizer",
+                "%s splits text by the rule %r, which transformers' reader does not support: ids can differ from those "
+                "that the model was trained on; use the original tokenizer with --tokenizer",
                 label,
                 header.splits_like,
             )
-        if header.splits_like in LIKE_LLAMA_3:  # a piece of the vocabulary is never put together from merges
+        if header.splits_like in LIKE_LLAMA_3:  # pieces of the vocabulary are never assembled by merges
             backend.model.ignore_merges = True
     elif header.tokenizer == "llama":
         _like_sentencepiece(backend, header)
@@ -91,7 +91,7 @@ def _mended(serialised: str, header: Header, label: str) -> Any:
 
 
 def _like_sentencepiece(backend: Any, header: Header) -> None:
-    """Treat spaces as SentencePiece does; transformers' reader gives leading and long runs of them other ids."""
+    """Handle spaces like SentencePiece; transformers' reader gives other ids to leading spaces and long runs."""
     from tokenizers import AddedToken, decoders, normalizers
 
     space = normalizers.Replace(" ", "\u2581")
@@ -102,7 +102,7 @@ def _like_sentencepiece(backend: Any, header: Header) -> None:
         backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
         return
     backend.normalizer, backend.decoder = space, decoders.Sequence(parts)
-    # User-defined pieces are matched whole, longest first. Those of spaces are spelled with U+2581 by now.
+    # User-defined pieces are matched whole, longest first. Spaces in them have become U+2581 by now.
     there = backend.get_vocab()
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     spelled = [
@@ -116,7 +116,7 @@ def _like_sentencepiece(backend: Any, header: Header) -> None:
 
 
 def _known_splits() -> frozenset[str]:
-    """The rules that transformers' reader follows; its older versions know none."""
+    """The rules that transformers' reader supports; older versions support none."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:
@@ -125,19 +125,19 @@ def _known_splits() -> frozenset[str]:
 
 
 def _check(tokenizer: Any, header: Header, label: str) -> None:
-    """Compare a loaded tokenizer with the file: its ids, what it puts around a text, and what comes back from ids."""
+    """Compare a loaded tokenizer with the file: its ids, the special tokens around a text, and decoding."""
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= len(header.tokens):
-        raise GenerationError(f"{label}: the tokenizer has the id {last}, but the file {len(header.tokens):,} tokens")
+        raise GenerationError(f"{label}: the tokenizer has the id {last}, the file only {len(header.tokens):,} tokens")
     for id_ in (header.bos_id, header.eos_id):
         if id_ is not None and tokenizer.convert_tokens_to_ids(header.tokens[id_]) != id_:
-            raise GenerationError(f"{label}: the tokenizer gives {header.tokens[id_]!r} another id than the file")
+            raise GenerationError(f"{label}: the tokenizer and the file have different ids for {header.tokens[id_]!r}")
     for text in _PROBES:
         plain = tokenizer.encode(text, add_special_tokens=False)
         around = [header.bos_id] * header.adds_bos, [header.eos_id] * header.adds_eos
         if tokenizer.encode(text) != [*around[0], *plain, *around[1]]:
-            raise GenerationError(f"{label}: the tokenizer does not put BOS and EOS around a text as the file says")
+            raise GenerationError(f"{label}: the tokenizer does not add BOS and EOS as specified in the file")
         if tokenizer.decode(plain).strip(" ") != text.strip(" "):
             logger.warning(
-                "%s: the tokenizer does not give back %r as it was; check it before you trust it", label, text
+                "%s: the tokenizer does not decode %r to the same text; check it before you rely on it", label, text
             )

