@@ -45,7 +45,7 @@ def test_every_preset_is_tested_above() -> None:
 
 
 def test_the_output_is_not_punished_twice() -> None:
-    with pytest.raises(ConfigError, match="would punish the output twice; set one of them to 1"):
+    with pytest.raises(ConfigError, match="would penalise the output twice; set one of them to 1"):
         validate(replace(decoding_preset("urial"), output_repetition_penalty=1.1))
 
 

@@ -9,7 +9,7 @@ from ragalign.serving.errors import ApiError
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b'{"a": 1' + b"0" * 5000 + b"}", "the body holds a number of too many digits"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "the body contains a number with too many digits"),
         (b'{"a": NaN}', "the body is not JSON: NaN is not a JSON number"),
         (b'{"a": "\xff"}', "the body is not UTF-8: byte 8 is wrong"),
         (b"{", "the body is not JSON: Expecting property name"),

@@ -1,7 +1,7 @@
 """An OpenAI-compatible chat service in front of a base model.
 
-`create_app` makes a FastAPI application, to mount or to run; `ragalign serve` runs one. The web framework loads
-when it is called.
+`create_app` makes a FastAPI application to mount or to run; `ragalign serve` runs one. The web framework is imported
+only then.
 """
 
 from __future__ import annotations

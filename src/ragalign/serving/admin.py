@@ -13,17 +13,17 @@ from ragalign.serving.service import Service
 
 
 def make_admin_router(service: Service) -> APIRouter:
-    """``/health``, ``/ready``, ``/metrics`` and ``/admin/reload`` of `service`."""
+    """The routes ``/health``, ``/ready``, ``/metrics`` and ``/admin/reload`` of `service`."""
     router = APIRouter()
 
-    @router.get("/health", summary="Whether the process answers")
+    @router.get("/health", summary="Whether the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready", summary="Whether a request would be answered")
+    @router.get("/ready", summary="Whether requests can be answered")
     async def ready() -> dict[str, Any]:
         if not service.generator.is_ready:
-            raise ApiError(503, "nothing can answer at the moment", code="unavailable", retry_after_s=1)
+            raise ApiError(503, "no engine is available at the moment", code="unavailable", retry_after_s=1)
         return {"status": "ready", "model": service.catalog.name, "index_generation": service.catalog.version}
 
     @router.get("/metrics", summary="Prometheus's figures")

@@ -14,10 +14,10 @@ _LONGEST_RETRY_S = 60
 
 
 class Admission:
-    """Lets `max_running` requests run and `max_waiting` wait, first come, first served; refuses others with 429.
+    """Runs up to `max_running` requests and queues up to `max_waiting`, first come, first served; others get 429.
 
-    A request that runs or waits is never turned away. It can be cancelled at any moment, also in the one in which its
-    turn comes: its place goes to the next one.
+    A running or waiting request is never rejected. It can be cancelled at any time, even just when its turn comes; its
+    place then goes to the next request.
     """
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
@@ -33,7 +33,7 @@ class Admission:
         """Wait for a place, and hold it.
 
         Raises:
-            ApiError: 429; Retry-After estimates when the queue will have moved on.
+            ApiError: 429, with an estimate of the waiting time as Retry-After.
         """
         if self._places.locked() and self.n_waiting >= self._max_waiting:
             raise self._full()
@@ -47,7 +47,7 @@ class Admission:
         try:
             yield
         finally:
-            # A moving average of how long a place is held.
+            # A moving average of the time that a place is held.
             self._typical_s += 0.1 * (time.monotonic() - started - self._typical_s)
             self.n_running -= 1
             self._places.release()
@@ -56,7 +56,7 @@ class Admission:
         wait = math.ceil(self._typical_s * (self.n_waiting + 1) / self._max_running)
         return ApiError(
             429,
-            "too many requests are waiting; try again later",
+            "too many requests are queued; try again later",
             code="queue_full",
             retry_after_s=min(max(wait, 1), _LONGEST_RETRY_S),
         )

@@ -1,4 +1,4 @@
-"""Streams the answers to a prompt: several samples at once, cleaned and counted."""
+"""Streaming the answers to a prompt: several samples at once, cleaned and counted."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ragalign.templates.streaming import CleanStream
 from ragalign.templates.template import Template
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
 
-# Parts of answers that wait for a slow client before the engine's are no longer taken.
+# Maximum number of parts to buffer for a slow client before reading from the engine pauses.
 _MOST_HELD = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next part of one answer, ready to be shown.
+    """The next part of an answer, ready to send.
 
     Attributes:
-        index: which of the answers.
-        text: cleaned.
-        logprobs: of the text's tokens, as the model drew them; cleaning can have changed the text.
+        index: index of the answer.
+        text: the cleaned text.
+        logprobs: log-probabilities of the sampled tokens; cleaning can have changed the text.
         finish_reason: ``stop`` or ``length`` in the last part of an answer.
-        n_tokens: tokens of the answer, in its last part.
-        n_cached_tokens: prompt tokens from the prefix cache, in the last part; None where the engine does not say.
-        n_reused_tokens: tokens of demonstrations that were reused, in the last part.
+        n_tokens: tokens of the answer; set in its last part.
+        n_cached_tokens: prompt tokens from the prefix cache; set in the last part, None if not reported.
+        n_reused_tokens: tokens of reused demonstrations; set in the last part.
     """
 
     index: int
@@ -49,18 +49,18 @@ async def answer(
     logprobs: int | None,
     whole: bool,
 ) -> ClosableAsyncIterator[Part]:
-    """Answer one prompt `decoding.n` times at once; closing ends the engine's work on all of them.
+    """Answer one prompt `decoding.n` times at once; closing the iterator cancels all of them.
 
     Args:
-        generator: makes the answers.
-        prompt: what to answer.
-        decoding: how.
-        logprobs: most likely tokens to report with each token; None for none.
-        whole: each answer in one part.
-        template: cleans the output; None leaves it as it is.
+        generator: generates the answers.
+        prompt: the prompt.
+        decoding: the decoding parameters.
+        template: cleans the output; None returns it unchanged.
+        logprobs: number of most likely tokens to report with each token; None for none.
+        whole: return each answer in one part.
 
     Raises:
-        GenerationError: any of the answers failed; the others are given up.
+        GenerationError: an answer failed; the others are cancelled.
     """
     if decoding.n == 1:
         async with aclosing(_one(generator, prompt, decoding, template, 0, logprobs, whole=whole)) as parts:
@@ -109,7 +109,7 @@ async def _one(
     async with aclosing(deltas):
         async for last in deltas:
             tokens.push(last.logprobs)
-            # The last delta's text is not shown on its own: cleaning looks at the end.
+            # Do not send the text of the last delta separately: cleaning needs the end of the answer.
             text = last.text if clean is None else clean.push(last.text)
             found = tokens.taken(len(last.text))
             if last.finish_reason is not None:
@@ -131,12 +131,12 @@ async def _one(
 
 
 def _reason(reason: str | None) -> str:
-    """OpenAI's words; what is neither has ended the answer all the same."""
+    """Map a finish reason to OpenAI's; unknown reasons count as "stop"."""
     return "length" if reason == "length" else "stop"
 
 
 class _Logprobs:
-    """Gives tokens out once the text they begin in is there, and never those of a stop string or beyond."""
+    """Releases tokens with the text in which they begin, and never those of a stop string or after it."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()

@@ -29,17 +29,17 @@ def create_app(
     settings: ServingSettings | None = None,
     load: Load | None = None,
 ) -> FastAPI:
-    """The service as an application, to run with uvicorn or to mount in another one.
+    """Create the service as an application, to run with uvicorn or to mount in another application.
 
-    Mounted, its ``lifespan`` does not run by itself: the outer application's must enter
+    The ``lifespan`` of a mounted application does not run automatically: the outer application's lifespan must enter
     ``app.router.lifespan_context(app)``.
 
     Args:
-        aligner: answers to the bare model name.
-        recipes: further aligners by name, for ``NAME:RECIPE``; the default is among them under its own name.
-        generator: answers prompts; by default the aligner's own. One that is not asynchronous runs in threads.
-        name: of the model; by default the last part of the generator's model.
-        settings: limits, keys and the like.
+        aligner: serves the plain model name.
+        recipes: further aligners by name, served as ``NAME:RECIPE``; the default aligner is added under its own name.
+        generator: answers prompts; the aligner's generator by default. A synchronous one runs in threads.
+        name: the model's name; by default the last part of the generator's model.
+        settings: limits, keys and other settings.
         load: loads all aligners again, by name, for ``POST /admin/reload``.
 
     Raises:
@@ -80,7 +80,7 @@ def create_app(
         title="ragalign",
         version=package_version("ragalign"),
         lifespan=lifespan,
-        # The interactive documentation loads scripts from elsewhere.
+        # The interactive documentation would load scripts from other servers.
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
@@ -91,9 +91,9 @@ def create_app(
     app.include_router(make_inspector())
 
     async def passed_on(_: Any, error: Exception) -> Any:
-        raise error  # the gate answers them all in the same form
+        raise error  # the gate sends all errors in the same form
 
-    # Not ApiError: what has a handler becomes another error once the response has begun, as in a stream.
+    # Not ApiError: an error with a handler becomes another error if the response has started, as in a stream.
     app.add_exception_handler(HTTPException, passed_on)
     app.add_middleware(Gate, service=service)
     if settings.cors_origins:

@@ -1,4 +1,4 @@
-"""Reads untrusted request bodies as JSON objects."""
+"""Reading untrusted request bodies as JSON objects."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> dict[str, Any]:
-    """The JSON object in a request's body.
+    """Read the JSON object in a request's body.
 
     Raises:
-        ApiError: 415 (the wrong content type), 413 (too large; it is not read to its end), 408 (too slow), or 400 (no
-            JSON object, nested too deeply, numbers that JSON does not have, or text that is not valid Unicode).
+        ApiError: 415 (wrong content type), 413 (too large; the rest is not read), 408 (too slow), or 400 (not a JSON
+            object, nested too deeply, invalid numbers, or text that is not valid Unicode).
     """
-    # Web pages can send other types to any address without a preflight request, but not this type.
+    # Web pages can send other content types to any address without a preflight request, but not this one.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send JSON, with the header 'Content-Type: application/json'")
@@ -27,12 +27,12 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
         async with asyncio.timeout(timeout_s):
             body = await _read(request, max_bytes)
     except TimeoutError:
-        raise ApiError(408, f"the request's body did not come in within {timeout_s:g} s") from None
+        raise ApiError(408, f"the request's body did not arrive within {timeout_s:g} s") from None
     return parse_object(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is.
+    """Parse `body` as a JSON object.
 
     Raises:
         ApiError: 400.
@@ -40,7 +40,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_no_number)
-        # JSON can escape half of a surrogate pair, which neither tokenizers nor upstream servers can be given.
+        # JSON can escape half of a surrogate pair, which tokenizers and upstream servers cannot handle.
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -52,7 +52,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except (json.JSONDecodeError, _NotANumberError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     except ValueError:  # Python converts no more digits than sys.get_int_max_str_digits()
-        raise ApiError(400, "the body holds a number of too many digits") from None
+        raise ApiError(400, "the body contains a number with too many digits") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
     return value
@@ -76,7 +76,7 @@ def _too_large(max_bytes: int) -> ApiError:
 
 
 class _NotANumberError(Exception):
-    """NaN or an infinity, which Python's parser would take."""
+    """NaN or an infinity, which Python's parser would accept."""
 
 
 def _no_number(name: str) -> NoReturn:

@@ -15,11 +15,11 @@ B = TypeVar("B", bound=BaseModel)
 
 
 def at_most(most: int) -> BeforeValidator:
-    """Refuse a list or an object by its size before anything looks into it."""
+    """Reject a list or an object by its size, before its items are examined."""
 
     def check(value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > most:
-            raise ValueError(f"{len(value):,} items; at most {most:,} here")
+            raise ValueError(f"{len(value):,} items; at most {most:,} are allowed")
         return value
 
     return BeforeValidator(check)
@@ -33,24 +33,24 @@ class Body(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in a body an error is, and what it is."""
+    """The location and the reason of an error in a body."""
 
     param: str
     message: str
 
 
 def parse(kind: type[B], body: Mapping[str, Any], limits: Limits) -> B:
-    """A body as its model.
+    """Validate a body as its model.
 
-    Sizes come first, and lists are given up at their first wrong item: a megabyte of wrong items would otherwise keep
-    the event loop busy for the better part of a minute.
+    Sizes are checked first, and lists stop at their first invalid item: a megabyte of invalid items would otherwise
+    block the event loop for most of a minute.
 
     Raises:
-        ApiError: 400, naming the first field that is wrong.
+        ApiError: 400; the message names the first invalid field.
     """
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > limits.max_messages:
-        raise ApiError(400, f"{len(messages):,} messages; at most {limits.max_messages} here", param="messages")
+        raise ApiError(400, f"{len(messages):,} messages; at most {limits.max_messages} are allowed", param="messages")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -62,7 +62,7 @@ def parse(kind: type[B], body: Mapping[str, Any], limits: Limits) -> B:
 
 def _first(error: ValidationError) -> _Place:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of the alternatives of a union, the one that came furthest explains most.
+    # Of the alternatives of a union, report the one that got furthest.
     top = details[0]["loc"][:1]
     detail = max((found for found in details if found["loc"][:1] == top), key=lambda found: len(_steps(found["loc"])))
     message = detail["msg"].removeprefix("Value error, ")
@@ -70,7 +70,7 @@ def _first(error: ValidationError) -> _Place:
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:
-    """The location without the names that pydantic gives the alternatives of a union."""
+    """The location without pydantic's names for the alternatives of a union."""
     return [
         step
         for step in location

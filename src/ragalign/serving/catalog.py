@@ -1,4 +1,4 @@
-"""The recipes that are served, and how they are replaced while requests run."""
+"""The served recipes, and replacing them while requests run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Load = Callable[[], Mapping[str, Aligner]]
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """One generation of aligners, never changed: a request that began with it ends with it.
+    """An immutable generation of aligners: a request that starts with it also ends with it.
 
     Attributes:
-        name: of the model; ``NAME`` is its default recipe, ``NAME:RECIPE`` another one.
-        default: the recipe that the bare name selects.
-        aligners: by recipe.
-        version: counts the reloads.
+        name: the model's name; ``NAME`` is its default recipe, ``NAME:RECIPE`` another one.
+        default: the recipe of the plain name.
+        aligners: the aligners by recipe.
+        version: number of reloads.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Catalog:
 
     def __post_init__(self) -> None:
         if self.default not in self.aligners:
-            raise ConfigError(f"no recipe {self.default!r} is served; there are {', '.join(self.aligners)}")
+            raise ConfigError(f"no recipe {self.default!r} is served; use one of {', '.join(self.aligners)}")
 
     @property
     def models(self) -> list[str]:
-        """All model names, the bare one first."""
+        """All model names, the plain one first."""
         return [self.name, *(f"{self.name}:{recipe}" for recipe in self.aligners)]
 
     def resolve(self, model: str) -> tuple[str, Aligner]:
-        """The recipe that a model's name selects.
+        """The recipe of a model name.
 
         Raises:
             ApiError: 404.
@@ -53,14 +53,14 @@ class Catalog:
         if name == self.name and recipe in self.aligners:
             return recipe, self.aligners[recipe]
         shown = ", ".join(self.models)
-        raise ApiError(404, f"no model {model[:200]!r}; there are {shown}", param="model", code="model_not_found")
+        raise ApiError(404, f"no model {model[:200]!r}; use one of {shown}", param="model", code="model_not_found")
 
     def reloaded(self, aligners: Mapping[str, Aligner]) -> Catalog:
-        """The next generation."""
+        """Return the next generation."""
         return Catalog(self.name, self.default, dict(aligners), self.version + 1)
 
     def tuned(self, aligner: Aligner, packing: Packing, candidates: int | None) -> Aligner:
-        """An aligner of this catalog with other limits; equal ones are shared, and the oldest is forgotten first."""
+        """An aligner of this catalog with other limits. Equal ones are cached; the oldest is evicted first."""
         key = (id(aligner), packing, candidates)
         if key not in self._tuned:
             self._tuned[key] = aligner.with_packing(packing, candidates=candidates)

@@ -1,4 +1,4 @@
-"""Work on a request that ends when its client leaves or its time is up."""
+"""Cancelling the work on a request when its client disconnects or its time is up."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 
 class ClientLeftError(Exception):
-    """The client has disconnected; nobody waits for the answer."""
+    """The client has disconnected."""
 
 
 async def attend(work: Coroutine[Any, Any, T], receive: Receive, limit_s: float) -> T:
-    """The result of `work`, which is cancelled when the client disconnects or after `limit_s` seconds.
+    """Await `work`, cancelling it when the client disconnects or after `limit_s` seconds.
 
-    The work runs in a task of its own, and only that task is ever cancelled. A time-out inside the request's own task
-    could strike while the result is already on its way out, and would then look like a disconnect or an internal error.
+    The work runs in its own task, and only this task is ever cancelled. A timeout in the request's own task could occur
+    while the result is being sent, and would then look like a disconnect or an internal error.
 
     Args:
-        work: what to do; its own errors pass through.
-        receive: of the request, whose body must have been read.
-        limit_s: seconds.
+        work: the work; its errors are raised.
+        receive: the request's receive function; its body must have been read.
+        limit_s: time limit in seconds.
 
     Raises:
         ClientLeftError: the client disconnected.
-        ApiError: 504, the time was up.
+        ApiError: 504, the time limit was exceeded.
     """
     task = asyncio.create_task(work)
     listener = asyncio.create_task(_disconnected(receive))
@@ -42,7 +42,7 @@ async def attend(work: Coroutine[Any, Any, T], receive: Receive, limit_s: float)
         listener.cancel()
         await asyncio.wait({task, listener})
         if not listener.cancelled():
-            listener.exception()  # whatever it was: the connection is gone
+            listener.exception()  # ignore it: the connection is gone
     if has_left:
         if not task.cancelled():
             task.exception()

@@ -1,4 +1,4 @@
-"""``/v1``: the endpoints that OpenAI's clients know."""
+"""The OpenAI-compatible endpoints under ``/v1``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ragalign.serving.streaming import EventStream, Write
 from ragalign.types import Decoding
 
 _REFS = "#/components/schemas/"
-# The ``warnings`` of an answer, or nothing at all.
+# The field ``warnings`` of an answer, or nothing.
 Warnings = dict[str, Any]
 
 
 def make_router(service: Service) -> APIRouter:
-    """The endpoints of `service`."""
+    """The routes of `service`."""
     router = APIRouter(prefix="/v1")
     limits = service.settings.limits
 
@@ -74,7 +74,7 @@ def make_router(service: Service) -> APIRouter:
             await attend(_chat_whole(service, asked, resolved, timings, warnings), request.receive, limits.timeout_s)
         )
 
-    @router.post("/completions", summary="Continue a prompt as it is", openapi_extra=_body("CompletionRequest"))
+    @router.post("/completions", summary="Continue a plain prompt", openapi_extra=_body("CompletionRequest"))
     async def completions(request: Request) -> Response:
         timings = Timings()
         asked = parse(CompletionRequest, await body_of(request), limits)
@@ -214,7 +214,7 @@ async def _text_whole(
 
 
 class _Gathered:
-    """The parts of several answers, put together."""
+    """Joins the parts of several answers."""
 
     def __init__(self, n: int) -> None:
         self._parts: list[list[Part]] = [[] for _ in range(n)]

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API gives them: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _REQUEST_ID = "ragalign.request_id"
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes:
-        status: of HTTP.
-        message: what was wrong and what to do, in one line.
-        param: the field of the request that it is about, such as ``messages[1].content``.
-        code: for programs, such as ``context_length_exceeded``.
-        retry_after_s: when another try makes sense.
+        status: HTTP status.
+        message: the reason and what to do, in one line.
+        param: the field of the request, such as ``messages[1].content``.
+        code: a code for programs, such as ``context_length_exceeded``.
+        retry_after_s: seconds after which to retry.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        # One line of valid text, even where it repeats what a client or a server sent.
+        # One line of valid text, even if it quotes a client or a server.
         message = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
         super().__init__(message)
         self.status = status
@@ -43,13 +43,13 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
+        """The JSON of the response."""
         error = {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}
         return {"error": error}
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Retry-After, and what 401 must say."""
+        """The headers Retry-After and, for 401, WWW-Authenticate."""
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
@@ -58,7 +58,7 @@ class ApiError(Exception):
         return headers
 
     def encode(self) -> bytes:
-        """The body as ASCII, whatever a client sent that is repeated in it."""
+        """The body as ASCII, which is valid even if it quotes a client."""
         return json.dumps(self.body).encode("ascii")
 
 
@@ -75,7 +75,7 @@ def _type(status: int) -> str:
 
 
 def as_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
-    """Any error as the API gives it. An unexpected error shows the request's id and nothing else."""
+    """Convert any error to an `ApiError`. An unexpected error shows only the request's id."""
     from starlette.exceptions import HTTPException
 
     if isinstance(error, ApiError):
@@ -88,17 +88,17 @@ def as_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
 
 
 def request_id(scope: Mapping[str, Any]) -> str:
-    """The id of a request, which its answer has as ``X-Request-Id``."""
+    """The id of a request, which the response has as ``X-Request-Id``."""
     return str(scope.get(_REQUEST_ID, ""))
 
 
 def set_request_id(scope: MutableMapping[str, Any], id_: str) -> None:
-    """Give a request its id."""
+    """Assign an id to a request."""
     scope[_REQUEST_ID] = id_
 
 
 def from_library(error: RagalignError) -> ApiError:
-    """An error of the library as the API gives it."""
+    """Convert an error of the library to an `ApiError`."""
     message = str(error)
     if isinstance(error, BudgetError):
         return ApiError(400, message, param="messages", code="context_length_exceeded")

@@ -11,7 +11,7 @@ from ragalign.types import Demonstration
 
 
 def demonstrations_of(aligner: Aligner) -> str:
-    """Where a recipe's demonstrations come from: ``none``, ``fixed``, ``random``, ``retrieved``, or two with " + "."""
+    """The origin of demonstrations: ``none``, ``fixed``, ``random``, ``retrieved``, or two joined by " + "."""
     name = None if aligner.retriever is None else aligner.retriever.name
     kinds = ["fixed"] if aligner.packer.constants else []
     if name is not None:
@@ -20,7 +20,7 @@ def demonstrations_of(aligner: Aligner) -> str:
 
 
 def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int | None) -> dict[str, Any]:
-    """The prompt in its own order: every piece with its text and tokens, and what was dropped."""
+    """Describe a prompt: every piece in order with its text and tokens, and dropped candidates."""
     prompt, aligner = prepared.prompt, chat.aligner
     pieces: list[dict[str, Any]] = []
     texts = list(prompt.pieces)
@@ -64,7 +64,7 @@ def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int |
 
 
 def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None) -> dict[str, Any]:
-    """How long the parts took, in seconds, and how much of the prompt the cache had."""
+    """The times of all steps in seconds, and the cached part of the prompt."""
     seconds = {
         "queue": timings.queue_s,
         "retrieval": prepared.retrieval_s,

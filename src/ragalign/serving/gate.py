@@ -1,4 +1,4 @@
-"""Checks that every request passes before anything else: its head, Host, keys and rate; and the answer to errors."""
+"""The first checks of every request (head, Host, key and rate), and error responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KNOWN = (
     "/openapi.json",
     "/",
 )
-# What needs no key: the page, which holds no data, and what probes ask. Everything else does, also what is not there.
+# Paths without a key: the page, which has no data, and probes. All others need one, even paths that do not exist.
 _OPEN = frozenset({"/", "/inspector.js", "/inspector.css", "/health", "/ready"})
 
 
@@ -50,7 +50,7 @@ class Gate:
         self._rate = RateLimit(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with an error."""
+        """Pass on a request, or respond with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -98,7 +98,7 @@ class Gate:
 
 
 def _check_head(scope: Scope, limits: Limits) -> None:
-    """Refuse a request line or headers beyond the limits, before anything looks at what they say.
+    """Reject a request line or headers beyond the limits, before they are interpreted.
 
     Raises:
         ApiError: 414 or 431.
@@ -108,19 +108,19 @@ def _check_head(scope: Scope, limits: Limits) -> None:
         raise ApiError(414, f"the URL is longer than {limits.max_url_bytes:,} bytes")
     headers = scope["headers"]
     if len(headers) > limits.max_headers:
-        raise ApiError(431, f"more than {limits.max_headers} header fields")
+        raise ApiError(431, f"more than {limits.max_headers} header fields are not allowed")
     if sum(len(name) + len(value) for name, value in headers) > limits.max_header_bytes:
         raise ApiError(431, f"the header fields are longer than {limits.max_header_bytes:,} bytes in all")
 
 
 def _path(scope: Scope) -> str:
-    """The path below the point where the service is mounted."""
+    """The path below the mount point of the service."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if root and path.startswith(root) else path
 
 
 def _log(error: Exception, told: ApiError, id_: str) -> None:
-    """Note what an operator has to know: errors of the service with their place, and those of engines and servers."""
+    """Log errors of the service with their location, and errors of engines and servers."""
     if told.code == "internal":
         last = traceback.extract_tb(error.__traceback__)[-1]
         kind, message = type(error).__name__, " ".join(ascii(str(error)).split())
@@ -131,7 +131,7 @@ def _log(error: Exception, told: ApiError, id_: str) -> None:
 
 async def _answer(error: ApiError, send: Send) -> None:
     body = error.encode()
-    # Nothing more is read of a request that is refused here, so its connection cannot be used again.
+    # The rest of a rejected request is not read, so its connection cannot be reused.
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     if error.status in (408, 413, 414, 415, 431):
         headers["Connection"] = "close"

@@ -12,7 +12,7 @@ _KINDS = {
     "inspector.js": "text/javascript; charset=utf-8",
     "inspector.html": "text/html; charset=utf-8",
 }
-# The page loads its own two files and asks its own service, and nothing else, even if markup got into it.
+# The page can only load its own two files and call its own service, even if markup is injected.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -20,7 +20,7 @@ _POLICY = (
 
 
 def make_inspector() -> APIRouter:
-    """The page and its two files; they hold no data, so they need no key."""
+    """The routes of the page and its two files; they have no data, so they need no key."""
     router = APIRouter(include_in_schema=False)
 
     def add(path: str, name: str) -> None:

@@ -22,7 +22,7 @@ class Keys:
         self._digests = [_digest(key) for key in keys]
 
     def check(self, authorization: str | None) -> str | None:
-        """The name of the key in an Authorization header: the beginning of its hash; None where none are needed.
+        """Check an Authorization header; returns the start of the key's hash as its name, or None without keys.
 
         Raises:
             ApiError: 401.
@@ -31,18 +31,18 @@ class Keys:
             return None
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        # All of them are compared, each in constant time.
+        # Compare all keys, each in constant time.
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
         if not any(found):
-            what = "the API key is not known here" if given else "an API key is needed"
+            what = "the API key is invalid" if given else "an API key is required"
             raise ApiError(401, f"{what}; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
         return given.hex()[:12]
 
 
 def check_admin(admin_key: str | None, headers: Mapping[str, str], client: str | None) -> None:
-    """Let in who knows the admin key or, where there is none, who asks from this machine.
+    """Allow requests with the admin key or, if there is none, requests from this machine.
 
-    A request that came through a proxy, or that a web page of another origin made, is not from this machine.
+    A request through a proxy, or from a web page of another origin, does not count as from this machine.
 
     Raises:
         ApiError: 401 or 403.
@@ -52,11 +52,11 @@ def check_admin(admin_key: str | None, headers: Mapping[str, str], client: str |
         return
     forwarded = any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin"))
     if forwarded or headers.get("sec-fetch-site", "none") not in ("none", "same-origin") or not _is_loopback(client):
-        raise ApiError(403, "only from the machine itself, or with an admin key: set RAGALIGN_ADMIN_KEY")
+        raise ApiError(403, "only allowed from the machine itself, or with an admin key: set RAGALIGN_ADMIN_KEY")
 
 
 class RateLimit:
-    """A token bucket per client: a minute's worth at once, refilled evenly. The least recent clients are forgotten."""
+    """A token bucket per client: a minute's worth at once, refilled evenly. The least recent clients are evicted."""
 
     def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute

@@ -1,4 +1,4 @@
-"""Prometheus metrics. No label comes from a client, so their number is bounded."""
+"""Prometheus metrics. No label value comes from a client, so their number is bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """The counters of one service, in a registry of their own."""
+    """The metrics of a service, in their own registry."""
 
     def __init__(self, admission: Admission) -> None:
         registry = CollectorRegistry()
@@ -48,7 +48,7 @@ class Metrics:
         waiting.set_function(lambda: admission.n_waiting)
 
     def render(self) -> bytes:
-        """All figures in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def _seconds(self, name: str, text: str) -> Histogram:

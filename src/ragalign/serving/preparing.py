@@ -1,4 +1,4 @@
-"""From conversations to packed prompts: in batches, in threads of their own, away from the event loop."""
+"""Retrieving and packing in batches, in threads outside the event loop."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ragalign.packing import More
 from ragalign.serving.conversations import Kept, is_short
 from ragalign.types import Hit, Prompt, Query, Turn
 
-# Requests that are retrieved for together; more would keep the first ones waiting.
+# Maximum requests per batch; more would delay the first ones.
 _MOST_TOGETHER = 64
-# Most candidates that a request can make the packer try: it sets the limits that these have to keep.
+# Maximum candidates that the packer tries for a request, since requests can set its limits.
 _MOST_CANDIDATES = 1024
-# Conversations longer than this are prepared apart. Encoders look at a few hundred tokens, far less than this.
+# Longer conversations are prepared separately. Encoders use a few hundred tokens, far less than this.
 _LONG_CHARACTERS = 20_000
-# Retrievers that do not look at the query.
+# Retrievers that ignore the query.
 BLIND = frozenset({"random", "fixed"})
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def filters(self) -> dict[str, Any]:
-        """What must hold of demonstrations, as `Aligner.retrieve` takes it."""
+        """The conditions on demonstrations, as arguments of `Aligner.retrieve`."""
         if self.where is None and not self.exclude:
             return {}
         usual = self.aligner
@@ -62,18 +62,18 @@ class Job:
 
     @property
     def query(self) -> Query:
-        """What to retrieve for: the beginning of the last turn, which is more than encoders read."""
+        """The text to retrieve for: the start of the last turn, which is longer than encoders' limits."""
         *before, last = self.turns
         beginning = Turn("user", last.content[:_LONG_CHARACTERS])
         return Query("", (*before, beginning), other_texts=(last.content,))
 
 
 class _Lane:
-    """A thread and what waits for it.
+    """A thread with a queue.
 
     Args:
-        most_together: jobs that are worked on as one batch.
-        name: of the lane.
+        most_together: maximum jobs per batch.
+        name: name of the lane.
     """
 
     def __init__(self, most_together: int, name: str) -> None:
@@ -84,7 +84,7 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"ragalign-prepare-{name}")
 
     async def work(self, size: int, job: Job, work: Callable[[list[Job]], list[Prepared | Exception]]) -> Prepared:
-        """The result of a job; a lane of single jobs takes the smallest first."""
+        """Run a job; a lane of single jobs takes the smallest first."""
         done: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
         number = next(self._counter)
         heapq.heappush(self._waiting, (size if self._most_together == 1 else number, number, job, done))
@@ -101,7 +101,7 @@ class _Lane:
     async def _drain(self, work: Callable[[list[Job]], list[Prepared | Exception]]) -> None:
         while self._waiting:
             batch = [heapq.heappop(self._waiting) for _ in range(min(self._most_together, len(self._waiting)))]
-            # Jobs whose client has left cost nothing.
+            # Skip jobs whose client has disconnected.
             kept = [(job, done) for _, _, job, done in batch if not done.done()]
             if not kept:
                 continue
@@ -125,13 +125,13 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prompt and how it came about.
+    """A prompt with the details of its preparation.
 
     Attributes:
-        prompt: ready for the engine.
-        kept: what to remember for the conversation's next turn; None where nothing is retrieved.
+        prompt: the prompt.
+        kept: the candidates to keep for the conversation's next turn; None without retrieval.
         reused: whether the demonstrations are those of an earlier turn.
-        retrieval_s, packing_s: seconds; retrieval is shared by those who were retrieved for together.
+        retrieval_s, packing_s: seconds; the jobs of a batch share the retrieval time.
     """
 
     prompt: Prompt
@@ -144,9 +144,8 @@ class Prepared:
 class Preparer:
     """Retrieves and packs in two lanes, so that short conversations overtake long ones.
 
-    Short ones are prepared as one batch at a time: while one batch is worked on, the next one gathers, since the
-    encoder and the search take many queries in little more time than one. Long ones are prepared one by one in a thread
-    of their own, the shortest first.
+    Short ones are prepared in batches, since encoding and searching many queries takes little more time than one: while
+    one batch runs, the next one is collected. Long ones are prepared one at a time in another thread, shortest first.
 
     Args:
         topic_threshold: see `ragalign.serving.conversations`.
@@ -154,30 +153,30 @@ class Preparer:
 
     def __init__(self, topic_threshold: float) -> None:
         self._topic_threshold = topic_threshold
-        # Encoders may not be called from two threads at once.
+        # Encoders must not be called from two threads at once.
         self._encoding = threading.Lock()
         self._short = _Lane(_MOST_TOGETHER, "short")
         self._long = _Lane(1, "long")
 
     async def prepare(self, job: Job) -> Prepared:
-        """The prompt of a conversation.
+        """Prepare the prompt of a conversation.
 
         Raises:
-            RagalignError: it does not fit, or cannot be rendered.
+            RagalignError: the conversation does not fit, or cannot be rendered.
         """
         found: Prepared = await self._lane(job.n_characters).work(job.n_characters, job, self._prepare_all)
         return found
 
     async def run(self, function: Callable[[], T], n_characters: int) -> T:
-        """Something else about a text of that many characters, in the lane where it belongs.
+        """Run other work on a text of `n_characters` in the lane for this length.
 
         Raises:
-            Exception: of the function.
+            Exception: any exception of the function.
         """
         return await self._lane(n_characters).run(function)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._short.close()
         self._long.close()
 
@@ -194,7 +193,7 @@ class Preparer:
                 if len(numbers) == 1:
                     found[numbers[0]] = error
                     continue
-                for number in numbers:  # one bad query must not spoil its neighbours'
+                for number in numbers:  # a bad query must not affect the others
                     try:
                         [found[number]] = self._retrieve([jobs[number]])
                     except Exception as own:
@@ -207,7 +206,7 @@ class Preparer:
             return self._retrieve_alone(jobs)
 
     def _retrieve_alone(self, jobs: list[Job]) -> list[tuple[list[Hit], bool]]:
-        """Hits, and whether they were kept, for jobs that ask the same retriever in the same way."""
+        """Hits, and whether they were kept, for jobs with the same retriever and conditions."""
         first = jobs[0]
         holds = self._topic_holds(jobs)
         queries = [job.query for job, held in zip(jobs, holds, strict=True) if not held]
@@ -218,7 +217,7 @@ class Preparer:
         ]
 
     def _more(self, job: Job, *, reused: bool) -> More:
-        """Retrieves further candidates for a job, where some of those that it has must be skipped."""
+        """A function that retrieves more candidates for a job if some are skipped."""
         more = job.aligner.more([job.kept.text if reused and job.kept else job.query], **job.filters)
 
         def retrieve(positions: Sequence[int], k: int) -> Sequence[Sequence[Hit]]:
@@ -228,7 +227,7 @@ class Preparer:
         return retrieve
 
     def _topic_holds(self, jobs: list[Job]) -> list[bool]:
-        """For each job whether its conversation keeps its demonstrations."""
+        """For each job, whether its conversation keeps its demonstrations."""
         holds = [job.kept is not None for job in jobs]
         encoder = _encoder(jobs[0].aligner)
         asked = [
@@ -267,7 +266,7 @@ class Preparer:
 
 
 def _grouped(jobs: list[Job]) -> list[list[int]]:
-    """Positions of the jobs that can be retrieved for together."""
+    """Group the positions of jobs that can be retrieved together."""
     groups: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):
         alone = job.where is not None or job.exclude
@@ -276,7 +275,7 @@ def _grouped(jobs: list[Job]) -> list[list[int]]:
 
 
 def _encoder(aligner: Aligner) -> Encoder | None:
-    """The retriever's encoder, which judges whether the topic holds; None where queries make no difference."""
+    """The retriever's encoder, which decides whether the topic has changed; None if queries are ignored."""
     retriever = aligner.retriever
     if retriever is None or retriever.name in BLIND:
         return None

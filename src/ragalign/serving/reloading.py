@@ -1,4 +1,4 @@
-"""Running one thing at a time, however often it is asked for."""
+"""Running a function at most once at a time, shared by all callers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 class SharedRuns(Generic[T]):
     """Runs a function at most once at a time, with at most one further run pending.
 
-    Those who ask while a run is under way share the pending one, which begins when that run has ended. So a thousand
-    requests in a row make two runs, and each sees what was there when it was asked for.
+    Callers during a run share the pending run, which starts when the current one has ended. So a thousand simultaneous
+    calls cause two runs, and every caller gets a result that is at least as new as the call.
 
     Args:
-        function: what to run.
+        function: the function to run.
     """
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
@@ -25,22 +25,22 @@ class SharedRuns(Generic[T]):
         self._pending: asyncio.Task[T] | None = None
 
     async def run(self) -> T:
-        """The result of a run that begins now or later; whoever stops waiting does not stop the run.
+        """Return the result of a run that starts now or later; cancelling the caller does not cancel the run.
 
         Raises:
-            Exception: what the function raised.
+            Exception: any exception of the function.
         """
         return await asyncio.shield(self.start())
 
     def start(self) -> asyncio.Task[T]:
-        """The run that `run` would wait for; its error, if any, is not reported as unheard."""
+        """The run that `run` would wait for; its exception, if any, counts as retrieved."""
         if self._pending is None:
             self._pending = asyncio.get_running_loop().create_task(self._after(self._current))
             self._pending.add_done_callback(_heard)
         return self._pending
 
     def cancel(self) -> None:
-        """Cancel what runs and what is pending."""
+        """Cancel the current and the pending run."""
         for task in (self._pending, self._current):
             if task is not None:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Request bodies: their fields, and the conversation, prompts and decoding that they ask for."""
+"""Request bodies, and reading conversations, prompts and decoding parameters from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_OPTIONS = 32
 
 
 class TextPart(Body):
-    """A part of a message's content; only text is known here."""
+    """A part of a message's content; only text is supported."""
 
     type: str
     text: str | None = None
@@ -38,16 +38,16 @@ _Metadata = Annotated[_Scalar | Annotated[list[_Scalar], Field(fail_fast=True)],
 
 
 class RagalignOptions(BaseModel):
-    """How demonstrations are retrieved and packed for this request; a wrong name is an error here.
+    """Retrieval and packing options of a request; unknown names are errors.
 
     Attributes:
         explain: report which demonstrations were used, with scores and budget.
         max_demonstrations, max_tokens, max_demonstration_tokens, when_full, refill, order: see
             `ragalign.packing.Packing`.
-        candidates: hits that the packer chooses from.
-        where: metadata that demonstrations must have.
-        exclude: ids of demonstrations that must not be used.
-        refresh: retrieve again even if the topic holds.
+        candidates: number of hits that the packer chooses from.
+        where: metadata values that demonstrations must match.
+        exclude: ids of demonstrations not to use.
+        refresh: retrieve again even if the topic is the same.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -65,7 +65,7 @@ class RagalignOptions(BaseModel):
     refresh: bool = False
 
     def packing(self, default: Packing) -> Packing:
-        """The recipe's packing with what the request sets."""
+        """The recipe's packing with the request's changes."""
         names = ("max_demonstrations", "max_tokens", "max_demonstration_tokens", "when_full", "refill", "order")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(default, **given)
@@ -82,7 +82,7 @@ class ChatRequest(SamplingRequest):
 
     @property
     def n_logprobs(self) -> int | None:
-        """Most likely tokens to report with each token; None for no log-probabilities."""
+        """Number of most likely tokens to report with each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def _most_new_tokens(self) -> tuple[str, int] | None:
@@ -91,10 +91,10 @@ class ChatRequest(SamplingRequest):
         return super()._most_new_tokens()
 
     def turns(self) -> list[Turn]:
-        """The conversation. Neighbours of one role become one turn; ``developer`` is ``system``.
+        """The conversation. Consecutive messages of the same role become one turn; ``developer`` is ``system``.
 
         Raises:
-            ApiError: 400, for what a base model has no place for: tools, images, an answer to go on with.
+            ApiError: 400, for features that base models do not support: tools, images, continuing an answer.
         """
         self._check_unsupported()
         turns: list[Turn] = []
@@ -102,7 +102,7 @@ class ChatRequest(SamplingRequest):
             where = f"messages[{number}]"
             role, content = _role(message, where), _content(message, where)
             if role == "system" and turns and turns[-1].role != "system":
-                raise ApiError(400, "system messages come before all others", param=f"{where}.role")
+                raise ApiError(400, "system messages must come first", param=f"{where}.role")
             if turns and turns[-1].role == role:
                 turns[-1] = Turn(role, f"{turns[-1].content}\n\n{content}")
             else:
@@ -114,11 +114,11 @@ class ChatRequest(SamplingRequest):
     def _check_unsupported(self) -> None:
         self.check_supported()
         if self.logprobs is not True and self.top_logprobs:
-            raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
 
 
 class CompletionRequest(SamplingRequest):
-    """The body of ``POST /v1/completions``: a prompt that goes to the model as it is."""
+    """The body of ``POST /v1/completions``: a prompt for the model, without demonstrations."""
 
     prompt: (
         str
@@ -132,7 +132,7 @@ class CompletionRequest(SamplingRequest):
         """The prompts, as text or as token ids.
 
         Raises:
-            ApiError: 400, for what is not supported.
+            ApiError: 400, for unsupported values.
         """
         self.check_supported()
         if isinstance(self.prompt, str):
@@ -157,7 +157,7 @@ def _role(message: Message, where: str) -> Role:
         raise ApiError(400, "tool calls are not supported", param=f"{where}.role", code="unsupported")
     if message.role in get_args(Role):
         return cast("Role", message.role)
-    raise ApiError(400, "a role is system, developer, user or assistant", param=f"{where}.role")
+    raise ApiError(400, "role must be system, developer, user or assistant", param=f"{where}.role")
 
 
 def _content(message: Message, where: str) -> str:

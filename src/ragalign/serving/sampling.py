@@ -1,4 +1,4 @@
-"""The sampling fields of a request, and what they make of a recipe's decoding."""
+"""The sampling fields of a request, and applying them to a recipe's decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragalign.serving.settings import Limits
 from ragalign.types import Decoding
 
 _INT64 = 2**63
-_MOST_TOKEN_IDS = 2**31  # where a vocabulary's size is not known
+_MOST_TOKEN_IDS = 2**31  # if the size of the vocabulary is unknown
 # Seeds of any sign are folded into this range, with room for the n that are counted up from them.
 _SEEDS = 2**62
 _SMALLEST_TOP_P = 1e-6
@@ -25,7 +25,7 @@ _MOST_STOPS = 16
 _MOST_STOP_CHARACTERS = 1_024
 _MOST_TOKENS_NAMED = 1_024
 _MOST_WARNINGS = 20
-# What would change an answer and cannot be honoured, with the values that ask for nothing.
+# Unsupported fields that would change an answer, with the values that have no effect.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions", "tool_choice", "function_call"), ("none", "auto")),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
@@ -36,7 +36,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-# Fields of OpenAI's protocol that make no difference to an answer here, so that ignoring them needs no warning.
+# Fields of OpenAI's protocol that do not affect answers, so that they are ignored without a warning.
 _WITHOUT_EFFECT = frozenset(
     {
         *("parallel_tool_calls", "best_of"),
@@ -52,18 +52,18 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class StreamOptions(Body):
-    """What a stream holds beside the answer."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can honour.
+    """The capabilities of an engine.
 
     Attributes:
-        vocabulary_size: token ids are below this; None where it is not known.
-        unsupported: fields of `Decoding` that it cannot honour.
+        vocabulary_size: the size of the vocabulary; None if unknown.
+        unsupported: fields of `Decoding` that the engine does not support.
     """
 
     vocabulary_size: int | None = None
@@ -81,7 +81,7 @@ class Capabilities:
             raise ApiError(400, f"{field}: token id {shown} is not in the vocabulary (0 to {size - 1:,})", param=field)
 
     def served(self, default: Decoding) -> tuple[Decoding, list[str]]:
-        """A recipe's decoding without what the engine cannot honour, and the names of those fields."""
+        """A recipe's decoding without unsupported fields, and the names of these fields."""
         return without_unsupported(default, self.unsupported)
 
 
@@ -117,7 +117,7 @@ class SamplingRequest(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_supported(self) -> None:
-        """Refuse what would change the answer and cannot be honoured: tools, forms, beams, an answer to go on with.
+        """Reject unsupported fields that would change the answer: tools, formats, beams, continuing an answer.
 
         Raises:
             ApiError: 400, naming the field.
@@ -132,7 +132,7 @@ class SamplingRequest(Body):
             raise ApiError(400, "best_of is not supported", param="best_of", code="unsupported")
 
     def unknown_fields(self) -> list[str]:
-        """The names of fields that were ignored, since nothing here is called so."""
+        """The names of unknown fields, which are ignored."""
         unknown = [name for name in self.model_extra or {} if name not in _WITHOUT_EFFECT and name not in _UNSUPPORTED]
         options = self.stream_options.model_extra or {} if self.stream_options else {}
         return unknown + [f"stream_options.{name}" for name in options if name != "include_obfuscation"]
@@ -141,7 +141,7 @@ class SamplingRequest(Body):
         """The answer's ``warnings``: ignored fields, and fields of the recipe's decoding that are not applied."""
         known = type(self).model_fields
         unknown = self.unknown_fields()
-        found = [f"the recipe's {name} is not applied: this engine cannot honour it" for name in lost]
+        found = [f"the recipe's {name} is ignored: not supported by this engine" for name in lost]
         for name in unknown[:_MOST_WARNINGS]:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -151,7 +151,7 @@ class SamplingRequest(Body):
         return found
 
     def decoding(self, default: Decoding, limits: Limits, engine: Capabilities) -> Decoding:
-        """The recipe's decoding with what the request sets.
+        """The recipe's decoding with the request's changes.
 
         Raises:
             ApiError: 400, beyond a limit of the service or what the engine can do; it names the field.
@@ -181,7 +181,7 @@ class SamplingRequest(Body):
             given["logit_bias"] = tuple((_token_id(key, engine), bias) for key, bias in self.logit_bias.items())
         for name in engine.unsupported:
             if given.get(name, getattr(_NEUTRAL, name)) != getattr(_NEUTRAL, name):
-                raise ApiError(400, f"{name}: this engine cannot honour it", param=name, code="unsupported")
+                raise ApiError(400, f"{name}: not supported by this engine", param=name, code="unsupported")
         return replace(default, **given, stop=(*default.stop, *self._stops()))
 
     def _max_tokens(self, default: Decoding, limits: Limits) -> int:
@@ -193,14 +193,14 @@ class SamplingRequest(Body):
         return most[1]
 
     def _penalties(self) -> dict[str, float]:
-        """Repetition penalties: one that the request sets takes the place of the recipe's, whichever that is."""
+        """Repetition penalties: one in the request replaces the recipe's, of either kind."""
         whole, output = self.repetition_penalty, self.output_repetition_penalty
         if whole is None and output is None:
             return {}
         if (whole or 1) != 1 and (output or 1) != 1:
             raise ApiError(
                 400,
-                "repetition_penalty and output_repetition_penalty would punish the output twice; set one of them",
+                "repetition_penalty and output_repetition_penalty would penalise the output twice; set only one",
                 param="output_repetition_penalty",
             )
         return {"repetition_penalty": whole or 1.0, "output_repetition_penalty": output or 1.0}
@@ -214,7 +214,7 @@ class SamplingRequest(Body):
             limit = f"at most {_MOST_STOP_CHARACTERS:,} here"
             raise ApiError(400, f"a stop string has {longest:,} characters; {limit}", param="stop")
         if "" in stops:
-            raise ApiError(400, "a stop string is empty", param="stop")
+            raise ApiError(400, "stop strings must not be empty", param="stop")
         return stops
 
     def _most_new_tokens(self) -> tuple[str, int] | None:

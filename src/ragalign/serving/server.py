@@ -19,10 +19,10 @@ _KEEPALIVE_S = 75
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything slow is loaded; port 0 takes a free one.
+    """Open a listening socket before anything slow is loaded; port 0 chooses a free one.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -60,9 +60,9 @@ def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False
 
 
 def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_log: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what was accepted, for at most `drain_s` seconds.
+    """Serve until SIGINT or SIGTERM, then finish accepted requests, for at most `drain_s` seconds.
 
-    SIGHUP reloads the index. A second SIGINT ends at once.
+    SIGHUP reloads the index. A second SIGINT stops immediately.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.

@@ -39,7 +39,7 @@ log = logging.getLogger("ragalign.serving")
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds since the request came in, and how long its parts took."""
+    """The arrival of a request, and the times of its steps in seconds."""
 
     started: float = field(default_factory=time.perf_counter)
     queue_s: float = 0.0
@@ -47,7 +47,7 @@ class Timings:
     total_s: float = 0.0
 
     def elapsed(self) -> float:
-        """Seconds since the request came in."""
+        """Seconds since the request arrived."""
         return time.perf_counter() - self.started
 
 
@@ -77,7 +77,7 @@ Parts = ClosableAsyncIterator[Part]
 
 
 class Service:
-    """The state that all requests share.
+    """The state shared by all requests.
 
     Args:
         catalog: the recipes.
@@ -113,12 +113,12 @@ class Service:
 
         Args:
             asked: the request.
-            lost: fields of the recipe's decoding that the engine cannot honour.
+            lost: fields of the recipe's decoding that the engine does not support.
         """
         for name in asked.unknown_fields():
             if name not in self._known_unknown and len(self._known_unknown) < _MOST_NAMES:
                 self._known_unknown.add(name)
-                log.warning("clients send a field that is unknown here, and ignored: %s", ascii(name[:64]))
+                log.warning("ignoring an unknown field in requests: %s", ascii(name[:64]))
         found = asked.warnings(lost)
         return {"warnings": found} if found else {}
 
@@ -129,7 +129,7 @@ class Service:
     async def start(self) -> None:
         """Called once in the event loop, before the first request."""
         await self.generator.start()
-        # The encoder loads now, not during somebody's request.
+        # Load the encoder now, not during a request.
         _, aligner = self.catalog.resolve(self.catalog.name)
         await asyncio.to_thread(self._tokenizer.fewest_tokens, ["hello"])
         try:
@@ -139,16 +139,16 @@ class Service:
         for recipe, aligner in self.catalog.aligners.items():
             _, lost = self.capabilities.served(aligner.decoding)
             for name in lost:
-                log.warning("recipe %s is served without its %s: the engine cannot honour it", recipe, name)
+                log.warning("recipe %s is served without its %s: not supported by the engine", recipe, name)
 
     async def close(self) -> None:
-        """Release what the service made."""
+        """Release the resources of the service."""
         self._reloads.cancel()
         self._preparer.close()
         await self.generator.close()
 
     async def reload(self) -> Catalog:
-        """Load the index again. Requests under way end with the old one, later ones begin with the new.
+        """Reload the index. Running requests finish with the old one, later ones use the new one.
 
         Calls that come while a reload runs share the next one, which begins after them.
 
@@ -164,7 +164,7 @@ class Service:
     async def _reload(self) -> Catalog:
         try:
             if self._load is None:
-                raise ApiError(409, "this service was made from an aligner; there is nothing on disk to reload")
+                raise ApiError(409, "this service was created from an aligner; there is nothing to reload from disk")
             try:
                 aligners = await asyncio.to_thread(self._load)
             except RagalignError as error:
@@ -184,14 +184,14 @@ class Service:
         """The prepared prompt of a conversation and the parts of its answer; it holds a place in the queue meanwhile.
 
         Raises:
-            ApiError: anything that is wrong, with its status.
+            ApiError: any error, with its status.
         """
         most = self.settings.limits.max_prompt_tokens
         self._check_length([turn.content for turn in chat.turns], chat.decoding.max_tokens, "messages", most)
         async with self._place(timings):
             prepared = await self._prepare(chat)
             if most is not None and len(prepared.prompt.ids) > most:
-                message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} here"
+                message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} are allowed"
                 raise ApiError(400, message, param="messages", code="context_length_exceeded")
             parts = self._answer(
                 prepared.prompt, chat.decoding, chat.aligner, chat.recipe, timings, chat.logprobs, whole=chat.whole
@@ -249,7 +249,7 @@ class Service:
 
     @asynccontextmanager
     async def _place(self, timings: Timings) -> AsyncIterator[None]:
-        """A place in the queue, and errors as the API gives them."""
+        """Hold a place in the queue, and convert errors to `ApiError`."""
         try:
             async with self.admission.place():
                 timings.queue_s = timings.elapsed()

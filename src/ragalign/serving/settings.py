@@ -16,18 +16,18 @@ ADMIN_KEY_VARIABLE = "RAGALIGN_ADMIN_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request, one client and the whole service.
+    """Limits of a request, a client and the whole service.
 
     Attributes:
         max_body_bytes: of a request.
         max_messages: in a conversation.
         max_prompt_tokens: of a packed prompt; None for what the model's context allows.
-        max_new_tokens: most that `max_tokens` may ask for.
-        max_n: most answers to one request.
-        max_running: requests that are worked on at once.
-        max_waiting: requests that wait for one of those to end; further ones are answered with 429.
-        requests_per_minute: per API key, or per client address where there are no keys; None for no limit.
-        timeout_s: seconds after which a request is given up (504), waiting included.
+        max_new_tokens: largest allowed `max_tokens`.
+        max_n: maximum number of answers per request.
+        max_running: maximum number of concurrent requests.
+        max_waiting: maximum number of queued requests; further ones get 429.
+        requests_per_minute: per API key, or per client address without keys; None for no limit.
+        timeout_s: seconds after which a request is cancelled (504), waiting included.
         body_timeout_s: seconds in which a request's body must have come in.
         max_url_bytes: of path and query together.
         max_headers: header fields of a request.
@@ -76,17 +76,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
-    """How the service behaves.
+    """Settings of the service.
 
     Attributes:
         limits: see `Limits`.
-        api_keys: who may ask; empty lets everybody who can connect. With keys, everything but the page, ``/health``
-            and ``/ready`` needs one.
+        api_keys: the accepted keys; without keys, all clients are accepted. With keys, everything except the page,
+            ``/health`` and ``/ready`` needs one.
         open_metrics, open_schema: whether ``/metrics`` and ``/openapi.json`` need no key.
         allowed_hosts: see `ragalign.serving.hosts`.
-        admin_key: opens ``/admin``; without one, only requests from this machine may.
-        cors_origins: web pages of these origins may ask; empty switches CORS off.
-        log_prompts: whether conversations and answers go to the log.
+        admin_key: the key for ``/admin``; without one, only requests from this machine are accepted.
+        cors_origins: origins of web pages that can use the service; empty disables CORS.
+        log_prompts: whether to log conversations and answers.
         topic_threshold: a conversation keeps its demonstrations while the cosine similarity between the newest
             user turn and the one they were retrieved for is at least this (see `ragalign.serving.conversations`).
     """
@@ -119,7 +119,7 @@ def read_api_keys(file: Path | None = None, environment: Mapping[str, str] = os.
             raise ConfigError(f"API keys {file}: {error}") from None
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
-            raise ConfigError(f"API keys {file}: there is no key in it")
+            raise ConfigError(f"API keys {file}: the file has no key")
         keys += found
     if any(not key.isascii() for key in keys):
         raise ConfigError("API keys: only ASCII characters can be sent in a header")

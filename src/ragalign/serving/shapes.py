@@ -1,4 +1,4 @@
-"""Answers in the shapes of OpenAI's API, whole and in chunks."""
+"""Responses in OpenAI's format, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOWEST_LOGPROB = -9999.0
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of one request."""
+    """The token counts of a request."""
 
     n_prompt: int = 0
     n_output: int = 0
@@ -78,7 +78,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], n_top: int) -> dict[str, Any]:
     """The shape of a chat choice's ``logprobs``, with the `n_top` most likely tokens at each place."""
     content = []
     for drawn in tokens:
-        # Engines report the drawn token beside those, if it is none of them.
+        # Engines report the sampled token in addition, if it is not one of these.
         top = [_chat_logprob(token, value) for token, value in drawn.top[:n_top]]
         content.append({**_chat_logprob(drawn.token, drawn.logprob), "top_logprobs": top})
     return {"content": content, "refusal": None}

@@ -16,19 +16,18 @@ from ragalign.serving.shapes import DONE, event
 
 Write = Callable[[bytes], Awaitable[None]]
 
-# How long a client that reads nothing is given to take the last event.
+# Seconds that a client has to read the last event.
 _LAST_EVENT_S = 5.0
 
 
 class EventStream(Response):
-    """A stream whose status is 200 once its first event is there; until then, errors have a status of their own.
+    """A stream whose status is 200 from its first event; earlier errors have their own status.
 
-    An error that comes later becomes an event of its own before the end of the stream, and is raised again, so that it
-    is counted and logged.
+    A later error becomes an event before the end of the stream, and is raised again, so that it is counted and logged.
 
     Args:
-        write_events: writes the events, one call after the other.
-        limit_s: seconds that all of it may take.
+        write_events: writes the events, one per call.
+        limit_s: time limit in seconds for the whole stream.
     """
 
     media_type = "text/event-stream"
