@@ -21,7 +21,7 @@ from real.jobs import Group, Job, PieceStore
 
 # The whole vocabulary's logits of so many prompt positions are in memory together: 262,144 times 4 bytes each.
 _CPU = {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "enable_chunked_prefill": True}
-_GPU = {"max_num_batched_tokens": 8192, "max_num_seqs": 512, "gpu_memory_utilization": 0.5, "enforce_eager": True}
+_GPU = {"max_num_batched_tokens": 4096, "max_num_seqs": 512, "gpu_memory_utilization": 0.5, "enforce_eager": True}
 # Tokens that are asked for together: less than the cache holds (18 KiB each).
 _TOGETHER = {"cpu": 60_000, "gpu": 600_000}
 
@@ -120,10 +120,8 @@ def _rows(
                 "text": answer.text, "finish_reason": answer.finish_reason, "n_tokens": answer.n_tokens
             }  # fmt: skip
         return
-    # First into the prefix cache, so that probabilities are worked out for the references' tokens only.
-    generator.generate(prompts, Decoding(max_tokens=1))
     answers = [pieces.join([job.reference or 0]).tolist() for job in batch]
-    for place, found in generator.continuations(prompts, answers, top_k=1):
+    for place, found in generator.continuations(prompts, answers, top_k=1, together=len(batch)):
         yield _row(batch[place]) | {"logprobs": np.round(found.logprobs.astype(np.float64), 5).tolist()}
 
 

@@ -15,6 +15,7 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation import TransformersGenerator, VllmGenerator
 from ragalign.generation.distributions import Distributions, from_dense, from_tensor
 from ragalign.generation.openai import OpenAIGenerator
+from ragalign.types import Decoding, Prompt
 
 # float32 on both sides; the engines add in different orders.
 TOLERANCE = 2e-3
@@ -125,3 +126,16 @@ def test_written_tokens_are_the_text(
     [one], [other] = (engine.generate([prompt], decoding) for engine in (transformers_engine, vllm_engine))
     assert one.outputs[0].token_ids == other.outputs[0].token_ids
     assert len(one.outputs[0].token_ids) == one.n_output_tokens == 12
+
+
+@pytest.mark.parametrize("n_prompt", [33, 64, 100], ids=["in a block", "whole blocks", "several blocks"])
+def test_continuations_are_whole_whatever_the_cache_holds(vllm_engine: VllmGenerator, n_prompt: int) -> None:
+    drawn = np.random.default_rng(n_prompt).integers(2, 500, n_prompt + 70)
+    prompt, answer = Prompt(("",), drawn[:n_prompt].astype(np.int32)), drawn[n_prompt:].tolist()
+    [(_, expected)] = vllm_engine.distributions([drawn.tolist()], [n_prompt], top_k=3)
+    vllm_engine.reset_prefix_cache()
+    vllm_engine.generate([prompt], Decoding(max_tokens=1))
+    for _ in range(2):  # the second time the answer itself is in the cache
+        [(_, found)] = vllm_engine.continuations([prompt], [answer], top_k=3)
+        assert found.ids.tolist() == answer
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=TOLERANCE)

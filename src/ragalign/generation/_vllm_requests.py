@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from ragalign.stopping import merge_stops
 from ragalign.types import Decoding, Prompt
@@ -66,3 +67,22 @@ def first_token_s(metrics: Any) -> float | None:
     """Seconds from scheduling to the first token, by the engine's clock."""
     first, scheduled = getattr(metrics, "first_token_ts", 0.0), getattr(metrics, "scheduled_ts", 0.0)
     return first - scheduled if 0 < scheduled <= first else None
+
+
+def scoring_requests(prompt: Prompt, answer: Sequence[int], top_k: int, *, is_apart: bool) -> list[tuple[Any, Any]]:
+    """Two requests: to cache a prompt but for its last token, and for the probabilities of an answer's tokens.
+
+    With `is_apart` they share no cached block with any other request.
+    """
+    from vllm import SamplingParams
+
+    extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
+    common = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "extra_args": extra}
+    scoring = {"prompt_logprobs": top_k, "flat_logprobs": True, "skip_reading_prefix_cache": False}
+    given = engine_prompt(prompt)
+    if is_apart:
+        given["cache_salt"] = given.get("cache_salt", "") + uuid4().hex
+    return [
+        (given | {"prompt_token_ids": prompt.token_ids[:-1]}, SamplingParams(**common)),
+        (given | {"prompt_token_ids": [*prompt.token_ids, *answer]}, SamplingParams(**common, **scoring)),
+    ]

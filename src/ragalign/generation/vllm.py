@@ -14,6 +14,7 @@ from ragalign.generation._vllm_requests import (
     engine_prompt,
     first_token_s,
     sampling_params,
+    scoring_requests,
     token_counts,
     token_prompt,
 )
@@ -23,9 +24,6 @@ from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.models import locate_model
 from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
-
-# Number of prompts whose answers are scored together: few, since all of them must stay in the cache.
-_SCORED_TOGETHER = 4
 
 
 class VllmGenerator(BaseGenerator):
@@ -183,46 +181,49 @@ class VllmGenerator(BaseGenerator):
                     yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
 
     def continuations(
-        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int, together: int = 4
     ) -> Iterator[tuple[int, Distributions]]:
         """Compute the model's predictions for each token of given answers; prompts can reuse demonstrations.
 
-        Unlike `distributions`, this reads caches, since only the answers' probabilities are needed.
+        Unlike `distributions`, this reads caches, since only the answers' probabilities are needed. The engine gives
+        none for positions that it finds in a cache; where these reach into an answer, it is asked again with a cache
+        of its own.
 
         Args:
             prompts: the prompts.
             answers: token ids of the answer to each prompt, at least one.
             top_k: number of most probable tokens per position.
+            together: prompts that are scored at a time; all of them have to stay in the cache.
 
         Returns:
             (position in `prompts`, distributions), in any order.
         """
-        from vllm import SamplingParams
-
         self._engine()
-        for first in range(0, len(prompts), _SCORED_TOGETHER):
-            cached, scored = [], []
-            group = list(zip(prompts, answers, strict=True))[first : first + _SCORED_TOGETHER]
-            for position, (prompt, answer) in enumerate(group, first):
-                extra = None if prompt.reuse is None else {"kv_transfer_params": prompt.reuse.params()}
-                common = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "extra_args": extra}
-                scoring = {"prompt_logprobs": top_k, "flat_logprobs": True, "skip_reading_prefix_cache": False}
-                given = engine_prompt(prompt)
-                # But for its last token, where the answer's first one is expected.
-                beginning = given | {"prompt_token_ids": prompt.token_ids[:-1]}
-                cached.append((beginning, SamplingParams(**common), position))
-                whole = given | {"prompt_token_ids": [*prompt.token_ids, *answer]}
-                scored.append((whole, SamplingParams(**common, **scoring), position))
-            # The engine makes probabilities of the whole vocabulary for every token that it has not cached: without
-            # this, for a whole prompt, which takes gigabytes.
-            with closing(self._loop.run(cached)) as outputs:
-                for _ in outputs:
-                    pass
-            with closing(self._loop.run(scored)) as outputs:
-                for position, output, _ in outputs:
-                    if output.finished:
+        for first in range(0, len(prompts), together):
+            positions = list(range(first, min(first + together, len(prompts))))
+            for is_apart in (False, True):
+                asked = [
+                    scoring_requests(prompts[position], answers[position], top_k, is_apart=is_apart)
+                    for position in positions
+                ]
+                cached = [(*beginning, position) for position, (beginning, _) in zip(positions, asked, strict=True)]
+                scored = [(*whole, position) for position, (_, whole) in zip(positions, asked, strict=True)]
+                positions = []
+                # The engine makes probabilities of the whole vocabulary for every token that it has not cached:
+                # without this, for a whole prompt, which takes gigabytes.
+                with closing(self._loop.run(cached)) as outputs:
+                    for _ in outputs:
+                        pass
+                with closing(self._loop.run(scored)) as outputs:
+                    for position, output, _ in outputs:
+                        if not output.finished:
+                            continue
                         ids, start = output.prompt_token_ids, len(prompts[position].ids)
-                        yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
+                        # The prompt's last token is where the answer's first one is expected.
+                        if (output.num_cached_tokens or 0) >= start:
+                            positions.append(position)
+                        else:
+                            yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
 
     def _engine(self) -> Any:
         if self._llm is None:
