@@ -174,7 +174,7 @@ def test_names_for_people() -> None:
         ({"general__architecture": "clip"}, "is not a language model"),
         ({"general__architecture": "newest"}, "newest"),
         ({"tokenizer__ggml__model": "strange"}, "strange"),
-        ({"tokenizer__ggml__tokens": None, "llama__vocab_size": 10}, "holds no tokenizer"),
+        ({"tokenizer__ggml__tokens": None, "llama__vocab_size": 10}, "has no tokenizer"),
         ({"tokenizer__ggml__bos_token_id": 99999}, "its BOS is token 99999"),
         ({"llama__embedding_length": 128}, "cannot read"),
         ({"leave_out": "blk.1.ffn_up.weight"}, "lacks 1 of the model's tensors"),

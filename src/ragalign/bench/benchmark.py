@@ -1,4 +1,4 @@
-"""A benchmark from beginning to end: check everything, answer, score or judge, report."""
+"""Running a whole benchmark: check everything, answer, score or judge, report."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Judging:
 
     Attributes:
         protocol: the protocol.
-        judges: who judges.
-        baseline_file: answers to compare with, in place of the baseline's; for pairwise protocols.
+        judges: the judges.
+        baseline_file: answers to compare with instead of the baseline's, for pairwise protocols.
         options: see `RunOptions`.
         published: published results of the protocol, to show beside.
     """
@@ -56,8 +56,8 @@ class Outcome:
 
     Attributes:
         report: the report; its `bench` is never None.
-        expected: for the testbed, what is known beforehand.
-        judged: what judging took; None without judges.
+        expected: for the testbed, the expected results.
+        judged: the requests and costs of judging; None without judges.
     """
 
     report: Report
@@ -67,7 +67,7 @@ class Outcome:
     @property
     def broken(self) -> list[Expectation]:
         """The expectations that do not hold."""
-        return [one for one in self.expected if not one.holds]
+        return [expectation for expectation in self.expected if not expectation.holds]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -76,24 +76,24 @@ class Outcome:
 
 
 class Benchmark:
-    """Recipes side by side on the same prompts, in a folder; an interrupted one is resumed from there.
+    """A comparison of recipes on the same prompts, in a folder from which it can be resumed.
 
-    Whatever can be wrong is checked here, before an engine starts.
+    The constructor checks everything that can be checked before an engine starts.
 
     Args:
-        folder: made if missing.
+        folder: the run folder, created if missing.
         conditions: the recipes; each gets the leakage guard.
         cases: the prompts.
-        engine: what answers.
-        indexes: makes the indexes that conditions retrieve from; called once all else has been checked.
+        engine: the model that answers.
+        indexes: makes the indexes that conditions retrieve from; called after all other checks.
         scorers: metrics, the headline first.
         judging: how to judge, in place of metrics.
-        baseline: the condition that others are compared with; by default `fixed`, or the first with fixed
+        baseline: the condition to compare the others with; by default `fixed`, or the first with fixed
             demonstrations, or the first.
         fixed: the condition that prices are relative to.
-        exclude_near: also keep demonstrations this similar (cosine) to the prompt out.
+        exclude_near: also exclude demonstrations with at least this cosine similarity to the prompt.
         change: changes every condition's decoding.
-        rounds: rounds to time the conditions in; 0 measures no speed.
+        rounds: number of rounds for timing; 0 does not measure speed.
         title: the report's heading.
         notes: lines for the report's head.
 
@@ -129,7 +129,7 @@ class Benchmark:
                     judge.key()
         for name in (baseline, fixed):
             check_named([one.name for one in conditions], name)
-        if not folder.exists():  # in a folder that does, nothing may be left to answer
+        if not folder.exists():  # an existing folder can be complete
             engine.check()
         conditions = guarded(decoded(conditions, change) if change else conditions, exclude_near)
         self.engine, self.scorers, self.judging = engine, tuple(scorers), judging
@@ -149,13 +149,13 @@ class Benchmark:
         title: str | None = None,
         **others: Any,
     ) -> Self:
-        """The packaged testbed, scored by exact match against random demonstrations.
+        """Create the packaged testbed, scored by exact match and compared with random demonstrations.
 
         Args:
             folder: made if missing.
             backend: what runs the model.
-            first: only so many queries.
-            names: only these conditions.
+            first: number of queries to use; all by default.
+            names: conditions to use; all by default.
             title: the report's heading.
             others: `change`, `rounds` and `notes` of the benchmark.
         """
@@ -176,21 +176,21 @@ class Benchmark:
 
     @property
     def n_answers(self) -> int:
-        """Answers that all conditions give together."""
+        """The total number of answers of all conditions."""
         return sum(len(case.turns) for case in self.run.cases.cases) * len(self.run.conditions)
 
     @property
     def needs_likelihoods(self) -> bool:
-        """Whether a metric needs the likelihood of the references, which the model is asked for."""
+        """Whether a metric needs the model's likelihood of the references."""
         return any(scorer.needs_likelihoods for scorer in self.scorers)
 
     @property
     def is_answered(self) -> bool:
-        """Whether all answers are there and speed was measured, so that no engine needs to start."""
+        """Whether all answers and timings exist, so that no engine needs to start."""
         return session.is_finished(self.run, self.rounds, likelihoods=self.needs_likelihoods)
 
     def answer(self, **on: Any) -> list[tuple[Condition, Failure]]:
-        """Answer what is missing; the arguments, such as `on_start`, are those of `session.generate`.
+        """Generate the missing answers; the arguments, such as `on_start`, are those of `session.generate`.
 
         Raises:
             ConfigError, GenerationError: the engine did not start, or failed as a whole; what was answered is kept.
@@ -235,7 +235,7 @@ class Benchmark:
             published=self.judging.published if self.judging is not None else (),
             notes=self.notes,
         )
-        assert report.bench is not None  # a run always has one
+        assert report.bench is not None  # always set for a run
         expected = expectations(report.bench, self.run.answered()) if self.is_testbed else []
         return Outcome(report, tuple(expected), judged)
 
@@ -243,8 +243,8 @@ class Benchmark:
         """Write ``report.json`` and ``report.html``.
 
         Args:
-            outcome: what to write.
-            browse: list single answers to so many prompts only.
+            outcome: the outcome to write.
+            browse: number of prompts whose single answers the page lists; all by default.
 
         Returns:
             The page.

@@ -1,4 +1,4 @@
-"""The questions of a benchmark: prompt sets by name, or a file in any of their forms."""
+"""The prompts of a benchmark: published prompt sets by name, or a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ragalign.pool.report import Unit
 from ragalign.pool.rows import Rows
 from ragalign.types import Query, Turn
 
-# Where the sets are published. Those with a file would need a script of their own to be loaded as datasets.
+# The sources of the sets. Those with a file could only be loaded as datasets by their own script.
 _PUBLISHED: Mapping[str, tuple[str, str | None]] = {
     "alpaca-eval": ("tatsu-lab/alpaca_eval", "alpaca_eval.json"),
     "mt-bench": ("HuggingFaceH4/mt_bench_prompts:train", None),
@@ -32,12 +32,12 @@ PROMPT_SETS = tuple(_PUBLISHED)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to answer.
+    """A prompt, possibly with further turns.
 
     Attributes:
         query: the conversation up to the first answer; its id is the case's.
-        further: what the user says after that answer, one text per turn.
-        references: good answers, one list of alternatives per turn; empty where none are known.
+        further: the user's later turns, as texts.
+        references: good answers, one list of alternatives per turn; empty if unknown.
         category: the kind of prompt, such as MT-Bench's ``math``.
     """
 
@@ -53,11 +53,11 @@ class Case:
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """The user's turns, from the first turn that is to be answered."""
+        """The user's turns, from the first one to answer."""
         return (self.query.text, *self.further)
 
     def query_of(self, turn: int, answers: Sequence[str]) -> Query:
-        """The query of a turn (from 1), after the answers to the turns before it."""
+        """The query of a turn (from 1), given the answers to earlier turns."""
         turns = list(self.query.turns)
         for answer, text in zip(answers, self.further[: turn - 1], strict=True):
             turns += [Turn("assistant", answer), Turn("user", text)]
@@ -66,26 +66,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """A prompt set: its name and its cases, each with an id of its own."""
+    """A prompt set: its name and its cases, with unique ids."""
 
     name: str
     cases: tuple[Case, ...]
 
     @property
     def n_turns(self) -> int:
-        """Turns of the longest case."""
+        """The number of turns of the longest case."""
         return max(len(case.turns) for case in self.cases)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that recipes see: ids and texts, in order."""
+        """A hash of the ids and texts, in order."""
         seen = [
             [case.id, [[turn.role, turn.content] for turn in case.query.turns], case.further] for case in self.cases
         ]
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
     def first(self, n: int | None) -> Cases:
-        """The first `n` cases; all without a number.
+        """Return the first `n` cases, or all if None.
 
         Raises:
             ConfigError: the number is less than 1.
@@ -98,10 +98,10 @@ class Cases:
 def load_cases(
     name_or_file: str | Path, *, fields: Mapping[str, str] | None = None, metadata: Collection[str] = ()
 ) -> Cases:
-    """A published prompt set by name, or a file.
+    """Load a published prompt set by name, or a file.
 
     Rows are those of `ragalign.pool.queries.read_queries`. ``reference`` is a good answer, or a list of them:
-    alternatives where there is one turn, one per turn where there are several.
+    alternatives if there is one turn, one per turn if there are several.
 
     Args:
         name_or_file: a set's name, a file, or ``-`` for standard input.
@@ -133,6 +133,6 @@ def _case(query: Query) -> Case:
     given = metadata.get("reference")
     category = metadata.get("category", metadata.get("dataset"))
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []
-    texts = [one for one in texts if isinstance(one, str)]
+    texts = [text for text in texts if isinstance(text, str)]
     references = tuple((text,) for text in texts) if further else (tuple(texts),) if texts else ()
     return Case(replace(query, metadata=metadata), further, references, category if isinstance(category, str) else None)

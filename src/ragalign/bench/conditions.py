@@ -18,14 +18,14 @@ MAIN = ""
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One way to answer.
+    """A recipe in a run, with its index.
 
     Attributes:
         name: unique in a run.
-        recipe: the parts; its name is the condition's.
-        index: which of the run's indexes it retrieves from.
+        recipe: the recipe, which has the condition's name.
+        index: name of the run's index that it retrieves from.
         levels: in a sweep, the level of every factor, as text.
-        retriever: makes a retriever that no recipe can name, in place of the recipe's.
+        retriever: makes a retriever that replaces the recipe's, for those that recipes cannot name.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Condition:
 
     @property
     def retrieves(self) -> bool:
-        """Whether it needs an index."""
+        """Whether the condition needs an index."""
         return self.recipe.retriever.name != "none"
 
     @property
@@ -47,7 +47,7 @@ class Condition:
         return self.recipe.retriever.name == "fixed" or (has_constants and not self.retrieves)
 
     def settings(self) -> dict[str, Any]:
-        """All that decides its prompts and answers, as JSON values; texts by their hashes."""
+        """Everything that determines prompts and answers, as JSON values; texts as hashes."""
         content = self.recipe.content()
         if self.retrieves:
             content["retriever"]["index"] = self.index
@@ -55,23 +55,23 @@ class Condition:
 
 
 def conditions_of(names_or_files: Sequence[str]) -> list[Condition]:
-    """Conditions from recipes by name or file.
+    """Load conditions from recipes by name or file.
 
     Raises:
-        ConfigError: a recipe is wrong, or two have the same name.
+        ConfigError: a recipe is invalid, or two have the same name.
     """
     conditions = [as_condition(Recipe.load(one)) for one in names_or_files]
     return checked(conditions)
 
 
 def as_condition(recipe: Recipe, name: str | None = None, **others: Any) -> Condition:
-    """A recipe as a condition, under its own name or another."""
+    """Make a condition from a recipe, with the recipe's or another name."""
     named = replace(recipe, name=recipe.name if name is None else name)
     return Condition(named.name, named, **others)
 
 
 def checked(conditions: Sequence[Condition]) -> list[Condition]:
-    """The conditions, if their names are unique.
+    """Check that there are conditions and that their names are unique.
 
     Raises:
         ConfigError: there is none, or two have the same name.
@@ -85,22 +85,22 @@ def checked(conditions: Sequence[Condition]) -> list[Condition]:
 
 
 def decoded(conditions: Sequence[Condition], change: Callable[[Decoding], Decoding]) -> list[Condition]:
-    """The conditions with their decoding changed, such as by a seed for all."""
-    return [replace(one, recipe=replace(one.recipe, decoding=change(one.recipe.decoding))) for one in conditions]
+    """Change the decoding of all conditions, such as their seed."""
+    return [replace(each, recipe=replace(each.recipe, decoding=change(each.recipe.decoding))) for each in conditions]
 
 
 def guarded(conditions: Sequence[Condition], near: float | None = None) -> list[Condition]:
-    """The conditions with the leakage guard on, whatever their recipes say: no query is its own demonstration.
+    """Enable the leakage guard in all conditions, so that no query is its own demonstration.
 
     Args:
-        conditions: what is compared.
+        conditions: the conditions.
         near: also exclude demonstrations with at least this cosine similarity to the query.
     """
     found = []
-    for one in conditions:
-        settings = one.recipe.retriever
+    for condition in conditions:
+        settings = condition.recipe.retriever
         settings = replace(
             settings, exclude_same_text=True, exclude_near=settings.exclude_near if near is None else near
         )
-        found.append(replace(one, recipe=replace(one.recipe, retriever=settings)))
+        found.append(replace(condition, recipe=replace(condition.recipe, retriever=settings)))
     return found

@@ -24,13 +24,13 @@ def costs_of(
     known: Mapping[str, Demonstration],
     timings: Timings | None = None,
 ) -> dict[str, Costs]:
-    """The costs of every condition, by its name.
+    """Compute the costs of every condition, by name.
 
     Args:
-        answered: what was answered.
-        cases: what was asked.
-        known: demonstrations by id, to see whether a query was its own.
-        timings: how fast the conditions are, if that was measured.
+        answered: the answers of the conditions.
+        cases: the prompts.
+        known: demonstrations by id, to detect queries among their own demonstrations.
+        timings: the measured speed of the conditions, if any.
     """
     return {one.condition.name: _costs(one, cases, known, timings) for one in answered}
 
@@ -84,7 +84,7 @@ def _with_references(answered: Answered, cases: Cases) -> Iterator[tuple[str, Se
 def _first_token(seconds: Sequence[float]) -> FirstToken | None:
     if not seconds:
         return None
-    # NumPy's interpolation between equal values is exact, so that no decile passes the median.
+    # NumPy's interpolation between equal values is exact, so that no decile exceeds the median.
     low, median, high = (1000 * np.quantile(seconds, [0.1, 0.5, 0.9])).tolist()
     return FirstToken(median, low, high)
 

@@ -1,4 +1,4 @@
-"""Known results of the testbed where every part of the pipeline works, on any machine: the check of `--testbed`."""
+"""Expected results of the testbed on any machine, which `--testbed` checks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ADVANTAGE, _NEAR, _ZERO, _LOOK_UP, _STOPPED = 40.0, 15.0, 5.0, 80.0, 95.0
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """One thing that is known beforehand.
+    """An expected result.
 
     Attributes:
-        name: what is expected.
-        seen: what came, in words.
-        holds: whether that is it.
+        name: the expectation.
+        seen: the actual result, in words.
+        holds: whether the result meets the expectation.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Expectation:
 
 
 def expectations(bench: Bench, answered: Sequence[Answered]) -> list[Expectation]:
-    """The expectations of the testbed's conditions, as far as the run has them.
+    """Check the expectations for the conditions that the run has.
 
     Args:
         bench: the figures, with "random" as the baseline.
-        answered: the completions, for what each prompt showed.
+        answered: the completions, with the demonstrations of each prompt.
     """
     figures = {one.name: one for one in bench.conditions}
     shown = {one.condition.name: {row["id"]: row["demonstrations"] for row in one.requests()} for one in answered}
@@ -70,7 +70,7 @@ def _bound(
 
 
 def _guards(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
-    """The stop string ends answers, and a query that is in the pool does not see itself."""
+    """Check that the stop string ends answers, and that queries in the pool are not their own demonstrations."""
     if _RETRIEVED not in figures:
         return
     stopped = 100 * figures[_RETRIEVED].costs.ends.get("stop", 0.0)
@@ -85,7 +85,7 @@ def _guards(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
 
 
 def _orders(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[Expectation]:
-    """The most similar demonstration, which is the only one of retrieved-1, is where the order says."""
+    """Check that the most similar demonstration, the only one of retrieved-1, is in the place given by the order."""
     best = {name: used[0] for name, used in shown.get("retrieved-1", {}).items() if used}
     for condition, place, where in ((_RETRIEVED, -1, "last"), ("similar-first", 0, "first")):
         prompts = [

@@ -1,4 +1,4 @@
-"""Puts a run's figures together: verdicts, costs and factors become one report."""
+"""The report of a run, from its verdicts, costs and factors."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ def report_of(
     published: Sequence[Published] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """The report of a run.
+    """Make the report of a run.
 
     Args:
-        run: with all its answers.
-        verdicts: of judges or of a metric; none for a report of cost and speed.
-        baseline: the condition that others are compared with; by default the one with fixed demonstrations, else the
-            first.
+        run: the run, with all its answers.
+        verdicts: verdicts of judges or metrics; none for a report of cost and speed.
+        baseline: the condition to compare the others with; by default the one with fixed demonstrations, or the first.
         fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed.
         title: the report's heading.
-        facts: what was run, for people.
-        published: published results to show beside.
-        notes: what readers should know beforehand.
+        facts: model, prompts, machine and the like, for the head.
+        published: published results to show.
+        notes: notes for the head.
 
     Raises:
         ConfigError: no condition has the name of `baseline` or `fixed`.
@@ -94,7 +93,7 @@ def report_of(
 
 
 def named(run: Run, name: str | None) -> str | None:
-    """The name, if a condition of the run has it, or if there is none.
+    """Check that a condition of the run has this name; None stays None.
 
     Raises:
         ConfigError: no condition has it.
@@ -103,7 +102,7 @@ def named(run: Run, name: str | None) -> str | None:
 
 
 def check_named(names: Sequence[str], name: str | None) -> str | None:
-    """The name, if it is one of the conditions' `names`, or None.
+    """Check that `name` is one of `names`; None stays None.
 
     Raises:
         ConfigError: no condition has it.
@@ -114,7 +113,7 @@ def check_named(names: Sequence[str], name: str | None) -> str | None:
 
 
 class _Known(Mapping[str, Demonstration]):
-    """The demonstrations of several pools, looked up one by one: pools may be large."""
+    """The demonstrations of several pools, looked up one at a time, since pools can be large."""
 
     def __init__(self, pools: Sequence[Pool]) -> None:
         self._where = {name: pool for pool in pools for name in pool.ids}
@@ -133,7 +132,7 @@ class _Known(Mapping[str, Demonstration]):
 
 
 def _pools(run: Run) -> list[Pool]:
-    """Where demonstrations come from: the indexes, and the constant ones of the recipes."""
+    """The pools of demonstrations: those of the indexes, and the recipes' constant ones."""
     constants = [
         constant.demonstration
         for condition in run.conditions
@@ -167,7 +166,7 @@ def _factors(
 
 
 def _balanced(levels: Mapping[str, Mapping[str, str]], factor: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """The conditions of each level, only those that the other levels have a counterpart of."""
+    """The conditions of each level that have a counterpart in all other levels."""
     groups: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for condition, own in levels.items():
         others = tuple(sorted((name, level) for name, level in own.items() if name != factor))

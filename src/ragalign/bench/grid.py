@@ -1,6 +1,6 @@
-"""Sweeps: a grid from one TOML file, whose every cell is a condition.
+"""Sweeps: a grid in a TOML file, with a condition per cell.
 
-    recipe = "ica"                      # what every cell begins with
+    recipe = "ica"                      # the base of every cell
     design = "full"                     # every combination; "one-at-a-time" varies one factor and keeps the others
 
     [factors]
@@ -12,7 +12,7 @@
     budget = [1000, 3000]
     "retriever.options.seed" = [0, 1]   # any other key of a recipe
 
-With "one-at-a-time" the first level of every factor is the one that is kept.
+With "one-at-a-time", the other factors keep their first level.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Grid:
     """The factors of a sweep with their levels.
 
     Attributes:
-        factors: what varies, each with the levels that it takes.
-        recipe: what every cell begins with; a factor ``recipe`` may vary it.
-        design: every combination, or one factor at a time with the first level of the others.
-        folder: where the recipes' relative paths start.
+        factors: the levels of each factor.
+        recipe: the base of every cell; a factor ``recipe`` can vary it.
+        design: all combinations, or one factor at a time with the first level of the others.
+        folder: the folder that relative paths of recipes start from.
     """
 
     factors: Mapping[str, list[Any]]
@@ -62,7 +62,7 @@ class Grid:
         """Read a grid.
 
         Raises:
-            ConfigError: the file cannot be read, or a key or level is wrong.
+            ConfigError: the file cannot be read, or a key or level is invalid.
         """
         path = Path(path)
         grid = from_table(cls, {**read_toml(path), "folder": path.parent}, f"grid {path}")
@@ -74,7 +74,7 @@ class Grid:
         return grid
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        """The level of every factor, for each cell once."""
+        """The levels of all factors, for each cell."""
         if self.design == "full":
             for cell in itertools.product(*self.factors.values()):
                 yield dict(zip(self.factors, cell, strict=True))
@@ -85,17 +85,17 @@ class Grid:
             yield from ({**kept, factor: level} for level in levels[1:])
 
     def conditions(self) -> list[Condition]:
-        """One condition per cell, called after what varies.
+        """Make one condition per cell, named after its levels.
 
         Raises:
-            ConfigError: a factor is unknown, or a level is of the wrong type or out of range.
+            ConfigError: a factor is unknown, or a level has the wrong type or is out of range.
         """
         varying = [factor for factor, levels in self.factors.items() if len(levels) > 1] or list(self.factors)
         return checked([self._condition(cell, varying) for cell in self.cells()])
 
     @property
     def encoders(self) -> list[str]:
-        """The encoders that its cells retrieve with, beside that of the main index."""
+        """The encoders of the cells, other than that of the main index."""
         return list(map(str, self.factors.get(_ENCODER, [])))
 
     def _condition(self, cell: Mapping[str, Any], varying: Sequence[str]) -> Condition:
@@ -111,7 +111,7 @@ class Grid:
 
 
 def _changed(recipe: Recipe, key: str, level: Any) -> Recipe:
-    """The recipe with one of its keys changed, checked as a recipe file is."""
+    """Change one key of a recipe, with the checks of a recipe file."""
     part, *path = key.split(".")
     known = ("template", "constants", "retriever", "packing", "decoding")
     if part not in known or not path:
@@ -128,7 +128,7 @@ def _changed(recipe: Recipe, key: str, level: Any) -> Recipe:
     changed = from_table(type(settings), table, f"grid: {key}")
     recipe = replace(recipe, **{part: changed})
     if key == "retriever.name":
-        # Another strategy has other options.
+        # Other retrievers have other options.
         recipe = replace(recipe, retriever=replace(recipe.retriever, options={}))
     candidates = recipe.retriever.candidates
     if key == "packing.max_demonstrations" and candidates is not None and candidates < level:
@@ -140,5 +140,5 @@ def _shown(level: Any) -> str:
     if isinstance(level, float):
         return f"{level:g}"
     text = str(level)
-    # An encoder's or file's path is called after its last part.
+    # Name the path of an encoder or a file by its last part.
     return text.rstrip("/").rsplit("/", 1)[-1] if "/" in text else text.replace("_", " ")

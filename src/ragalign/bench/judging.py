@@ -1,4 +1,4 @@
-"""Turns completions into what judges and reports take: items, and the texts of verdicts."""
+"""Converting completions to items for judges and to texts for reports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ragalign.judging.pairing import Prompted, pair
 def items(
     cases: Cases, answered: Sequence[Answered], *, baseline: str | None = None, baseline_file: str | Path | None = None
 ) -> list[Item]:
-    """The items for a judge: every answer of every condition, beside the baseline's where there is one.
+    """Make the items for a judge: every answer of every condition, with the baseline's answer, if any.
 
     Args:
-        cases: what was asked.
+        cases: the prompts.
         answered: the answers.
-        baseline: the condition that the others are compared with.
-        baseline_file: or answers of anybody else, in any upstream form, found by the prompt's id or text.
+        baseline: the condition to compare the others with.
+        baseline_file: a file with other answers to compare with, in any upstream format, matched by prompt id or text.
 
     Raises:
         ConfigError: no condition has the baseline's name.
@@ -62,12 +62,12 @@ def texts(cases: Cases, answered: Sequence[Answered]) -> Completions:
 
 
 def _items(case: Case, answered: Answered, baseline: Answer | None = None) -> list[tuple[Item, Mapping[str, Any]]]:
-    """One item per sample, with the row of its first turn; a case without all its answers gives none."""
+    """One item per sample, with the row of its first turn; none for a case with missing answers."""
     rows = [turn[case.id] for turn in answered.rows[: len(case.turns)] if case.id in turn]
     if len(rows) < len(case.turns):
         return []
     samples = [list(row.get("responses", [row["response"]])) for row in rows]
-    # Later turns follow the first sample, so only that has them.
+    # Later turns follow the first sample, so only that one has them.
     n_samples = len(samples[0]) if len(rows) == 1 else 1
     references = tuple(alternatives[0] for alternatives in case.references if alternatives)
     found = []
@@ -97,7 +97,7 @@ def _opponents(cases: Cases, path: str | Path) -> dict[str, Answer]:
     known = [item for item in load_items(path) if item.sample == 0]
     by_id = {item.id: item for item in known}
     same = [by_id.get(case.id) for case in cases.cases]
-    # A file without ids numbers its prompts in its own way: those ids say nothing.
+    # The ids of a file without ids are its own numbers, so ignore them.
     has_ids = all(
         item is None or item.instruction == case.turns[0] for item, case in zip(same, cases.cases, strict=True)
     )

@@ -1,6 +1,6 @@
-"""Generation of a benchmark: every condition answers every case, into a folder that can be resumed at any time.
+"""Generating a benchmark's answers: every condition answers every case, in a resumable run folder.
 
-run.json                      what was asked of whom; a folder made with other settings is refused
+run.json                      the settings; a folder with other settings is refused
 conditions/NAME/turn-1.jsonl  completions as `ragalign generate` writes them, one file per turn
 conditions/NAME/pieces.jsonl  one line per piece of work that ran to its end: how many answers
 conditions/NAME/cached.jsonl  where work was interrupted: cached tokens of each prompt, measured again over all of them
@@ -47,7 +47,7 @@ class Answered:
     """The answers of a condition.
 
     Attributes:
-        condition: who.
+        condition: the condition.
         rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
         likelihoods: how likely the model finds the references, by turn (from 1) and the case's id, where measured.
     """
@@ -63,15 +63,15 @@ class Answered:
 
 
 class Run:
-    """A benchmark's folder: which conditions answer which cases, and what has been answered.
+    """A benchmark's run folder, with its conditions, cases and answers.
 
     Args:
-        folder: made if missing.
-        conditions: who answers.
-        cases: what is asked.
-        indexes: where conditions retrieve from, by the name that they use.
-        model: the model, as it is asked for.
-        others: further settings that decide the answers, such as the backend.
+        folder: the run folder, created if missing.
+        conditions: the conditions.
+        cases: the prompts.
+        indexes: the indexes that conditions retrieve from, by name.
+        model: the model's name, as given.
+        others: further settings that determine the answers, such as the backend.
 
     Raises:
         ConfigError: the folder was made with other settings, or a condition's index is missing.
@@ -117,13 +117,13 @@ class Run:
         return self._run.writing()
 
     def missing(self, condition: Condition, turn: int) -> list[str]:
-        """Ids of the cases whose answer in a turn (from 1) is not there yet."""
+        """Ids of the cases without an answer in a turn (from 1)."""
         present = _read(self._file(condition, turn))
         return [case.id for case in self.cases.cases if len(case.turns) >= turn and case.id not in present]
 
     @property
     def n_missing(self) -> int:
-        """Answers that are not there yet, of all conditions and turns."""
+        """The number of missing answers of all conditions and turns."""
         return sum(len(self.missing(one, turn)) for one in self.conditions for turn in self._turns)
 
     @property
@@ -138,7 +138,7 @@ class Run:
         *,
         on_condition: Callable[[Condition, int], None] = lambda *_: None,
     ) -> list[tuple[Condition, Failure]]:
-        """Answer what is missing, condition by condition, each with an empty prefix cache.
+        """Generate the missing answers of one condition after another, each with an empty prefix cache.
 
         Args:
             generator: answers for all conditions.
@@ -146,7 +146,7 @@ class Run:
             on_condition: told each condition and the number of its missing answers before they are asked for.
 
         Returns:
-            What could not be answered; a later run tries it again.
+            The failures; a later run retries them.
 
         Raises:
             DataError: another process works in the folder, or what it holds does not fit.
@@ -247,7 +247,7 @@ class Run:
         return aligner
 
     def _rows(self, condition: Condition) -> list[dict[str, Mapping[str, Any]]]:
-        """The completions of every turn, in the order of the cases."""
+        """The completions of each turn, in the order of the cases."""
         found = []
         for turn in self._turns:
             present = _read(self._file(condition, turn))
@@ -255,7 +255,7 @@ class Run:
         return found
 
     def _queries(self, rows: Sequence[Mapping[str, Mapping[str, Any]]], turn: int) -> list[Query]:
-        """The queries of a turn; a case whose earlier turns failed has nothing to follow."""
+        """The queries of a turn, without cases whose earlier turns failed."""
         before = rows[: turn - 1]
         return [
             case.query_of(turn, [str(one[case.id]["response"]) for one in before])
@@ -321,7 +321,7 @@ def _warm_up(aligner: Aligner, cases: Cases) -> None:
 
 
 def _places(conditions: Sequence[Condition]) -> dict[str, Path]:
-    """A folder for each condition, called after it as far as file names allow."""
+    """The folder name of a condition: its name, as far as file names allow."""
     places = {}
     for condition in conditions:
         plain = re.sub(r"[^\w.+=-]+", "-", condition.name).strip("-.")[:80]

@@ -1,4 +1,4 @@
-"""From what a user names to a run and its verdicts: indexes, tokenizer, engine, judges."""
+"""The steps of a benchmark session: indexes, tokenizer, engine, judges."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REPLIES = "replies.sqlite"
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The model that answers, and how to run it.
+    """The model and the settings of its engine.
 
     Attributes:
         model: a folder or hub id, or the name under which an endpoint serves it.
@@ -54,12 +54,12 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that decide the answers, besides the model."""
+        """Settings that determine the answers, besides the model."""
         dtype = {"dtype": self.options["dtype"]} if "dtype" in self.options else {}
         return {"backend": self.backend, "tokenizer": self.tokenizer, "context_length": self.context_length, **dtype}
 
     def check(self) -> None:
-        """Look at everything that can be wrong before the engine starts, which takes long.
+        """Check everything before the engine starts, which is slow.
 
         Raises:
             ConfigError: there is no such backend or model folder, or an option is unknown or out of range.
@@ -67,7 +67,7 @@ class Engine:
         check_generator(self.backend, model=self.model, context_length=self.context_length, **self.options)
 
     def start(self) -> BaseGenerator:
-        """The generator, which takes long to start.
+        """Start the generator, which is slow.
 
         Raises:
             ConfigError, GenerationError: as `make_generator`.
@@ -92,7 +92,7 @@ def open_indexes(
     encoder: str | None = None,
     folder: Path,
 ) -> dict[str, Index]:
-    """The indexes that conditions retrieve from, by the names that they use.
+    """Open or build the indexes that conditions retrieve from, by name.
 
     Args:
         conditions: those named after an encoder need an index with it.
@@ -122,7 +122,7 @@ def open_indexes(
 
 
 def build_index(pool: Pool, encoder: str, folder: Path) -> Index:
-    """The index of a pool in a folder, built unless it is there already."""
+    """The index of a pool in a folder, built if it does not exist."""
     loaded = Encoder.load(encoder)
     if (folder / "manifest.json").is_file():
         there = Index.open(folder, encoder=loaded)
@@ -144,12 +144,12 @@ def generate(
     on_likelihoods: Callable[[Condition, int], None] = lambda *_: None,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[Condition, Failure]]:
-    """Answer what a run lacks, then time its conditions; the engine starts only if something is missing.
+    """Generate a run's missing answers and time its conditions; the engine starts only if something is missing.
 
     Args:
-        run: what is asked.
-        engine: what answers.
-        rounds: rounds to time the conditions in; 0 leaves timing out.
+        run: the run.
+        engine: the model that answers.
+        rounds: number of rounds for timing; 0 skips timing.
         likelihoods: whether to measure how likely the model finds the references.
         fixed: the condition that prices are relative to; by default the first whose demonstrations are fixed, or else
             the first.
@@ -207,7 +207,7 @@ def judge(
     baseline_file: str | Path | None = None,
     options: RunOptions | None = None,
 ) -> JudgeRun:
-    """Ask judges about a run's answers; replies are kept in the run's folder, so judging can be resumed.
+    """Judge a run's answers; replies are stored in the run folder, so judging can be resumed.
 
     Raises:
         ConfigError, DataError, JudgeError: as `run_judge`, or there is no baseline where the protocol needs one.

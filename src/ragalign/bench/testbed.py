@@ -1,8 +1,8 @@
-"""The testbed: a closed world in which in-context alignment can be measured in a minute, without judge or download.
+"""The testbed: a closed world to measure in-context alignment in a minute, without judges or downloads.
 
-The model that comes with the package was pre-trained on synthetic documents in which every topic has a house style of
-its own, drawn again for each document: it can only be read from demonstrations of the same topic. A query's right
-answer is known, so exact match is the metric. It shows how a pipeline works, and nothing about real models.
+The packaged model was pre-trained on synthetic documents in which every topic has its own style, drawn again for each
+document, so that a style can only be learnt from demonstrations of the same topic. The right answer to a query is
+known, so the metric is exact match. The testbed shows how a pipeline works, and nothing about real models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLANTED = "planted"
 """The index that also holds some of the queries, with wrong answers."""
 
 _MODEL = "the testbed's, 0.87 M parameters, in float32"
-# Longer than any answer of the world; answers end at the template's stop string.
+# Longer than any answer in this world; answers end at the template's stop string.
 _MAX_NEW_TOKENS = 64
 _N = 9
 _MANY = 10**6  # no budget: the number of demonstrations decides
@@ -72,7 +72,7 @@ class World:
         return cls(cases, {MAIN: index, PLANTED: planted})
 
     def conditions(self) -> list[Condition]:
-        """All that is compared."""
+        """All conditions of the testbed."""
         topics = {case.query.text: str(case.query.metadata["topic"]) for case in self.cases.cases}
         found = [
             _condition("zero-shot", retriever="none"),
@@ -89,14 +89,14 @@ class World:
         return [*found, replace(control, retriever=lambda index: OneAmongOthers(index, topics))]
 
     def chosen(self, names: Sequence[str]) -> list[Condition]:
-        """Some of the conditions, by name."""
+        """Select conditions by name."""
         return [one for one in self.conditions() if one.name in names]
 
 
 class OneAmongOthers(Retriever):
     """One demonstration of the query's topic, drawn at random, and the others from other topics.
 
-    It is the control that tells looking a topic up from copying what most demonstrations do.
+    This control distinguishes looking up a topic from copying what most demonstrations do.
     """
 
     name: ClassVar[str] = "one-among-others"
@@ -125,12 +125,12 @@ class OneAmongOthers(Retriever):
 
 
 def world_folder() -> Path:
-    """Where the packaged world is."""
+    """The folder of the packaged world."""
     return data_folder() / "testbed"
 
 
 def world_engine(backend: str = "auto") -> Engine:
-    """The packaged model; in float32, so that answers do not hang on rounding."""
+    """The packaged model, in float32, so that answers do not depend on rounding."""
     return Engine(str(world_folder() / "model"), backend=backend, options={"dtype": "float32"}, name=_MODEL)
 
 

@@ -1,11 +1,11 @@
-"""How fast each condition is: all conditions side by side, in interleaved rounds.
+"""Measuring the speed of conditions in interleaved rounds.
 
-Answering is not timed: conditions answer one after another, so a machine that slows down would charge whoever comes
-last. Once all answers are there, the same prompts are asked again in rounds. Every round asks every condition, in an
-order of its own and each time with an empty prefix cache; prices are ratios within a round, and the first round is
-thrown away. The base condition takes part twice: what its two halves cost relative to each other is the control.
+Answering itself is not timed: conditions answer one after another, so a machine that slows down would penalise the
+last ones. Once all answers exist, the same prompts are sent again in rounds. Every round times every condition, in a
+different order and each with an empty prefix cache. Prices are ratios within a round, and the first round is discarded.
+The base condition is timed twice per round; the ratio of the two times is the control.
 
-All of it happens in one process. An interrupted measurement leaves nothing, so figures of two machines never mix.
+All rounds run in one process. An interrupted measurement is discarded, so figures of two machines are never mixed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ragalign.runs import write_json
 from ragalign.types import Generator, Query
 
 ROUNDS = 5
-"""Rounds that count, unless asked otherwise."""
+"""Default number of measured rounds."""
 
 _FILE = "timings.json"
-# One pass over the prompts in all rounds together, as far as a batch of a useful size allows.
+# All rounds together take about one pass over the prompts, if that gives batches of a useful size.
 _FEWEST, _MOST = 8, 64
 _FIRST_TOKENS = 8
 
@@ -54,11 +54,11 @@ class Timings:
     """A finished measurement.
 
     Attributes:
-        base: the condition that prices are relative to; it is also the control.
+        base: the condition that prices are relative to, which is also the control.
         n_prompts: prompts in a batch.
         empties_cache: whether the prefix cache could be emptied before each batch; a server's cannot.
         facts: the machine and the versions.
-        rounds: what every condition took, by its name.
+        rounds: the times of every condition, by name.
         control: seconds of the base's second turn in a round over those of its first; about 1 on a quiet machine.
     """
 
@@ -74,7 +74,7 @@ class Timings:
         return _price([one[name].engine_s / one[self.base].engine_s for one in self.rounds])
 
     def summary(self) -> Timing:
-        """How it was measured."""
+        """The description of the measurement, for reports."""
         return Timing(self.base, len(self.rounds), self.n_prompts, self.empties_cache, _price(self.control))
 
     def requests_per_s(self, name: str) -> float:
@@ -130,12 +130,12 @@ def measure(
     Args:
         folder: the run's.
         aligners: of the conditions, by name, all with `generator`.
-        generator: what answers.
-        queries: candidates; some of them are asked, evenly spaced. All of them must fit into every condition's prompts.
+        generator: the generator.
+        queries: candidates, of which evenly spaced ones are used. All of them must fit every condition's prompts.
         base: the condition that prices are relative to.
         facts: the machine and the versions, to be kept beside the figures.
-        n_rounds: rounds that count; one more comes first, to warm up.
-        on_round: told the number of each round; the warm-up's is 0.
+        n_rounds: number of measured rounds, after one warm-up round.
+        on_round: called with the number of each round; the warm-up is 0.
 
     Raises:
         BudgetError: a query does not fit.

@@ -1,1 +1,1 @@
-"""Reports: what a result looks like, as JSON, in the terminal and as one self-contained HTML page."""
+"""Reports: results as JSON, in the terminal and as a self-contained HTML page."""

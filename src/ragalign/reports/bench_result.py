@@ -1,4 +1,4 @@
-"""A benchmark's figures: quality beside cost, and in sweeps the effect of every factor."""
+"""A benchmark's results: quality and cost and, for sweeps, the effect of every factor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIKELIHOOD = ("nll", "nll_first32", "bits_per_token")
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good a condition's answers are.
+    """The quality of a condition's answers.
 
     Attributes:
         estimate: the headline metric.
@@ -39,7 +39,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class MetricName:
-    """A metric of a benchmark, for people and scripts."""
+    """A metric of a benchmark, with its name and label."""
 
     name: str
     label: str

@@ -41,7 +41,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How speed was measured.
+    """The setup of a speed measurement.
 
     Attributes:
         base: the condition that prices are relative to.
@@ -87,7 +87,7 @@ class Costs:
         demonstrations: demonstrations in the prompts.
         words: of an answer.
         stopped: answers that ended by themselves, in percent of the requests.
-        repeated: word 4-grams of an answer that stood in it before, in percent.
+        repeated: word 4-grams of an answer that occurred in it before, in percent.
         length_ratio: words of an answer over those of the references; None where there are none.
         first_token: see `FirstToken`; None where nothing was timed, as with the next three.
         requests_per_s: answered per second of the engine's work.

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one place for digits, units and intervals."""
+"""Formatting numbers: digits, units and intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published results, which are shown beside measured ones, marked as published, each with its source."""
+"""Published results with their sources, which reports show next to measured ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: what judges said about one or several models, with the uncertainty of every figure."""
+"""The report: verdicts on one or more models, with the uncertainty of every figure."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Report:
         """Build a report from verdicts of one or several protocols.
 
         Args:
-            verdicts: what judges said.
+            verdicts: the verdicts.
             title: the report's heading.
             texts: the answers that verdicts are about; without them the report has no texts.
             pools: where the demonstrations come from.
