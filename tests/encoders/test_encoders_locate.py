@@ -131,7 +131,7 @@ def test_without_a_hub_the_packaged_copy_is_taken(minilm_folder: Path, nowhere: 
     again = ask(tmp_path, DEFAULT_ENCODER, revision=found["revision"], HF_ENDPOINT=nowhere)
     assert (again["packaged"], again["folder"]) == (True, str(minilm_folder))
     other = ask(tmp_path, "someone/else", HF_ENDPOINT=nowhere)
-    assert "give the folder of a local copy" in other["error"]
+    assert "name the folder of a local copy" in other["error"]
     assert "ragalign[offline]" not in other["error"]
 
 

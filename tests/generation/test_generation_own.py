@@ -112,7 +112,7 @@ def test_engine_options_reach_vllm_as_its_own_types() -> None:
     [
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be 1 or more, not 0"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization must be above 0 and at most 1, not 1.5"),
-        ({"max_model_len": 0}, "max_model_len is 0; it must be 1 or more"),
+        ({"max_model_len": 0}, "max_model_len must be 1 or more, not 0"),
     ],
 )
 def test_values_out_of_range_are_refused_at_once(tiny_model: Path, options: dict[str, float], message: str) -> None:

@@ -212,7 +212,7 @@ def test_one_query_that_is_too_long_fails_alone(load_case: Callable[[str], Case]
 
 @given(bad=st.sampled_from(["max_demonstrations", "max_tokens", "max_demonstration_tokens"]))
 def test_packings_are_checked(bad: str) -> None:
-    with pytest.raises(ConfigError, match=f"packing: {bad} is -1; it must be 0 or more"):
+    with pytest.raises(ConfigError, match=f"packing: {bad} must be 0 or more, not -1"):
         Packing(**{bad: -1})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="packing: when_full is 'halt'; use one of stop, skip"):
         Packing(when_full="halt")  # type: ignore[arg-type]

@@ -199,8 +199,8 @@ def test_systems_and_plans_do_not_mix(tokenizer: Tokenizer) -> None:
     [
         ({"strategy": "best"}, "no strategy 'best'; use one of none, reorder, relax, backbone, hybrid"),
         ({"min_relevance": 1.5}, "min_relevance must be between 0 and 1, not 1.5"),
-        ({"personal": -1}, "personal is -1; it must be 0 or more"),
-        ({"block_size": 0}, "block_size is 0; it must be 1 or more"),
+        ({"personal": -1}, "personal must be 0 or more, not -1"),
+        ({"block_size": 0}, "block_size must be 1 or more, not 0"),
     ],
 )
 def test_wrong_settings_are_named(changed: dict[str, object], message: str) -> None:
