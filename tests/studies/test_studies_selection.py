@@ -221,7 +221,7 @@ def test_wrong_searches_are_refused(
             Search(tmp_path / "x", given["recipe"], given["pool"], given["cases"], scorer, model="tiny")
 
     refuse(ConfigError, "retrieves: start from a recipe without retrieval", recipe=Recipe.load("ica"))
-    refuse(ConfigError, "too few to hold 50% of them out", cases=cases.first(1))
+    refuse(ConfigError, "too few to hold out 50% of them", cases=cases.first(1))
     refuse(ConfigError, "no demonstrations except the prompts", pool=Pool.from_demonstrations([BEGUN]))
     own = Pool.from_demonstrations([Demonstration(case.query.text, "x") for case in cases.cases])
     refuse(ConfigError, "no demonstrations except the prompts", pool=own)
