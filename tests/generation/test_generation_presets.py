@@ -50,7 +50,7 @@ def test_the_output_is_not_punished_twice() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no decoding preset 'uriel'; there are greedy, urial, ica"):
+    with pytest.raises(ConfigError, match="no decoding preset 'uriel'; use one of greedy, urial, ica"):
         decoding_preset("uriel")
 
 

@@ -32,7 +32,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_unknown_name_lists_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="there are packaged:gemma-3-270m, packaged:smollm2-135m-instruct"):
+    with pytest.raises(ConfigError, match="use one of packaged:gemma-3-270m, packaged:smollm2-135m-instruct"):
         locate_model("packaged:gpt-5")
 
 
