@@ -122,6 +122,16 @@ def test_a_fence_and_a_heading_end_an_answer(heading: str, answer: str) -> None:
         ("Yes.```\n\n# Question:", "Yes."),
         ("Yes.\n```\nNo, that opens code.\n```", "Yes.\n```\nNo, that opens code.\n```"),
         ("Yes.\n```\n\nNote that I am an AI.", "Yes."),
+        ("Yes.\n```\n# Question 1:\nWhat?", "Yes."),
+        ("Yes.\n\n```\n# Question:", "Yes."),
+        ("Run:\n```\n# install it\npip install x\n```", "Run:\n```\n# install it\npip install x\n```"),
+        ("Yes.\n\n# Question:\n```\nWhat?", "Yes."),
+        ("Yes.\n\n# Question:\n```", "Yes."),
+        ("Yes.\n# Answer:\nNo.", "Yes."),
+        ("# Steps:\n\n1. Run:\n```sh\nls\n```", "# Steps:\n\n1. Run:\n```sh\nls\n```"),
+        ("# Usage:\n```sh\nls\n```\nDone.", "# Usage:\n```sh\nls\n```\nDone."),
+        ("# Usage:\nCall it.\n#### More", "# Usage:\nCall it.\n#### More"),
+        ("# Usage:\n``x`` is\n# C:\n`", "# Usage:\n``x`` is\n# C:\n`"),
     ],
 )
 def test_code_blocks_inside_an_answer_stay(raw: str, answer: str) -> None:
@@ -137,12 +147,12 @@ def test_an_open_code_block_gets_its_fence_back_unless_the_answer_was_cut_off() 
 
 
 def test_templates_of_users_know_what_closes_their_answers() -> None:
-    assert TILDES.stops == ("\n### Q", "\n~~~\n\n### ")
+    assert TILDES.stops == ("\n### Q", "\n### A", "\n~~~\n\n### ")
     assert TILDES.clean("Yes.\n~~~\n\n### Question\n~~~") == "Yes."
     assert TILDES.clean("Run:\n~~~sh\nls\n~~~\n\nMore.\n~~~") == "Run:\n~~~sh\nls\n~~~\n\nMore."
     assert Template("labels", "Q:\n```\n", "\n```\nA:\n```\n", "\n```\n\n").stops == ("\nQ:",)
     own = Template("own", "# Q:\n```\n", "\n```\n\n# A:\n```\n", "\n```\n\n", stop=("END",))
-    assert own.stops == ("END", "\n```\n\n# ")
+    assert own.stops == ("END", "\n# A:", "\n```\n\n# ")
     # Published settings are repeated as they are.
     assert replace(own, escape="none").stops == ("END",)
     with pytest.raises(ConfigError, match="'closing' is not a fence"):

@@ -30,3 +30,8 @@ def invented_turn(opening: str, closing: str) -> tuple[str, ...]:
     marker = re.match(r"\s*(#+ )", opening)
     distinct = closing.strip() or closing.count("\n") > 2
     return (closing + marker[0],) if marker and distinct else ()
+
+
+def answer_heading(middle: str) -> tuple[str, ...]:
+    """The heading above an answer, which a model that asks itself more questions writes too; nothing without one."""
+    return tuple(f"\n{line}" for line in middle.splitlines() if re.match(r"#+ ", line))

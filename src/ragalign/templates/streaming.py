@@ -105,12 +105,17 @@ class CleanStream:
         )
 
 
+_HEADING = re.compile(r"#+ .*:")
+_LONGEST_HEADING = 80  # characters; a longer line is not the heading of a turn
+
+
 class FenceFilter:
     """Ends an answer at the fence that closes it; code blocks inside the answer keep their fences.
 
     The answer itself is in a fence, so a bare fence outside of a code block is ambiguous. It closes the answer if a
-    blank line or the end of the text follows, as in the template; otherwise it opens a code block. A code block that is
-    still open at the end of a finished answer gets its closing fence back, which was part of a stop string.
+    blank line, a heading with a colon or the end of the text follows; otherwise it opens a code block. A heading with a
+    colon and a bare fence below it begin an invented turn, so they end the answer too. A code block that is still open
+    at the end of a finished answer gets its closing fence back, which was part of a stop string.
 
     Args:
         fence: a run of backticks or tildes.
@@ -120,7 +125,9 @@ class FenceFilter:
         self._char = fence[0]
         self._least = len(fence)
         self._held: list[str] = []  # from a run of fence characters that can close the answer
-        self._stage = "text"  # then "run", "line" (blank rest of its line), "next" (blank beginning of the next line)
+        # Then "run", "line" (blank rest of its line), "next" (blank beginning of the next line) and "next-heading"; or
+        # "heading" and "turn" (a fence below a heading).
+        self._stage = "text"
         self._run = 0  # length of the run that is held
         self._run_begins_line = False
         self._blank = True  # whether the line is blank so far
@@ -148,6 +155,13 @@ class FenceFilter:
         if self.closed:
             return ""
         held = "".join(self._held)
+        if self._stage == "heading":
+            return held
+        if self._stage == "turn":
+            return "" if self._run >= self._least else held
+        if self._stage == "next-heading":
+            self._stage = "next" if _HEADING.fullmatch(held.rpartition("\n")[2].strip()) else "text"
+            self._code = self._run if self._stage == "text" else 0
         if self._stage == "run" and self._run < self._least:
             return "" if cut_off and self._run_begins_line else held
         if self._stage != "text":
@@ -158,9 +172,12 @@ class FenceFilter:
         return held + (f"\n{self._char * self._code}" if self._code and not cut_off else "")
 
     def _skip_text(self, text: str, at: int, out: list[str]) -> int:
-        """Pass on text up to the next run of fence characters; return the start of the run."""
+        """Pass on text up to the next heading or run of fence characters; return the position after its first one."""
         end = text.find(self._char, at)
         part = text[at : end if end >= 0 else len(text)]
+        heading = -1 if self._code or self._opening else self._find_heading(part)
+        if heading >= 0:
+            part, end = part[:heading], at + heading
         if part:
             out.append(part)
             _head, newline, tail = part.rpartition("\n")
@@ -170,12 +187,25 @@ class FenceFilter:
                 self._blank = False
         if end < 0:
             return len(text)
+        if heading >= 0:
+            self._stage, self._run, self._held = "heading", 0, ["#"]
+            return end + 1
         self._stage, self._run, self._held = "run", 1, [self._char]
         self._run_begins_line = self._blank
         return end + 1
 
+    def _find_heading(self, part: str) -> int:
+        """The position of the first ``#`` at the start of a line; -1 if there is none."""
+        if self._blank and part.startswith("#"):
+            return 0
+        found = part.find("\n#")
+        return found + 1 if found >= 0 else -1
+
     def _advance(self, char: str, out: list[str]) -> None:
-        """Take one character while a run of fence characters is held."""
+        """Take one character while a heading or a run of fence characters is held."""
+        if self._stage in ("heading", "turn", "next-heading"):
+            self._advance_heading(char, out)
+            return
         if self._stage == "run" and char == self._char:
             self._run += 1
             self._held.append(char)
@@ -202,9 +232,49 @@ class FenceFilter:
             self.closed, self._held = True, []
         elif char.isspace():
             self._held.append(char)
+        elif char == "#" and self._run_begins_line:
+            self._held.append(char)
+            self._stage = "next-heading"
         else:
             self._code = self._run if self._run_begins_line else 0
             self._release(char, out)
+
+    def _advance_heading(self, char: str, out: list[str]) -> None:
+        """Take one character of a heading, or of the fence that can be below it."""
+        if self._stage == "turn":
+            self._advance_turn(char, out)
+            return
+        if char not in (self._char, "\n") and len(self._held) < _LONGEST_HEADING:
+            self._held.append(char)
+            return
+        line = "".join(self._held).rpartition("\n")[2]
+        if char == "\n" and _HEADING.fullmatch(line.strip()):
+            if self._stage == "next-heading":
+                self.closed, self._held = True, []
+            else:
+                self._held.append(char)
+                self._stage = "turn"
+            return
+        if self._stage == "next-heading":
+            self._code = self._run
+        self._blank = False
+        self._release(char, out)
+
+    def _advance_turn(self, char: str, out: list[str]) -> None:
+        """Take one character below a heading: a bare fence there begins an invented turn."""
+        if char == self._char and self._held[-1] in (self._char, "\n"):
+            self._run += 1
+            self._held.append(char)
+        elif char == "\n" and self._run >= self._least:
+            self.closed, self._held = True, []
+        elif char.isspace() and char != "\n" and self._run:
+            self._held.append(char)
+        else:
+            below = "".join(self._held).rpartition("\n")[2]
+            self._held = self._held[: len(self._held) - len(below)]
+            self._release("", out)
+            self._end_line(blank=True)
+            out.append(self.push(below + char))
 
     def _after_line(self, char: str, out: list[str]) -> None:
         """Take a character after the line of the held run."""

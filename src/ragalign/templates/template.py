@@ -14,7 +14,7 @@ from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates.checking import check_delimiters
 from ragalign.templates.escaping import MARK, Escaper, escaper_for
-from ragalign.templates.stops import END_OF_TEXT, default_stop, fence_of, invented_turn
+from ragalign.templates.stops import END_OF_TEXT, answer_heading, default_stop, fence_of, invented_turn
 from ragalign.templates.streaming import Cleaning, CleanStream
 from ragalign.templates.turns import check_text, check_turns, system_text
 from ragalign.types import Demonstration, Turn
@@ -284,7 +284,7 @@ class Template:
         erases = self.escape == "none" and bool(self.erase)
         return Cleaning(
             # Fences of answers are distinguished from those of code blocks, which strings cannot do.
-            stop=self.stop if self.fence else self.stops,
+            stop=self._text_stops if self.fence else self.stops,
             end_marks=END_OF_TEXT,
             erase=(*self.erase, *END_OF_TEXT) if erases else (),
             begins_line=self.cue.endswith("\n"),
@@ -301,15 +301,20 @@ class Template:
     def stops(self) -> tuple[str, ...]:
         """The stop strings for an engine: `stop`, and the closing of an answer followed by any new turn.
 
-        A model can invent a turn with another heading, such as ``# Question:`` instead of ``# Query:``. So the closing
-        followed by the marker of the template's heading also ends a completion, unless the closing is only a blank
-        line. Engines compare strings, so they also stop at the end of a code block followed by a heading of the same
-        level; `clean` restores the fence of such a block. With escape "none", which reproduces published settings,
-        these are just `stop`.
+        A model can invent a turn with another heading, such as ``# Question:`` instead of ``# Query:``, or begin
+        another answer. So the closing followed by the marker of the template's heading also ends a completion, unless
+        the closing is only a blank line, and so does the heading above answers. Engines compare strings, so they also
+        stop at the end of a code block followed by a heading of the same level; `clean` restores the fence of such a
+        block. With escape "none", which reproduces published settings, these are just `stop`.
         """
         if self.escape == "none":
             return self.stop
-        return tuple(dict.fromkeys((*self.stop, *invented_turn(self.opening, self.closing))))
+        return tuple(dict.fromkeys((*self._text_stops, *invented_turn(self.opening, self.closing))))
+
+    @property
+    def _text_stops(self) -> tuple[str, ...]:
+        """The stop strings that no code block of an answer ends with."""
+        return self.stop if self.escape == "none" else (*self.stop, *answer_heading(self.middle))
 
     @cached_property
     def _delimiters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
