@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from ragalign.encoders import Encoder
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation import VllmGenerator
 from ragalign.generation.openai import OpenAIGenerator
-from ragalign.packing import Packing
+from ragalign.packing import Packer, Packing
+from ragalign.pool import Pool
 from ragalign.recipes import packaged_recipes
 from ragalign.templates import Template
 from ragalign.templates.streaming import CleanStream
-from ragalign.types import Decoding, Prompt, Query, Turn
+from ragalign.tokenization import Tokenizer
+from ragalign.types import Completion, Decoding, Delta, Output, Prompt, Query, Turn
 
 SHORT = Decoding(temperature=0.0, max_tokens=12)
 
@@ -228,3 +230,33 @@ class TestPackedAloneAndInABatch:
 def packing_aligner(starter_index: Path, tiny_model: Path, minilm: Encoder) -> Aligner:
     index = Index.open(starter_index, encoder=minilm)
     return Aligner.from_recipe("ica", index=index, tokenizer=tiny_model, context_length=2048)
+
+
+def test_an_answer_that_is_over_has_stopped(tiny_model: Path) -> None:
+    """A backend that ignores stop strings writes on until its tokens are spent; the answer is complete all the same."""
+    raw = "Yes.\n```\n\n# Question:\n```\nAnd then"
+    spoken = [*(Delta(char, number) for number, char in enumerate(raw, 1)), Delta("", len(raw), "length")]
+
+    class Rambling:
+        model, context_length, shares_cpu = "rambling", None, False
+
+        def iter_generate(self, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[tuple[int, Completion]]:
+            for number, prompt in enumerate(prompts):
+                yield number, Completion(prompt, (Output(raw, "length", len(raw)),))
+
+        def generate(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion]:
+            return [completion for _, completion in self.iter_generate(prompts, decoding)]
+
+        def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[Delta]:
+            yield from spoken
+
+        def close(self) -> None: ...
+
+    tokenizer = Tokenizer.load(tiny_model)
+    aligner = Aligner(Packer(Template.load("urial"), tokenizer, Pool.from_demonstrations([])), None, Rambling())
+    for completion in (aligner.chat("Is it?"), *aligner.generate(["Is it?"])):
+        assert (completion.text, completion.finish_reason) == ("Yes.", "stop")
+    parts = list(aligner.stream("Is it?"))
+    assert "".join(part.text for part in parts) == "Yes."
+    assert parts[-1].finish_reason == "stop"
+    assert parts[-1].n_tokens < len(raw)

@@ -26,7 +26,19 @@ from ragalign.reuse.store import Store
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.turns import check_turns
 from ragalign.tokenization import Tokenizer
-from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Generator, Hit, Prompt, Query, Role, Turn
+from ragalign.types import (
+    ClosableIterator,
+    Completion,
+    Decoding,
+    Delta,
+    Generator,
+    Hit,
+    Output,
+    Prompt,
+    Query,
+    Role,
+    Turn,
+)
 
 # Queries that are retrieved for and packed together, while earlier ones are answered. Small batches let the engine
 # start early and hide the most work, but prompts share prefixes only within a batch, and an engine on the CPU
@@ -345,11 +357,17 @@ class Aligner:
         with closing(deltas):
             for delta in deltas:
                 text = clean.push(delta.text)
-                if delta.finish_reason is not None:
+                reason = delta.finish_reason
+                # The answer is over, but the model goes on; where tokens are counted as they come, leave it there.
+                if clean.ended and (reason is not None or delta.n_tokens):
+                    reason = "stop"
+                if reason is not None:
                     self.online.learn(prompt, delta.n_cached_tokens)
-                    text += clean.finish(finished=delta.finish_reason != "length")
-                if text or delta.finish_reason is not None:
-                    yield replace(delta, text=text)
+                    text += clean.finish(finished=reason != "length")
+                if text or reason is not None:
+                    yield replace(delta, text=text, finish_reason=reason)
+                if reason is not None:
+                    break
 
     def generate(
         self, queries: Sequence[Query | str | Sequence[Message]], *, decoding: Decoding | None = None
@@ -424,12 +442,13 @@ class Aligner:
 
     def _clean(self, completion: Completion) -> Completion:
         """The completion with its answers cleaned by the template."""
-        clean = self.packer.template.clean
-        outputs = tuple(
-            replace(output, text=clean(output.text, finished=output.finish_reason != "length"))
-            for output in completion.outputs
-        )
-        return replace(completion, outputs=outputs)
+        return replace(completion, outputs=tuple(map(self._clean_output, completion.outputs)))
+
+    def _clean_output(self, output: Output) -> Output:
+        clean = CleanStream(self.packer.template)
+        text = clean.push(output.text) + clean.finish(finished=output.finish_reason != "length")
+        # An answer that is over has stopped, however long the model wrote on.
+        return replace(output, text=text, finish_reason="stop" if clean.ended else output.finish_reason)
 
 
 def _open_store(

@@ -112,7 +112,8 @@ async def _one(
             # Do not send the text of the last delta separately: cleaning needs the end of the answer.
             text = last.text if clean is None else clean.push(last.text)
             found = tokens.taken(len(last.text))
-            if last.finish_reason is not None:
+            # An answer that is over has stopped; where tokens are counted as they come, leave the model there.
+            if last.finish_reason is not None or (clean is not None and clean.ended and last.n_tokens):
                 break
             if text or found:
                 yield Part(index, text, found)
@@ -123,7 +124,7 @@ async def _one(
         index,
         text + rest,
         found,
-        finish_reason=_reason(last.finish_reason),
+        finish_reason="stop" if clean is not None and clean.ended else _reason(last.finish_reason),
         n_tokens=last.n_tokens,
         n_cached_tokens=last.n_cached_tokens,
         n_reused_tokens=last.n_reused_tokens,
