@@ -7,7 +7,7 @@ The packaged Gemma 3 270M answers questions that are evenly spaced in a file, ov
 at most 256 new tokens; all else is the recipe's own. For each recipe:
 
 - stopped: the answer ended at a stop string or at the model's own end of text, before its tokens were spent;
-- leaked: the answer shows a delimiter of the prompt's form or a fence that nobody closes;
+- leaked: the answer shows a delimiter of the prompt's form, or a fence that closes no code block;
 - repeated: the mean share of an answer's 4-grams of words that stand in it before.
 
 Each recipe's figures are written as they are known; the same command continues an interrupted run, and --recipe
@@ -44,9 +44,10 @@ DELIMITER = re.compile(
 
 
 def leaks(text: str) -> bool:
-    """Whether a delimiter, or a fence that is not closed, is in an answer."""
-    fences = sum(line.lstrip().startswith("```") for line in text.splitlines())
-    return bool(DELIMITER.search(text)) or fences % 2 == 1
+    """Whether an answer shows a delimiter, or ends its text with a fence that closes no code block of its own."""
+    fences = re.findall(r"^\s*```.*$", text, re.MULTILINE)
+    unpaired = len(fences) % 2 == 1 and re.search(r"^```[^\S\n]*(?:\n[^\S\n]*\n|\n*\Z)", text, re.MULTILINE)
+    return bool(DELIMITER.search(text)) or bool(unpaired)
 
 
 def repetition(text: str, n: int = 4) -> float:

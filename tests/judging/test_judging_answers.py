@@ -213,7 +213,12 @@ def test_unknown_form(tmp_path: Path) -> None:
 
 
 def test_every_protocol_has_a_form() -> None:
-    assert set(FORM_OF) == set(PROTOCOLS) - {"ifeval", "ifbench"}  # which have no judge
+    assert set(FORM_OF) == set(PROTOCOLS) - {
+        "ifeval",
+        "ifbench",
+        "reward",
+        "reward-pairwise",
+    }  # which have no upstream tool
 
 
 @pytest.mark.parametrize("name", ["id", "question_id", "prompt_id", "uid"])

@@ -11,13 +11,14 @@ import pytest
 from fixtures.judge_server import JudgeServer
 
 from ragalign.errors import DataError
+from ragalign.judging.answer_files import FORM_OF
 from ragalign.judging.base import Answer, Item
 from ragalign.judging.budget import Budget
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
 from ragalign.judging.output import VERDICTS, read_verdicts, write_run
 from ragalign.judging.pricing import Price, PriceTable
-from ragalign.judging.registry import PROTOCOLS, make_protocol
+from ragalign.judging.registry import make_protocol
 from ragalign.judging.replay import replay
 from ragalign.judging.runner import RunOptions, run_judge
 
@@ -59,7 +60,7 @@ def items() -> list[Item]:
 
 
 @pytest.mark.parametrize("max_requests", [None, 5])
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", FORM_OF)
 def test_written_files_average_to_the_same_figures(tmp_path: Path, name: str, max_requests: int | None) -> None:
     protocol = make_protocol(name)
     options = RunOptions(prices=PRICES, budget=Budget(max_requests=max_requests))

@@ -49,7 +49,7 @@ def test_real_answers_come_out_of_raw_outputs(shared_data: Path, form: str) -> N
     assert len(answers) == 200 + 1500
     n_with_code = 0
     for answer in answers:
-        if any(stop in answer for stop in template.stop) or answer.count("```") % 2:
+        if any(stop in answer for stop in template.stops) or answer.count("```") % 2:
             continue  # it was made with other stop strings, or ends inside its own code block
         n_with_code += "```" in answer
         # What is neutralised in a prompt comes back from a model that writes as the prompt does.
@@ -150,7 +150,11 @@ def test_templates_of_users_know_what_closes_their_answers() -> None:
     assert TILDES.stops == ("\n### Q", "\n### A", "\n~~~\n\n### ")
     assert TILDES.clean("Yes.\n~~~\n\n### Question\n~~~") == "Yes."
     assert TILDES.clean("Run:\n~~~sh\nls\n~~~\n\nMore.\n~~~") == "Run:\n~~~sh\nls\n~~~\n\nMore."
-    assert Template("labels", "Q:\n```\n", "\n```\nA:\n```\n", "\n```\n\n").stops == ("\nQ:",)
+    assert Template("labels", "Q:\n```\n", "\n```\nA:\n```\n", "\n```\n\n").stops == ("\nQ:", "\nA:")
+    ica = Template.load("ica")
+    assert ica.stops == ("\nQuestion:", "\nHere\u2019s an example answer:")
+    assert ica.clean("Yes.\n\nHere\u2019s an example answer:\n\nNo.") == "Yes."
+    assert replace(ica, escape="none").stops == ("\nQuestion:",)
     own = Template("own", "# Q:\n```\n", "\n```\n\n# A:\n```\n", "\n```\n\n", stop=("END",))
     assert own.stops == ("END", "\n# A:", "\n```\n\n# ")
     # Published settings are repeated as they are.

@@ -33,5 +33,6 @@ def invented_turn(opening: str, closing: str) -> tuple[str, ...]:
 
 
 def answer_heading(middle: str) -> tuple[str, ...]:
-    """The heading above an answer, which a model that asks itself more questions writes too; nothing without one."""
-    return tuple(f"\n{line}" for line in middle.splitlines() if re.match(r"#+ ", line))
+    """The heading or label before an answer, which a model that begins another answer writes too."""
+    lines = [line.strip() for line in middle.splitlines()]
+    return tuple(f"\n{line}" for line in lines if re.match(r"#+ ", line) or re.fullmatch(r"\w.*:", line))
