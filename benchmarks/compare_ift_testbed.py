@@ -75,7 +75,7 @@ def coverage(pool: Pool, queries: list[Query], sizes: list[int], seeds: int) -> 
 
 def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str, object]]:
     """Each thing that the construction implies, the figures that decide it, and whether it holds."""
-    quality = {(one.method, one.n): one.quality.value for one in found}
+    quality = {(result.method, result.n): result.quality.value for result in found}
     whole, zero = quality["retrieved-pool", None], quality["zero-shot", None]
     by = {
         method: {n: round(quality[method, n], 3) for n in covered}
@@ -88,7 +88,7 @@ def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str,
     found_: dict[str, tuple[object, bool]] = {
         "1. none is above the coverage": (
             {"coverage": shown, **by},
-            all(value <= covered[n] + slack for one in by.values() for n, value in one.items()),
+            all(value <= covered[n] + slack for qualities in by.values() for n, value in qualities.items()),
         ),
         "2. retrieved comes near the coverage": (
             by["retrieved"],
@@ -101,8 +101,8 @@ def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str,
         "4. the whole pool comes near the model's accuracy": (round(whole, 3), whole > 0.8),
         "5. fine-tuning stays below retrieved at every N and gains most at the largest": (
             {method: by[method] for method in ("lora", "full") if method in by},
-            all(one[n] <= by["retrieved"][n] + slack for one in tuned for n in one)
-            and all(one[max(one)] == max(one.values()) for one in tuned),
+            all(values[n] <= by["retrieved"][n] + slack for values in tuned for n in values)
+            and all(values[max(values)] == max(values.values()) for values in tuned),
         ),
         "6. zero-shot is right by chance only": (round(zero, 3), zero <= 0.05),
     }
@@ -169,8 +169,8 @@ def main() -> None:
         "epochs": options.epochs,
         "coverage": covered,
         "implied": checks(found, covered),
-        "points": [one.to_dict() for one in found],
-        "break_even": [one.to_dict() for one in pairs],
+        "points": [result.to_dict() for result in found],
+        "break_even": [pair.to_dict() for pair in pairs],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     if out:

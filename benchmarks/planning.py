@@ -71,9 +71,11 @@ def check(plan: Plan, hits: list[list[Hit]], personal: int, max_tokens: int) -> 
     for prompt, plain in zip(plan.prompts, hits, strict=True):
         assert isinstance(prompt, Prompt)
         assert prompt.n_demonstration_tokens <= max_tokens
-        dropped = {one.id for one in prompt.dropped if one.reason != "planned"}
+        dropped = {demonstration.id for demonstration in prompt.dropped if demonstration.reason != "planned"}
         best = [hit.id for hit in plain[:N_PLAIN] if hit.id not in dropped][:personal]
-        assert [one.id for one in prompt.demonstrations][len(prompt.demonstrations) - len(best) :] == best[::-1]
+        assert [demonstration.id for demonstration in prompt.demonstrations][
+            len(prompt.demonstrations) - len(best) :
+        ] == best[::-1]
 
 
 def small_cache(plans: dict[str, Plan]) -> list[dict[str, Any]]:
@@ -121,7 +123,7 @@ def ndcg(prompt: Prompt, plain: list[float]) -> float:
         ranked = sorted((max(score, 0.0) for score in scores), reverse=True)
         return sum(gain / np.log2(rank + 1) for rank, gain in enumerate(ranked, 1))
 
-    return dcg([one.score or 0.0 for one in prompt.demonstrations]) / dcg(plain)
+    return dcg([demonstration.score or 0.0 for demonstration in prompt.demonstrations]) / dcg(plain)
 
 
 def contextpilot(python: str, workload: Workload, hits: list[list[Hit]]) -> dict[str, Any]:
@@ -191,8 +193,8 @@ SECTIONS = ("strategies", "small_cache", "online", "contextpilot", "many_request
 def strategies(workload: Workload, hits: list[list[Hit]]) -> list[dict[str, Any]]:
     """Every setting on the workload, its promises checked."""
     points = []
-    for one in SETTINGS:
-        settings = settings_of(**one)
+    for setting in SETTINGS:
+        settings = settings_of(**setting)
         plan, seconds = planned(workload, hits, settings)
         if settings.strategy != "none":
             check(plan, hits, settings.personal, workload.packer.packing.max_tokens)
@@ -216,10 +218,12 @@ def main() -> None:
     plain, relax = settings_of(strategy="none"), settings_of(strategy="relax")
     work: dict[str, Callable[[], object]] = {
         "strategies": lambda: strategies(workload, hits),
-        "small_cache": lambda: small_cache({one.strategy: planned(workload, hits, one)[0] for one in (plain, relax)}),
+        "small_cache": lambda: small_cache(
+            {planner.strategy: planned(workload, hits, planner)[0] for planner in (plain, relax)}
+        ),
         "online": lambda: [
-            online(workload, hits, settings_of(**one))
-            for one in (
+            online(workload, hits, settings_of(**planner))
+            for planner in (
                 {"strategy": "reorder"},
                 {"strategy": "relax", "min_relevance": 0.98},
                 {"strategy": "relax", "min_relevance": 0.96},

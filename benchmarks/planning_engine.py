@@ -50,12 +50,12 @@ def main() -> None:
     turns = [[Turn("user", workload.queries[row])] for row in nearest]
     asked: list[list[Prompt]] = []
     rows: list[dict[str, Any]] = []
-    for one in SETTINGS:
-        settings = PlannerSettings(block_size=BLOCK_SIZE, **one)
+    for setting in SETTINGS:
+        settings = PlannerSettings(block_size=BLOCK_SIZE, **setting)
         plan = Planner(workload.packer, settings).plan(turns, [hits[row] for row in nearest])
         prompts = [plan.prompts[position] for position in plan.order]
         asked.append([prompt for prompt in prompts if isinstance(prompt, Prompt)])
-        rows.append(one | {"relevance": round(float(np.mean(plan.relevance)), 4)})
+        rows.append(setting | {"relevance": round(float(np.mean(plan.relevance)), 4)})
     seconds: list[list[float]] = [[] for _ in SETTINGS]
     exact = True
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def main() -> None:
                     rows[number]["n_prefilled"] = n_tokens - sum(simulated)
                     print(rows[number], round(seconds[number][-1], 2), exact, file=sys.stderr, flush=True)
     for row, spent in zip(rows, seconds, strict=True):
-        row["seconds"] = [round(one, 2) for one in spent]
+        row["seconds"] = [round(duration, 2) for duration in spent]
         row["prefilled_ratio"] = round(row["n_prefilled"] / rows[0]["n_prefilled"], 3)
         row["seconds_ratio"] = round(
             statistics.median(mine / plain for mine, plain in zip(spent, seconds[0], strict=True)), 3

@@ -67,8 +67,8 @@ def main() -> None:
     decoding = Decoding(temperature=0.0, max_tokens=64)
     found: list[dict[str, Any]] = []
     plain = None
-    for one in SETTINGS:
-        settings = PlannerSettings(**one)
+    for setting in SETTINGS:
+        settings = PlannerSettings(**setting)
         aligner = Aligner(packer, make_retriever("dense", index), generator, planner=settings, decoding=decoding)
         plan = aligner.plan(queries)
         prompts = [prompt for prompt in plan.prompts if isinstance(prompt, Prompt)]

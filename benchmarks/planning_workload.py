@@ -45,8 +45,8 @@ def load_workload(data: Path, *, packing: Packing | None = None) -> Workload:
     texts += [row["turns"][0] for row in _lines(data / "mt_bench/question.jsonl")]
     texts += [row["instruction"] for row in _json(data / "alpaca_eval/v2/gpt4_1106_preview.model_outputs.json")]
     first: dict[str, Demonstration] = {}
-    for one in _demonstrations(data / "pools"):
-        first.setdefault(one.instruction.strip(), one)
+    for demonstration in _demonstrations(data / "pools"):
+        first.setdefault(demonstration.instruction.strip(), demonstration)
     queries = [text for text in dict.fromkeys(text.strip() for text in texts) if text not in first]
     pool = Pool.from_demonstrations(first.values())
     if (len(queries), len(pool)) != (N_QUERIES, N_DEMONSTRATIONS):

@@ -73,7 +73,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     turns = [[Turn("user", text)] for text in queries]
     hits = workload.candidates(100)[: options.queries]
     drawn = [pool[int(row)] for row in np.random.default_rng(0).permutation(len(pool))[:100]]
-    constants = as_constants(template, [one for one in drawn if len(one.response) < 600][:N_CONSTANTS])
+    constants = as_constants(
+        template, [demonstration for demonstration in drawn if len(demonstration.response) < 600][:N_CONSTANTS]
+    )
     tokenizer = Tokenizer.load(model)
     packings = {"ica": Packing(max_tokens=3000)}
     if options.counts:
@@ -104,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             choices = packer.choose_many(turns, [found[: packing.max_demonstrations] for found in hits])
             wanted = {hit.id for choice in choices for hit in choice.chosen}
             n_kept += keep(store, engine, [ids for ids, _ in packer.token_ids(sorted(wanted))], lambda _: None)
-            same = [Hit(one.id, 0.0, rank) for rank, one in enumerate(drawn, 1)]
+            same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(drawn, 1)]
             fixed = []
             for choice in choices:
                 as_many = packer.with_packing(
@@ -132,16 +134,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {}
     for name, completions in rows.items():
         label = name.split()[1]
-        first = [one.first_token_s for one in completions]
-        whole = [one.latency_s for one in completions]
-        retrieved = [sum(used.score is not None for used in one.prompt.demonstrations) for one in completions]
-        reused = [len(one.prompt.reuse.lengths) if one.prompt.reuse else 0 for one in completions]
+        first = [completion.first_token_s for completion in completions]
+        whole = [completion.latency_s for completion in completions]
+        retrieved = [
+            sum(used.score is not None for used in completion.prompt.demonstrations) for completion in completions
+        ]
+        reused = [len(completion.prompt.reuse.lengths) if completion.prompt.reuse else 0 for completion in completions]
         real = int(name[6]) if name.startswith("reuse") else 0
         settings[name] = {
             "demonstrations": round(statistics.mean(retrieved), 1),
-            "prompt_tokens": round(statistics.mean(one.n_prompt_tokens for one in completions)),
-            "cached": round(statistics.mean(one.n_cached_tokens or 0 for one in completions)),
-            "reused": round(statistics.mean(one.n_reused_tokens for one in completions)),
+            "prompt_tokens": round(statistics.mean(completion.n_prompt_tokens for completion in completions)),
+            "cached": round(statistics.mean(completion.n_cached_tokens or 0 for completion in completions)),
+            "reused": round(statistics.mean(completion.n_reused_tokens for completion in completions)),
             "first_token_s": round(statistics.median(first), 4),
             "request_s": round(statistics.median(whole), 4),
         }

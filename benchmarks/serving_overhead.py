@@ -156,10 +156,10 @@ def measure_first_token(
     n_same, n_tokens = 0, []
     with httpx.Client(timeout=120, trust_env=False) as client:
         for question in questions:
-            wishes = bodies(aligner, recipe, question, 24)
+            requests = bodies(aligner, recipe, question, 24)
             for arm in ARMS:
-                first_token_s(client, urls[arm], *wishes[arm])
-            n_tokens.append(len(wishes["vllm"][1]["prompt"]))
+                first_token_s(client, urls[arm], *requests[arm])
+            n_tokens.append(len(requests["vllm"][1]["prompt"]))
             texts = {}
             for arm in order.sample(arms, len(arms)):
                 if arm == "encoder":
@@ -167,7 +167,7 @@ def measure_first_token(
                     encoder.encode([question], kind="query")
                     times[arm].append(time.perf_counter() - started)
                 else:
-                    seconds, texts[arm] = first_token_s(client, urls[arm], *wishes[arm])
+                    seconds, texts[arm] = first_token_s(client, urls[arm], *requests[arm])
                     times[arm].append(seconds)
             n_same += texts["ragalign"].strip() == texts["vllm"].strip()
     # What is compared was measured within the same second, on a machine that does other things too.
@@ -181,29 +181,29 @@ def measure_first_token(
     }
 
 
-async def requests_per_s(url: str, wishes: list[tuple[str, dict[str, Any]]]) -> float:
+async def requests_per_s(url: str, requests: list[tuple[str, dict[str, Any]]]) -> float:
     places = asyncio.Semaphore(CLIENTS)
     async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
 
-        async def one(path: str, body: dict[str, Any]) -> None:
+        async def ask(path: str, body: dict[str, Any]) -> None:
             async with places:
                 answer = await client.post(url + path, json=body)
                 answer.raise_for_status()
 
         started = time.perf_counter()
-        await asyncio.gather(*(one(*wish) for wish in wishes))
-        return len(wishes) / (time.perf_counter() - started)
+        await asyncio.gather(*(ask(*request) for request in requests))
+        return len(requests) / (time.perf_counter() - started)
 
 
 def measure_throughput(
     urls: dict[str, str], aligner: Aligner, questions: list[str], rounds: int, order: random.Random
 ) -> dict[str, Any]:
-    wishes = [bodies(aligner, "ica", question, MAX_TOKENS) for question in questions]
+    requests = [bodies(aligner, "ica", question, MAX_TOKENS) for question in questions]
     result: dict[str, Any] = {
         "requests_a_round": len(questions),
         "clients": CLIENTS,
         "new_tokens": MAX_TOKENS,
-        "median_prompt_tokens": int(np.median([len(wish["vllm"][1]["prompt"]) for wish in wishes])),
+        "median_prompt_tokens": int(np.median([len(request["vllm"][1]["prompt"]) for request in requests])),
     }
     for caches in ("warm", "empty"):
         found: dict[str, list[float]] = {arm: [] for arm in ARMS}
@@ -211,7 +211,7 @@ def measure_throughput(
             for arm in order.sample(ARMS, 2):
                 if caches == "empty":
                     httpx.post(urls["vllm"].removesuffix("v1") + "reset_prefix_cache", timeout=60).raise_for_status()
-                rate = asyncio.run(requests_per_s(urls[arm], [wish[arm] for wish in wishes]))
+                rate = asyncio.run(requests_per_s(urls[arm], [request[arm] for request in requests]))
                 print(caches, number, arm, f"{rate:.2f}/s", flush=True)
                 if number:  # the first round fills the caches
                     found[arm].append(rate)
@@ -241,13 +241,13 @@ def main() -> None:
         pool = Pool.load(data_folder() / "starter.jsonl")
         Index.build(pool, Encoder.load(cache=None)).save(folder / "index")
         if options.shape == "toy":
-            texts = [f"{one.instruction}\n{one.response}" for one in pool]
+            texts = [f"{demonstration.instruction}\n{demonstration.response}" for demonstration in pool]
             build_toy_model(folder / "toy", texts, context_length=4096)
         else:
             make_model(folder / "toy", options.shape)
         aligners = make_aligners(folder)
         order = random.Random(0)
-        asked = [f"In short: {one.instruction[:160]}" for one in pool]
+        asked = [f"In short: {demonstration.instruction[:160]}" for demonstration in pool]
         first: dict[str, Any] = {}
         with servers(folder) as urls:
             for recipe in reversed(RECIPES) if options.shape == "toy" else ():

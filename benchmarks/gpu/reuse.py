@@ -57,8 +57,8 @@ def prepare(data: Path, folder: Path, n: int) -> None:
     turns = [[Turn("user", text)] for text in workload.queries[:n]]
     hits = workload.candidates(100)[:n]
     drawn = [pool[int(row)] for row in np.random.default_rng(0).permutation(len(pool))[:100]]
-    same = [Hit(one.id, 0.0, rank) for rank, one in enumerate(drawn, 1)]
-    short = [one for one in drawn if len(one.response) < 600][:N_CONSTANTS]
+    same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(drawn, 1)]
+    short = [demonstration for demonstration in drawn if len(demonstration.response) < 600][:N_CONSTANTS]
     ica = Packing(max_tokens=BUDGET)
     with_constants = Packer(
         template, workload.packer.tokenizer, pool, packing=ica, constants=as_constants(template, short)
@@ -75,10 +75,13 @@ def prepare(data: Path, folder: Path, n: int) -> None:
         arrays[f"{name}.ids"] = np.concatenate([prompt.ids for prompt in prompts]).astype(np.uint16)
         arrays[f"{name}.lengths"] = np.array([len(prompt.ids) for prompt in prompts])
         if name == "reuse":
-            used = [[one for one in prompt.demonstrations if one.score is not None] for prompt in prompts]
-            arrays["reuse.n_pieces"] = np.array([len(one) for one in used])
-            arrays["reuse.pieces"] = np.array([piece.n_tokens for one in used for piece in one])
-            arrays["reuse.starts"] = np.array([one[0].start for one in used])
+            used = [
+                [demonstration for demonstration in prompt.demonstrations if demonstration.score is not None]
+                for prompt in prompts
+            ]
+            arrays["reuse.n_pieces"] = np.array([len(pieces) for pieces in used])
+            arrays["reuse.pieces"] = np.array([piece.n_tokens for pieces in used for piece in pieces])
+            arrays["reuse.starts"] = np.array([pieces[0].start for pieces in used])
     np.savez_compressed(folder / "prompts.npz", **arrays)
     for shape in NEEDS_GB:
         make_model(folder / shape, shape, data / "tokenizers" / "llama-2")
@@ -152,7 +155,9 @@ def measure(
         )
 
     def ask(requests: Sequence[tuple[dict[str, Any], Any]]) -> list[Any]:
-        return llm.generate([one for one, _ in requests], [one for _, one in requests], use_tqdm=False)
+        return llm.generate(
+            [prompt for prompt, _ in requests], [parameters for _, parameters in requests], use_tqdm=False
+        )
 
     def keeping(ids: Sequence[int]) -> tuple[dict[str, Any], Any]:
         plan = ReusePlan(key, len(prefix), (len(ids),) if ids else (), keep=uuid.uuid4().hex)
@@ -202,11 +207,11 @@ def measure(
             outputs = ask(requests)
             seconds[name].append(time.perf_counter() - started)
             moved = {what: n - before.get(what, 0) for what, n in connector.counts().items()}
-            told = [(one.kv_transfer_params or {}).get("ragalign", {}) for one in outputs]
+            told = [(output.kv_transfer_params or {}).get("ragalign", {}) for output in outputs]
             rows[name] = {
                 "prompt_tokens": round(statistics.mean(map(len, prompts[name])), 1),
-                "cached_and_loaded": round(statistics.mean(one.num_cached_tokens or 0 for one in outputs), 1),
-                "reused": round(statistics.mean(one.get("n_reused_tokens", 0) for one in told), 1),
+                "cached_and_loaded": round(statistics.mean(output.num_cached_tokens or 0 for output in outputs), 1),
+                "reused": round(statistics.mean(counts.get("n_reused_tokens", 0) for counts in told), 1),
                 "moved": moved,
             }
             print(name, round(seconds[name][-1], 2), json.dumps(rows[name]), file=sys.stderr, flush=True)
@@ -215,7 +220,7 @@ def measure(
         if "fixed-3000" in seconds:
             ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds["fixed-3000"], strict=True)]
             row["price_over_fixed-3000"] = round(statistics.median(ratios), 3)
-        row["seconds"] = [round(one, 2) for one in seconds[name]]
+        row["seconds"] = [round(duration, 2) for duration in seconds[name]]
     return {
         "gpu": _gpu_name(),
         "shape": shape,
@@ -242,8 +247,8 @@ def _exact_difference(ask: Any, request: Any, prompts: Any, plans: Any, n_prefix
         after = n_prefix + plan.n_tokens
         single = ids[: n_prefix + plan.lengths[0]] + ids[after:]
         both = [
-            ask([request(single, one, 1, logprobs=5)])[0].outputs[0].logprobs[0]
-            for one in (None, ReusePlan(plan.key, n_prefix, plan.lengths[:1]))
+            ask([request(single, reuse_plan, 1, logprobs=5)])[0].outputs[0].logprobs[0]
+            for reuse_plan in (None, ReusePlan(plan.key, n_prefix, plan.lengths[:1]))
         ]
         common = both[0].keys() & both[1].keys()
         largest = max([largest, *(abs(both[0][id_].logprob - both[1][id_].logprob) for id_ in common)])

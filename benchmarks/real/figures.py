@@ -79,7 +79,7 @@ class Figures:
         return {
             **{name: getattr(self, name).to_dict() for name in ("alpaca", "ifeval", "many_shot", "decoding")},
             **{
-                name: {metric: [_slice(one) for one in found] for metric, found in by_metric.items()}
+                name: {metric: [_slice(subset) for subset in found] for metric, found in by_metric.items()}
                 for name, by_metric in slices.items()
             },
         }
@@ -160,8 +160,8 @@ def _slices(part: Part, metric: str, grouped: Callable[[list[str]], list[tuple[s
 
 def _groups(categories: Mapping[str, str]) -> Callable[[list[str]], list[tuple[str, frozenset[str]]]]:
     def grouped(questions: list[str]) -> list[tuple[str, frozenset[str]]]:
-        names = sorted({categories[one] for one in questions})
-        return [(name, frozenset(one for one in questions if categories[one] == name)) for name in names]
+        names = sorted({categories[question] for question in questions})
+        return [(name, frozenset(question for question in questions if categories[question] == name)) for name in names]
 
     return grouped
 
@@ -170,7 +170,7 @@ def _thirds(similarity: Mapping[str, float]) -> Callable[[list[str]], list[tuple
     """Questions in equal parts by the cosine of their nearest demonstration, the furthest first."""
 
     def grouped(questions: list[str]) -> list[tuple[str, frozenset[str]]]:
-        ordered = sorted(questions, key=lambda one: similarity[one])
+        ordered = sorted(questions, key=lambda question: similarity[question])
         parts = [list(part) for part in np.array_split(np.array(ordered, dtype=object), N_NEARNESS) if len(part)]
         return [(f"{similarity[part[0]]:.2f} to {similarity[part[-1]]:.2f}", frozenset(part)) for part in parts]
 
@@ -179,15 +179,16 @@ def _thirds(similarity: Mapping[str, float]) -> Callable[[list[str]], list[tuple
 
 def _table(found: Table) -> dict[str, Any]:
     return {
-        condition: {metric: _rounded(one) for metric, one in metrics.items()} for condition, metrics in found.items()
+        condition: {metric: _rounded(estimate) for metric, estimate in metrics.items()}
+        for condition, metrics in found.items()
     }
 
 
-def _slice(one: Slice) -> dict[str, Any]:
+def _slice(subset: Slice) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "n": one.n,
-        "differences": {name: _rounded(estimate) for name, estimate in one.differences.items()},
+        "name": subset.name,
+        "n": subset.n,
+        "differences": {name: _rounded(estimate) for name, estimate in subset.differences.items()},
     }
 
 

@@ -81,7 +81,9 @@ class PieceStore:
     def save(self, path: Path) -> None:
         """Write all pieces to a file."""
         np.savez_compressed(
-            path, ids=np.concatenate(self._pieces), lengths=np.array([len(one) for one in self._pieces], dtype=np.int32)
+            path,
+            ids=np.concatenate(self._pieces),
+            lengths=np.array([len(piece) for piece in self._pieces], dtype=np.int32),
         )
 
     @classmethod

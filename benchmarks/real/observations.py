@@ -143,14 +143,14 @@ def _add_ifeval(
         condition, question = row["condition"], row["question"]
         followed = checker.check(prompts[question], text)
         for mode in ("strict", "loose"):
-            verdicts = [getattr(one, mode) for one in followed]
+            verdicts = [getattr(verdict, mode) for verdict in followed]
             for number, verdict in enumerate(verdicts):
                 part.add(
                     f"instruction_{mode}", condition, (question, number), None if verdict is None else 100 * verdict
                 )
             if None not in verdicts:
                 part.add(f"prompt_{mode}", condition, (question, 0), 100.0 * all(verdicts))
-        unknown = sum(not one.is_scored for one in followed)
+        unknown = sum(not verdict.is_scored for verdict in followed)
         part.n_unscored[condition] = part.n_unscored.get(condition, 0) + unknown
         _add_shape(part, row, text)
 

@@ -40,7 +40,7 @@ _HEADLINES = ("nll", "similarity", "instruction_loose")
 
 def render(figures: Figures, settings: Mapping[str, Any], *, created: datetime) -> str:
     """The page as text."""
-    n = max((one.n for metrics in figures.alpaca.means.values() for one in metrics.values()), default=0)
+    n = max((metric.n for metrics in figures.alpaca.means.values() for metric in metrics.values()), default=0)
     facts = [
         f"model: {settings['model'].removeprefix('packaged:')}",
         f"pool: {settings['pool']['name']}, {count(settings['pool']['n'])} demonstrations",
@@ -88,7 +88,7 @@ def text(figures: Figures) -> str:
     ):
         lines.append(f"{name:40}" + "".join(f"{metric:>20}" for metric in metrics))
         for condition, found in part.means.items():
-            cells = (_plain_number(found[one].value if one in found else None, one) for one in metrics)
+            cells = (_plain_number(found[metric].value if metric in found else None, metric) for metric in metrics)
             lines.append(f"  {condition:38}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join([*lines, *summary(figures)])
 
@@ -114,7 +114,7 @@ def _sections(figures: Figures, settings: Mapping[str, Any]) -> Iterator[Markup]
 
 def _means(part: PartFigures, metrics: Sequence[str], sizes: Mapping[str, Mapping[str, float]], name: str) -> Markup:
     columns = [Column("condition", kind="text"), Column("demonstrations"), Column("prompt tokens")]
-    columns += [Column(METRICS[one][0]) for one in metrics]
+    columns += [Column(METRICS[metric][0]) for metric in metrics]
     rows = []
     for condition, found in part.means.items():
         own = [
@@ -124,7 +124,7 @@ def _means(part: PartFigures, metrics: Sequence[str], sizes: Mapping[str, Mappin
             number(_average([size["demonstrations"] for size in own]), "%"),
             number(_average([size["prompt_tokens"] for size in own]), "words"),
         ]
-        rows.append(Row(condition, [*shown, *(_cell(found.get(one), one) for one in metrics)]))
+        rows.append(Row(condition, [*shown, *(_cell(found.get(metric), metric) for metric in metrics)]))
     return table(columns, rows)
 
 
@@ -133,9 +133,9 @@ def _is_set(place: str, part: str, condition: str) -> bool:
 
 
 def _estimates(found: Mapping[str, Mapping[str, Estimate]], metrics: Sequence[str], *, sign: bool = False) -> Markup:
-    columns = [Column("condition", kind="text"), *(Column(METRICS[one][0]) for one in metrics)]
+    columns = [Column("condition", kind="text"), *(Column(METRICS[metric][0]) for metric in metrics)]
     rows = [
-        Row(condition, [_cell(values.get(one), one, sign=sign) for one in metrics])
+        Row(condition, [_cell(values.get(metric), metric, sign=sign) for metric in metrics])
         for condition, values in found.items()
     ]
     return table(columns, rows)
@@ -152,9 +152,9 @@ def _spread(part: PartFigures) -> Markup:
         better = NONE
         if retrieved is not None:
             sign = -1 if METRICS[metric][2] else 1
-            better = f"{sum(sign * one > sign * retrieved.value for one in values)} of {len(values)}"
+            better = f"{sum(sign * value > sign * retrieved.value for value in values)} of {len(values)}"
         shown = (_average(values), min(values), max(values), None if retrieved is None else retrieved.value)
-        rows.append(Row(METRICS[metric][0], [*(_plain_number(one, metric) for one in shown), better]))
+        rows.append(Row(METRICS[metric][0], [*(_plain_number(estimate, metric) for estimate in shown), better]))
     return table(columns, rows)
 
 
@@ -167,11 +167,14 @@ def _plain_number(value: float | None, metric: str) -> str:
 def _sliced(title: str, by_metric: Mapping[str, Sequence[Slice]]) -> Markup:
     parts = []
     for metric, slices in by_metric.items():
-        others = list(dict.fromkeys(name for one in slices for name in one.differences))
+        others = list(dict.fromkeys(name for subset in slices for name in subset.differences))
         columns = [Column("questions", kind="text"), Column("number"), *(Column(f"to {name}") for name in others)]
         rows = [
-            Row(one.name, [count(one.n), *(_cell(one.differences.get(name), metric, sign=True) for name in others)])
-            for one in slices
+            Row(
+                subset.name,
+                [count(subset.n), *(_cell(subset.differences.get(name), metric, sign=True) for name in others)],
+            )
+            for subset in slices
         ]
         if rows:
             note = "Lower is better." if METRICS[metric][2] else "Higher is better."
@@ -189,7 +192,7 @@ def _many_shot(figures: Figures) -> Markup:
     series = []
     for kind in kinds:
         own = [(n, means[f"{kind} {n}"]["nll"]) for n in sizes if f"{kind} {n}" in means]
-        ys, lows, highs = zip(*((one.value, one.low, one.high) for _, one in own), strict=True)
+        ys, lows, highs = zip(*((estimate.value, estimate.low, estimate.high) for _, estimate in own), strict=True)
         series.append(Series(kind, [places[n] for n, _ in own], ys, lows, highs))
     plot = line_plot(
         series,
@@ -213,7 +216,7 @@ def _is_fine(metric: str) -> bool:
 
 
 def _fine(estimate: Estimate, *, sign: bool) -> Markup:
-    value, low, high = (f"{one:{'+' if sign else ''}.3f}".replace("-", "−") for one in _ends(estimate))
+    value, low, high = (f"{end:{'+' if sign else ''}.3f}".replace("-", "−") for end in _ends(estimate))
     ends = "" if math.isnan(estimate.low) else f"{low} to {high}"
     return with_range(value, ends)
 
@@ -225,7 +228,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 def _beyond(found: Mapping[str, Mapping[str, Estimate]], metric: str, *, sign: int) -> list[str]:
     """The conditions whose interval lies on one side of zero."""
     ends = {name: metrics[metric] for name, metrics in found.items() if metric in metrics}
-    return [name for name, one in ends.items() if (one.low > 0 if sign > 0 else one.high < 0)]
+    return [name for name, estimate in ends.items() if (estimate.low > 0 if sign > 0 else estimate.high < 0)]
 
 
 def _list(names: Sequence[str]) -> str:

@@ -85,18 +85,18 @@ def prepare(data: Path, folder: Path, *, first: int | None = None) -> None:
     }
     jobs.save(folder, pieces, groups, settings)
     nearest = make_retriever("dense", index).retrieve(
-        [one.query for one in (*alpaca, *ifeval)], 1, exclude=Exclusion(same_text=True)
+        [question.query for question in (*alpaca, *ifeval)], 1, exclude=Exclusion(same_text=True)
     )
     rows = [
         {
-            "id": one.id,
-            "text": one.text,
-            "category": one.category,
-            "references": one.references,
+            "id": question.id,
+            "text": question.text,
+            "category": question.category,
+            "references": question.references,
             "nearest": round(hits[0].score, 4),
             "nearest_instruction": index.pool.get(hits[0].id).instruction,
         }
-        for one, hits in zip((*alpaca, *ifeval), nearest, strict=True)
+        for question, hits in zip((*alpaca, *ifeval), nearest, strict=True)
     ]
     (folder / "questions.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -116,8 +116,12 @@ class _Packers:
         return [self._index.pool.ids[row] for row in np.random.default_rng(seed).permutation(len(self._index.pool))]
 
     def pack(self, part: str, aligner: Aligner, questions: Sequence[Question]) -> Iterator[tuple[Question, Prompt]]:
-        prompts = aligner.pack_many([one.query for one in questions])
-        packed = [(one, prompt) for one, prompt in zip(questions, prompts, strict=True) if isinstance(prompt, Prompt)]
+        prompts = aligner.pack_many([question.query for question in questions])
+        packed = [
+            (question, prompt)
+            for question, prompt in zip(questions, prompts, strict=True)
+            if isinstance(prompt, Prompt)
+        ]
         lost = len(questions) - len(packed)
         if lost:
             reason = next(prompt for prompt in prompts if isinstance(prompt, BudgetError))
@@ -138,13 +142,13 @@ def _main(
     answered = Group("alpaca-answers", "alpaca-answers", greedy)
     checked = Group("ifeval-answers", "ifeval-answers", greedy | {"max_tokens": IFEVAL_TOKENS})
     for aligner in aligners:
-        for one, prompt in packers.pack("alpaca", aligner, alpaca):
+        for question, prompt in packers.pack("alpaca", aligner, alpaca):
             numbers = _cut(prompt, pieces)
-            likely.jobs.append(_likelihood(aligner, one, prompt, numbers, pieces))
-            answered.jobs.append(Job(aligner.name, one.id, numbers))
+            likely.jobs.append(_likelihood(aligner, question, prompt, numbers, pieces))
+            answered.jobs.append(Job(aligner.name, question.id, numbers))
             answered.stop = prompt.stop
-        for one, prompt in packers.pack("ifeval", aligner, ifeval):
-            checked.jobs.append(Job(aligner.name, one.id, _cut(prompt, pieces)))
+        for question, prompt in packers.pack("ifeval", aligner, ifeval):
+            checked.jobs.append(Job(aligner.name, question.id, _cut(prompt, pieces)))
             checked.stop = prompt.stop
     for group, questions in ((likely, alpaca), (answered, alpaca), (checked, ifeval)):
         yield _by_question(group, questions)
@@ -160,7 +164,7 @@ def _decoding(packers: _Packers, pieces: PieceStore, questions: Sequence[Questio
         )
     )
     packed = list(packers.pack("decoding", aligner, questions))
-    asked = [(one, _cut(prompt, pieces)) for one, prompt in packed]
+    asked = [(question, _cut(prompt, pieces)) for question, prompt in packed]
     for temperature in (0.0, 0.7):
         for penalty, fields in PENALTIES.items():
             condition = f"temperature {temperature:g}, penalty {penalty}"
@@ -169,7 +173,7 @@ def _decoding(packers: _Packers, pieces: PieceStore, questions: Sequence[Questio
                 "decoding",
                 {"temperature": temperature, "max_tokens": IFEVAL_TOKENS, **fields},
                 packed[0][1].stop,
-                [Job(condition, one.id, numbers) for one, numbers in asked],
+                [Job(condition, question.id, numbers) for question, numbers in asked],
             )
 
 
@@ -183,8 +187,8 @@ def _many_shot(packers: _Packers, pieces: PieceStore, questions: Sequence[Questi
         for n in MANY_SHOT:
             packing = Packing(n, max_tokens=MANY_SHOT_TOKENS)
             aligner = packers.aligner(_recipe(f"{kind} {n}", retriever, packing))
-            for one, prompt in packers.pack("many-shot", aligner, questions):
-                job = _likelihood(aligner, one, prompt, _cut(prompt, pieces), pieces)
+            for question, prompt in packers.pack("many-shot", aligner, questions):
+                job = _likelihood(aligner, question, prompt, _cut(prompt, pieces), pieces)
                 if pieces.size([*job.pieces, job.reference or 0]) < CONTEXT:
                     group.jobs.append(job)
     return _by_question(group, questions)
@@ -227,7 +231,7 @@ def _cut(prompt: Prompt, pieces: PieceStore) -> tuple[int, ...]:
 
 def _by_question(group: Group, questions: Sequence[Question]) -> Group:
     """All conditions of a question one after another, so that what is finished early is comparable."""
-    places = {one.id: place for place, one in enumerate(questions)}
+    places = {question.id: place for place, question in enumerate(questions)}
     group.jobs.sort(key=lambda job: places[job.question])
     return group
 

@@ -28,7 +28,10 @@ def report(folder: Path, data: Path, *, out: Path | None = None, page_path: Path
     if out is not None:
         asked = {group.name: {"jobs": len(group.jobs), "decoding": group.decoding} for group in groups}
         out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"machine": ", ".join(dict.fromkeys(one["device"] for one in machines)), "measured_on": machines}
+        about = {
+            "machine": ", ".join(dict.fromkeys(machine["device"] for machine in machines)),
+            "measured_on": machines,
+        }
         write_json(out, {**about, "settings": settings, "asked": asked, **found.to_dict()})
     if page_path is not None:
         save(page.render(found, settings, created=datetime.now(UTC)), page_path)

@@ -118,8 +118,8 @@ CONDITIONS = (
 def grouped(pool: Pool) -> dict[str, list[Demonstration]]:
     """The demonstrations of each topic."""
     found: dict[str, list[Demonstration]] = {}
-    for one in pool:
-        found.setdefault(str(one.metadata["topic"]), []).append(one)
+    for demonstration in pool:
+        found.setdefault(str(demonstration.metadata["topic"]), []).append(demonstration)
     return found
 
 
@@ -137,7 +137,9 @@ class Chosen:
         for case in cases:
             chosen = choice(random.Random(f"evaluate {case.query.id}"), case.topic, pool)
             # The packer puts the best last.
-            self._hits[case.query.text] = [Hit(one.id, -rank, rank) for rank, one in enumerate(reversed(chosen), 1)]
+            self._hits[case.query.text] = [
+                Hit(demonstration.id, -rank, rank) for rank, demonstration in enumerate(reversed(chosen), 1)
+            ]
 
     def retrieve(self, queries: Sequence[str], k: int, **_: object) -> list[list[Hit]]:
         """See `Retriever.retrieve`."""
@@ -179,24 +181,26 @@ def measure(
     started = time.perf_counter()
     aligner = make_aligner(condition, cases, index, generator, tokenizer)
     completions = aligner.generate([case.query for case in cases])
-    right = np.array([float(one.text == case.reference) for one, case in zip(completions, cases, strict=True)])
+    right = np.array(
+        [float(completion.text == case.reference) for completion, case in zip(completions, cases, strict=True)]
+    )
     by_part = np.array(
         [
-            [mine == theirs for mine, theirs in zip(parts(one.text), parts(case.reference), strict=True)]
-            for one, case in zip(completions, cases, strict=True)
+            [mine == theirs for mine, theirs in zip(parts(completion.text), parts(case.reference), strict=True)]
+            for completion, case in zip(completions, cases, strict=True)
         ]
     )
-    topic_of = {one.id: one.metadata["topic"] for one in index.pool}
+    topic_of = {demonstration.id: demonstration.metadata["topic"] for demonstration in index.pool}
     same = [
-        sum(topic_of[used.id] == case.topic for used in one.prompt.demonstrations)
-        for one, case in zip(completions, cases, strict=True)
+        sum(topic_of[used.id] == case.topic for used in completion.prompt.demonstrations)
+        for completion, case in zip(completions, cases, strict=True)
     ]
     return right, {
         "exact_match": summary(mean(right)),
         "parts_right": dict(zip(PARTS, by_part.mean(0).round(4).tolist(), strict=True)),
         "same_topic_demonstrations_mean": round(float(np.mean(same)), 2),
-        "prompt_tokens_mean": round(float(np.mean([one.n_prompt_tokens for one in completions])), 1),
-        "stopped_share": round(float(np.mean([one.finish_reason == "stop" for one in completions])), 4),
+        "prompt_tokens_mean": round(float(np.mean([completion.n_prompt_tokens for completion in completions])), 1),
+        "stopped_share": round(float(np.mean([completion.finish_reason == "stop" for completion in completions])), 4),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -213,7 +217,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     cases = load_cases(FOLDER / f"{prefix}queries.jsonl")
     index = Index.build(Pool.load(FOLDER / f"{prefix}pool.jsonl"), Encoder.load())
     tokenizer = Tokenizer.load(options.model)
-    conditions = [one for one in CONDITIONS if not options.only or one.name in options.only]
+    conditions = [condition for condition in CONDITIONS if not options.only or condition.name in options.only]
     scores, rows = {}, {}
     with make_generator(options.backend, model=str(options.model), dtype="float32") as generator:
         for condition in conditions:

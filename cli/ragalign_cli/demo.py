@@ -102,7 +102,7 @@ def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None
     bench = benchmark.evaluate().report.bench
     assert bench is not None  # a benchmark always has one
     if json:
-        real = {} if answered is None else {"answers": [one.to_dict() for one in answered]}
+        real = {} if answered is None else {"answers": [answer.to_dict() for answer in answered]}
         console.print_json(bench.to_dict() | real)
         return
     run = benchmark.run
@@ -111,7 +111,10 @@ def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None
     aligner = Aligner.from_recipe(retrieved.recipe, index=run.indexes[MAIN], tokenizer=tokenizer)
     console.heading(case.query.text)
     prompts.show_demonstrations(aligner.pack(case.query.text))
-    answers = {one.condition.name: str(one.rows[0][case.id]["response"]) for one in run.answered()}
+    answers = {
+        answered_condition.condition.name: str(answered_condition.rows[0][case.id]["response"])
+        for answered_condition in run.answered()
+    }
     out = console.stdout()
     for name in _COMPARED:
         right = "[green]right[/green]" if answers[name].strip() in case.references[0] else "[red]wrong[/red]"

@@ -74,7 +74,12 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
             completions.append(aligner.generate(questions, decoding=decoding))
     instructions = dict(zip(pool.ids, pool.instructions, strict=True))
     return [
-        Answered(question, without, retrieved, tuple(instructions[one.id] for one in retrieved.prompt.demonstrations))
+        Answered(
+            question,
+            without,
+            retrieved,
+            tuple(instructions[demonstration.id] for demonstration in retrieved.prompt.demonstrations),
+        )
         for question, without, retrieved in zip(questions, *completions, strict=True)
     ]
 
@@ -85,17 +90,17 @@ def show(answered: Sequence[Answered]) -> None:
     from rich.text import Text
 
     out = console.stdout()
-    for one in answered:
-        console.heading(one.question)
-        n = len(one.shown)
-        out.print(f"[dim]retrieved: {n} demonstrations with {one.retrieved.prompt.n_demonstration_tokens:,} tokens; "
+    for answer in answered:
+        console.heading(answer.question)
+        n = len(answer.shown)
+        out.print(f"[dim]retrieved: {n} demonstrations with {answer.retrieved.prompt.n_demonstration_tokens:,} tokens; "
                   "the most similar:[/dim]")  # fmt: skip
-        for instruction in one.shown[:-4:-1]:
+        for instruction in answer.shown[:-4:-1]:
             out.print(Text(f"  {console.shortened(instruction, 90)}", style="dim"))
         table = Table(expand=True, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("a system prompt only", ratio=1)
         table.add_column("retrieved demonstrations", ratio=1)
-        sides = (one.without, one.retrieved)
+        sides = (answer.without, answer.retrieved)
         table.add_row(*(Text(prompts.visible(side.text.strip())) for side in sides))
         table.add_row(*(Text(_ending(side), style="dim") for side in sides))
         out.print(table)

@@ -66,7 +66,7 @@ def recipe_keys() -> str:
     """Every table and key of a recipe, with types, defaults and meanings."""
     from ragalign.recipes import Recipe
 
-    hints, defaults = get_type_hints(Recipe), {one.name: one for one in fields(Recipe)}
+    hints, defaults = get_type_hints(Recipe), {field.name: field for field in fields(Recipe)}
     parts = [_keys_table(Recipe, skip={"folder", *(name for name, hint in hints.items() if is_dataclass(hint))})]
     for name in defaults:
         if is_dataclass(hints[name]):
@@ -85,7 +85,7 @@ def decoding_presets() -> str:
     plain = Decoding()
     rows = []
     for name, preset in PRESETS.items():
-        values = {one.name: getattr(preset, one.name) for one in fields(Decoding)}
+        values = {field.name: getattr(preset, field.name) for field in fields(Decoding)}
         shown = {key: value for key, value in values.items() if key == "temperature" or value != getattr(plain, key)}
         rows.append((f"`{name}`", ", ".join(f"`{key} = {value}`" for key, value in shown.items())))
     return table(("preset", "values"), rows)
@@ -157,7 +157,7 @@ def packaged_models() -> str:
 def floors() -> str:
     """The floors of the import-linter contract, the highest first."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = next(one["layers"] for one in contract["contracts"] if one["name"] == "floors")
+    layers = next(entry["layers"] for entry in contract["contracts"] if entry["name"] == "floors")
     rows = []
     for layer in layers:
         rooms = [room.strip().removeprefix("ragalign.") for room in layer.replace(":", "|").split("|")]
@@ -177,7 +177,9 @@ def command_line() -> str:
         parts.append(f"## {panel}")
         for entry in entries:
             command = top.get_command(context, entry.name)
-            parts += [_command(path, one, within) for path, one, within in _walk(command, context, entry.name)]
+            parts += [
+                _command(path, subcommand, within) for path, subcommand, within in _walk(command, context, entry.name)
+            ]
     return "\n\n".join(parts)
 
 
@@ -238,12 +240,14 @@ def _code(text: str) -> str:
 def _keys_table(kind: type[Any], extra: list[tuple[str, ...]] | None = None, skip: set[str] | None = None) -> str:
     described, hints = _described(kind), get_type_hints(kind)
     rows: list[tuple[str, ...]] = list(extra or [])
-    for one in fields(kind):
-        if one.name in (skip or ()) or not one.init:
+    for field in fields(kind):
+        if field.name in (skip or ()) or not field.init:
             continue
-        if one.name not in described:
-            raise LookupError(f"{kind.__module__}.{kind.__qualname__}: no description of {one.name!r} in its docstring")
-        rows.append((f"`{one.name}`", _type(hints[one.name]), _default(one), described[one.name]))
+        if field.name not in described:
+            raise LookupError(
+                f"{kind.__module__}.{kind.__qualname__}: no description of {field.name!r} in its docstring"
+            )
+        rows.append((f"`{field.name}`", _type(hints[field.name]), _default(field), described[field.name]))
     return table(("key", "type", "default", "meaning"), rows)
 
 
@@ -253,7 +257,7 @@ def _described(kind: type[Any]) -> dict[str, str]:
     for text in (kind.__init__.__doc__, kind.__doc__):
         for section in Docstring(split_groups(inspect.cleandoc(text or ""))).parse("google", warnings=False):
             if section.kind in (DocstringSectionKind.attributes, DocstringSectionKind.parameters):
-                found |= {one.name: " ".join(one.description.split()) for one in section.value}
+                found |= {documented.name: " ".join(documented.description.split()) for documented in section.value}
     return found
 
 
@@ -266,7 +270,7 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f'`"{value}"`' for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type(one) for one in arguments if one is not NoneType)
+        return " or ".join(_type(argument) for argument in arguments if argument is not NoneType)
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
     if origin is not None and issubclass(origin, Mapping):
@@ -274,10 +278,10 @@ def _type(hint: Any) -> str:
     return {str: "text", bool: "true or false", int: "whole number", float: "number", Path: "path"}.get(hint, "value")
 
 
-def _default(one: Field[Any]) -> str:
-    if one.default is MISSING:
-        return "" if one.default_factory is MISSING else "empty"
-    value = one.default
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING:
+        return "" if field.default_factory is MISSING else "empty"
+    value = field.default
     if value is None:
         return "not set"
     if isinstance(value, bool):

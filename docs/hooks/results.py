@@ -17,13 +17,17 @@ def testbed_results() -> str:
     """The benchmark's results on the testbed."""
     result = _result("bench_testbed")["bench"]
     rows = []
-    for one in result["conditions"]:
-        costs, score, difference = one["costs"], one["quality"]["estimate"], one["quality"].get("difference")
+    for condition in result["conditions"]:
+        costs, score, difference = (
+            condition["costs"],
+            condition["quality"]["estimate"],
+            condition["quality"].get("difference"),
+        )
         apart = ""
-        if difference and one["name"] != result["baseline"]:
+        if difference and condition["name"] != result["baseline"]:
             apart = f"{difference['value']:+.1f} ({difference['low']:.1f} to {difference['high']:.1f})"
         shown = [f"{costs[key]['value']:,.0f}" for key in ("demonstrations", "prompt_tokens", "prefilled_tokens")]
-        rows.append((f"`{one['name']}`", shown[0], f"{score['value']:.1f}", apart, *shown[1:]))
+        rows.append((f"`{condition['name']}`", shown[0], f"{score['value']:.1f}", apart, *shown[1:]))
     head = ("recipe", "demonstrations", "exact match, %", "minus random, 95 %", "prompt tokens", "prefilled tokens")
     return table(head, rows)
 
@@ -32,11 +36,11 @@ def planning_results() -> str:
     """Tokens prefilled against relevance kept, for every strategy, with ContextPilot between them."""
     result = _result("planning")
     rows = []
-    for one in [*result["strategies"]["results"], result["contextpilot"]["results"]]:
-        floor = f"{one['min_relevance']:g}" if one["strategy"] in ("relax", "backbone", "hybrid") else ""
-        tokens = [f"{one[key]:,.0f}" for key in ("n_prompt_tokens", "n_prefilled", "prefix_bound", "reuse_bound")]
-        name = f"`{one['strategy']}`" if " " not in one["strategy"] else f"{one['strategy']} {one['version']}"
-        rows.append((name, floor, str(one["personal"]), f"{one['relevance']:.3f}", *tokens))
+    for row in [*result["strategies"]["results"], result["contextpilot"]["results"]]:
+        floor = f"{row['min_relevance']:g}" if row["strategy"] in ("relax", "backbone", "hybrid") else ""
+        tokens = [f"{row[key]:,.0f}" for key in ("n_prompt_tokens", "n_prefilled", "prefix_bound", "reuse_bound")]
+        name = f"`{row['strategy']}`" if " " not in row["strategy"] else f"{row['strategy']} {row['version']}"
+        rows.append((name, floor, str(row["personal"]), f"{row['relevance']:.3f}", *tokens))
     head = ("strategy", "floor", "personal", "relevance", "prompt tokens", "prefilled", "≥ prefix", "≥ reuse")
     return table(head, rows)
 
@@ -47,10 +51,10 @@ def gpu_results() -> str:
     for name in ("gpu_8b", "gpu_13b"):
         result = _result(name)
         rows = []
-        for setting, one in result["settings"].items():
-            relevance = "" if one["relevance_kept"] is None else f"{one['relevance_kept']:.3f}"
-            tokens = [f"{one[key]:,.0f}" for key in ("prompt_tokens", "cached_reported")]
-            rows.append((f"`{setting}`", relevance, *tokens, f"{one['requests_per_s']:.1f}"))
+        for setting, row in result["settings"].items():
+            relevance = "" if row["relevance_kept"] is None else f"{row['relevance_kept']:.3f}"
+            tokens = [f"{row[key]:,.0f}" for key in ("prompt_tokens", "cached_reported")]
+            rows.append((f"`{setting}`", relevance, *tokens, f"{row['requests_per_s']:.1f}"))
         head = ("setting", "relevance", "prompt tokens", "cached tokens", "requests/s")
         about = f"{result['shape']} on an {result['gpu']}, {result['queries']} questions:"
         parts.append(f"{about}\n\n{table(head, rows)}")
@@ -61,8 +65,8 @@ def published_results() -> str:
     """Published figures that reports show beside measured ones."""
     with (ROOT / "src/ragalign/data/published.toml").open("rb") as file:
         rows = [
-            (one["protocol"], one["name"], one["figure"], f"{one['value']:g} {one['unit']}", one["source"])
-            for one in tomllib.load(file)["result"]
+            (row["protocol"], row["name"], row["figure"], f"{row['value']:g} {row['unit']}", row["source"])
+            for row in tomllib.load(file)["result"]
         ]
     return table(("protocol", "system", "figure", "value", "source"), rows)
 

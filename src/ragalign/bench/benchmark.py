@@ -71,7 +71,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        expected = {"expected": [one.to_dict() for one in self.expected]} if self.expected else {}
+        expected = {"expected": [figure.to_dict() for figure in self.expected]} if self.expected else {}
         return self.report.to_dict() | expected
 
 
@@ -128,13 +128,17 @@ class Benchmark:
                 if isinstance(judge, Judge):
                     judge.key()
         for name in (baseline, fixed):
-            check_named([one.name for one in conditions], name)
+            check_named([condition.name for condition in conditions], name)
         if not folder.exists():  # an existing folder can be complete
             engine.check()
         conditions = guarded(decoded(conditions, change) if change else conditions, exclude_near)
         self.engine, self.scorers, self.judging = engine, tuple(scorers), judging
         self.fixed, self.rounds, self.title, self.notes = fixed, rounds, title, tuple(notes)
-        self.baseline = baseline or fixed or next((one.name for one in conditions if one.is_fixed), conditions[0].name)
+        self.baseline = (
+            baseline
+            or fixed
+            or next((condition.name for condition in conditions if condition.is_fixed), conditions[0].name)
+        )
         self.is_testbed = False
         self.run = Run(folder, conditions, cases, indexes(conditions), model=engine.model, others=engine.settings)
 

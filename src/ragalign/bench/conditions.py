@@ -60,7 +60,7 @@ def conditions_of(names_or_files: Sequence[str]) -> list[Condition]:
     Raises:
         ConfigError: a recipe is invalid, or two have the same name.
     """
-    conditions = [as_condition(Recipe.load(one)) for one in names_or_files]
+    conditions = [as_condition(Recipe.load(source)) for source in names_or_files]
     return checked(conditions)
 
 

@@ -32,7 +32,7 @@ def costs_of(
         known: demonstrations by id, to detect queries among their own demonstrations.
         timings: the measured speed of the conditions, if any.
     """
-    return {one.condition.name: _costs(one, cases, known, timings) for one in answered}
+    return {answers.condition.name: _costs(answers, cases, known, timings) for answers in answered}
 
 
 def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration], timings: Timings | None) -> Costs:
@@ -54,13 +54,13 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
         n=len(rows),
         n_missing=n_asked - len(rows),
         prompt_tokens=mean([row["n_prompt_tokens"] for row in rows], prompts),
-        prefilled_tokens=mean(prefilled, prompts) if any(one is not None for one in prefilled) else None,
+        prefilled_tokens=mean(prefilled, prompts) if any(count is not None for count in prefilled) else None,
         output_tokens=mean([row["n_output_tokens"] for row in rows], prompts),
         demonstrations=mean([len(row["demonstrations"]) for row in rows], prompts),
         words=mean([len(text.split()) for text in outputs], owners),
         stopped=mean([100.0 * (row["finish_reason"] == "stop") for row in rows], prompts),
         repeated=mean([None if (share := repetition(text)) is None else 100 * share for text in outputs], owners),
-        length_ratio=mean(ratios, owners) if any(one is not None for one in ratios) else None,
+        length_ratio=mean(ratios, owners) if any(ratio is not None for ratio in ratios) else None,
         first_token=_first_token(timings.first_tokens_s(name)) if timings else None,
         requests_per_s=timings.requests_per_s(name) if timings else None,
         preparation_ms=1000 * timings.preparation_s(name) if timings else None,

@@ -41,8 +41,10 @@ def expectations(bench: Bench, answered: Sequence[Answered]) -> list[Expectation
         bench: the figures, with "random" as the baseline.
         answered: the completions, with the demonstrations of each prompt.
     """
-    figures = {one.name: one for one in bench.conditions}
-    shown = {one.condition.name: {row["id"]: row["demonstrations"] for row in one.requests()} for one in answered}
+    figures = {condition.name: condition for condition in bench.conditions}
+    shown = {
+        answers.condition.name: {row["id"]: row["demonstrations"] for row in answers.requests()} for answers in answered
+    }
     return [*_qualities(figures), *_guards(figures), *_orders(shown)]
 
 
@@ -92,6 +94,6 @@ def _orders(shown: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[Expect
             (used[place], best[name]) for name, used in shown.get(condition, {}).items() if used and name in best
         ]
         if prompts:
-            n_right = sum(one == most for one, most in prompts)
+            n_right = sum(placed == most for placed, most in prompts)
             about = f"{condition}: the most similar demonstration comes {where}"
             yield Expectation(about, f"in {n_right} of {len(prompts)} prompts", n_right == len(prompts))

@@ -48,7 +48,7 @@ def report_of(
         DataError: a file of the run is damaged.
     """
     answered = run.answered()
-    fixed = named(run, fixed) or next((one.name for one in run.conditions if one.is_fixed), None)
+    fixed = named(run, fixed) or next((condition.name for condition in run.conditions if condition.is_fixed), None)
     baseline = named(run, baseline) or fixed or run.conditions[0].name
     pools = _pools(run)
     known = _Known(pools)
@@ -64,25 +64,25 @@ def report_of(
     if timings is not None and fixed is not None:
         timings = replace(timings, base=fixed)
     costs = costs_of(answered, run.cases, known, timings)
-    shown = [one for one in comparison.metrics if one.is_computed] if comparison is not None else []
+    shown = [metric for metric in comparison.metrics if metric.is_computed] if comparison is not None else []
     shown = shown or (list(comparison.metrics[:1]) if comparison is not None else [])
     bench = Bench(
         facts=facts or {},
-        metrics=tuple(MetricName(one.name, one.label, one.unit, one.lower_is_better) for one in shown),
+        metrics=tuple(MetricName(metric.name, metric.label, metric.unit, metric.lower_is_better) for metric in shown),
         baseline=baseline,
         fixed=fixed,
         conditions=tuple(
             Measured(
-                one.name,
-                costs[one.name],
+                condition.name,
+                costs[condition.name],
                 {
                     metric.name: quality
                     for metric in shown
-                    if (quality := _quality(one.name, comparison, metric.name)) is not None
+                    if (quality := _quality(condition.name, comparison, metric.name)) is not None
                 },
-                one.levels or None,
+                condition.levels or None,
             )
-            for one in run.conditions
+            for condition in run.conditions
         ),
         factors=tuple(_factors(answered, costs, comparison)),
         published=tuple(published),
@@ -98,7 +98,7 @@ def named(run: Run, name: str | None) -> str | None:
     Raises:
         ConfigError: no condition has it.
     """
-    return check_named([one.name for one in run.conditions], name)
+    return check_named([condition.name for condition in run.conditions], name)
 
 
 def check_named(names: Sequence[str], name: str | None) -> str | None:
@@ -143,7 +143,7 @@ def _pools(run: Run) -> list[Pool]:
 
 
 def _used(costs: Mapping[str, Costs], known: Mapping[str, Demonstration]) -> dict[str, Demonstration]:
-    return {name: known[name] for one in costs.values() for name in one.used if name in known}
+    return {name: known[name] for cost in costs.values() for name in cost.used if name in known}
 
 
 def _quality(name: str, comparison: Comparison | None, metric: str) -> Quality | None:
@@ -152,14 +152,21 @@ def _quality(name: str, comparison: Comparison | None, metric: str) -> Quality |
     model = next((model for model in comparison.models if model.name == name), None)
     if model is None:
         return None
-    pair = next((one for one in comparison.differences if one.first == name and one.metric == metric), None)
+    pair = next(
+        (
+            difference
+            for difference in comparison.differences
+            if difference.first == name and difference.metric == metric
+        ),
+        None,
+    )
     return Quality(model.means[metric], pair.estimate if pair else None, pair.test if pair else None)
 
 
 def _factors(
     answered: Sequence[Answered], costs: Mapping[str, Costs], comparison: Comparison | None
 ) -> Iterator[Factor]:
-    levels = {one.condition.name: one.condition.levels for one in answered if one.condition.levels}
+    levels = {answers.condition.name: answers.condition.levels for answers in answered if answers.condition.levels}
     for factor, names in varying(list(levels.values())).items():
         members = _balanced(levels, factor, names)
         yield Factor(factor, tuple(_level(level, members[level], costs, comparison) for level in names))
@@ -176,22 +183,22 @@ def _balanced(levels: Mapping[str, Mapping[str, str]], factor: str, names: Seque
 
 
 def _level(name: str, conditions: Sequence[str], costs: Mapping[str, Costs], comparison: Comparison | None) -> Level:
-    tokens = [costs[one].prompt_tokens.value for one in conditions]
+    tokens = [costs[name].prompt_tokens.value for name in conditions]
     estimate: Estimate | None = None
     if comparison is not None and comparison.metrics:
         models = [comparison.verdicts[condition] for condition in conditions if condition in comparison.verdicts]
-        judged = [one for model in models for one in model.judged]
+        judged = [judged_answer for model in models for judged_answer in model.judged]
         estimate = comparison.metrics[0].estimate(judged) if judged else mean([])
     return Level(name, len(conditions), estimate, sum(tokens) / len(tokens))
 
 
 def _notes(bench: Bench) -> Iterator[str]:
-    for one in bench.conditions:
-        costs = one.costs
+    for condition in bench.conditions:
+        costs = condition.costs
         if costs.n_missing:
-            yield f"{one.name}: {costs.n_missing} of {costs.n + costs.n_missing} requests have no answer"
+            yield f"{condition.name}: {costs.n_missing} of {costs.n + costs.n_missing} requests have no answer"
         if costs.n_leaked:
-            yield f"{one.name}: {costs.n_leaked} requests had their own text among their demonstrations"
+            yield f"{condition.name}: {costs.n_leaked} requests had their own text among their demonstrations"
     timing = bench.timing
     if timing is not None and not timing.is_quiet:
         yield (

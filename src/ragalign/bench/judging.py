@@ -35,16 +35,16 @@ def items(
     if baseline_file is not None:
         opponents = _opponents(cases, baseline_file)
     elif baseline is not None:
-        chosen = [one for one in answered if one.condition.name == baseline]
+        chosen = [answers for answers in answered if answers.condition.name == baseline]
         if not chosen:
             raise ConfigError(f"no recipe is called {baseline!r}, so it cannot be the baseline")
         opponents = {item.id: item.answer for case in cases.cases for item, _ in _items(case, chosen[0])[:1]}
     found = []
-    for one in answered:
-        if baseline_file is None and one.condition.name == baseline:
+    for answers in answered:
+        if baseline_file is None and answers.condition.name == baseline:
             continue
         for position, case in enumerate(cases.cases):
-            for item, _ in _items(case, one, opponents.get(case.id)):
+            for item, _ in _items(case, answers, opponents.get(case.id)):
                 if (baseline is None and baseline_file is None) or item.baseline is not None:
                     # Where AlpacaEval's own instructions have their place, and with it their difficulty.
                     found.append(replace(item, metadata={"position": position, **item.metadata}))
@@ -54,9 +54,9 @@ def items(
 def texts(cases: Cases, answered: Sequence[Answered]) -> Completions:
     """The texts of verdicts, and which demonstrations were used."""
     completions = Completions()
-    for one in answered:
+    for answers in answered:
         for case in cases.cases:
-            for item, row in _items(case, one):
+            for item, row in _items(case, answers):
                 completions.add(item, row)
     return completions
 

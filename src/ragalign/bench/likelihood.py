@@ -86,7 +86,7 @@ def measure_likelihoods(aligner: Aligner, cases: Cases, *, only: set[Key] | None
     with progress("reference likelihood", len(asked) if only is None else len(only), "references") as advance:
         for turn in sorted({turn for (turn, _), _ in asked}):
             members = [case for (number, _), case in asked if number == turn]
-            queries = [case.query_of(turn, [one[0] for one in case.references[: turn - 1]]) for case in members]
+            queries = [case.query_of(turn, [texts[0] for texts in case.references[: turn - 1]]) for case in members]
             prompts = aligner.plan(queries).prompts
             chosen = [
                 (case, prompt)
@@ -144,14 +144,14 @@ def _measure(
 
 def _mean(values: Sequence[Likelihood]) -> dict[str, Any]:
     """The mean over the references of a turn."""
-    rest = [one.nll_rest for one in values if one.nll_rest is not None]
+    rest = [value.nll_rest for value in values if value.nll_rest is not None]
     return {
         "n_references": len(values),
-        "n_tokens": sum(one.n_tokens for one in values),
-        "nll": fmean(one.nll for one in values),
-        "nll_first32": fmean(one.nll_first32 for one in values),
+        "n_tokens": sum(value.n_tokens for value in values),
+        "nll": fmean(value.nll for value in values),
+        "nll_first32": fmean(value.nll_first32 for value in values),
         "nll_rest": fmean(rest) if rest else None,
-        "bits_per_token": fmean(one.bits_per_token for one in values),
+        "bits_per_token": fmean(value.bits_per_token for value in values),
     }
 
 

@@ -141,10 +141,10 @@ def _share(name: str, checked: Callable[[Record], tuple[Followed, ...]]) -> Call
 
     def value(record: Record) -> float:
         found = checked(record)
-        for one in found:
-            if not one.is_scored:
-                raise UnscoredError(f"{one.instruction}: {one.reason}")
-        followed = [bool(getattr(one, mode)) for one in found]
+        for outcome in found:
+            if not outcome.is_scored:
+                raise UnscoredError(f"{outcome.instruction}: {outcome.reason}")
+        followed = [bool(getattr(outcome, mode)) for outcome in found]
         return float(all(followed)) if level == "prompt" else sum(followed) / len(followed)
 
     return value

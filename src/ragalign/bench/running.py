@@ -124,7 +124,7 @@ class Run:
     @property
     def n_missing(self) -> int:
         """The number of missing answers of all conditions and turns."""
-        return sum(len(self.missing(one, turn)) for one in self.conditions for turn in self._turns)
+        return sum(len(self.missing(condition, turn)) for condition in self.conditions for turn in self._turns)
 
     @property
     def is_finished(self) -> bool:
@@ -171,7 +171,7 @@ class Run:
                 is_warm = True
             generator.reset_prefix_cache()
             for turn in self._turns:
-                failures += [(condition, one) for one in self._answer(aligner, condition, turn)]
+                failures += [(condition, failure) for failure in self._answer(aligner, condition, turn)]
             if self._is_unmeasured(condition):
                 self._measure(aligner, condition, can_reset=generator.reset_prefix_cache())
         return failures
@@ -196,7 +196,7 @@ class Run:
     @property
     def n_missing_likelihoods(self) -> int:
         """References whose likelihood is not known yet, of all conditions and turns."""
-        return sum(len(missing_likelihoods(self._likelihood(one), self.cases)) for one in self.conditions)
+        return sum(len(missing_likelihoods(self._likelihood(condition), self.cases)) for condition in self.conditions)
 
     def measure_likelihoods(
         self,
@@ -226,7 +226,7 @@ class Run:
     def answered_by_all(self) -> list[Query]:
         """The cases, up to their first answers, that every condition has answered."""
         rows = [self._rows(condition)[0] for condition in self.conditions]
-        return [case.query for case in self.cases.cases if all(case.id in one for one in rows)]
+        return [case.query for case in self.cases.cases if all(case.id in answers for answers in rows)]
 
     @property
     def _turns(self) -> range:
@@ -258,9 +258,9 @@ class Run:
         """The queries of a turn, without cases whose earlier turns failed."""
         before = rows[: turn - 1]
         return [
-            case.query_of(turn, [str(one[case.id]["response"]) for one in before])
+            case.query_of(turn, [str(answers[case.id]["response"]) for answers in before])
             for case in self.cases.cases
-            if len(case.turns) >= turn and all(case.id in one for one in before)
+            if len(case.turns) >= turn and all(case.id in answers for answers in before)
         ]
 
     def _answer(self, aligner: Aligner, condition: Condition, turn: int) -> tuple[Failure, ...]:

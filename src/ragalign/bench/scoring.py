@@ -59,7 +59,8 @@ def _scorers_of(text: str) -> tuple[Scorer, ...]:
     """
     if built_in := measures_of(text):
         return tuple(
-            Scorer(one.name, one.value, one.lower_is_better, one.needs_likelihoods, one.weight) for one in built_in
+            Scorer(metric.name, metric.value, metric.lower_is_better, metric.needs_likelihoods, metric.weight)
+            for metric in built_in
         )
     path, colon, name = text.rpartition(":")
     if not colon or not path.endswith(".py"):
@@ -123,7 +124,7 @@ def records(case: Case, answered: Answered) -> list[tuple[int, int, dict[str, An
         common = {
             "id": case.id,
             "instruction": query.text,
-            "messages": [{"role": one.role, "content": one.content} for one in query.turns],
+            "messages": [{"role": turn.role, "content": turn.content} for turn in query.turns],
             "references": list(case.references[turn - 1]) if len(case.references) >= turn else [],
             "finish_reason": row["finish_reason"],
             "demonstrations": row["demonstrations"],
@@ -146,11 +147,13 @@ def score_all(scorers: Sequence[Scorer], cases: Cases, answered: Sequence[Answer
     An answer that is missing, or that no metric has a score for, is unscored, with the first reason. Where only some
     metrics have none, their reasons are in the verdict's ``metadata["unscored"]``.
     """
-    return [verdict for one in answered for case in cases.cases for verdict in _verdicts(scorers, case, one)]
+    return [verdict for answers in answered for case in cases.cases for verdict in _verdicts(scorers, case, answers)]
 
 
 def _verdicts(scorers: Sequence[Scorer], case: Case, answered: Answered) -> list[Verdict]:
-    found = [_verdict(scorers, case, answered, turn, sample, one) for turn, sample, one in records(case, answered)]
+    found = [
+        _verdict(scorers, case, answered, turn, sample, record) for turn, sample, record in records(case, answered)
+    ]
     n_answered = len({verdict.turn for verdict in found})
     missing = range(n_answered + 1, len(case.turns) + 1)
     return found + [_verdict(scorers, case, answered, turn, 0, None) for turn in missing]

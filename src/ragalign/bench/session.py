@@ -177,10 +177,13 @@ def generate(
             if queries and not _is_timed(run, rounds):
                 timing.measure(
                     run.folder,
-                    {one.name: run.aligner(one, generator, tokenizer) for one in run.conditions},
+                    {condition.name: run.aligner(condition, generator, tokenizer) for condition in run.conditions},
                     generator,
                     queries,
-                    base=fixed or next((one.name for one in run.conditions if one.is_fixed), run.conditions[0].name),
+                    base=fixed
+                    or next(
+                        (condition.name for condition in run.conditions if condition.is_fixed), run.conditions[0].name
+                    ),
                     facts=machine_facts(),
                     n_rounds=rounds,
                     on_round=on_round,

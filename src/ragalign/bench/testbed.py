@@ -65,7 +65,9 @@ class World:
         pool = Pool.load(folder / "pool.jsonl")
         if n_topics is not None:
             topics = {case.query.metadata["topic"] for case in cases.first(n_topics).cases}
-            pool = Pool.from_demonstrations(one for one in pool if one.metadata["topic"] in topics)
+            pool = Pool.from_demonstrations(
+                demonstration for demonstration in pool if demonstration.metadata["topic"] in topics
+            )
         cases = cases.first(first)
         index = Index.build(pool, encoder or Encoder.load(), show_progress=True)
         planted = index.add(Pool.from_demonstrations(_decoys(cases, pool)))
@@ -90,7 +92,7 @@ class World:
 
     def chosen(self, names: Sequence[str]) -> list[Condition]:
         """Select conditions by name."""
-        return [one for one in self.conditions() if one.name in names]
+        return [condition for condition in self.conditions() if condition.name in names]
 
 
 class OneAmongOthers(Retriever):
@@ -108,7 +110,7 @@ class OneAmongOthers(Retriever):
 
     def rank(self, batch: Batch, k: int) -> Ranking:
         """See `Retriever.rank`."""
-        of = np.array([one.metadata.get("topic") for one in self.pool], dtype=object)
+        of = np.array([demonstration.metadata.get("topic") for demonstration in self.pool], dtype=object)
 
         def draw(rows: NDArray[np.int64], depth: int) -> Ranking:
             out = Ranking.empty(len(rows), depth)
@@ -163,7 +165,7 @@ def _decoys(cases: Cases, pool: Pool) -> Iterator[Demonstration]:
     The style is taken over from a demonstration of the next query's topic, so the answer reads like one about the
     query's own topic. Where exclusion leaks, these are the most similar demonstrations, and they mislead.
     """
-    shown = {str(one.metadata["topic"]): one for one in pool}
+    shown = {str(demonstration.metadata["topic"]): demonstration for demonstration in pool}
     topics = [str(case.query.metadata["topic"]) for case in cases.cases]
     for case, topic, other in zip(cases.cases, topics, [*topics[1:], "".join(topics[:1])], strict=True):
         wrong = _renamed(shown[other].response, other, topic, case.references[0][0])

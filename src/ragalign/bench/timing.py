@@ -71,7 +71,7 @@ class Timings:
 
     def price(self, name: str) -> Price:
         """The engine's seconds relative to the base's in the same round: the median, and the extremes."""
-        return _price([one[name].engine_s / one[self.base].engine_s for one in self.rounds])
+        return _price([repetition[name].engine_s / repetition[self.base].engine_s for repetition in self.rounds])
 
     def summary(self) -> Timing:
         """The description of the measurement, for reports."""
@@ -79,16 +79,16 @@ class Timings:
 
     def requests_per_s(self, name: str) -> float:
         """The base's rate in its median round, by the price of the condition."""
-        rate = self.n_prompts / statistics.median(one[self.base].engine_s for one in self.rounds)
+        rate = self.n_prompts / statistics.median(repetition[self.base].engine_s for repetition in self.rounds)
         return rate / self.price(name).ratio
 
     def preparation_s(self, name: str) -> float:
         """Retrieval and packing, per request, in the median round."""
-        return statistics.median(one[name].preparation_s for one in self.rounds) / self.n_prompts
+        return statistics.median(repetition[name].preparation_s for repetition in self.rounds) / self.n_prompts
 
     def first_tokens_s(self, name: str) -> list[float]:
         """Seconds to the first token, of all rounds."""
-        return [seconds for one in self.rounds for seconds in one[name].first_token_s]
+        return [seconds for repetition in self.rounds for seconds in repetition[name].first_token_s]
 
 
 def read_timings(folder: Path) -> Timings | None:
@@ -107,7 +107,7 @@ def read_timings(folder: Path) -> Timings | None:
             n_prompts=int(found["n_prompts"]),
             empties_cache=bool(found["empties_cache"]),
             facts=dict(found["facts"]),
-            rounds=tuple({name: _timed(row) for name, row in one.items()} for one in found["rounds"]),
+            rounds=tuple({name: _timed(row) for name, row in rows.items()} for rows in found["rounds"]),
             control=tuple(map(float, found["control"])),
         )
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -205,7 +205,14 @@ def _computed(name: str, *, lower_is_better: bool) -> Metric:
         label += " (lower is better)"
     value = _score(name)
     if name in _SHARES:
-        return Metric(name, label, "%", _percent(value), is_computed=True, weight=lambda one: weight(one.verdict, name))
+        return Metric(
+            name,
+            label,
+            "%",
+            _percent(value),
+            is_computed=True,
+            weight=lambda judged_answer: weight(judged_answer.verdict, name),
+        )
     return Metric(name, label, "points", value, is_computed=True, lower_is_better=lower_is_better)
 
 

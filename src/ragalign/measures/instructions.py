@@ -56,12 +56,16 @@ class InstructionPrompt:
             raise DataError("no text 'prompt'")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError("no list of names 'instruction_id_list'")
-        if not isinstance(arguments, list) or not all(one is None or isinstance(one, Mapping) for one in arguments):
+        if not isinstance(arguments, list) or not all(
+            argument is None or isinstance(argument, Mapping) for argument in arguments
+        ):
             raise DataError("no list of objects 'kwargs'")
         if len(arguments) != len(names):
             raise DataError(f"{len(names)} instructions, but 'kwargs' of {len(arguments)}")
         # The hub's files hold every argument there is, null where it is not used.
-        given = tuple({key: value for key, value in (one or {}).items() if value is not None} for one in arguments)
+        given = tuple(
+            {key: value for key, value in (argument or {}).items() if value is not None} for argument in arguments
+        )
         return cls(str(row.get("key", row.get("id", text))), text, tuple(names), given)
 
 
@@ -92,7 +96,7 @@ def loose_variants(answer: str) -> list[str]:
     lines = answer.split("\n")
     shorter = ["\n".join(kept).strip() for kept in (lines[1:], lines[:-1], lines[1:-1])]
     variants = [answer, *shorter]
-    return variants + [one.replace("*", "") for one in variants]
+    return variants + [variant.replace("*", "") for variant in variants]
 
 
 class InstructionChecker:

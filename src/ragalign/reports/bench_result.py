@@ -78,7 +78,7 @@ class Measured:
             "name": self.name,
             "levels": dict(self.levels or {}),
             "quality": self.quality.to_dict() if self.quality else None,
-            "qualities": {name: one.to_dict() for name, one in self.qualities.items()},
+            "qualities": {name: quality.to_dict() for name, quality in self.qualities.items()},
             **({"reference_likelihood": self._reference_likelihood()} if "nll" in self.qualities else {}),
             "costs": self.costs.to_dict(),
         }
@@ -89,9 +89,11 @@ class Measured:
         return {
             "n": self.qualities["nll"].estimate.n,
             "n_unscored": self.qualities["nll"].estimate.n_unscored,
-            **{name: one.estimate.value for name, one in chosen.items()},
-            "intervals": {name: [one.estimate.low, one.estimate.high] for name, one in chosen.items()},
-            "differences": {name: one.difference.to_dict() for name, one in chosen.items() if one.difference},
+            **{name: quality.estimate.value for name, quality in chosen.items()},
+            "intervals": {name: [quality.estimate.low, quality.estimate.high] for name, quality in chosen.items()},
+            "differences": {
+                name: quality.difference.to_dict() for name, quality in chosen.items() if quality.difference
+            },
         }
 
 
@@ -162,13 +164,13 @@ class Bench:
         return {
             "facts": dict(self.facts),
             "metric": asdict(self.metrics[0]) if self.metrics else None,
-            "metrics": [asdict(one) for one in self.metrics],
-            "best": {one.name: self.best_by(one) for one in self.metrics},
+            "metrics": [asdict(metric) for metric in self.metrics],
+            "best": {metric.name: self.best_by(metric) for metric in self.metrics},
             "baseline": self.baseline,
             "fixed": self.fixed,
-            "conditions": [one.to_dict() for one in self.conditions],
+            "conditions": [condition.to_dict() for condition in self.conditions],
             "factors": [factor.to_dict() for factor in self.factors],
-            "published": [one.to_dict() for one in self.published],
+            "published": [result.to_dict() for result in self.published],
             "timing": self.timing.to_dict() if self.timing else None,
         }
 
@@ -184,19 +186,19 @@ class Bench:
 
     def best_by(self, metric: MetricName) -> str | None:
         """The condition with the best figure, the first of several; None where nothing was scored."""
-        qualities = {one.name: one.by(metric.name) for one in self.conditions}
-        found = {name: one.estimate.value for name, one in qualities.items() if one is not None}
+        qualities = {condition.name: condition.by(metric.name) for condition in self.conditions}
+        found = {name: quality.estimate.value for name, quality in qualities.items() if quality is not None}
         found = {name: value for name, value in found.items() if not math.isnan(value)}
         sign = -1 if metric.lower_is_better else 1
         return max(found, key=lambda name: sign * found[name], default=None)
 
     def named(self, name: str) -> Measured:
         """The condition of a name."""
-        return next(one for one in self.conditions if one.name == name)
+        return next(condition for condition in self.conditions if condition.name == name)
 
 
 def varying(levels: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     """The factors that have more than one level, each with its levels in order of first appearance."""
-    names = dict.fromkeys(name for one in levels for name in one)
-    found = {name: list(dict.fromkeys(one[name] for one in levels if name in one)) for name in names}
+    names = dict.fromkeys(name for level in levels for name in level)
+    found = {name: list(dict.fromkeys(level[name] for level in levels if name in level)) for name in names}
     return {name: values for name, values in found.items() if len(values) > 1}

@@ -46,8 +46,8 @@ def browser_data(report: Report, n_prompts: int | None = None) -> dict[str, Any]
     rows.sort(key=lambda row: (row["k"], row["t"], row["s"], row["m"]))
     shown = {name for row in rows for name in row.get("d", ())}
     demonstrations = {
-        name: [texts.add(one.instruction), texts.add(one.response)]
-        for name, one in sorted((report.demonstrations or {}).items())
+        name: [texts.add(demonstration.instruction), texts.add(demonstration.response)]
+        for name, demonstration in sorted((report.demonstrations or {}).items())
         if name in shown
     }
     return {

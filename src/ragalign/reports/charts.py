@@ -36,7 +36,9 @@ class Axis:
     @classmethod
     def around(cls, estimates: Sequence[Estimate], *, include: Sequence[float] = ()) -> Axis:
         """An axis with round ticks on which all intervals fit."""
-        ends = [end for one in estimates for end in (one.value, one.low, one.high) if math.isfinite(end)]
+        ends = [
+            end for estimate in estimates for end in (estimate.value, estimate.low, estimate.high) if math.isfinite(end)
+        ]
         ends += include
         low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
         if high - low < 1e-9:
@@ -98,8 +100,8 @@ def level_chart(
         unit: of the estimates.
         fallback: plain values to draw where there are no estimates at all.
     """
-    values = [one.value if one else math.nan for one in estimates]
-    bounds = [(one.low, one.high) if one else (math.nan, math.nan) for one in estimates]
+    values = [estimate.value if estimate else math.nan for estimate in estimates]
+    bounds = [(estimate.low, estimate.high) if estimate else (math.nan, math.nan) for estimate in estimates]
     if all(math.isnan(value) for value in values) and fallback:
         values, bounds, unit = list(fallback), [(math.nan, math.nan)] * len(fallback), "words"
     known = [end for value, pair in zip(values, bounds, strict=True) for end in (value, *pair) if math.isfinite(end)]
@@ -157,14 +159,14 @@ def outcome_bar(outcome: Shares) -> Markup:
 def histogram(shown: Distribution, model: str) -> Markup:
     """The share of each bin for one model, on the scale that all models of the distribution have."""
     totals = {name: sum(counts) or 1 for name, counts in shown.counts.items()}
-    highest = max(one / totals[name] for name, counts in shown.counts.items() for one in counts) or 1.0
+    highest = max(n / totals[name] for name, counts in shown.counts.items() for n in counts) or 1.0
     counts = shown.counts[model]
     width = 100 / len(counts)
     bars = []
-    for place, one in enumerate(counts):
-        height = 100 * one / totals[model] / highest
+    for place, in_bin in enumerate(counts):
+        height = 100 * in_bin / totals[model] / highest
         text = escape(
-            f"{_bin(shown, place)}: {count(one)} of {count(totals[model])} ({100 * one / totals[model]:.1f} %)"
+            f"{_bin(shown, place)}: {count(in_bin)} of {count(totals[model])} ({100 * in_bin / totals[model]:.1f} %)"
         )
         bars.append(
             f'<g><title>{text}</title><rect class="hit" x="{place * width:.3f}%" y="0" width="{width:.3f}%" '
@@ -203,13 +205,13 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[Estimate]], low: fl
         labels.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(_short(text))}</text>')
     shapes = []
     for place, (name, estimates) in enumerate(series.items()):
-        values = [one.value if math.isfinite(one.value) else low for one in estimates]
+        values = [estimate.value if math.isfinite(estimate.value) else low for estimate in estimates]
         radii = [_RADIUS * min(max((value - low) / (high - low), 0.0), 1.0) for value in values]
         points = " ".join(_point(angle, radius) for angle, radius in zip(directions, radii, strict=True))
         dots = "".join(
             f'<circle cx="{_xy(angle, radius)[0]:.1f}" cy="{_xy(angle, radius)[1]:.1f}" r="2.6"><title>'
-            f"{escape(f'{name}, {axis}: {number(one.value, unit)} ({interval(one, unit)})')}</title></circle>"
-            for angle, radius, axis, one in zip(directions, radii, axes, estimates, strict=True)
+            f"{escape(f'{name}, {axis}: {number(estimate.value, unit)} ({interval(estimate, unit)})')}</title></circle>"
+            for angle, radius, axis, estimate in zip(directions, radii, axes, estimates, strict=True)
         )
         shapes.append(f'<g class="m{place % 8}"><polygon class="area" points="{points}"/>{dots}</g>')
     ends = f"{number(low, unit)} in the middle, {number(high, unit)} outside"

@@ -56,8 +56,8 @@ def render_page(report: Report, *, created: datetime, browse: int | None = None)
         notes=_notes(report),
         bench=_bench(report),
         comparisons=joined(
-            _comparison(number, heading, one)
-            for number, (heading, one) in enumerate(zip(_headings(report), report.comparisons, strict=True))
+            _comparison(number, heading, comparison)
+            for number, (heading, comparison) in enumerate(zip(_headings(report), report.comparisons, strict=True))
         ),
         is_browsable=bool(report.comparisons),
         n_browsed=None if browse is None else count(browse),
@@ -96,7 +96,7 @@ def _facts(report: Report, created: datetime) -> list[str]:
         facts.append(f"{count(len(report.bench.conditions))} recipes, {count(report.n)} scored answers")
         facts.append(f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC")
         return facts
-    names = {(model.figures.model, model.name) for one in report.comparisons for model in one.models}
+    names = {(model.figures.model, model.name) for comparison in report.comparisons for model in comparison.models}
     return [
         f"{count(len(names))} model{'s' if len(names) != 1 else ''}",
         f"{count(report.n)} judged answers",
@@ -115,14 +115,14 @@ def _navigation(report: Report) -> list[tuple[str, str]]:
 
 def _headings(report: Report) -> list[str]:
     """Headings that tell comparisons apart: the protocol, the baseline, and the judge where these are the same."""
-    names = ["Quality" if one.protocol == COMPUTED else one.protocol for one in report.comparisons]
+    names = ["Quality" if comparison.protocol == COMPUTED else comparison.protocol for comparison in report.comparisons]
     headings = [
-        f"{name} against {one.baseline}" if one.baseline else name
-        for name, one in zip(names, report.comparisons, strict=True)
+        f"{name} against {comparison.baseline}" if comparison.baseline else name
+        for name, comparison in zip(names, report.comparisons, strict=True)
     ]
     return [
-        f"{heading}, judged by {one.judge or 'an unnamed judge'}" if headings.count(heading) > 1 else heading
-        for heading, one in zip(headings, report.comparisons, strict=True)
+        f"{heading}, judged by {comparison.judge or 'an unnamed judge'}" if headings.count(heading) > 1 else heading
+        for heading, comparison in zip(headings, report.comparisons, strict=True)
     ]
 
 

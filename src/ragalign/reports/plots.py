@@ -49,7 +49,7 @@ def line_plot(
         y_label: what the vertical axis stands for.
         y_max: the top of the height's axis; by default a round number above all points.
     """
-    top = y_max or _ceiling([value for one in series for value in (*one.ys, *one.highs) if math.isfinite(value)])
+    top = y_max or _ceiling([value for line in series for value in (*line.ys, *line.highs) if math.isfinite(value)])
     left, right = min(place for place, _ in x_ticks), max(place for place, _ in x_ticks)
     span = (right - left) or 1.0
 
@@ -64,18 +64,18 @@ def line_plot(
         f'<text x="{x(place):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{escape(label)}</text>'
         for place, label in x_ticks
     ]
-    for number, one in enumerate(series):
+    for number, line in enumerate(series):
         # Lines of equal places are moved a little apart, so that their intervals do not hide each other.
         shift = 5 * (number - (len(series) - 1) / 2)
-        known = [place for place, value in enumerate(one.ys) if math.isfinite(value)]
-        points = " ".join(f"{x(one.xs[place]) + shift:.1f},{y(one.ys[place]):.1f}" for place in known)
-        dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+        known = [place for place, value in enumerate(line.ys) if math.isfinite(value)]
+        points = " ".join(f"{x(line.xs[place]) + shift:.1f},{y(line.ys[place]):.1f}" for place in known)
+        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
         marks = [f'<polyline class="line" points="{points}"{dash}/>']
         for place in known:
-            across, height = x(one.xs[place]) + shift, y(one.ys[place])
-            title = f"{one.name}: {one.ys[place]:.3g}"
-            if one.lows and math.isfinite(one.lows[place]):
-                low, high = one.lows[place], one.highs[place]
+            across, height = x(line.xs[place]) + shift, y(line.ys[place])
+            title = f"{line.name}: {line.ys[place]:.3g}"
+            if line.lows and math.isfinite(line.lows[place]):
+                low, high = line.lows[place], line.highs[place]
                 title += f" ({low:.3g} to {high:.3g})"
                 marks.append(
                     f'<line class="span" x1="{across:.1f}" x2="{across:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'

@@ -54,7 +54,7 @@ def load_published(protocol: str, path: str | Path | None = None) -> tuple[Publi
         ConfigError: the file cannot be read, or an entry is wrong.
     """
     files = [data_folder() / "published.toml", *([Path(path)] if path is not None else [])]
-    return tuple(one for file in files for one in _read(file) if one.protocol == protocol)
+    return tuple(result for file in files for result in _read(file) if result.protocol == protocol)
 
 
 def _read(path: Path) -> list[Published]:

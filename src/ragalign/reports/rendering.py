@@ -70,7 +70,7 @@ def colour(place: int) -> str:
 def _environment(room: str) -> Environment:
     rooms = dict.fromkeys((room, REPORTS))
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(one, "assets") for one in rooms]),
+        loader=ChoiceLoader([PackageLoader(room, "assets") for room in rooms]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -59,13 +59,18 @@ class Comparison:
             "baseline": self.baseline,
             "judge": self.judge,
             "metrics": [
-                {"name": one.name, "label": one.label, "unit": one.unit, "lower_is_better": one.lower_is_better}
-                for one in self.metrics
+                {
+                    "name": metric.name,
+                    "label": metric.label,
+                    "unit": metric.unit,
+                    "lower_is_better": metric.lower_is_better,
+                }
+                for metric in self.metrics
             ],
             "models": [model.to_dict() for model in self.models],
             "differences": [difference.to_dict() for difference in self.differences],
             "strengths": self.strengths.to_dict() if self.strengths else None,
-            "distributions": [one.to_dict() for one in self.distributions],
+            "distributions": [histogram.to_dict() for histogram in self.distributions],
         }
 
 
@@ -187,9 +192,9 @@ def _build(
     used = {
         demonstration
         for line in found
-        for one in line.judged
-        if one.texts.demonstrations is not None
-        for demonstration in one.texts.demonstrations
+        for judged_answer in line.judged
+        if judged_answer.texts.demonstrations is not None
+        for demonstration in judged_answer.texts.demonstrations
     }
     demonstrations, notes = _look_up(used, pools, index)
     return Report(
@@ -207,7 +212,7 @@ def _table(line: ModelVerdicts) -> tuple[str, str | None, str]:
 
 def _compare(members: Sequence[ModelVerdicts], against: str | None) -> Comparison:
     protocol, baseline, judge = _table(members[0])
-    judged = [one for line in members for one in line.judged]
+    judged = [judged_answer for line in members for judged_answer in line.judged]
     measured = metrics(protocol, judged)
     how = protocol_named(protocol)
     named = dict(zip(_names(members), members, strict=True))
@@ -243,9 +248,9 @@ def _names(members: Sequence[ModelVerdicts]) -> list[str]:
     )
     for mark in marks:
         repeated = {name for name, count in Counter(names).items() if count > 1}
-        tells = [(name, one) for name, one in zip(names, mark, strict=True) if name in repeated]
+        tells = [(name, value) for name, value in zip(names, mark, strict=True) if name in repeated]
         if len(set(tells)) == len(tells):
-            names = [f"{name} ({one})" if name in repeated else name for name, one in zip(names, mark, strict=True)]
+            names = [f"{name} ({value})" if name in repeated else name for name, value in zip(names, mark, strict=True)]
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 
@@ -262,12 +267,14 @@ def _distributions(protocol: str, named: Mapping[str, ModelVerdicts], measured: 
         label = metric.label.removeprefix("Mean ").capitalize()
         found.append(distribution(metric.name, label, metric.unit, observed, scale=scale))
     for label, unit in (("n_words", "words"), ("n_characters", "characters")):
-        lengths = {name: [getattr(one, label) for one in line.judged] for name, line in named.items()}
+        lengths = {
+            name: [getattr(judged_answer, label) for judged_answer in line.judged] for name, line in named.items()
+        }
         known = {name: [float(value) for value in values if value is not None] for name, values in lengths.items()}
         if all(known.values()):
             found.append(distribution(label, "Length of the answers", unit, known, has_tail=True))
             break
-    return [one for one in found if one is not None]
+    return [candidate for candidate in found if candidate is not None]
 
 
 def _title(found: Sequence[ModelVerdicts]) -> str:
@@ -299,7 +306,9 @@ def _unmatched(found: Sequence[ModelVerdicts], texts: Completions) -> list[str]:
     judged = {name for line in found for name in (line.model, line.baseline) if name is not None}
     used = {texts.known(name) for name in judged}
     unused = [name for name in texts.models if name not in used]
-    known = any(one.texts.answer or one.texts.shown for line in found for one in line.judged)
+    known = any(
+        judged_answer.texts.answer or judged_answer.texts.shown for line in found for judged_answer in line.judged
+    )
     notes = [] if known else ["these files do not hold the judged answers: give them as completions to see them"]
     return notes + [f"completions of {name!r} fit no judged model ({', '.join(sorted(judged))})" for name in unused]
 

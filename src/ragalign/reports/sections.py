@@ -11,7 +11,9 @@ from ragalign.reports.markup import Column, Row, details, joined, name, section,
 from ragalign.reports.report import Comparison
 from ragalign.statistics import Estimate
 
-_KEY = joined(Markup('<span class="key"><i class="{0}"></i>{0}</span>').format(one) for one in ("win", "tie", "lose"))
+_KEY = joined(
+    Markup('<span class="key"><i class="{0}"></i>{0}</span>').format(outcome) for outcome in ("win", "tie", "lose")
+)
 
 _PAIR = Markup('<span class="pair">{}<span class="minus">minus</span>{}</span>')
 
@@ -52,7 +54,7 @@ def models(comparison: Comparison) -> Markup:
 
 def outcomes(comparison: Comparison) -> Markup:
     """Bars of wins, ties and losses, overall or by aspect."""
-    names = list(dict.fromkeys(one for model in comparison.models for one in model.outcomes))
+    names = list(dict.fromkeys(outcome for model in comparison.models for outcome in model.outcomes))
     columns = [
         Column("model", kind="text"),
         Column("win, tie, lose", _KEY, "chart"),
@@ -64,15 +66,15 @@ def outcomes(comparison: Comparison) -> Markup:
     ]
     labels = {metric.name: metric.label for metric in comparison.metrics}
     blocks = []
-    for one in names:
+    for outcome in names:
         rows = []
         for place, model in enumerate(comparison.models):
-            shares = model.outcomes[one]
+            shares = model.outcomes[outcome]
             cells: list[str] = [outcome_bar(shares)]
             cells += [stacked(part.scaled(100), "%") for part in (shares.win, shares.tie, shares.lose)]
             cells += [stacked(shares.net.scaled(100), "%"), count(shares.win.n)]
             rows.append(Row(name(place, model.name), cells, place))
-        blocks.append(_headed(labels[one] if len(names) > 1 else "", table(columns, rows)))
+        blocks.append(_headed(labels[outcome] if len(names) > 1 else "", table(columns, rows)))
     if not blocks:
         return Markup()
     return section("Wins, ties and losses", "In percent of scored answers, seen from the model.", joined(blocks))
@@ -83,11 +85,11 @@ def differences(comparison: Comparison) -> Markup:
     places = {model.name: place for place, model in enumerate(comparison.models)}
     blocks = []
     for metric in comparison.metrics:
-        members = [one for one in comparison.differences if one.metric == metric.name]
+        members = [difference for difference in comparison.differences if difference.metric == metric.name]
         if not members:
             continue
         unit = metric.unit
-        axis = Axis.around([one.estimate for one in members], include=(0.0,))
+        axis = Axis.around([difference.estimate for difference in members], include=(0.0,))
         columns = [
             Column("models", kind="text"),
             Column("difference, points"),
@@ -96,10 +98,10 @@ def differences(comparison: Comparison) -> Markup:
             Column("prompts"),
         ]
         rows = []
-        for one in members:
-            first, second = (name(places[model], model) for model in (one.first, one.second))
-            cells = [*_with_chart(one.estimate, unit, axis, zero=0.0, sign=True), p_value(one.p_adjusted)]
-            cells.append(count(one.n_prompts))
+        for difference in members:
+            first, second = (name(places[model], model) for model in (difference.first, difference.second))
+            cells = [*_with_chart(difference.estimate, unit, axis, zero=0.0, sign=True), p_value(difference.p_adjusted)]
+            cells.append(count(difference.n_prompts))
             rows.append(Row(_PAIR.format(first, second), cells))
         blocks.append(_headed(metric.label, table(columns, rows)))
     if not blocks:
@@ -122,10 +124,10 @@ def strengths(comparison: Comparison) -> Markup:
     rows = [
         Row(
             name(places.get(system), system),
-            [*_with_chart(one, "points", axis, zero=0.0), count(one.n), count(one.n_unscored)],
+            [*_with_chart(strength, "points", axis, zero=0.0), count(strength.n), count(strength.n_unscored)],
             places.get(system),
         )
-        for system, one in found.strengths.items()
+        for system, strength in found.strengths.items()
     ]
     columns = [Column("system", kind="text"), Column("strength, log odds"), _axis(axis, "points")]
     note = (
@@ -154,16 +156,27 @@ def position(comparison: Comparison) -> Markup:
 
 
 def _position_cells(model: Summary, axis: Axis) -> list[str]:
-    one = model.position
-    if one is None:
+    position = model.position
+    if position is None:
         return []
-    rate = one.first_position_rate
-    cells = [*_with_chart(rate, "%", axis, zero=50.0), stacked(one.consistency, "%")]
-    return [*cells, stacked(one.shown_first, "%"), stacked(one.shown_second, "%"), count(rate.n), count(one.n_ties)]
+    rate = position.first_position_rate
+    cells = [*_with_chart(rate, "%", axis, zero=50.0), stacked(position.consistency, "%")]
+    return [
+        *cells,
+        stacked(position.shown_first, "%"),
+        stacked(position.shown_second, "%"),
+        count(rate.n),
+        count(position.n_ties),
+    ]
 
 
 def _one_order(comparison: Comparison) -> Markup:
-    orders = {order.swapped for line in comparison.verdicts.values() for one in line.judged for order in one.orders}
+    orders = {
+        order.swapped
+        for line in comparison.verdicts.values()
+        for judged_answer in line.judged
+        for order in judged_answer.orders
+    }
     if not orders & {True, False}:
         return Markup()
     place = "second" if orders == {False} else "first" if orders == {True} else "in one place for each model"

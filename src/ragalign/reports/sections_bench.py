@@ -32,21 +32,21 @@ def bench_sections(
 
 
 def _namer(bench: Bench, places: Mapping[str, int]) -> Callable[[Measured], tuple[str, int]]:
-    own = {one.name: place for place, one in enumerate(bench.conditions)}
+    own = {condition.name: place for place, condition in enumerate(bench.conditions)}
 
-    def marked(one: Measured) -> tuple[str, int]:
-        place = places.get(one.name, own[one.name])
-        return name(place, one.name), place
+    def marked(measured: Measured) -> tuple[str, int]:
+        place = places.get(measured.name, own[measured.name])
+        return name(place, measured.name), place
 
     return marked
 
 
 def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup:
-    has_quality = any(one.quality for one in bench.conditions)
-    has_first = any(one.costs.first_token for one in bench.conditions)
-    has_rate = any(one.costs.requests_per_s for one in bench.conditions)
-    has_price = any(one.costs.price for one in bench.conditions)
-    has_cache = any(one.costs.prefilled_tokens for one in bench.conditions)
+    has_quality = any(condition.quality for condition in bench.conditions)
+    has_first = any(condition.costs.first_token for condition in bench.conditions)
+    has_rate = any(condition.costs.requests_per_s for condition in bench.conditions)
+    has_price = any(condition.costs.price for condition in bench.conditions)
+    has_cache = any(condition.costs.prefilled_tokens for condition in bench.conditions)
     columns = [Column("recipe", kind="text")]
     if has_quality:
         columns += [Column(with_unit(bench.label, bench.unit)), Column(f"minus {bench.baseline}")]
@@ -57,11 +57,11 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
     columns += [Column("requests/s")] * has_rate
     columns += [Column("price")] * has_price
     rows = []
-    for one in bench.conditions:
-        costs = one.costs
+    for condition in bench.conditions:
+        costs = condition.costs
         cells: list[str] = []
         if has_quality:
-            quality = one.quality
+            quality = condition.quality
             cells.append(stacked(quality.estimate if quality else None, bench.unit))
             cells.append(stacked(quality.difference if quality else None, bench.unit, sign=True))
         cells.append(stacked(costs.prompt_tokens, "words"))
@@ -77,7 +77,7 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
             cells.append(rate(costs.requests_per_s))
         if has_price:
             cells.append(with_range(price(costs.price), price_spread(costs.price)))
-        heading, place = marked(one)
+        heading, place = marked(condition)
         rows.append(Row(heading, cells, place))
     note = "Means per request with 95 % intervals. Every recipe began with an empty prefix cache."
     if has_first:
@@ -88,23 +88,23 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
 
 
 def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup:
-    reasons = list(dict.fromkeys(reason for one in bench.conditions for reason in one.costs.ends))
+    reasons = list(dict.fromkeys(reason for condition in bench.conditions for reason in condition.costs.ends))
     labels = {"stop": "stopped, %", "length": "cut at the limit, %"}
     columns = [Column("recipe", kind="text"), Column("answers"), Column("words")]
     columns += [Column(labels.get(reason, f"{reason}, %")) for reason in reasons]
-    has_ratio = any(one.costs.length_ratio for one in bench.conditions)
+    has_ratio = any(condition.costs.length_ratio for condition in bench.conditions)
     columns += [Column("repeated 4-grams, %"), *[Column("length over reference")] * has_ratio]
     columns += [Column("demonstrations in a prompt"), Column("different ones used"), Column("own text shown")]
     columns.append(Column("retrieval and packing, ms"))
     rows = []
-    for one in bench.conditions:
-        costs = one.costs
+    for condition in bench.conditions:
+        costs = condition.costs
         cells = [count(costs.n), stacked(costs.words, "words")]
         cells += [number(100 * costs.ends.get(reason, 0.0), "%") for reason in reasons]
         cells += [stacked(costs.repeated, "%"), *[stacked(costs.length_ratio, "")] * has_ratio]
         cells += [number(costs.demonstrations.value, "%"), count(len(costs.used)), count(costs.n_leaked)]
         cells.append(NONE if costs.preparation_ms is None else f"{costs.preparation_ms:,.1f}")
-        heading, place = marked(one)
+        heading, place = marked(condition)
         rows.append(Row(heading, cells, place))
     return section(
         "Lengths and ends", "How long answers are, why they ended, and what they were shown.", table(columns, rows)
@@ -132,12 +132,12 @@ def _factor(factor: Factor, bench: Bench) -> Markup:
 
 def _used(bench: Bench, demonstrations: Mapping[str, Demonstration]) -> Markup:
     rows = []
-    for one in bench.conditions:
-        for used, n in list(one.costs.used.items())[:_MOST_SHOWN]:
+    for condition in bench.conditions:
+        for used, n in list(condition.costs.used.items())[:_MOST_SHOWN]:
             shown = demonstrations[used].instruction if used in demonstrations else used
             text = " ".join(shown.split())
             text = text if len(text) <= 120 else f"{text[:119]}…"
-            rows.append(Row(one.name, [text, count(n), number(100 * n / one.costs.n, "%")]))
+            rows.append(Row(condition.name, [text, count(n), number(100 * n / condition.costs.n, "%")]))
     if not rows:
         return Markup()
     columns = [
@@ -154,9 +154,9 @@ def _published(bench: Bench) -> Markup:
     if not bench.published:
         return Markup()
     rows = [
-        Row(one.name, [one.figure, f"{number(one.value, one.unit)}{' %' if one.unit == '%' else ''}",
-                               one.prompts, one.source])
-        for one in bench.published
+        Row(result.name, [result.figure, f"{number(result.value, result.unit)}{' %' if result.unit == '%' else ''}",
+                               result.prompts, result.source])
+        for result in bench.published
     ]  # fmt: skip
     columns = [Column("system", kind="text"), Column("figure", kind="text"), Column("published")]
     columns += [Column("prompts", kind="text"), Column("source", kind="text")]

@@ -27,8 +27,8 @@ def aspects(comparison: Comparison) -> Markup:
     found = [metric for metric in comparison.metrics if metric.is_aspect]
     if len(found) < 2:
         return Markup()
-    series = {model.name: [model.means[one.name] for one in found] for model in comparison.models}
-    return section("By aspect", "", _axes([one.label for one in found], series, comparison, found[0].unit))
+    series = {model.name: [model.means[metric.name] for metric in found] for model in comparison.models}
+    return section("By aspect", "", _axes([metric.label for metric in found], series, comparison, found[0].unit))
 
 
 def categories(comparison: Comparison) -> Markup:
@@ -45,18 +45,18 @@ def categories(comparison: Comparison) -> Markup:
 def distributions(comparison: Comparison) -> Markup:
     """Histograms of scores and lengths, one small chart per model."""
     blocks = []
-    for one in comparison.distributions:
+    for distribution in comparison.distributions:
         charts = joined(
             _HISTOGRAM.format(
                 colour(place),
                 name(place, model.name),
-                count(sum(one.counts[model.name])),
-                histogram(one, model.name),
+                count(sum(distribution.counts[model.name])),
+                histogram(distribution, model.name),
             )
             for place, model in enumerate(comparison.models)
         )
-        label = with_unit(one.label, one.unit)
-        blocks.append((one.name, Markup('<h4>{}</h4><div class="multiples">{}</div>').format(label, charts)))
+        label = with_unit(distribution.label, distribution.unit)
+        blocks.append((distribution.name, Markup('<h4>{}</h4><div class="multiples">{}</div>').format(label, charts)))
     if not blocks:
         return Markup()
     shown = [html for place, (key, html) in enumerate(blocks) if place == 0 or key.startswith("n_")]
@@ -82,7 +82,7 @@ def own_figures(comparison: Comparison) -> Markup:
     rows = [Row(key, [_own_figure(model, key) for model in comparison.models]) for key in names]
     notes = dict.fromkeys(note for model in comparison.models for note in model.figures.notes)
     body = table(_model_columns(comparison), rows) + joined(
-        Markup('<p class="note">{}</p>').format(one) for one in notes
+        Markup('<p class="note">{}</p>').format(note) for note in notes
     )
     shown = details(f"Figures of {comparison.protocol} under its own names", body)
     return Markup('<section class="card">{}</section>').format(shown)
@@ -91,16 +91,18 @@ def own_figures(comparison: Comparison) -> Markup:
 def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison: Comparison, unit: str) -> Markup:
     """A radar chart, where it can be read, beside a table with all figures."""
     rows = [
-        Row(one, [stacked(series[model.name][place], unit) for model in comparison.models])
-        for place, one in enumerate(names)
+        Row(label, [stacked(series[model.name][place], unit) for model in comparison.models])
+        for place, label in enumerate(names)
     ]
     figures = table(_model_columns(comparison), rows)
-    values = [one.value for estimates in series.values() for one in estimates if math.isfinite(one.value)]
+    values = [
+        estimate.value for estimates in series.values() for estimate in estimates if math.isfinite(estimate.value)
+    ]
     if not (values and _FEWEST_AXES <= len(names) <= _MOST_AXES and len(series) <= _MOST_IN_RADAR):
         return figures
     ends = scale_of(comparison.protocol) if unit == "points" else (0.0, min(100.0, 20 * math.ceil(max(values) / 20)))
     if ends is None:
-        axis = Axis.around([one for estimates in series.values() for one in estimates])
+        axis = Axis.around([estimate for estimates in series.values() for estimate in estimates])
         ends = (axis.low, axis.high)
     return Markup('<div class="split">{}<div>{}</div></div>').format(radar(names, series, *ends, unit), figures)
 
@@ -123,5 +125,7 @@ def _own_figure(model: Summary, key: str) -> str:
 def _flat(model: Summary) -> dict[str, object]:
     flat: dict[str, object] = {"n": model.figures.n, "n_unscored": model.figures.n_unscored}
     for key, value in model.figures.values.items():
-        flat |= {f"{key}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {key: value}
+        flat |= (
+            {f"{key}.{part}": inner for part, inner in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
     return flat

@@ -112,18 +112,19 @@ def check(
         batch = pairs[start : start + _BATCH]
         full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in batch], [a for _, a in batch])
         reused = _scored(generator, [prompt for prompt, _ in batch], [a for _, a in batch])
-        for one, other in zip(full, reused, strict=True):
-            full_nll.append(-float(one.logprobs.mean()))
+        for reference, other in zip(full, reused, strict=True):
+            full_nll.append(-float(reference.logprobs.mean()))
             reused_nll.append(-float(other.logprobs.mean()))
-            same.append(one.top_ids[:, 0] == other.top_ids[:, 0])
-            first.append(_largest(one, other))
+            same.append(reference.top_ids[:, 0] == other.top_ids[:, 0])
+            first.append(_largest(reference, other))
         advance(len(batch))
     # One demonstration directly behind the prefix is the same computation, so more than rounding is a fault.
     single = [(_single(prompt), answer) for prompt, answer in pairs[:n_exact]]
     exact_full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in single], [a for _, a in single])
     exact = _scored(generator, [prompt for prompt, _ in single], [a for _, a in single])
     exact_difference = max(
-        abs(float(one.logprobs.mean() - other.logprobs.mean())) for one, other in zip(exact_full, exact, strict=True)
+        abs(float(reference.logprobs.mean() - other.logprobs.mean()))
+        for reference, other in zip(exact_full, exact, strict=True)
     )
     found = mean(np.array(reused_nll) - np.array(full_nll))
     same_top1 = float(np.concatenate(same).mean())
@@ -151,9 +152,11 @@ def _scored(generator: Scoring, prompts: Sequence[Prompt], answers: Sequence[Seq
     return [found[position] for position in range(len(prompts))]
 
 
-def _largest(one: Distributions, other: Distributions) -> float:
+def _largest(reference: Distributions, other: Distributions) -> float:
     """The largest difference at the first position, among tokens that are in the top of both."""
-    here, there = (dict(zip(d.top_ids[0].tolist(), d.top_logprobs[0].tolist(), strict=True)) for d in (one, other))
+    here, there = (
+        dict(zip(d.top_ids[0].tolist(), d.top_logprobs[0].tolist(), strict=True)) for d in (reference, other)
+    )
     return max((abs(here[id_] - there[id_]) for id_ in here.keys() & there.keys()), default=float("inf"))
 
 

@@ -140,9 +140,9 @@ def manifest_for(packer: Packer, precision: Precision = "model") -> Manifest:
 
 def piece_ids(packer: Packer) -> Iterator[list[int]]:
     """Token ids of the pool's demonstrations, as they are in prompts; those that never fit into one are left out."""
-    constant = {one.demonstration.id for one in packer.constants}
+    constant = {constant.demonstration.id for constant in packer.constants}
     at_start = len(_prefix_ids(packer)) == len(packer.tokenizer.prefix_ids)
-    wanted = [one.id for one in packer.pool if one.id not in constant]
+    wanted = [demonstration.id for demonstration in packer.pool if demonstration.id not in constant]
     for first in range(0, len(wanted), 1000):
         some = wanted[first : first + 1000]
         for ids, start_ids in packer.token_ids(some):

@@ -270,8 +270,8 @@ class Mover:
             first, second = keys[..., 0:n:2], keys[..., 1:n:2]
         else:
             first, second = keys[..., : n // 2], keys[..., n // 2 : n]
-        one, other = first.float(), second.float()
-        turned = one * cos - other * sin, other * cos + one * sin  # both, before either is written
+        x, y = first.float(), second.float()
+        turned = x * cos - y * sin, y * cos + x * sin  # both, before either is written
         first.copy_(turned[0])
         second.copy_(turned[1])
         return keys
