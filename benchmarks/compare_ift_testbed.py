@@ -13,7 +13,7 @@ What that implies, written down before the first run. N demonstrations drawn at 
 3. *constant* shows at most as many as fit into a prompt, and N/200 of the topics at best, so that it stays near c(N)
    while all N fit, and falls behind *retrieved* where they do not.
 4. *retrieved-pool* does not depend on N and comes near the model's own accuracy.
-5. Fine-tuning must learn the styles of the N by heart, from one to ten examples of each, with a model that was never
+5. Fine-tuning must memorise the styles of the N, from one to ten examples of each, with a model that was never
    trained to do so. It stays below c(N), hence below *retrieved* at every N, and gains most at the largest N.
 6. *zero-shot* is right by chance only: 1 in 24 x 8 x 24.
 """

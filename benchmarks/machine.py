@@ -1,4 +1,4 @@
-"""What a benchmark's result says about where it was made."""
+"""The machine and versions, as recorded in a benchmark's result."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the output-only repetition penalty costs of decode throughput.
+"""The cost of the output-only repetition penalty in decode throughput.
 
     python benchmarks/output_penalty.py --out benchmarks/results/output_penalty.json
 
-One engine answers the same short prompts with and without the penalty, in turns; what counts is tokens decoded per
+One engine answers the same short prompts with and without the penalty, in turns; it measures tokens decoded per
 second. The model has random weights and samples at temperature 1, so nearly every token is new to its output,
 which is the most work for the penalty, and it is far smaller than any model that people use, so a step is short.
 """

@@ -79,7 +79,7 @@ def check(plan: Plan, hits: list[list[Hit]], personal: int, max_tokens: int) -> 
 
 
 def small_cache(plans: dict[str, Plan]) -> list[dict[str, Any]]:
-    """What is left of a plan in a cache of 2,000 blocks, in planned order and in the order of the input."""
+    """The gain of a plan with a cache of 2,000 blocks, in planned order and in input order."""
     rows = []
     for name, plan in plans.items():
         unsorted = Plan(plan.prompts, sorted(plan.order), plan.relevance)
@@ -149,7 +149,7 @@ def contextpilot(python: str, workload: Workload, hits: list[list[Hit]]) -> dict
 
 
 def many(workload: Workload, settings: PlannerSettings, n: int) -> dict[str, Any]:
-    """What planning adds to packing for `n` queries: mixtures of two of the workload's vectors, as real ones lie."""
+    """The time that planning adds to packing for `n` queries: mixtures of two of the workload's vectors."""
     random = np.random.default_rng(0)
     vectors = workload.index.encoder.encode(workload.queries)
     mixed = vectors[random.integers(len(vectors), size=n)] + 0.7 * vectors[random.integers(len(vectors), size=n)]

@@ -1,10 +1,10 @@
-"""What planning does to answers: exact match on the testbed, beside the price of each strategy.
+"""The effect of planning on answers: exact match on the testbed and the price of each strategy.
 
     python benchmarks/planning_testbed.py --out benchmarks/results/planning_testbed.json
 
 The testbed's model, pool and queries come with the package. Nine demonstrations, dense retrieval, greedy decoding with
 transformers; tokens prefilled are simulated (blocks of 16, no limit). A strategy that loses more than 2 points at its
-default floor should not be anybody's default.
+default floor should not be a default.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _HEADING = "### Instruction:"
 
 @dataclass(frozen=True)
 class Workload:
-    """What a planner is given: queries, their candidates (best first), and the packer that makes the prompts."""
+    """The input of a planner: queries, their candidates (best first), and the packer that makes the prompts."""
 
     queries: list[str]
     index: Index

@@ -1,11 +1,11 @@
-"""What demonstrations do for a real base model: fixed, drawn, retrieved, many, and how decoding matters.
+"""The effect of demonstrations on a real base model: fixed, random, retrieved, many; and of decoding.
 
     python benchmarks/results_real.py prepare --data ../shared/data --folder build/results-real
     python benchmarks/results_real.py measure --folder build/results-real
     python benchmarks/results_real.py report --folder build/results-real
 
 `prepare` retrieves and packs: every prompt becomes token ids. `measure` runs them through vLLM, on a CPU or a GPU, and
-is the only step that needs the engine; stopped (also by `--limit-s`), it goes on where it was. It needs vLLM,
+is the only step that needs the engine; run it again to resume (also after `--limit-s`). It needs vLLM,
 ragalign's source and the prepared folder, so it can run on a machine that has nothing else. `report` compares.
 """
 
@@ -19,7 +19,7 @@ FOLDER = Path("build/results-real")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What demonstrations do for a real base model.")
+    parser = argparse.ArgumentParser(description="The effect of demonstrations on a real base model.")
     steps = parser.add_subparsers(dest="step", required=True)
     preparing = steps.add_parser("prepare", help="retrieve and pack")
     preparing.add_argument("--data", type=Path, required=True, help="AlpacaEval's, IFEval's and LIMA's files")

@@ -1,4 +1,4 @@
-"""What retrieved demonstrations cost on the CPU engine when they are kept, beside fixed and plain ones.
+"""The cost of retrieved demonstrations on the CPU engine: reused, plain and fixed.
 
     python benchmarks/reuse.py --data ../shared/data --model llama-160m --out benchmarks/results/reuse_160m.json
     python benchmarks/reuse.py --data ../shared/data --model packaged:gemma-3-270m \
@@ -7,14 +7,14 @@
 
 Questions and pool are those of `planning_workload.py`, the budget is ICA's. A model named after a shape has random
 weights. All settings answer the same questions in one engine whose caches are empty at the beginning, question by
-question in turns, as a service would see them:
+question in turns, as a service receives them:
 
     fixed      the three constant demonstrations, then the same ones for everybody: as many as are retrieved
     plain      the constant ones, then retrieved ones, most similar last
     reuse-N    the same, kept; the N most similar ones computed all the same
 
 Only what these questions need is kept, which takes most of the time. `misses` is the share of retrieved demonstrations
-that had to be computed though they were to be reused.
+that should have been reused but had to be computed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Four times more clients than the service has room for, and clients that mean harm: refusals, memory, latency.
+"""Four times more clients than the service has room for, and malicious clients: refusals, memory, latency.
 
     PYTHONPATH=tests python benchmarks/serving_load.py --out benchmarks/results/serving_load.json
 
-`ragalign serve` runs in a process of its own, with vLLM's engine on the CPU and a toy model. Its room is what may run
-and what may wait; each client asks anew as soon as it has an answer, and 0.1 s after a refusal.
+`ragalign serve` runs in a process of its own, with vLLM's engine on the CPU and a toy model. Its room is the requests
+that can run or wait; each client sends its next request as soon as it has an answer, and 0.1 s after a refusal.
 The attacks go to the same service in front of a scripted completion server: answers slower than the deadline beside
 clients that leave, half-open connections, messages of 900 kB beside a small one, and a thousand SIGHUPs.
 """
@@ -56,7 +56,7 @@ def measure(seconds: float) -> dict[str, Any]:
             assert running.process is not None
             load = asyncio.run(press(running.url, clients=CLIENTS, seconds=seconds, body=body, pid=running.process.pid))
             log = (folder / "log").read_text(errors="replace")
-    # By Little's law, who is let in stays for about room / throughput; the tail should not be far behind.
+    # By Little's law, who is let in stays for about room / throughput; the tail should be close to it.
     expected_s = (RUNNING + WAITING) / load.throughput
     return {
         "seconds": round(load.seconds, 1),
@@ -76,7 +76,7 @@ def measure(seconds: float) -> dict[str, Any]:
 
 
 def attack() -> dict[str, Any]:
-    """What comes of each attack."""
+    """The outcome of each attack."""
     with tempfile.TemporaryDirectory() as name, ScriptedServer(lambda _: "An answer.", delay_s=0.05) as server:
         folder = Path(name)
         pool = Pool.load(data_folder() / "starter.jsonl")

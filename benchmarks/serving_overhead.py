@@ -1,4 +1,4 @@
-"""What the service adds to the engine: time to the first token, and requests a second.
+"""The overhead of the service over the engine: time to first token, and requests per second.
 
     python benchmarks/serving_overhead.py --out benchmarks/results/serving_overhead.json
     python benchmarks/serving_overhead.py --shape llama-160m --requests 16 \
@@ -8,12 +8,12 @@ One process holds one vLLM engine (on the CPU) and two servers in front of it: t
 that `vllm serve` runs. The service gets questions and retrieves, packs and decodes; vLLM's gets the same prompts as the
 token ids they become. Both are asked in turn, in random order. The first token is timed with warm prefix caches; the
 encoder's own time is measured between them, on the same questions, and since that is most of what is added, the same
-is done with a recipe whose demonstrations are drawn at random, which needs no encoder. Requests a second are counted
+is done with a recipe whose demonstrations are drawn at random, which needs no encoder. Requests per second are counted
 with caches that are warm, and with caches emptied before each round, as with questions that nobody has asked before.
 
-Service, encoder and engine share the processor, so what the encoder takes is missing to the engine. The toy model has
+Service, encoder and engine share the processor, so the encoder slows the engine down. The toy model has
 two narrow layers, and costs far less per request than any model that people use: the hardest case. `--shape` takes
-random weights of a model's shape instead, whose answers are no text; only requests a second are counted then.
+random weights of a model's shape instead, whose answers are gibberish; only requests per second are counted then.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("toy", *SHAPES), default="toy")
     parser.add_argument("--questions", type=int, default=40, help="for the first token")
-    parser.add_argument("--requests", type=int, default=32, help="of a round, for requests a second")
+    parser.add_argument("--requests", type=int, default=32, help="of a round, for requests per second")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)

@@ -2,9 +2,9 @@
 
     python benchmarks/shift_testbed.py --out benchmarks/results/shift_testbed.json --page docs/shift
 
-The base model is the testbed's: it has learnt to look a topic's house style up in its context, and knows none by heart.
+The base model is the testbed's: it has learnt to look a topic's house style up in its context, and has memorised none.
 The aligned model is made from it by fine-tuning, without any context, on the pool's ten demonstrations of each topic
-that will be asked about, so that it must learn their styles by heart. Both are then compared on unseen queries.
+that will be asked about, so it must memorise their styles. Both are then compared on unseen queries.
 
 What that implies, written down before the first run:
 
@@ -16,7 +16,7 @@ What that implies, written down before the first run:
 3. Retrieved demonstrations show the topic's own style: they close nearly all of the shift.
 4. As many demonstrations drawn at random mostly show other topics: of 200 topics, nine random ones rarely hit the
    right one, so they close little of it, and so do three constant ones.
-5. Choices stand at the beginning, in the middle and near the end of an answer, so that the shift does not fade along
+5. Choices are at the beginning, in the middle and near the end of an answer, so that the shift does not fade along
    the answer as it does for assistants, whose style is decided early.
 """
 
@@ -62,7 +62,7 @@ COMMON = (
 
 
 def categories() -> dict[str, list[str]]:
-    """Choices: the word behind the topic in each of an answer's three parts. The rest is what follows or is copied."""
+    """Choices: the word after the topic in each of an answer's three parts. The rest is what follows or is copied."""
     openings = "|".join(text.split()[0] for text in world.OPENINGS)
     layouts = "|".join(word for word, _, _ in world.RULES)
     sign_offs = "|".join(text.split()[0].rstrip(",") for text in world.SIGN_OFFS)

@@ -8,10 +8,10 @@ at most 256 new tokens; all else is the recipe's own. For each recipe:
 
 - stopped: the answer ended at a stop string or at the model's own end of text, before its tokens were spent;
 - leaked: the answer shows a delimiter of the prompt's form, or a fence that closes no code block;
-- repeated: the mean share of an answer's 4-grams of words that stand in it before.
+- repeated: the mean share of an answer's 4-grams of words that occurred in it before.
 
 Each recipe's figures are written as they are known; the same command continues an interrupted run, and --recipe
-measures one anew.
+measures a recipe again.
 """
 
 from __future__ import annotations

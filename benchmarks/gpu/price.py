@@ -1,16 +1,16 @@
-"""What retrieved demonstrations cost on a GPU, beside fixed ones, with and without planning.
+"""The cost of retrieved and fixed demonstrations on a GPU, with and without planning.
 
     python benchmarks/gpu/price.py prepare --data ../shared/data --folder build/gpu
     python benchmarks/gpu/price.py measure --folder build/gpu --shape llama-3.1-8b --out benchmarks/results/gpu_8b.json
     python benchmarks/gpu/price.py measure --folder build/gpu --shape llama-2-13b --out benchmarks/results/gpu_13b.json
 
-`prepare` retrieves, plans and packs, on any machine; `measure` needs a GPU, vLLM and that folder. The model has the
-shape that it is named after and random weights: speed is honest, and the answers mean nothing. All settings answer the
-same questions (of `planning_workload.py`) in one engine, in turns, each with an empty prefix cache. Tokens are
+`prepare` retrieves, plans and packs, on any machine; `measure` needs a GPU, vLLM and that folder. The model has random
+weights in the shape that it is named after: speed is realistic, and the answers are meaningless. All settings answer
+the same questions (of `planning_workload.py`) in one engine, in turns, each with an empty prefix cache. Tokens are
 Llama-2's for both shapes. `cached_simulated` is what requests would find if they came one after another; an engine
-that works on many at once has not yet computed what some of them share when they begin.
+that works on many at once has not yet computed what some of them share when they start.
 
-``measure --shape tiny`` goes the same way on a CPU, to see that the script works where no GPU is.
+``measure --shape tiny`` runs the same steps on a CPU, to test the script without a GPU.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def prepare(data: Path, folder: Path, n: int) -> None:
 
 
 def missing(shape: str, folder: Path) -> str | None:
-    """What is lacking here, on one line; None where nothing is."""
+    """The missing requirements of this machine, on one line; None if there are none."""
     if NEEDS_GB[shape]:
         import torch
 

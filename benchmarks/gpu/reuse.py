@@ -1,19 +1,20 @@
-"""What retrieved demonstrations cost on a GPU when their keys and values are kept, beside fixed and plain ones.
+"""The cost of retrieved demonstrations on a GPU: reused, plain and fixed.
 
     python benchmarks/gpu/reuse.py prepare --data ../shared/data --folder build/gpu-reuse
     python benchmarks/gpu/reuse.py measure --folder build/gpu-reuse --out benchmarks/results/gpu_reuse_8b.json
 
 `prepare` retrieves and packs, on any machine. `measure` needs a GPU, vLLM 0.25 or later, about 80 GB of host memory,
 ragalign's source (on PYTHONPATH) and that folder; nothing else of ragalign's dependencies but numpy, safetensors and
-xxhash. The model has the shape of Llama-3.1-8B and random weights: speed is honest, and the answers mean nothing. All
-settings answer the same questions (of `planning_workload.py`) in one engine, in turns, each with an empty prefix cache:
+xxhash. The model has random weights in the shape of Llama-3.1-8B: speed is realistic, and the answers
+are meaningless. All settings answer the same questions (of `planning_workload.py`) in one engine, in turns, each with
+an empty prefix cache:
 
     fixed-3000   the same 3,000 tokens of demonstrations for everybody
     ica-order    retrieved ones, most similar last
     reuse        three constant demonstrations, then retrieved ones whose keys and values come from pinned host memory
     reuse-hot    the same, those used most recently kept on the card
 
-``measure --shape tiny`` goes the same way on a CPU, to see that the script works where no GPU is.
+``measure --shape tiny`` runs the same steps on a CPU, to test the script without a GPU.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def prepare(data: Path, folder: Path, n: int) -> None:
 
 
 def missing(shape: str, folder: Path) -> str | None:
-    """What is lacking here, on one line; None where nothing is."""
+    """The missing requirements of this machine, on one line; None if there are none."""
     if NEEDS_GB[shape]:
         import torch
 
@@ -163,7 +164,7 @@ def measure(
         plan = ReusePlan(key, len(prefix), (len(ids),) if ids else (), keep=uuid.uuid4().hex)
         return request([*prefix, *ids], plan, 1)
 
-    # The pieces of all prompts, each computed once by a forward of its own behind the prefix.
+    # The pieces of all prompts, each computed once in its own forward pass after the prefix.
     pieces: dict[str, list[int]] = {}
     plans = []
     for ids, mine in zip(_prompts(folder, "reuse", limit), lengths, strict=True):
@@ -239,7 +240,7 @@ def measure(
 
 
 def _exact_difference(ask: Any, request: Any, prompts: Any, plans: Any, n_prefix: int) -> float:
-    """Largest difference of the first token's log-probability where one piece is directly behind the prefix."""
+    """Largest difference of the first token's log-probability where one piece is directly after the prefix."""
     from ragalign.reuse_plan import ReusePlan
 
     largest = 0.0

@@ -49,12 +49,12 @@ class PartFigures:
 
 @dataclass(frozen=True)
 class Slice:
-    """What retrieval does for some of the questions: differences of `RETRIEVED` to other conditions.
+    """The effect of retrieval on a subset of questions: differences of `RETRIEVED` from other conditions.
 
     Attributes:
         name: of the category, or the range of similarities.
         n: questions.
-        differences: for each condition, the difference of `RETRIEVED` to it.
+        differences: for each condition, the difference of `RETRIEVED` from it.
     """
 
     name: str

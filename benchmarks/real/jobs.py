@@ -33,7 +33,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells jobs of a group apart."""
+        """The key that identifies a job within its group."""
         return self.condition, self.question
 
 

@@ -53,7 +53,7 @@ def measure(folder: Path, *, model: str | None = None, limit_s: float | None = N
     Args:
         folder: what `prepare` wrote.
         model: in place of the prepared one, such as its GGUF file or converted folder.
-        limit_s: stop after so many seconds; the same call goes on where it stopped.
+        limit_s: stop after this many seconds; call again to resume.
 
     Returns:
         Whether everything is done.

@@ -1,4 +1,4 @@
-"""What was measured, as numbers per question: likelihoods, and what answers are worth without a judge."""
+"""Measurements per question: likelihoods, and measures of answers that need no judge."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def render(figures: Figures, settings: Mapping[str, Any], *, created: datetime) 
 
 
 def summary(figures: Figures) -> Iterator[str]:
-    """What the intervals say, one sentence per headline and baseline."""
+    """Conclusions from the intervals, one sentence per headline and baseline."""
     parts = {"nll": figures.alpaca, "similarity": figures.alpaca, "instruction_loose": figures.ifeval}
     for metric in _HEADLINES:
         for baseline, found in parts[metric].against.items():

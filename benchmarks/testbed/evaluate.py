@@ -1,9 +1,9 @@
-"""How the testbed's model reads its prompts: controls that say why the benchmark's conditions differ.
+"""How the testbed's model reads its prompts: controls that explain why the benchmark's conditions differ.
 
     python benchmarks/testbed/evaluate.py --out benchmarks/results/testbed.json
 
 `ragalign bench --testbed` compares methods. This script tells looking a topic's style up from copying the commonest
-one, shows whether it matters where the demonstration stands, and which part of an answer goes wrong. Every prompt goes
+one, shows whether the demonstration's position matters, and which part of an answer goes wrong. Every prompt goes
 the whole way: pool, MiniLM, index, packer, greedy decoding.
 """
 
@@ -61,7 +61,7 @@ Choice = Callable[[random.Random, str, Pool], list[Demonstration]]
 
 @dataclass(frozen=True)
 class Condition:
-    """What is put into the prompt: what a retriever finds, or else a choice that knows the topic."""
+    """The demonstrations of a prompt: a retriever's, or a choice that knows the topic."""
 
     name: str
     retriever: str = "none"

@@ -61,7 +61,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and around a skip."""
+    """Attention and MLP, each with a norm before it and a skip around it."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Llama(nn.Module):
             layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids [n, t] -> hidden states [n, t, width] behind the last norm."""
+        """Ids [n, t] -> hidden states [n, t, width] after the last norm."""
         return self.forward_with_inputs(ids)[0]
 
     def forward_with_inputs(self, ids: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -11,7 +11,7 @@ words too, the model first copies the commonest style of its context and stays t
 3. longer documents, with no help, in which a style may have been shown once or often, near or far.
 
 One thread, and every step's data is drawn from the seed and the step's number, so that a run gives the same weights
-again on the same machine, and a run that was interrupted goes on from its checkpoint to the same end.
+again on the same machine, and an interrupted run resumes from its checkpoint with the same result.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def one_in_eight(rng: random.Random, n_others: int = 8) -> list[int]:
 def held_out(model: Llama, tokenizer: Any, words: Words, n: int = 64) -> tuple[float, float]:
     """Share of last answers, one demonstration in eight, that are right to the last word, and of right style words.
 
-    Worlds of the development split; each word is foretold behind the right words before it, which comes to the same
-    as decoding greedily where all of them are right.
+    Worlds of the development split; each word is predicted after the right words before it, which equals
+    greedy decoding where all of them are right.
     """
     rng = random.Random("held out")
     ids, _ = document_batch(rng, tokenizer, words, [one_in_eight(rng) for _ in range(n)], "dev")
@@ -334,7 +334,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the model's folder, written at each checkpoint")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="where an interrupted run goes on from")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="where an interrupted run resumes from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     args = parser.parse_args()

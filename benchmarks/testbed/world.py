@@ -87,7 +87,7 @@ OPENINGS = (
     "win hearts with ease.",
 )
 
-# The word behind the topic in the body, whether the order of the instruction is reversed, and the layout.
+# The word after the topic in the body, whether the order of the instruction is reversed, and the layout.
 RULES = (
     ("notes", False, "sentence"),
     ("list", False, "bullets"),
@@ -147,7 +147,7 @@ class Style(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What an instruction asks for: numbers of a topic and a phrasing, and of three aspects in order."""
+    """The request of an instruction: numbers of a topic and a phrasing, and of three aspects in order."""
 
     topic: int
     aspects: tuple[int, int, int]

@@ -2,7 +2,7 @@
 
     python docs/hooks/generate.py       # or: make docs
 
-A line ``<!-- generated: NAME -->`` in a page of `docs/` stands for what the function NAME returns. Where a line
+A line ``<!-- generated: NAME -->`` in a page of `docs/` is replaced by what the function NAME returns. Where a line
 ``<!-- end -->`` follows, the text between the two is kept in the page for readers of the repository, and this script
 writes it. Everything here must load quickly and without heavy libraries, since a test calls all of it.
 """
@@ -252,7 +252,7 @@ def _keys_table(kind: type[Any], extra: list[tuple[str, ...]] | None = None, ski
 
 
 def _described(kind: type[Any]) -> dict[str, str]:
-    """What the docstrings of a class say on its attributes and parameters."""
+    """The descriptions of a class's attributes and parameters, from its docstrings."""
     found: dict[str, str] = {}
     for text in (kind.__init__.__doc__, kind.__doc__):
         for section in Docstring(split_groups(inspect.cleandoc(text or ""))).parse("google", warnings=False):

@@ -358,7 +358,7 @@ class Aligner:
             for delta in deltas:
                 text = clean.push(delta.text)
                 reason = delta.finish_reason
-                # The answer is over, but the model goes on; where tokens are counted as they come, leave it there.
+                # The answer is over, but the model continues; where tokens are counted as they come, stop here.
                 if clean.ended and (reason is not None or delta.n_tokens):
                     reason = "stop"
                 if reason is not None:

@@ -241,7 +241,7 @@ def test_an_answer_is_shown_with_all_that_belongs_to_it(page: Page, starter_inde
     assert rows["q41"]["response"] in page.detail
     assert f"{completion_rows(f'baseline {ATTACKS[2]}')[41]['response']}" in page.detail
     assert page.detail.count(f"said 41 {ATTACKS[1]}") == 2
-    assert "the baseline stood first" in page.detail
+    assert "the baseline was shown first" in page.detail
     assert "prompt of 1,041 tokens" in page.detail
     demonstration = Index.open(starter_index).pool[0]
     assert demonstration.instruction in page.detail

@@ -1,4 +1,4 @@
-"""The cost of answering: tokens, seconds, lengths, how answers ended, and which demonstrations were used how often."""
+"""The cost of answering: tokens, seconds, lengths, how answers ended, and how often demonstrations were used."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def _with_references(answered: Answered, cases: Cases) -> Iterator[tuple[str, Se
 def _first_token(seconds: Sequence[float]) -> FirstToken | None:
     if not seconds:
         return None
-    # NumPy's interpolation between equal values is exact, so that no decile exceeds the median.
+    # NumPy interpolates exactly between equal values, so no decile exceeds the median.
     low, median, high = (1000 * np.quantile(seconds, [0.1, 0.5, 0.9])).tolist()
     return FirstToken(median, low, high)
 
 
 def _leaked(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Demonstration]) -> int:
-    """Requests that had a demonstration with their own text."""
+    """The number of requests whose own text was among their demonstrations."""
     texts: dict[str, str] = {}
 
     def text_of(name: str) -> str:

@@ -97,7 +97,7 @@ def _opponents(cases: Cases, path: str | Path) -> dict[str, Answer]:
     known = [item for item in load_items(path) if item.sample == 0]
     by_id = {item.id: item for item in known}
     same = [by_id.get(case.id) for case in cases.cases]
-    # The ids of a file without ids are its own numbers, so ignore them.
+    # In a file without ids, they are line numbers, so ignore them.
     has_ids = all(
         item is None or item.instruction == case.turns[0] for item, case in zip(same, cases.cases, strict=True)
     )

@@ -22,7 +22,7 @@ from ragalign.measures.likelihood import Likelihood, continuation, likelihoods
 from ragalign.runs import LineFile, fingerprint
 from ragalign.types import Generator, Prompt
 
-# Cases that are looked at together: what an interruption costs at most.
+# Cases per batch; an interruption loses at most one batch.
 _BATCH = 32
 _KEYS = ("turn", "id", "references")
 
@@ -70,7 +70,7 @@ def keep_likelihoods(path: Path, aligner: Aligner, cases: Cases) -> None:
 
 
 def measure_likelihoods(aligner: Aligner, cases: Cases, *, only: set[Key] | None = None) -> Iterator[Row]:
-    """Rows of the file, for all turns with references or for some of them.
+    """Yield rows for the file, for all turns with references or some of them.
 
     Args:
         aligner: with a generator that says how likely given tokens are.
@@ -100,7 +100,7 @@ def measure_likelihoods(aligner: Aligner, cases: Cases, *, only: set[Key] | None
 
 
 def supporting(generator: Generator) -> SupportsDistributions:
-    """The generator, if it says how likely given tokens are.
+    """The generator, if it can score given tokens.
 
     Raises:
         ConfigError: it does not.
@@ -138,7 +138,7 @@ def _measure(
             values.setdefault(owners[number], []).append(found)
     for place, (case, _) in enumerate(batch):
         row: dict[str, Any] = {"turn": turn, "id": case.id, "references": _digest(case, turn)}
-        # With one of several references missing, the mean would be about others than elsewhere.
+        # If one of several references is missing, the mean would cover other references than elsewhere.
         yield row | ({"reason": reasons[place]} if place in reasons else _mean(values[place]))
 
 

@@ -43,7 +43,7 @@ class Measure:
 
 
 def measures_of(metric: str) -> tuple[Measure, ...]:
-    """The figures of a built-in metric, the headline first; none where there is no such metric.
+    """The figures of a built-in metric, the headline first; empty if there is no such metric.
 
     Raises:
         MissingDependencyError: a package that it needs is not installed.
@@ -71,7 +71,7 @@ def measures_of(metric: str) -> tuple[Measure, ...]:
 
 
 def exact_match(record: Record) -> float:
-    """1 if the response is one of the references, blanks at both ends aside, and 0 if not.
+    """1 if the response equals a reference, ignoring whitespace at both ends, else 0.
 
     Raises:
         UnscoredError: there is no reference.
@@ -109,7 +109,7 @@ def _similarity() -> Callable[[Record], float]:
 
 
 def _instructions(benchmark: str) -> Callable[[Record], tuple[Followed, ...]]:
-    """Checks each answer once, for all figures."""
+    """Checks each answer once for all figures."""
     checker = InstructionChecker(benchmark)
     known: dict[tuple[str, str], tuple[Followed, ...]] = {}
 

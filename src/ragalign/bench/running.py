@@ -38,7 +38,7 @@ _PIECES = "pieces.jsonl"
 _CACHED = "cached.jsonl"
 _LIKELIHOOD = "likelihood.jsonl"
 _FORMAT = 2
-# Enough to load what engines load at their first prompts, so that the first condition does not pay for it.
+# Warms up the engine, so that the first condition is not slower.
 _WARM_UP = 2
 
 
@@ -195,7 +195,7 @@ class Run:
 
     @property
     def n_missing_likelihoods(self) -> int:
-        """References whose likelihood is not known yet, of all conditions and turns."""
+        """The number of missing likelihoods of all conditions and turns."""
         return sum(len(missing_likelihoods(self._likelihood(condition), self.cases)) for condition in self.conditions)
 
     def measure_likelihoods(
@@ -205,7 +205,7 @@ class Run:
         *,
         on_condition: Callable[[Condition, int], None] = lambda *_: None,
     ) -> None:
-        """Measure how likely the model finds the references, as far as that is missing.
+        """Measure the missing likelihoods of the references.
 
         Args:
             generator: one that says how likely given tokens are.
@@ -239,7 +239,7 @@ class Run:
         return self._places[condition.name] / f"turn-{turn}.jsonl"
 
     def aligner(self, condition: Condition, generator: Generator, tokenizer: Tokenizer) -> Aligner:
-        """The parts of a condition, put together."""
+        """The aligner of a condition."""
         index = self.indexes[condition.index] if condition.retrieves else None
         aligner = Aligner.from_recipe(condition.recipe, index=index, model=generator, tokenizer=tokenizer)
         if condition.retriever is not None and index is not None:
@@ -279,7 +279,7 @@ class Run:
         return LineFile(self._places[condition.name] / _PIECES, ("session", "turn", "n"))
 
     def _is_unmeasured(self, condition: Condition) -> bool:
-        """Whether cached tokens were counted, but not all of them in one uninterrupted piece of work."""
+        """Whether cached tokens were counted, but not all in one uninterrupted run."""
         rows = self._rows(condition)
         if not any(row.get("n_cached_tokens") is not None for turn in rows for row in turn.values()):
             return False
@@ -305,7 +305,7 @@ class Run:
             found = []
             for turn in self._turns:
                 queries = [query for query in self._queries(rows, turn) if query.id in rows[turn - 1]]
-                # What follows a turn shares its answers, too; nothing follows the last.
+                # Later turns share a turn's answers, too; the last has none after it.
                 decoding = aligner.decoding if turn < len(rows) else replace(aligner.decoding, max_tokens=1, n=1)
                 for place, result in aligner.iter_generate(queries, decoding=decoding):
                     if not isinstance(result, Failure):
@@ -326,12 +326,12 @@ def _places(conditions: Sequence[Condition]) -> dict[str, Path]:
     for condition in conditions:
         plain = re.sub(r"[^\w.+=-]+", "-", condition.name).strip("-.")[:80]
         if plain != condition.name:
-            # Names that differ in other characters only, or in long tails, stay apart.
+            # Keep names apart that differ only in replaced characters or past the cut.
             plain = f"{plain}-{hashlib.sha256(condition.name.encode()).hexdigest()[:6]}"
         places[condition.name] = Path("conditions") / plain
     return places
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The rows of a file by id; a last line that was cut off is not there yet."""
+    """The rows of a file by id, without an unfinished last line."""
     return {str(row["id"]): row for row in LineFile(path, ("id",)).read()}

@@ -1,4 +1,4 @@
-"""Scores without a judge: the built-in metrics, or a user's Python functions."""
+"""Scores without a judge: built-in metrics, or a user's Python functions."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _verdict(
 
 
 def _about(scorers: Sequence[Scorer]) -> dict[str, Any]:
-    """Facts about the metrics for reports, as `ragalign.comparisons.metrics` reads it."""
+    """Metadata about the metrics, as `ragalign.comparisons.metrics` reads it."""
     lower = [scorer.name for scorer in scorers if scorer.lower_is_better]
     names = [scorer.name for scorer in scorers] if len(scorers) > 1 else []
     return ({"metrics": names} if names else {}) | ({"lower_is_better": lower} if lower else {})
@@ -210,7 +210,7 @@ def _check_signature(function: Callable[..., Any], text: str) -> None:
         raise ConfigError(f"{text} is a generator; {advice}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # written in C, and silent about it
+    except ValueError:  # written in C, without a signature
         return
     try:
         signature.bind({})
@@ -227,7 +227,7 @@ def _number(function: Callable[[Record], Any], record: Record) -> float:
     if value is None:
         raise UnscoredError("the metric gave no score")
     try:
-        number = float(value) if isinstance(value, Real) else math.nan  # numpy's numbers are Real, too
+        number = float(value) if isinstance(value, Real) else math.nan  # NumPy's numbers are Real, too
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):

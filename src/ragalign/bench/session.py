@@ -80,7 +80,7 @@ class Engine:
         Raises:
             ConfigError: there is none.
         """
-        # Located as a model, so that a GGUF file's weights and tokenizer are read in one go.
+        # Locate it as a model, so that a GGUF file's weights and tokenizer are read together.
         return Tokenizer.load(self.tokenizer or locate_model(self.model))
 
 
@@ -192,7 +192,7 @@ def generate(
 
 
 def is_finished(run: Run, rounds: int = timing.ROUNDS, *, likelihoods: bool = False) -> bool:
-    """Whether all answers are there, speed has been measured in so many rounds, and likelihoods where asked for."""
+    """Whether all answers are there, speed has been measured in the requested rounds, and likelihoods if requested."""
     return run.is_finished and _is_timed(run, rounds) and not (likelihoods and run.n_missing_likelihoods)
 
 
@@ -250,7 +250,7 @@ def score(run: Run, *scorers: Scorer) -> list[Verdict]:
 
 
 def facts(run: Run, engine: Engine) -> dict[str, str]:
-    """Model, prompts, pool and machine, for the head of a report; a model in a folder goes by the folder's name."""
+    """Model, prompts, pool and machine, for the head of a report; a local model is named after its folder."""
     model = engine.name or display_name(engine.model)
     prompts = f"{run.cases.name}, {len(run.cases.cases):,} prompts"
     timings = timing.read_timings(run.folder)

@@ -35,7 +35,7 @@ _MODEL = "the testbed's, 0.87 M parameters, in float32"
 # Longer than any answer in this world; answers end at the template's stop string.
 _MAX_NEW_TOKENS = 64
 _N = 9
-_MANY = 10**6  # no budget: the number of demonstrations decides
+_MANY = 10**6  # unlimited: only the number of demonstrations counts
 _COUNTS = (1, 2, 3, 5, 16)
 
 
@@ -160,7 +160,7 @@ def _condition(
 
 
 def _decoys(cases: Cases, pool: Pool) -> Iterator[Demonstration]:
-    """Every query, in spellings that count as the same text, with an answer in another topic's style.
+    """Every query, in spellings that count as the same text, each with an answer in another topic's style.
 
     The style is taken over from a demonstration of the next query's topic, so the answer reads like one about the
     query's own topic. Where exclusion leaks, these are the most similar demonstrations, and they mislead.
@@ -174,7 +174,7 @@ def _decoys(cases: Cases, pool: Pool) -> Iterator[Demonstration]:
 
 
 def _renamed(answer: str, old: str, new: str, reference: str) -> str:
-    """An answer about one topic as one about another; answers begin with their topic's plural."""
+    """Move an answer to another topic; answers begin with their topic's plural."""
     plurals = answer.split()[0].lower(), reference.split()[0].lower()
     for before, after in (plurals, (old, new)):
         answer = answer.replace(before.capitalize(), after.capitalize()).replace(before, after)

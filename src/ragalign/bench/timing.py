@@ -29,7 +29,7 @@ ROUNDS = 5
 """Default number of measured rounds."""
 
 _FILE = "timings.json"
-# All rounds together take about one pass over the prompts, if that gives batches of a useful size.
+# All rounds together make about one pass over the prompts, if that gives batches of a useful size.
 _FEWEST, _MOST = 8, 64
 _FIRST_TOKENS = 8
 
@@ -70,7 +70,7 @@ class Timings:
     control: tuple[float, ...]
 
     def price(self, name: str) -> Price:
-        """The engine's seconds relative to the base's in the same round: the median, and the extremes."""
+        """The engine's seconds relative to the base's in the same round: median and extremes."""
         return _price([repetition[name].engine_s / repetition[self.base].engine_s for repetition in self.rounds])
 
     def summary(self) -> Timing:
@@ -78,7 +78,7 @@ class Timings:
         return Timing(self.base, len(self.rounds), self.n_prompts, self.empties_cache, _price(self.control))
 
     def requests_per_s(self, name: str) -> float:
-        """The base's rate in its median round, by the price of the condition."""
+        """Requests per second: the base's rate in its median round, divided by the condition's price."""
         rate = self.n_prompts / statistics.median(repetition[self.base].engine_s for repetition in self.rounds)
         return rate / self.price(name).ratio
 

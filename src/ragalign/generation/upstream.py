@@ -57,7 +57,7 @@ class _Server:
 
 
 def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
-    """What the server calls cached, as tokens that were and those of reused demonstrations."""
+    """Split the server's cached tokens into those of its prefix cache and those of reused demonstrations."""
     if prompt.reuse is None or delta.n_cached_tokens is None:
         return delta
     n_cached, n_reused = prompt.reuse.split(delta.n_cached_tokens)

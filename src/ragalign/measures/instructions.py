@@ -24,7 +24,7 @@ BENCHMARKS = ("ifeval", "ifbench")
 
 _SEED = 0
 _LANGUAGE_SEED = 0
-# Where the packages that carry NLTK's data keep it: (package, folder).
+# Packages that include NLTK's data, and the folder inside them: (package, folder).
 _CARRIERS = (("llama_index", "core/_static/nltk_cache"),)
 
 
@@ -62,7 +62,7 @@ class InstructionPrompt:
             raise DataError("no list of objects 'kwargs'")
         if len(arguments) != len(names):
             raise DataError(f"{len(names)} instructions, but 'kwargs' of {len(arguments)}")
-        # The hub's files hold every argument there is, null where it is not used.
+        # The hub's files list every possible argument, null if unused.
         given = tuple(
             {key: value for key, value in (argument or {}).items() if value is not None} for argument in arguments
         )
@@ -118,7 +118,7 @@ class InstructionChecker:
             self._checkers = _registry(benchmark)
 
     def check(self, prompt: InstructionPrompt, answer: str) -> list[Followed]:
-        """One result per instruction of the prompt. An empty answer follows nothing."""
+        """One result per instruction of the prompt. An empty answer follows none."""
         with _resources():
             return [
                 self._check(prompt, name, given, answer)
@@ -137,7 +137,7 @@ class InstructionChecker:
     def _passes(
         self, prompt: InstructionPrompt, name: str, given: Mapping[str, Any], variants: Sequence[str], mode: str
     ) -> tuple[bool | None, str]:
-        """Whether any variant passes, as far as the checker can tell, and why it cannot."""
+        """Whether any variant passes, or None with the reason if the checker fails."""
         random.seed(f"{_SEED} {mode} {name} {prompt.text}")
         try:
             checker = self._checkers[name](name)
@@ -147,7 +147,7 @@ class InstructionChecker:
             checker.build_description(**given)
             if "prompt" in (checker.get_instruction_args() or ()):
                 checker.build_description(prompt=prompt.text)
-        except Exception as error:  # a checker's own, of any kind
+        except Exception as error:  # a checker can raise anything
             return None, _reason(error)
         reason = ""
         for variant in variants:
@@ -162,7 +162,7 @@ class InstructionChecker:
 def _registry(benchmark: str) -> Mapping[str, Any]:
     import nltk
 
-    # IFBench's module asks the network for data as it is imported; what is missing is reported where it is needed.
+    # IFBench's module downloads data on import; missing data is reported where it is needed.
     download, nltk.download = nltk.download, lambda *_, **__: False
     try:
         if benchmark == "ifeval":
@@ -177,7 +177,7 @@ def _registry(benchmark: str) -> Mapping[str, Any]:
 
 @contextmanager
 def _resources() -> Iterator[None]:
-    """NLTK's data within reach and language detection seeded; everything global is put back afterwards."""
+    """Make NLTK's data available and seed language detection; global state is restored afterwards."""
     import langdetect
     import nltk
 

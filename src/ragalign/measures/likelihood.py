@@ -21,7 +21,7 @@ from ragalign.tokenization import Tokenizer
 from ragalign.types import Prompt
 
 N_FIRST = 32
-"""Tokens at the beginning of an answer that are looked at apart: a context matters most there."""
+"""Tokens at the beginning of an answer that are also measured separately: context matters most there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def continuation(prompt: Prompt, answer: str, template: Template, tokenizer: Tok
 def likelihoods(
     generator: SupportsDistributions, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, Likelihood | BudgetError]]:
-    """The likelihood of each answer's ids after its prompt, in any order; what does not fit is an error.
+    """The likelihood of each answer's ids after its prompt, in any order; an answer that does not fit gives an error.
 
     Raises:
         ConfigError: the generator gives no probabilities of given tokens.
@@ -94,7 +94,7 @@ def likelihoods(
     places, sequences, starts = [], [], []
     for place, (prompt, ids) in enumerate(zip(prompts, answers, strict=True)):
         sequence = [*prompt.token_ids, *ids]
-        # Engines keep one token free.
+        # Engines reserve one token.
         if context is not None and len(sequence) >= context:
             yield place, BudgetError(f"prompt and reference take {len(sequence):,} of {context - 1:,} tokens")
             continue

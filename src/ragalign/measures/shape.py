@@ -1,4 +1,4 @@
-"""The shape of an answer: how much it repeats itself, and how long it is beside a reference."""
+"""The shape of an answer: how much it repeats itself, and its length relative to a reference."""
 
 from __future__ import annotations
 

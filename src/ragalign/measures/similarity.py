@@ -1,4 +1,4 @@
-"""How close an answer is to its references, by an encoder's cosine."""
+"""The similarity of an answer to its references: cosine of embeddings."""
 
 from __future__ import annotations
 

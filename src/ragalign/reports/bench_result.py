@@ -65,11 +65,11 @@ class Measured:
 
     @property
     def quality(self) -> Quality | None:
-        """By the headline metric; None where it scored nothing."""
+        """The quality by the headline metric; None if it scored nothing."""
         return next(iter(self.qualities.values()), None)
 
     def by(self, metric: str) -> Quality | None:
-        """By one metric; None where it scored nothing."""
+        """The quality by one metric; None if it scored nothing."""
         return self.qualities.get(metric)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A level of a factor, over all conditions that have it.
+    """A level of a factor, averaged over all conditions that have it.
 
     Attributes:
         name: the level.
@@ -176,12 +176,12 @@ class Bench:
 
     @property
     def label(self) -> str:
-        """The headline metric's; empty where nothing was scored."""
+        """The headline metric's; empty if nothing was scored."""
         return self.metrics[0].label if self.metrics else ""
 
     @property
     def unit(self) -> str:
-        """The headline metric's; empty where nothing was scored."""
+        """The headline metric's; empty if nothing was scored."""
         return self.metrics[0].unit if self.metrics else ""
 
     def best_by(self, metric: MetricName) -> str | None:
@@ -193,7 +193,7 @@ class Bench:
         return max(found, key=lambda name: sign * found[name], default=None)
 
     def named(self, name: str) -> Measured:
-        """The condition of a name."""
+        """The condition with this name."""
         return next(condition for condition in self.conditions if condition.name == name)
 
 

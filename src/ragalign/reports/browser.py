@@ -1,4 +1,4 @@
-"""The data of the page's browser: every judged answer once, every text once."""
+"""The data of the page's answer browser: every judged answer and every text once."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _row(judged: Judged, comparison: Comparison, texts: _Texts) -> dict[str, Any
 
 
 def _headline(judged: Judged, comparison: Comparison) -> float | None:
-    """The answer's own value of the headline metric; over aspects the mean of those that it has."""
+    """The answer's own value of the headline metric; over aspects the mean of those it has."""
     if not comparison.metrics or not judged.verdict.is_scored:
         return None
     metric = comparison.metrics[0]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG and plain HTML: they take their colours from the page's style sheet and need no script.
+"""Charts as inline SVG and plain HTML: coloured by the page's style sheet, without a script.
 
 Horizontal charts have coordinates in percent, so that they fit any width while their text keeps its size.
 """
@@ -49,7 +49,7 @@ class Axis:
         return cls(ticks[0], ticks[-1], ticks)
 
     def percent(self, value: float) -> float:
-        """The place of a value, in percent of the width; infinite values are at the ends."""
+        """The position of a value, in percent of the width; infinite values are at the ends."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return 2 + 96 * share
 
@@ -67,7 +67,7 @@ class Axis:
 
 
 def interval_chart(estimate: Estimate, axis: Axis, unit: str, *, zero: float | None = None) -> Markup:
-    """A dot with its interval on a shared axis; `zero` marks where nothing differs."""
+    """A dot with its interval on a shared axis; `zero` marks no difference."""
     grid = "".join(
         f'<line class="grid" x1="{axis.percent(tick):.2f}%" x2="{axis.percent(tick):.2f}%" y1="0" y2="100%"/>'
         for tick in axis.ticks
@@ -183,7 +183,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[Estimate]], low: fl
     """Several models on several axes that share one scale, from `low` in the middle to `high` outside.
 
     Args:
-        axes: what each direction stands for, at least three.
+        axes: the labels of the axes, at least three.
         series: the estimates of every model, one per axis.
         low: the value in the middle.
         high: the value on the outer ring.

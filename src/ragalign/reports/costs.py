@@ -9,12 +9,12 @@ from typing import Any
 from ragalign.statistics import Estimate
 
 QUIET = 0.1
-"""How far two measurements of equal work may lie apart, as a share."""
+"""The largest acceptable difference between two measurements of the same work, as a share."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """Milliseconds from a request to its first token, the engine idle before: the median, and where 8 of 10 lie."""
+    """Milliseconds from a request to its first token, to an idle engine: median, 10th and 90th percentiles."""
 
     median: float
     low: float
@@ -59,7 +59,7 @@ class Timing:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether equal work came out within 10 %."""
+        """Whether two measurements of the same work differ by at most 10 %."""
         return abs(self.control.ratio - 1) <= QUIET
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def interval(estimate: Estimate, unit: str) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value: three decimals are as exact as anyone needs."""
+    """A p-value with three decimals."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

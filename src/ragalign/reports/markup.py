@@ -47,12 +47,12 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> Markup:
 
 
 def details(summary: str, body: str) -> Markup:
-    """A part that opens on demand."""
+    """A collapsible part."""
     return block("details", summary, body)
 
 
 def name(place: int | None, text: str) -> Markup:
-    """A model's name with the mark of its colour; others have none."""
+    """A name, with a colour mark if it is a model's."""
     return block("name", place, text)
 
 
@@ -70,7 +70,7 @@ def with_range(value: str, ends: str) -> Markup:
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """Parts one after another; plain text is escaped."""
+    """Concatenate parts; plain text is escaped."""
     return Markup().join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Line and bar plots as SVG of their own size: they scale, take the page's colours, and work in a file of their own."""
+"""Line and bar plots as scalable SVG, in the page's colours or as separate files."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def line_plot(
     Args:
         series: the lines, with xs on the scale of `x_ticks`.
         x_ticks: (place, label).
-        x_label: what the horizontal axis stands for.
-        y_label: what the vertical axis stands for.
+        x_label: the label of the horizontal axis.
+        y_label: the label of the vertical axis.
         y_max: the top of the height's axis; by default a round number above all points.
     """
     top = y_max or _ceiling([value for line in series for value in (*line.ys, *line.highs) if math.isfinite(value)])
@@ -65,7 +65,7 @@ def line_plot(
         for place, label in x_ticks
     ]
     for number, line in enumerate(series):
-        # Lines of equal places are moved a little apart, so that their intervals do not hide each other.
+        # Shift lines that share positions slightly, so that their intervals do not overlap.
         shift = 5 * (number - (len(series) - 1) / 2)
         known = [place for place, value in enumerate(line.ys) if math.isfinite(value)]
         points = " ".join(f"{x(line.xs[place]) + shift:.1f},{y(line.ys[place]):.1f}" for place in known)
@@ -126,7 +126,7 @@ def key(names: Sequence[str]) -> Markup:
 
 
 def as_file(svg: str, names: Sequence[str]) -> str:
-    """A plot with its colours and key inside, to be written to a file."""
+    """A standalone SVG file of a plot, with its colours and key."""
     colours = "".join(f".m{number}{{--m:{colour}}}" for number, colour in enumerate(_COLOURS))
     style = (
         f"<style>{colours}svg{{background:#fff;font:12px system-ui,sans-serif;fill:#5c6675}}.grid{{stroke:#e2e6ec}}"

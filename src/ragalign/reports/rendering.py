@@ -1,4 +1,4 @@
-"""Pages from Jinja2 templates: plain text is always escaped, and only `Markup` is taken as it is.
+"""Pages from Jinja2 templates: plain text is always escaped; only `Markup` is not.
 
 A room keeps its templates, styles and scripts in a folder ``assets`` of its own, beside those of the reports.
 """
@@ -45,7 +45,7 @@ def asset(name: str, room: str = REPORTS) -> Markup:
 
 
 def embed(value: Any) -> Markup:
-    """JSON that is safe inside a script element; `JSON.parse` gives the same value."""
+    """JSON that is safe inside a script element and parses to the same value."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Lone surrogates have no UTF-8; JSON can spell them out.
     text = text.translate(_JSON_ESCAPES)

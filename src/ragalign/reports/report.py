@@ -29,7 +29,7 @@ from ragalign.types import Demonstration
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Models under the same protocol, baseline and judge: what can be in one table.
+    """Models under the same protocol, baseline and judge, so comparable in one table.
 
     Attributes:
         protocol, baseline, judge: what they have in common. MT-Bench's pairs are in one table whatever the
@@ -234,7 +234,7 @@ def _compare(members: Sequence[ModelVerdicts], against: str | None) -> Compariso
 
 
 def _rank(value: float, metric: Metric) -> float:
-    """Lower for better models; those without a figure come last."""
+    """A sort key: better models first, those without a figure last."""
     return math.inf if math.isnan(value) else value if metric.lower_is_better else -value
 
 
@@ -284,12 +284,12 @@ def _title(found: Sequence[ModelVerdicts]) -> str:
 
 
 def _part(verdict: Verdict) -> tuple[object, ...]:
-    """Where a recorded verdict comes from: files and rows may use the same ids."""
+    """The origin of a recorded verdict, since files and rows can use the same ids."""
     return tuple(verdict.metadata.get(key) for key in ("source", "row", "mode"))
 
 
 def _repeated(found: Sequence[ModelVerdicts]) -> list[str]:
-    """Verdicts that ask for another name: two recipes on one model, judged together, cannot be told apart."""
+    """Warn of repeated verdicts: two recipes on one model, judged under one name, cannot be distinguished."""
     notes = []
     for line in found:
         asked = Counter((_part(v), v.judge, v.item_id, v.sample, v.turn, v.swapped) for v in line.verdicts)

@@ -22,7 +22,7 @@ def models(comparison: Comparison) -> Markup:
     """The table of models: the headline, win, tie and lose shares, lengths and counts."""
     if not comparison.metrics:
         texts = [f"{model.name}: {count(model.n_unscored)} unscored" for model in comparison.models]
-        return section("Models", "No answer is scored.", joined(Markup("<p>{}</p>").format(text) for text in texts))
+        return section("Models", "No answer has a score.", joined(Markup("<p>{}</p>").format(text) for text in texts))
     headline, unit = comparison.metrics[0], comparison.metrics[0].unit
     axis = Axis.around([model.means[headline.name] for model in comparison.models])
     others = [metric for metric in comparison.metrics[1:] if not metric.is_aspect]
@@ -81,7 +81,7 @@ def outcomes(comparison: Comparison) -> Markup:
 
 
 def differences(comparison: Comparison) -> Markup:
-    """Every two models on the same prompts."""
+    """Every pair of models on the same prompts."""
     places = {model.name: place for place, model in enumerate(comparison.models)}
     blocks = []
     for metric in comparison.metrics:
@@ -138,7 +138,7 @@ def strengths(comparison: Comparison) -> Markup:
 
 
 def position(comparison: Comparison) -> Markup:
-    """Position bias, or why it cannot be told."""
+    """Position bias, or why it cannot be measured."""
     known = [(place, model) for place, model in enumerate(comparison.models) if model.position is not None]
     if not known:
         return _one_order(comparison)
@@ -149,8 +149,8 @@ def position(comparison: Comparison) -> Markup:
     columns += [Column("shown second, %"), Column("n"), Column("ties")]
     rows = [Row(name(place, model.name), _position_cells(model, axis), place) for place, model in known]
     note = (
-        "50 % is no bias; ties are left out. Where an answer was judged in one order only, that order was drawn at "
-        "random, and sameness is not known."
+        "50 % means no bias; ties are left out. Where an answer was judged in one order only, that order was drawn at "
+        "random, so whether the outcome depends on the order is not known."
     )
     return section("Position bias", note, table(columns, rows))
 
@@ -180,7 +180,7 @@ def _one_order(comparison: Comparison) -> Markup:
     if not orders & {True, False}:
         return Markup()
     place = "second" if orders == {False} else "first" if orders == {True} else "in one place for each model"
-    text = f"The baseline always stood {place}: a preference of the judge for a position cannot be told from this."
+    text = f"The baseline was always shown {place}, so position bias cannot be measured."
     return section("Position bias", "", Markup("<p>{}</p>").format(text))
 
 

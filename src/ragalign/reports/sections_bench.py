@@ -1,4 +1,4 @@
-"""The page's sections about a benchmark: cost beside quality, how answers ended, factors, published results."""
+"""The page's sections about a benchmark: quality and cost, how answers ended, factors, published results."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
             cells.append(with_range(price(costs.price), price_spread(costs.price)))
         heading, place = marked(condition)
         rows.append(Row(heading, cells, place))
-    note = "Means per request with 95 % intervals. Every recipe began with an empty prefix cache."
+    note = "Means per request with 95 % intervals. Every recipe started with an empty prefix cache."
     if has_first:
-        note += " Time to first token: of single requests to an idle engine; the median, and where 8 of 10 lie."
+        note += " Time to first token: single requests to an idle engine; the median, and the 10th to 90th percentiles."
     if has_price:
         note += f" {about_prices(bench)}"
     return section("Quality and cost" if has_quality else "Cost and speed", note, table(columns, rows))
@@ -94,7 +94,7 @@ def _ends(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
     columns += [Column(labels.get(reason, f"{reason}, %")) for reason in reasons]
     has_ratio = any(condition.costs.length_ratio for condition in bench.conditions)
     columns += [Column("repeated 4-grams, %"), *[Column("length over reference")] * has_ratio]
-    columns += [Column("demonstrations in a prompt"), Column("different ones used"), Column("own text shown")]
+    columns += [Column("demonstrations in a prompt"), Column("distinct ones used"), Column("own text shown")]
     columns.append(Column("retrieval and packing, ms"))
     rows = []
     for condition in bench.conditions:

@@ -1,4 +1,4 @@
-"""The finer sections of the page about one comparison: aspects, categories, distributions, upstream's own figures."""
+"""The detailed sections about one comparison: aspects, categories, distributions, upstream's own figures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def unscored(comparison: Comparison) -> Markup:
         for reason, n in model.reasons.items()
     ]
     columns = [Column("model", kind="text"), Column("reason", kind="text"), Column("answers")]
-    return section("Unscored answers", "Left out of every figure.", table(columns, rows)) if rows else Markup()
+    return section("Unscored answers", "Excluded from every figure.", table(columns, rows)) if rows else Markup()
 
 
 def own_figures(comparison: Comparison) -> Markup:
@@ -89,7 +89,7 @@ def own_figures(comparison: Comparison) -> Markup:
 
 
 def _axes(names: Sequence[str], series: Mapping[str, list[Estimate]], comparison: Comparison, unit: str) -> Markup:
-    """A radar chart, where it can be read, beside a table with all figures."""
+    """A table with all figures, and a radar chart where it is readable."""
     rows = [
         Row(label, [stacked(series[model.name][place], unit) for model in comparison.models])
         for place, label in enumerate(names)

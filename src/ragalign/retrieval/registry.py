@@ -62,7 +62,7 @@ def retriever_options(name: str) -> tuple[str, ...]:
 def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
     """Create the retriever ``name`` over ``index``.
 
-    Options are the arguments of its class; ``lambda`` stands for ``lambda_``. Options that are retrievers (``first``,
+    Options are the arguments of its class; ``lambda`` means ``lambda_``. Options that are retrievers (``first``,
     ``retrievers``) can be names, as in ``first="bm25"``, or mappings with a name and options, as in
     ``first={"name": "bm25", "k1": 1.2}``.
 

@@ -1,4 +1,4 @@
-"""Filling a store: everything that a pool needs, and nothing that it does not."""
+"""Filling a store with the pieces that a pool needs, and removing all others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragalign.types import Generator
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What `build` did: pieces computed, found there already, and removed since the pool has them no more."""
+    """The result of `build`: pieces computed, already present, and removed because the pool no longer has them."""
 
     n_computed: int
     n_present: int
@@ -25,7 +25,7 @@ class Built:
 
 
 def build(store: Store, packer: Packer, generator: Generator) -> Built:
-    """Compute and keep what a packer's pool needs; interrupted, the next call goes on.
+    """Compute and keep the pieces of a packer's pool; call it again to resume after an interruption.
 
     Raises:
         GenerationError: the engine failed.
@@ -38,7 +38,7 @@ def build(store: Store, packer: Packer, generator: Generator) -> Built:
 
 
 def prune(store: Store, packer: Packer, pieces: list[list[int]] | None = None) -> int:
-    """Remove pieces that are not of the packer's pool; returns how many."""
+    """Remove pieces of other demonstrations than the pool's; returns how many."""
     wanted = {piece_name(ids) for ids in (piece_ids(packer) if pieces is None else pieces)} | {store.prefix_name}
     extra = [name for name in store.names() if name not in wanted]
     for name in extra:
@@ -47,12 +47,12 @@ def prune(store: Store, packer: Packer, pieces: list[list[int]] | None = None) -
 
 
 def n_missing(store: Store, packer: Packer) -> int:
-    """How many pieces of the packer's pool are not kept."""
+    """How many pieces of the packer's pool the store lacks."""
     return len(missing(store, piece_ids(packer)))
 
 
 def info(store: Store) -> dict[str, Any]:
-    """What is in a store."""
+    """A summary of a store's content."""
     names = list(store.names())
     n_bytes = sum(store.path(name).stat().st_size for name in names)
     manifest = store.manifest
@@ -71,7 +71,7 @@ def info(store: Store) -> dict[str, Any]:
 
 
 def verify(store: Store) -> list[str]:
-    """Read every piece and compare it with its hash; returns what is wrong, one line each."""
+    """Read every piece and compare it with its hash; returns one line per problem."""
     faults = []
     names = list(store.names())
     with progress("verifying", len(names), "pieces") as advance:

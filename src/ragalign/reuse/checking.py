@@ -1,4 +1,4 @@
-"""What reuse costs a model on given questions: reused against full attention, over the same prompts."""
+"""The loss in quality by reuse on given questions: reused against full attention, on the same prompts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ragalign.types import Prompt
 
 # At the first token of an answer, logits are compared among the most probable tokens of either side.
 _TOP = 20
-# Prompts that the engine is given at once.
+# Prompts per call of the engine.
 _BATCH = 32
 
 
 class Scoring(Protocol):
-    """A generator that says how likely given answers are; `ragalign.generation.VllmGenerator` is one."""
+    """A generator that scores given answers, such as `ragalign.generation.VllmGenerator`."""
 
     def continuations(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
@@ -32,12 +32,12 @@ class Scoring(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is acceptable.
+    """The limits of an acceptable result.
 
     Attributes:
-        difference: most nats per token that reuse adds to the negative log-likelihood of reference answers.
-        same_top1: smallest share of tokens at which both ways expect the same token most.
-        exact: most nats per token, either way, where reuse has to equal full attention but for rounding.
+        difference: maximum nats per token that reuse adds to the negative log-likelihood of reference answers.
+        same_top1: minimum share of positions at which both ways have the same most likely token.
+        exact: maximum difference in nats per token where reuse must equal full attention up to rounding.
     """
 
     difference: float = 0.02
@@ -57,7 +57,7 @@ class Check:
         difference, low, high: reused minus full, with its paired 95 % interval over prompts.
         same_top1: share of tokens at which both expect the same token most.
         first_token_logit: largest difference of log-probability at an answer's first token, nats.
-        n_exact: prompts with one demonstration directly behind the prefix, where both are the same computation.
+        n_exact: prompts with one demonstration directly after the prefix, where both are the same computation.
         exact_difference: largest absolute difference of their answers' log-likelihood, nats per token.
         verdict: "pass" if all limits hold.
         limits: these limits.
@@ -118,7 +118,7 @@ def check(
             same.append(reference.top_ids[:, 0] == other.top_ids[:, 0])
             first.append(_largest(reference, other))
         advance(len(batch))
-    # One demonstration directly behind the prefix is the same computation, so more than rounding is a fault.
+    # One demonstration directly after the prefix is the same computation, so a difference beyond rounding is a bug.
     single = [(_single(prompt), answer) for prompt, answer in pairs[:n_exact]]
     exact_full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in single], [a for _, a in single])
     exact = _scored(generator, [prompt for prompt, _ in single], [a for _, a in single])
@@ -161,7 +161,7 @@ def _largest(reference: Distributions, other: Distributions) -> float:
 
 
 def _single(prompt: Prompt) -> Prompt:
-    """The prompt with its first reused demonstration only, directly behind the prefix."""
+    """The prompt with its first reused demonstration only, directly after the prefix."""
     assert prompt.reuse is not None
     plan = prompt.reuse
     end = plan.n_prefix_tokens + plan.lengths[0]

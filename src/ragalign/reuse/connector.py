@@ -24,7 +24,7 @@ from ragalign.reuse.store import Store
 
 @dataclass
 class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
-    """What the workers have to do in one step."""
+    """The workers' tasks in one step."""
 
     loads: list[Load] = field(default_factory=list)
     captures: list[Capture] = field(default_factory=list)
@@ -32,7 +32,7 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
 @dataclass
 class WorkerCounts(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """What the workers counted since the engine started."""
+    """The workers' counts since the engine started."""
 
     counts: dict[str, int]
 
@@ -43,7 +43,7 @@ class WorkerCounts(KVConnectorWorkerMetadata):  # type: ignore[misc]
 
 
 class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """Loads kept keys and values for requests that carry a plan in `kv_transfer_params`, and leaves all others alone.
+    """Loads kept keys and values for requests that carry a plan in `kv_transfer_params`, and ignores all others.
 
     Of its `kv_connector_extra_config`: ``store``, the folder; ``memory`` and ``gpu_memory``, bytes for the pieces used
     most recently; ``volatile``, whether new pieces stay in memory and are never written, for measurements.
@@ -70,24 +70,24 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
             )
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
-        """Change how many bytes the pieces used most recently can take, in a worker."""
+        """Change a worker's memory budgets, in bytes."""
         assert self._worker is not None
         self._worker.resize(memory=memory, gpu_memory=gpu_memory)
 
     def counts(self) -> dict[str, int]:
-        """What a worker counted since the engine started: pieces by where they came from, bytes moved, evictions."""
+        """A worker's counts since the engine started: pieces by the tier they came from, bytes moved, evictions."""
         assert self._worker is not None
         return self._worker.counts()
 
     # In the workers.
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        """Learn which layers there are."""
+        """Register the layers of the engine's cache."""
         assert self._worker is not None
         self._worker.register(list(kv_caches))
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
-        """Learn what this step computes that is to be kept: vLLM can call `start_load_kv` after the forward only."""
+        """Note which tokens to keep from this step: vLLM can call `start_load_kv` after the forward pass only."""
         super().bind_connector_metadata(connector_metadata)
         assert self._worker is not None
         self._worker.expect(connector_metadata.captures)
@@ -102,10 +102,10 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Nothing: `start_load_kv` wrote all layers."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **_: Any) -> None:
-        """Nothing: what is kept is noted as the engine writes it into its cache."""
+        """Nothing: pieces are copied as the engine writes its cache."""
 
     def wait_for_save(self) -> None:
-        """Write pieces that are complete to the store."""
+        """Write complete pieces to the store."""
         assert self._worker is not None
         if self.has_connector_metadata():
             self._worker.finish()
@@ -116,14 +116,14 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return self._worker.take_failed_blocks()
 
     def build_connector_worker_meta(self) -> Any:
-        """What this worker counted."""
+        """The counts of this worker."""
         assert self._worker is not None
         return WorkerCounts(self._worker.counts())
 
-    # Beside the scheduler.
+    # In the scheduler.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens behind the engine's own cached ones can be loaded."""
+        """How many tokens after the engine's own cached ones can be loaded."""
         assert self._matcher is not None
         return self._matcher.n_loadable(request, num_computed_tokens), False
 
@@ -133,19 +133,19 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._matcher.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
-        """What the workers have to do in this step."""
+        """The workers' tasks in this step."""
         assert self._matcher is not None
         loads, captures = self._matcher.take_step(scheduler_output)
         return StepMetadata(loads, captures)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Learn what failed and what was counted."""
+        """Take the workers' failures and counts."""
         assert self._matcher is not None
         self._matcher.failed(connector_output.invalid_block_ids or set())
         if connector_output.kv_connector_worker_meta is not None:
             self._matcher.counts = connector_output.kv_connector_worker_meta.counts
 
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
-        """Forget the request, and say what it took from the store."""
+        """Forget the request, and report how much it reused."""
         assert self._matcher is not None
         return False, self._matcher.finished(request)

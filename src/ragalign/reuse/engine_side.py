@@ -1,4 +1,4 @@
-"""What a running engine says of its model."""
+"""Facts about a running engine's model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def engine_settings(vllm_config: Any, known: Mapping[str, Any]) -> EngineSetting
 
 
 def _folder(model_config: Any) -> Path:
-    """Where the model's files are."""
+    """The folder of the model's files."""
     path = Path(model_config.model)
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""What a model is, as far as its keys and values depend on it."""
+"""A model's identity: everything that its keys and values depend on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from ragalign.reuse.rotation import Rotation
 
-# What a configuration says that changes no value.
+# Configuration entries that do not change any key or value.
 _IDLE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 
 
 def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A digest of all weight files of a model, and what to remember of them so that it is quick the next time.
+    """Hash all weight files of a model, and return what makes the next call quick.
 
     Args:
         folder: the model's.
@@ -42,7 +42,7 @@ def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, di
 
 
 def config_fingerprint(config: Any, turned: Sequence[Rotation | None]) -> str:
-    """A digest of a model's configuration and of how its layers turn their keys."""
+    """Hash a model's configuration and how its layers rotate keys."""
     record = {name: value for name, value in config.to_dict().items() if name not in _IDLE}
     angles = [None if rotation is None else [rotation.frequencies, rotation.neighbours] for rotation in turned]
     content = json.dumps([record, angles], sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Computing what a store lacks: each piece by a forward of its own behind the prefix, through the engine itself."""
+"""Computing missing pieces with the engine: one forward pass each, directly after the prefix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def connector_config(folder: str | Path, *, memory: int = 0, gpu_memory: int = 0
         "kv_connector": "ReuseConnector",
         "kv_connector_module_path": "ragalign.reuse.connector",
         "kv_role": "kv_both",
-        # What cannot be loaded is computed; the request goes on.
+        # Compute what cannot be loaded instead of failing the request.
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
             "store": str(Path(folder).absolute()),
@@ -50,7 +50,7 @@ def missing(store: Store, pieces: Iterable[Sequence[int]]) -> list[list[int]]:
 
 
 def keep(store: Store, generator: Generator, pieces: Sequence[Sequence[int]], advance: Callable[[int], None]) -> int:
-    """Compute pieces and write them to the store; what is there already is left as it is.
+    """Compute pieces and write them to the store; existing ones are left unchanged.
 
     Args:
         store: where to.

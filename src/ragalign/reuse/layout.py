@@ -1,4 +1,4 @@
-"""Prompts whose demonstrations are reused: kept ones first, in one run, then those that are computed."""
+"""The layout of prompts with reuse: kept demonstrations first, without a gap, then computed ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragalign.types import Hit, Prompt, Turn, UsedDemonstration
 
 
 class ReusingPacker:
-    """Packs prompts and says which of their demonstrations need not be computed.
+    """Packs prompts, and plans which of their demonstrations to reuse.
 
     A prompt holds, in this order: special tokens, preamble and constant demonstrations; demonstrations whose keys and
     values are kept; those that are not, which are computed; the most similar ones, computed too if so asked; the
@@ -23,7 +23,7 @@ class ReusingPacker:
 
     Args:
         packer: makes the prompts.
-        store: what is kept, behind the packer's own prefix.
+        store: the kept pieces, computed after the packer's prefix.
         real: how many of the most similar demonstrations are computed all the same.
     """
 
@@ -91,7 +91,7 @@ class ReusingPacker:
             retrieved = [used for used in prompt.demonstrations if used.score is not None]
         lengths: list[int] = []
         start = len(prefix)
-        # The ids as they are in the prompt decide: a demonstration can have others at the start of a text.
+        # Use the ids in the prompt: at the start of a text, a demonstration can have other ids.
         for used in retrieved:
             if used.id in real or used.start != start or not self._has(prompt, used):
                 break
@@ -113,7 +113,7 @@ class ReusingPacker:
         return self.packer.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
 
     def hits_and_misses(self, prompt: Prompt) -> tuple[int, int]:
-        """How many of a prompt's demonstrations are reused, and how many are not though they were to be."""
+        """How many of a prompt's demonstrations are reused, and how many are missing from the store."""
         n_hit = len(prompt.reuse.lengths) if prompt.reuse else 0
         n_retrieved = sum(used.score is not None for used in prompt.demonstrations)
         return n_hit, max(0, n_retrieved - self.real - n_hit)
@@ -129,7 +129,7 @@ class ReusingPacker:
 
 
 def manifest_for(packer: Packer, precision: Precision = "model") -> Manifest:
-    """What a store for this packer's prompts is made with, but for the model."""
+    """The manifest of a store for this packer's prompts, without the model."""
     return Manifest(
         prefix_ids=_prefix_ids(packer),
         template=packer.template.fingerprint,
@@ -153,7 +153,7 @@ def piece_ids(packer: Packer) -> Iterator[list[int]]:
 
 
 def _prefix_ids(packer: Packer) -> tuple[int, ...]:
-    """What is in front of the retrieved demonstrations of a conversation without a system turn."""
+    """The text before the retrieved demonstrations, for a conversation without a system turn."""
     [choice] = packer.choose_many([[Turn("user", "?")]], [[]])
     prompt = packer.assemble(choice, ())
     return tuple(prompt.ids[: packer.n_tokens_before(choice)].tolist())

@@ -1,4 +1,4 @@
-"""In vLLM's workers: kept keys and values are written into the engine's cache, and new ones are noted as it fills."""
+"""The workers' side: write kept keys and values into the engine's cache, and copy new ones as it fills."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Caught:
 
 
 class Worker:
-    """Writes and notes keys and values on one device.
+    """Loads and copies keys and values on one device.
 
     Args:
         store: what is kept.
@@ -88,7 +88,7 @@ class Worker:
         self._budgets = (memory, gpu_memory)
         self._volatile = volatile
         self._layers: list[Any] = []
-        self._updates: list[Callable[..., Any]] = []  # the engine's own, without the noting
+        self._updates: list[Callable[..., Any]] = []  # the engine's own, without copying
         self._groups: list[tuple[Mover | None, list[int]]] = []
         self._tiers: Tiers | None = None
         self._device: Any = None
@@ -138,7 +138,7 @@ class Worker:
             layer.impl.do_kv_cache_update = self._noting(number, self._updates[number])
 
     def expect(self, captures: Sequence[Capture]) -> None:
-        """Say what the coming step computes that is to be kept."""
+        """Set the tokens to keep from the next step."""
         self._steps, self._found = list(captures), {}
 
     def load(self, loads: Sequence[Load]) -> None:
@@ -159,17 +159,17 @@ class Worker:
         self._steps = []
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
-        """Change how many bytes the pieces used most recently can take."""
+        """Change the memory budgets, in bytes."""
         assert self._tiers is not None
         self._tiers.resize(memory=memory, gpu_memory=gpu_memory)
 
     def take_failed_blocks(self) -> set[int]:
-        """Blocks that could not be filled since this was last asked."""
+        """Blocks that could not be filled since the last call."""
         failed, self._failed = self._failed, set()
         return failed
 
     def counts(self) -> dict[str, int]:
-        """What happened since the engine started."""
+        """Counts since the engine started."""
         return {} if self._tiers is None else {**self._tiers.counts, "bytes_in_memory": self._tiers.n_bytes}
 
     def _slots(self, blocks: Sequence[int], first: int, end: int) -> Any:
@@ -195,7 +195,7 @@ class Worker:
             except DataError as error:
                 _log.warning("%s; its tokens and those after it are computed", error)
                 self._store.set_aside(segment.name)
-                # The engine computes whole blocks, so what is in them already does not matter.
+                # The engine computes whole blocks, so their present content does not matter.
                 self._failed.update(load.blocks[first // size : -(-load.end // size)])
                 break
             kv = unpacked(piece, self._config.model_config.dtype)
@@ -234,7 +234,7 @@ class Worker:
         return kv
 
     def _noting(self, number: int, update: Callable[..., Any]) -> Callable[..., Any]:
-        """The layer's own update, which also notes what is to be kept."""
+        """Wrap the layer's cache update to copy the tokens to keep."""
 
         def noting(layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> Any:
             if self._steps:
@@ -259,7 +259,7 @@ class Worker:
                 caught.done = capture.end
 
     def _rows(self, capture: Capture, slots: Any) -> Any:
-        """Which of a step's tokens are of this piece, int64 [n]; None if there are none. Equal for all layers."""
+        """The step's tokens that belong to this piece, int64 [n], the same for all layers; None if there are none."""
         import torch
 
         if capture.request not in self._found:

@@ -1,4 +1,4 @@
-"""Beside vLLM's scheduler: which tokens of a request are kept, and where they go. Nothing here touches a tensor."""
+"""The scheduler's side: which tokens of a request can be loaded, and into which blocks. No tensors here."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Request:
-    """What is known of a request that carries a plan."""
+    """The state of a request that carries a plan."""
 
     plan: ReusePlan
     segments: tuple[Segment, ...]
-    name: str  # of the piece that is to be kept
+    name: str  # of the piece to keep
     first: int = 0  # the first token to load
-    end: int = 0  # behind the last token that is not computed
+    end: int = 0  # one past the last token that need not be computed
     n_loaded: int = 0
-    counted: bool = False  # whether `end` is that of the first time: a request can come back after preemption
+    counted: bool = False  # whether `end` and `n_loaded` are set: a request can come back after preemption
     blocks: list[int] = field(default_factory=list)
 
 
@@ -50,7 +50,7 @@ class Matcher:
         self.counts: Mapping[str, int] = {}
 
     def n_loadable(self, request: Any, n_computed: int) -> int:
-        """How many tokens behind the first `n_computed` can be loaded; 0 for requests without a plan."""
+        """How many tokens after the first `n_computed` can be loaded; 0 for requests without a plan."""
         known = self._look_up(request)
         if known is None:
             return 0
@@ -63,13 +63,13 @@ class Matcher:
                 break
             self._gone.discard(segment.name)
             end = segment.end
-        # A token at least is computed, since its logits are needed.
+        # At least one token is computed, since its logits are needed.
         end = min(end, request.num_tokens - 1)
         known.first, known.end = n_computed, max(end, n_computed)
         return known.end - n_computed
 
     def allocated(self, request: Any, blocks: Sequence[int], n_external: int) -> None:
-        """The request was given blocks, for `n_external` tokens to load among others."""
+        """Record the blocks of a request, which include those for `n_external` tokens to load."""
         known = self._requests.get(request.request_id)
         if known is None:
             return
@@ -82,12 +82,12 @@ class Matcher:
             self._loads.append(Load(request.request_id, needed, known.first, end, tuple(blocks)))
 
     def take_step(self, scheduler_output: Any) -> tuple[list[Load], list[Capture]]:
-        """What the workers have to do in this step."""
+        """The workers' tasks in this step."""
         loads, self._loads = self._loads, []
         return loads, self._captures(scheduler_output)
 
     def failed(self, blocks: Collection[int]) -> None:
-        """These blocks could not be filled: the engine computes them and what follows."""
+        """Record blocks that could not be filled: the engine computes them and all that follow."""
         if not blocks:
             return
         for known in self._requests.values():
@@ -98,7 +98,7 @@ class Matcher:
                     break
 
     def finished(self, request: Any) -> dict[str, Any] | None:
-        """Forget a request; what it took from the store, for whoever asked."""
+        """Forget a request; returns how much it reused, for the client."""
         self._refused.discard(request.request_id)
         known = self._requests.pop(request.request_id, None)
         if known is None:
@@ -123,7 +123,7 @@ class Matcher:
         try:
             known = self._checked(request, ReusePlan.from_params(params))
         except DataError as error:
-            # The request is answered all the same, with everything computed.
+            # The request is still answered, with everything computed.
             _log.warning("request %s: %s; all of its tokens are computed", id_, error)
             self._refused.add(id_)
             return None
@@ -131,7 +131,7 @@ class Matcher:
         return known
 
     def _checked(self, request: Any, plan: ReusePlan) -> _Request:
-        """A plan that fits the store and the request's own token ids, which decide what is loaded."""
+        """Check a request's plan against the store and the request's token ids, which decide what is loaded."""
         if plan.key != self._store.key:
             raise DataError("its plan is for another store of keys and values")
         if request.cache_salt != plan.cache_salt:
@@ -145,19 +145,19 @@ class Matcher:
         ids = np.asarray(request.prompt_token_ids, dtype=np.int32)
         n_prefix = plan.n_prefix_tokens
         if tuple(ids[:n_prefix].tolist()) != self._store.manifest.prefix_ids or n_prefix + plan.n_tokens > len(ids):
-            raise DataError("its prompt does not begin with the prefix that keys and values were computed behind")
+            raise DataError("its prompt does not begin with the prefix that keys and values were computed after")
         segments = [Segment(self._store.prefix_name, 0, n_prefix, moved=False)] if n_prefix else []
         start = n_prefix
         for n_tokens in () if plan.keep else plan.lengths:
             segments.append(Segment(piece_name(ids[start : start + n_tokens]), start, start + n_tokens))
             start += n_tokens
         if plan.keep and not plan.lengths:
-            segments = []  # the prefix itself is to be kept
+            segments = []  # keep the prefix itself
         name = piece_name(ids[n_prefix : n_prefix + plan.n_tokens]) if plan.lengths else self._store.prefix_name
         return _Request(plan, tuple(segments), name)
 
     def _captures(self, output: Any) -> list[Capture]:
-        """For requests whose keys and values are to be kept: which tokens this step computes, and their blocks."""
+        """For requests whose keys and values are kept: the tokens that this step computes, and their blocks."""
         keeping = {id_: known for id_, known in self._requests.items() if known.plan.keep}
         if not keeping:
             return []

@@ -1,4 +1,4 @@
-"""From a recipe to the store that it reuses: where it is, and whether it belongs to the prompts and the model."""
+"""Finding a recipe's store, and checking that it belongs to the prompts and the model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def engine_config(store: Store, settings: ReuseSettings) -> dict[str, Any]:
 
 
 def check_model(model: str | Path, context_length: int | None = None) -> None:
-    """Refuse a model whose keys cannot be moved, before an engine starts.
+    """Check, before an engine starts, that the model's keys can be moved.
 
     Raises:
         ConfigError: it is one, with its name and the reason.
@@ -62,16 +62,16 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
     try:
         config = AutoConfig.from_pretrained(located)
     except (OSError, ValueError):
-        return  # the engine knows more than Transformers, or says better what is wrong
+        return  # the engine supports more models than Transformers, or reports the problem better
     text = config.get_text_config()
     rotations(config, max_model_len=context_length or getattr(text, "max_position_embeddings", None))
 
 
 def check_backend(backend: str) -> None:
-    """Refuse what cannot load kept keys and values.
+    """Check that the backend can load kept keys and values.
 
     Raises:
-        ConfigError: it is no vLLM in this program.
+        ConfigError: the backend is not vLLM in this process.
     """
     if backend not in ("auto", "vllm"):
         raise ConfigError(f"[reuse] needs the backend vllm, not {backend!r}; leave [reuse] out or change the backend")

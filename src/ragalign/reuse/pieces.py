@@ -1,4 +1,4 @@
-"""One demonstration's keys and values as a file: safetensors, hashed, written as a whole or not at all."""
+"""One demonstration's keys and values as a file: safetensors, hashed, written atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8",
 
 
 def piece_name(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
-    """The name of the piece with these token ids: tokens decide, so no other text can be taken for it."""
+    """The name of the piece with these token ids: a hash of the ids, so no other text can be mistaken for it."""
     return hashlib.sha256(np.ascontiguousarray(ids, dtype=np.int32).tobytes()).hexdigest()[:40]
 
 
@@ -30,7 +30,7 @@ class Piece:
 
     Attributes:
         kv: tensor [2, layers, tokens, key-value heads, features]: keys, then values. Keys are turned as at the
-            positions directly behind the prefix.
+            positions directly after the prefix.
         scales: float32 [2, layers, blocks of tokens, heads] where `kv` holds 8-bit numbers; None otherwise.
     """
 
@@ -39,18 +39,18 @@ class Piece:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens it holds."""
+        """The number of tokens."""
         return int(self.kv.shape[2])
 
     @property
     def n_bytes(self) -> int:
-        """Its size in memory."""
+        """The size in memory, in bytes."""
         tensors = (self.kv,) if self.scales is None else (self.kv, self.scales)
         return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
 
 
 def write_piece(path: Path, piece: Piece) -> None:
-    """Write a piece; the file is complete or as before, whenever the program is killed."""
+    """Write a piece atomically: if the program is killed, the file is complete or unchanged."""
     from safetensors.torch import save
 
     tensors = {"kv": piece.kv.contiguous()}

@@ -28,13 +28,13 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the keys and values of a store depend on.
+    """Everything that the keys and values of a store depend on.
 
     Attributes:
         prefix_ids: the token ids in front of every piece: special ones, preamble and constant demonstrations.
         template, tokenizer: their fingerprints.
         precision: how numbers are kept.
-        model: what the engine said of itself; None until an engine has opened the store.
+        model: the model, as reported by the engine; None until an engine has opened the store.
         about: what changes no value but helps to understand the folder: versions, names, files' sizes and times.
     """
 
@@ -51,7 +51,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(self.record(about=False), sort_keys=True).encode()).hexdigest()[:40]
 
     def record(self, *, about: bool = True) -> dict[str, Any]:
-        """The manifest as JSON takes it."""
+        """JSON values."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "prefix_ids": list(self.prefix_ids),
@@ -79,7 +79,7 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, manifest: Manifest) -> Store:
-        """Make an empty store, or open the one that is there if it was made with the same settings.
+        """Create an empty store, or open an existing one that was created with the same settings.
 
         Raises:
             ConfigError: the folder holds a store with other settings, or something else.
@@ -101,7 +101,7 @@ class Store:
         return self.manifest.key
 
     def check(self, wanted: Manifest) -> None:
-        """Compare with what is wanted; `wanted.model` may be None, for whatever model.
+        """Compare with the wanted manifest; `wanted.model` can be None, for any model.
 
         Raises:
             ConfigError: something differs.
@@ -115,7 +115,7 @@ class Store:
             )
 
     def bind(self, model: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
-        """Say which model the store is for; the first engine that opens it decides.
+        """Set the store's model; the first engine that opens the store decides.
 
         Raises:
             ConfigError: it is for another model.
@@ -128,15 +128,15 @@ class Store:
             self.check(replace(self.manifest, model=dict(model)))
 
     def path(self, name: str) -> Path:
-        """Where the piece of this name is, or would be."""
+        """The path of the piece with this name, whether it exists or not."""
         return self.folder / "pieces" / name[:2] / f"{name}{_SUFFIX}"
 
     def has(self, name: str) -> bool:
-        """Whether the piece is there, without looking into it."""
+        """Whether the piece exists; its content is not checked."""
         return self.path(name).is_file()
 
     def names(self) -> Iterator[str]:
-        """The names of all pieces that are there."""
+        """The names of all pieces."""
         for path in sorted((self.folder / "pieces").glob(f"??/*{_SUFFIX}")):
             yield path.name.removesuffix(_SUFFIX)
 
@@ -149,7 +149,7 @@ class Store:
         return read_piece(self.path(name), pin=pin)
 
     def write(self, name: str, piece: Piece) -> None:
-        """Write a piece, as a whole or not at all."""
+        """Write a piece atomically."""
         write_piece(self.path(name), piece)
 
     def mark(self, name: str) -> None:
@@ -159,11 +159,11 @@ class Store:
         path.touch()
 
     def remove(self, name: str) -> None:
-        """Remove a piece; nothing happens if it is not there."""
+        """Remove a piece, if it exists."""
         self.path(name).unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> None:
-        """Rename a damaged piece, so that nobody tries it again and the next build computes it."""
+        """Rename a damaged piece, so that it is not read again and the next build computes it."""
         path = self.path(name)
         with suppress(OSError):  # gone already, or a folder that cannot be written to
             path.replace(path.with_suffix(".damaged"))

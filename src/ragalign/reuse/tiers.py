@@ -1,4 +1,4 @@
-"""Where pieces are kept: GPU memory, host memory, disk. The least recently used ones give way."""
+"""Storage tiers for pieces: GPU memory, host memory and disk, evicting the least recently used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragalign.reuse.store import Store
 
 
 class Tier:
-    """Pieces within a budget of bytes; the least recently used ones leave first."""
+    """Pieces within a budget of bytes; the least recently used are evicted first."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -39,7 +39,7 @@ class Tier:
         self.n_bytes += piece.n_bytes
 
     def has_room_for(self, piece: Piece) -> bool:
-        """Whether it could be kept, others giving way."""
+        """Whether the piece fits, if others are evicted."""
         return piece.n_bytes <= self.budget
 
     def clear(self) -> None:
@@ -49,7 +49,7 @@ class Tier:
 
 
 class Tiers:
-    """Pieces on the device that needs them, from wherever they are.
+    """Fetches pieces from any tier to the device that needs them.
 
     Args:
         store: where all of them are.
@@ -93,7 +93,7 @@ class Tiers:
         return piece
 
     def done(self, name: str, piece: Piece) -> None:
-        """What `get` gave has been used, as far as this stream is concerned; it can stay on the GPU."""
+        """Release what `get` returned, once this stream has used it; it can stay on the GPU."""
         if self._staging is None or self._staged != name:
             return
         self._staged = ""
@@ -106,14 +106,14 @@ class Tiers:
         return tensor if tensor.is_pinned() else page_locked(tensor.shape, tensor.dtype).copy_(tensor)
 
     def keep(self, name: str, piece: Piece) -> None:
-        """Put a new piece, in host memory, among those used most recently."""
+        """Add a new piece, in host memory, as the most recently used."""
         if self._on_gpu:
             scales = None if piece.scales is None else self._locked(piece.scales)
             piece = Piece(self._locked(piece.kv), scales)
         self._host.put(name, piece)
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
-        """Change the budgets; what is in GPU memory is forgotten."""
+        """Change the budgets; this clears GPU memory."""
         self._gpu.clear()
         self._gpu.budget = gpu_memory if self._on_gpu else 0
         self._host.budget = memory
@@ -124,12 +124,12 @@ class Tiers:
         return self._host.n_bytes
 
     def clear(self) -> None:
-        """Forget what is in memory; the disk keeps everything."""
+        """Clear GPU and host memory; the disk keeps everything."""
         self._gpu.clear()
         self._host.clear()
 
     def _share(self, piece: Piece) -> Piece:
-        """The heads that are this process's own."""
+        """The heads of this process."""
         if self._heads is None:
             return piece
         import torch

@@ -103,7 +103,7 @@ class Service:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """What the engine can do, with the vocabulary of its tokenizer."""
+        """The engine's capabilities, with the size of its tokenizer's vocabulary."""
         sizes = (getattr(self.generator, "vocabulary_size", None), self._tokenizer.vocabulary_size)
         known = min(size for size in sizes if size is not None)
         return Capabilities(known, frozenset(getattr(self.generator, "unsupported", ())))

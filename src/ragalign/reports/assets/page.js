@@ -25,7 +25,7 @@
   const shortened = (text) => (firstLine(text).length > 80 ? `${firstLine(text).slice(0, 79).trimEnd()}…` : firstLine(text));
   const query = (row) => (row.q.length ? firstLine(texts[row.q[row.q.length - 1]]) : `prompt ${row.id}`);
   const mark = (row) => make("i", { class: `mark m${colours[row.m]}` });
-  const colours = models.map((model, place) => (place - models.findIndex((one) => one.comparison === model.comparison)) % 8);
+  const colours = models.map((model, place) => (place - models.findIndex((other) => other.comparison === model.comparison)) % 8);
 
   const badge = (row) => {
     if (row.r !== null) return make("span", { class: "badge none", title: row.r }, "unscored");
@@ -43,7 +43,7 @@
     return (row) => {
       const own = textsOf(row);
       const about = `${row.id} ${row.c ?? ""} ${models[row.m].name} ${row.r ?? ""}`.toLowerCase();
-      return words.every((word, place) => own.some((one) => one !== null && hits[place][one]) || about.includes(word));
+      return words.every((word, place) => own.some((number) => number !== null && hits[place][number]) || about.includes(word));
     };
   };
   const wordsOf = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
@@ -141,7 +141,7 @@
 
   const answer = (label, numbers) => {
     const parts = [heading(label, numbers.length ? wordsIn(texts[numbers[numbers.length - 1]]) : "")];
-    return make("div", {}, ...parts, ...(numbers.length ? numbers.map((one) => block(texts[one], "answer")) : [unknown("not recorded")]));
+    return make("div", {}, ...parts, ...(numbers.length ? numbers.map((number) => block(texts[number], "answer")) : [unknown("not recorded")]));
   };
   const scoresOf = (row) => {
     const labels = of(row).labels;
@@ -151,7 +151,7 @@
   };
   const words = (row) =>
     row.j.flatMap((order) => {
-      const first = order.f === null ? "" : order.f ? "the baseline stood first" : "the model stood first";
+      const first = order.f === null ? "" : order.f ? "the baseline was shown first" : "the model was shown first";
       const said = order.r !== null ? unknown(order.r) : null;
       const text = texts[order.w];
       return [heading(of(row).protocol === "metric" ? "Reference" : `The judge${of(row).judge ? `, ${of(row).judge}` : ""}`, first), said, text.trim() ? block(text) : said ? null : unknown("no words are recorded")];
@@ -168,11 +168,11 @@
     return [heading(`Retrieved demonstrations (${row.d.length}), in prompt order`, tokens), ...(items.length ? items : [unknown("none")])];
   };
   const others = (row) => {
-    const same = rows.filter((one) => one.k === row.k && one.t === row.t);
+    const same = rows.filter((other) => other.k === row.k && other.t === row.t);
     if (same.length < 2) return [];
-    const buttons = same.map((one) => {
-      const button = make("button", { type: "button", "aria-current": one === row ? "true" : null }, mark(one), models[one.m].name + (samples.has(of(one)) ? ` · sample ${one.s + 1}` : ""), badge(one));
-      button.addEventListener("click", () => choose(one, false));
+    const buttons = same.map((other) => {
+      const button = make("button", { type: "button", "aria-current": other === row ? "true" : null }, mark(other), models[other.m].name + (samples.has(of(other)) ? ` · sample ${other.s + 1}` : ""), badge(other));
+      button.addEventListener("click", () => choose(other, false));
       return button;
     });
     return [heading("All answers to this prompt"), make("div", { class: "others" }, ...buttons)];
@@ -195,7 +195,7 @@
     close.addEventListener("click", shut);
     const facts = [`prompt ${row.id}`, row.c, row.t > 1 || turns.has(of(row)) ? `turn ${row.t}` : null, samples.has(of(row)) ? `sample ${row.s + 1}` : null];
     const top = make("div", { class: "top" }, badge(row), make("span", {}, facts.filter(Boolean).join(" · ")), close);
-    const asked = row.q.map((one) => block(texts[one]));
+    const asked = row.q.map((number) => block(texts[number]));
     const compared = row.base !== null;
     detail.replaceChildren(
       ...[
@@ -208,7 +208,7 @@
         ...("x" in row && !row.a.length ? [make("details", {}, make("summary", {}, "What the judge was shown"), block(texts[row.x]))] : []),
         ...retrieved(row),
         ...others(row),
-      ].filter((one) => one !== null),
+      ].filter((part) => part !== null),
     );
     detail.scrollTop = 0;
   };
@@ -226,8 +226,8 @@
   };
   const repeated = comparisons.length > 1;
   fill("model", "model", models.map((model, place) => [place, model.name + (repeated ? ` (${comparisons[model.comparison].protocol})` : "")]));
-  fill("verdict", "verdict", ["win", "tie", "lose", "scored", "unscored"].filter((one) => rows.some((row) => verdictOf(row) === one)).map((one) => [one, one]));
-  fill("category", "category", [...new Set(rows.map((row) => row.c).filter(Boolean))].sort().map((one) => [one, one]));
+  fill("verdict", "verdict", ["win", "tie", "lose", "scored", "unscored"].filter((value) => rows.some((row) => verdictOf(row) === value)).map((value) => [value, value]));
+  fill("category", "category", [...new Set(rows.map((row) => row.c).filter(Boolean))].sort().map((value) => [value, value]));
   document.querySelector("#rows thead tr").append(
     ...columns.map(([name, label]) => {
       const button = make("button", { type: "button" }, label);

@@ -56,7 +56,7 @@ async function connect() {
 function showModels(models) {
   const [bare] = models;
   const recipes = models.filter((model) => model !== bare);
-  // At first one of each kind: no demonstrations, fixed ones, retrieved ones.
+  // Initially one of each kind: no demonstrations, fixed ones, retrieved ones.
   const first = ["none", "fixed", "retrieved"].map((kind) => {
     const fitting = recipes.filter((model) => model.ragalign.demonstrations === kind);
     return fitting.find((model) => model.ragalign.recipe === bare.ragalign.recipe) ?? fitting[0];
@@ -108,7 +108,7 @@ function promptView(told) {
   let chosen = null;
   const choose = (piece) => {
     chosen = piece === chosen ? null : piece;
-    for (const [one, elements] of marks) elements.forEach((element) => element.setAttribute("aria-pressed", String(one === chosen)));
+    for (const [part, elements] of marks) elements.forEach((element) => element.setAttribute("aria-pressed", String(part === chosen)));
     detail.hidden = chosen === null;
     if (chosen) {
       const text = chosen.kind === "special" ? "Such as the begin-of-text token; they have no text." : chosen.text;
@@ -180,7 +180,7 @@ function tableOf(title, rows, first, reason = null) {
 }
 
 function droppedView(dropped) {
-  const table = tableOf("Not used", dropped, (one) => line(nameOf({ kind: "demonstration", ...one })), (one) => REASONS[one.reason] ?? one.reason);
+  const table = tableOf("Not used", dropped, (entry) => line(nameOf({ kind: "demonstration", ...entry })), (entry) => REASONS[entry.reason] ?? entry.reason);
   return make("details", { className: "dropped" }, make("summary", {}, `${dropped.length} retrieved, but not used`), table);
 }
 
