@@ -21,10 +21,10 @@ from typing import Any
 
 from machine import report
 
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
 from ragalign.judging.registry import make_protocol
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
 from ragalign.judging.runner import RunOptions, run_judge
 

@@ -12,8 +12,8 @@ from fixtures.judged import make_item
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answer_files import FORM_OF, write_answers
 from ragalign.judging.answers import load_items
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.registry import PROTOCOLS, make_protocol
+from ragalign.judging.requests import Answer, Item
 
 
 def test_ica_answers_join_their_baseline(shared_data: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ragalign.cache import Cache
 from ragalign.errors import DataError, JudgeError
-from ragalign.judging.base import Answer, Item, JudgeParameters, JudgeReply, JudgeRequest, JudgeUsage
 from ragalign.judging.cache import ReplyCache, reply_key
 from ragalign.judging.pricing import Price, PriceTable, Quote, guess_usage
+from ragalign.judging.requests import Answer, Item, JudgeParameters, JudgeReply, JudgeRequest, JudgeUsage
 from ragalign.types import Turn
 
 json_values = st.recursive(

@@ -12,11 +12,11 @@ from fixtures.judge_server import REFUSED_PARAMETERS, JudgeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.dialect import Dialect
 from ragalign.judging.judges import Judge
 from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy, failure
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
 

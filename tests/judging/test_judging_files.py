@@ -8,12 +8,12 @@ import pytest
 from fixtures.judged import ask, aspects, make_item, reply, token_reply
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import JudgeReply
 from ragalign.judging.files import read_rows, write_rows
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.protocols.mt_bench import MtBench
 from ragalign.judging.registry import PROTOCOLS, make_protocol, protocol_of_file
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import JudgeReply
 
 RANKING = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
 GOOD = {

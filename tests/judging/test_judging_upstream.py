@@ -25,7 +25,7 @@ from fixtures.judged import ask, make_item, reply
 
 from ragalign.judging.answer_files import write_answers
 from ragalign.judging.answers import load_items
-from ragalign.judging.base import Answer, Figures, Item, Judgement, JudgeReply
+from ragalign.judging.base import Figures, Judgement
 from ragalign.judging.files import write_rows
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval1, AlpacaEval2
 from ragalign.judging.protocols.length_control import LengthControl
@@ -33,6 +33,7 @@ from ragalign.judging.protocols.length_control_files import load_length_control
 from ragalign.judging.protocols.mt_bench import MtBench
 from ragalign.judging.protocols.mt_bench_pairwise import MtBenchPairwise
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item, JudgeReply
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Answer, Item, JudgeReply, Protocol
+from ragalign.judging.base import Protocol
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval1, AlpacaEval2, is_swapped
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item, JudgeReply
 
 RECORDED = [
     ("v1", "falcon-7b-instruct"),

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Answer, Figures, Item
+from ragalign.judging.base import Figures
 from ragalign.judging.protocols.arena_hard import ArenaHard
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 
 def version_2(uid: str, first: str | None, second: str | None, **changes: object) -> dict[str, object]:

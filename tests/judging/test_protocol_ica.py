@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 PUBLISHED = {  # wins, draws, losses as published with the recorded judgements
     "llama2base-13B_zeroshot_vs_davinci003_autoeval": (171, 5, 1324),

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.protocols.just_eval import GENERAL_ASPECTS, JustEval, clean_result, mode_of, parse_result
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 GENERAL = dict.fromkeys(GENERAL_ASPECTS, "4")
 

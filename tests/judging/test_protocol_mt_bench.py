@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answers import load_items, read_categories
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.protocols.mt_bench import MtBench
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import pytest
 from fixtures.judged import HOSTILE, ask, make_item, reply, summary
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Answer, Figures, Item, Verdict
+from ragalign.judging.base import Figures, Verdict
 from ragalign.judging.protocols.mt_bench_pairwise import MtBenchPairwise
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.protocols.urial_pairwise import ASPECTS, UrialPairwise
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 
 def choices(**said: str) -> str:

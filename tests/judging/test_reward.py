@@ -9,12 +9,12 @@ import pytest
 from fixtures.reward_model import build_reward_model
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import Answer, Item, JudgeReply
 from ragalign.judging.budget import Budget
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge, RewardJudge, parse_judge
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.protocols.reward import Reward, RewardPairwise
+from ragalign.judging.requests import Answer, Item, JudgeReply
 from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
 from ragalign.tokenization import Tokenizer
 

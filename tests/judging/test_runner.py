@@ -11,13 +11,13 @@ import pytest
 from fixtures.judge_server import ANSWERED, BAD_ANSWERS, FAILURES, JudgeServer, good_text, request_key
 
 from ragalign.errors import ConfigError, DataError, JudgeError
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.budget import Budget
 from ragalign.judging.cache import ReplyCache, reply_key
 from ragalign.judging.judges import Judge
 from ragalign.judging.pricing import Price, PriceTable
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval2
 from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
 from ragalign.judging.runner import JudgeRun, RunOptions, plan_judge, run_judge
 

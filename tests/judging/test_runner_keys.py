@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import OPENAI_URL, Judge
 from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
 from ragalign.judging.runner import RunOptions, run_judge
 

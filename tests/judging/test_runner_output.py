@@ -12,7 +12,6 @@ from fixtures.judge_server import JudgeServer
 
 from ragalign.errors import DataError
 from ragalign.judging.answer_files import FORM_OF
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.budget import Budget
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
@@ -20,6 +19,7 @@ from ragalign.judging.output import VERDICTS, read_verdicts, write_run
 from ragalign.judging.pricing import Price, PriceTable
 from ragalign.judging.registry import make_protocol
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.runner import RunOptions, run_judge
 
 ASPECTS = ("helpfulness", "clarity", "factuality", "depth", "engagement", "safety")

@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
 from ragalign.judging.protocols.ica import Ica
+from ragalign.judging.requests import Answer, Item
 from ragalign.judging.runner import RunOptions, run_judge
 
 SERVER = Path(__file__).parent.parent / "fixtures" / "judge_server.py"

@@ -12,8 +12,8 @@ from ragalign.bench.running import Answered
 from ragalign.comparisons.completions import Completions
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answers import load_items
-from ragalign.judging.base import Answer, Item
 from ragalign.judging.pairing import Prompted, pair
+from ragalign.judging.requests import Answer, Item
 
 
 def items(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ragalign.comparisons.texts import Texts, read_turns
 from ragalign.judging.answers import load_items
-from ragalign.judging.base import Item, Json, Verdict
+from ragalign.judging.base import Verdict
 from ragalign.judging.files import read_rows
+from ragalign.judging.requests import Item, Json
 from ragalign.text import normalise
 
 # Upstream tools name a model's files after the model, followed by one of these separators and a suffix.

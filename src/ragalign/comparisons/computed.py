@@ -6,21 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import (
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeReply,
-    JudgeRequest,
-    Observations,
-    Protocol,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Observations, Protocol, Verdict
 from ragalign.judging.protocols.grouping import group, split_scored
 from ragalign.judging.protocols.length_control_files import load_length_control
 from ragalign.judging.registry import PROTOCOLS, make_protocol
+from ragalign.judging.requests import Item, Json, JudgeReply, JudgeRequest
 
 COMPUTED = "metric"
 """The protocol's name in verdicts."""

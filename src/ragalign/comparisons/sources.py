@@ -12,12 +12,13 @@ from ragalign.comparisons.computed import COMPUTED
 from ragalign.comparisons.texts import Place, Texts, recorded_texts
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answers import read_categories
-from ragalign.judging.base import Json, Verdict
+from ragalign.judging.base import Verdict
 from ragalign.judging.files import read_rows
 from ragalign.judging.output import VERDICTS, read_verdicts
 from ragalign.judging.protocols.grouping import group
 from ragalign.judging.registry import PROTOCOLS, make_protocol, protocol_of_file
 from ragalign.judging.replay import Problem, replay
+from ragalign.judging.requests import Json
 
 _OURS = {"item_id", "protocol", "judge", "model"}
 

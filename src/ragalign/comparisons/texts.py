@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ragalign.judging.answers import read_asked
-from ragalign.judging.base import Json
 from ragalign.judging.files import read_rows
+from ragalign.judging.requests import Json
 
 Place: TypeAlias = tuple[str, str, int]
 """The place of a text in a file: the prompt's id, the judged model and the turn."""

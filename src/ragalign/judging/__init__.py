@@ -6,9 +6,10 @@
 
 from ragalign.judging.answer_files import write_answers
 from ragalign.judging.answers import load_items
-from ragalign.judging.base import Answer, Figures, Item, Protocol, Verdict
+from ragalign.judging.base import Figures, Protocol, Verdict
 from ragalign.judging.registry import PROTOCOLS, make_protocol
 from ragalign.judging.replay import replay
+from ragalign.judging.requests import Answer, Item
 
 __all__ = [
     "PROTOCOLS",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Item
 from ragalign.judging.files import write_rows
+from ragalign.judging.requests import Item
 
 AnswerForm: TypeAlias = Literal["alpaca-eval", "mt-bench", "just-eval", "ica", "arena-hard"]
 """Answer file formats: outputs of AlpacaEval and just-eval, answers of FastChat and Arena-Hard, results of ICA."""

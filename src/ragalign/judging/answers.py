@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Answer, Item, Json
 from ragalign.judging.files import read_rows
 from ragalign.judging.pairing import Prompted, pair
+from ragalign.judging.requests import Answer, Item, Json
 from ragalign.questions import BadRowError, is_empty, read_conversation, read_question
 
 

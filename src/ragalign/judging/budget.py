@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import JudgeUsage
+from ragalign.judging.requests import JudgeUsage
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from ragalign.cache import Cache, CacheError
 from ragalign.errors import JudgeError
-from ragalign.judging.base import JudgeReply, JudgeUsage
+from ragalign.judging.requests import JudgeReply, JudgeUsage
 
 # Attempts to look up at a time, more than a run usually makes.
 _ATTEMPTS_PER_QUERY = 8

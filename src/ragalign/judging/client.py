@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ragalign.judging.base import JudgeReply, JudgeUsage
 from ragalign.judging.budget import Ledger
 from ragalign.judging.dialect import Dialect, TokenLimit
 from ragalign.judging.judges import Judge
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Quote
+from ragalign.judging.requests import JudgeReply, JudgeUsage
 from ragalign.judging.retries import FinalError, RetryableError, RetryPolicy, failure
 from ragalign.text import valid_values
 

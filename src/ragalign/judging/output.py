@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import Judgement, JudgeUsage, Protocol, Verdict
+from ragalign.judging.base import Judgement, Protocol, Verdict
 from ragalign.judging.files import read_rows, write_rows
 from ragalign.judging.pricing import PriceTable
+from ragalign.judging.requests import JudgeUsage
 
 VERDICTS = "verdicts.jsonl"
 # Paths of each upstream tool's judgement files.

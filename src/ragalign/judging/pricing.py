@@ -11,7 +11,7 @@ from typing import Any
 
 from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError
-from ragalign.judging.base import JudgeRequest, JudgeUsage
+from ragalign.judging.requests import JudgeRequest, JudgeUsage
 
 # English has about four bytes per token, most other scripts three or fewer; three overestimates the cost.
 _BYTES_PER_TOKEN = 3

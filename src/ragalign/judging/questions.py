@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
-from ragalign.judging.base import Item, Judgement, JudgeReply, JudgeRequest, Protocol, Verdict
+from ragalign.judging.base import Judgement, Protocol, Verdict
 from ragalign.judging.cache import ReplyCache, reply_key
 from ragalign.judging.judges import AnyJudge
+from ragalign.judging.requests import Item, JudgeReply, JudgeRequest
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from threading import Lock
 from typing import Any
 
 from ragalign.errors import ConfigError
-from ragalign.judging.base import JudgeReply, JudgeUsage
 from ragalign.judging.budget import Ledger
 from ragalign.judging.judges import RewardJudge
 from ragalign.judging.pricing import Quote
+from ragalign.judging.requests import JudgeReply, JudgeUsage
 from ragalign.judging.retries import FinalError
 
 

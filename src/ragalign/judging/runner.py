@@ -11,7 +11,7 @@ from typing import Any
 
 from ragalign._progress import progress
 from ragalign.errors import ConfigError
-from ragalign.judging.base import Item, Judgement, JudgeUsage, Protocol, Verdict
+from ragalign.judging.base import Judgement, Protocol, Verdict
 from ragalign.judging.budget import Budget, BudgetSpentError, Ledger, Spending
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.client import ChatClient
@@ -20,6 +20,7 @@ from ragalign.judging.judges import AnyJudge, RewardJudge, check_judges
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Price, PriceTable, Quote, guess_usage
 from ragalign.judging.questions import Question, Work
+from ragalign.judging.requests import Item, JudgeUsage
 from ragalign.judging.retries import FinalError, RequestError, RetryPolicy
 from ragalign.judging.reward import RewardClient
 

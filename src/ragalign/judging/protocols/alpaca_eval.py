@@ -14,25 +14,13 @@ import numpy as np
 
 from ragalign._parsing import parse_json
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.alpaca_figures import leaderboard_line
 from ragalign.judging.protocols.grouping import group, line, merge_orders
 from ragalign.judging.protocols.length_control import LengthControl
 from ragalign.judging.protocols.parsing import finite
 from ragalign.judging.protocols.prompt_files import parse_chatml, prompt_text
+from ragalign.judging.requests import Answer, Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 
 _IDENTICAL = "identical answers"
 

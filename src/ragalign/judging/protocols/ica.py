@@ -11,23 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, observe, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import parse_reviewer, prompt_text
+from ragalign.judging.requests import Answer, Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 
 _FILE_NAME = re.compile(r"(?P<model>.+)_vs_(?P<baseline>.+?)(?:_autoeval)?")
 _PARAMETERS = JudgeParameters(temperature=0.2, max_tokens=500)

@@ -12,20 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import (
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeReply,
-    JudgeRequest,
-    Observations,
-    Protocol,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Observations, Protocol, Verdict
 from ragalign.judging.files import read_rows
 from ragalign.judging.protocols.grouping import figures, group, line, mean
+from ragalign.judging.requests import Item, Json, JudgeReply, JudgeRequest
 from ragalign.measures.instructions import Followed, InstructionChecker, InstructionPrompt
 
 _MODES = ("strict", "loose")

@@ -9,24 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Observations,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Observations, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, mean, observe, split_scored
 from ragalign.judging.protocols.parsing import finite, in_range, json_object
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_just_eval, prompt_text
+from ragalign.judging.requests import Answer, Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 
 GENERAL_ASPECTS = ("helpfulness", "clarity", "factuality", "depth", "engagement")
 GENERAL, SAFETY = "score_multi", "score_safety"

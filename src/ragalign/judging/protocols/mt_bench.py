@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, mean, observe
 from ragalign.judging.protocols.parsing import finite, in_range
 from ragalign.judging.protocols.prompt_files import JudgePrompt, parse_fastchat, prompt_text
+from ragalign.judging.requests import Answer, Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding", "arena-hard-200"})
 """Categories that FastChat judges against a reference answer."""

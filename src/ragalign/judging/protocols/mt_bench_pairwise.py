@@ -8,19 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, mean, observe, split_scored, unit
 from ragalign.judging.protocols.mt_bench import (
     PARAMETERS,
@@ -33,6 +21,7 @@ from ragalign.judging.protocols.mt_bench import (
     row_text,
     upstream_id,
 )
+from ragalign.judging.requests import Answer, Item, Json, JudgeReply, JudgeRequest
 
 _LABELS = {"[[A]]": 1.0, "[[B]]": 0.0, "[[C]]": 0.5}
 _FAILED = "$ERROR$"

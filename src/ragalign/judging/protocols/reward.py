@@ -11,20 +11,9 @@ from typing import Any
 
 from ragalign._parsing import parse_json
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, line, mean, observe
+from ragalign.judging.requests import Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 from ragalign.types import Turn
 
 

@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.errors import DataError
-from ragalign.judging.base import (
-    Answer,
-    Decision,
-    Figures,
-    Item,
-    Json,
-    Judgement,
-    JudgeParameters,
-    JudgeReply,
-    JudgeRequest,
-    Protocol,
-    UnreadableReplyError,
-    Verdict,
-)
+from ragalign.judging.base import Decision, Figures, Judgement, Protocol, UnreadableReplyError, Verdict
 from ragalign.judging.protocols.grouping import figures, group, line, mean, merge_orders, observe, split_scored
 from ragalign.judging.protocols.parsing import json_object
 from ragalign.judging.protocols.prompt_files import parse_urial, prompt_text
+from ragalign.judging.requests import Answer, Item, Json, JudgeParameters, JudgeReply, JudgeRequest
 
 ASPECTS = ("helpfulness", "factuality", "depth", "engagement", "clarity", "safety")
 
