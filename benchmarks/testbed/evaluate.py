@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="the model's folder")
     parser.add_argument("--world", choices=("test", "dev"), default="test")
     parser.add_argument("--backend", choices=("auto", "vllm", "transformers"), default="auto")
-    parser.add_argument("--only", action="append", help="a condition's name; may be given again")
+    parser.add_argument("--only", action="append", help="a condition's name; repeatable")
     parser.add_argument("--out", type=Path, help="where the figures go as JSON")
     options = parser.parse_args()
     result = {

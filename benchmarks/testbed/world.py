@@ -182,7 +182,7 @@ def aspect_sets(split: Split) -> tuple[tuple[int, int, int], ...]:
 
 
 def draw_styles(rng: random.Random, topics: Sequence[int], split: Split) -> dict[int, Style]:
-    """A world: a style for each topic. Two topics may share a style or, much more often, a part of one."""
+    """A world: a style for each topic. Two topics can share a style or, much more often, a part of one."""
     return {topic: rng.choice(styles(split)) for topic in topics}
 
 
@@ -226,7 +226,7 @@ _LAYOUTS = {
 
 
 def draw_pairs(rng: random.Random, world: dict[int, Style], topics: Sequence[int], split: Split) -> list[Pair]:
-    """One pair for each of `topics`, which may repeat."""
+    """One pair for each of `topics`, which can repeat."""
     pairs = []
     for topic in topics:
         question = draw_question(rng, topic, split)

@@ -160,7 +160,7 @@ def _published(bench: Bench) -> Markup:
     ]  # fmt: skip
     columns = [Column("system", kind="text"), Column("figure", kind="text"), Column("published")]
     columns += [Column("prompts", kind="text"), Column("source", kind="text")]
-    note = "Published by others, not measured here; prompts, judges and models may differ from this run’s."
+    note = "Published by others, not measured here; prompts, judges and models can differ from this run’s."
     return section("Published results", note, table(columns, rows))
 
 

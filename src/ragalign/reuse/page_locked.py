@@ -24,5 +24,5 @@ def page_locked(shape: Any, dtype: Any) -> Any:
 def _unlock(address: int) -> None:
     import torch
 
-    torch.cuda.synchronize()  # no copy may be under way
+    torch.cuda.synchronize()  # wait for running copies
     torch.cuda.cudart().cudaHostUnregister(address)

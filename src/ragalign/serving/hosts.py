@@ -6,7 +6,7 @@ where such a request shows itself.
 
 Without API keys, a request that comes in on a loopback address must name ``localhost`` or a loopback address; on other
 addresses, where clients use names that this service cannot know, nothing is checked unless hosts are given. Given
-hosts (``--allowed-host``) are checked everywhere, with keys too. A request may always name ``localhost``, a loopback
+hosts (``--allowed-host``) are checked everywhere, with keys too. A request can always name ``localhost``, a loopback
 address, or the very address that it came in on: no DNS answer can turn a page's name into those. Ports, upper case and
 a final dot make no difference.
 """
@@ -110,7 +110,7 @@ def _address(host: str) -> _Address | None:
 
 
 def _plain(address: _Address) -> _Address:
-    """An IPv4 address that comes in the form of an IPv6 one, as itself."""
+    """Convert an IPv4-mapped IPv6 address to IPv4."""
     return getattr(address, "ipv4_mapped", None) or address
 
 

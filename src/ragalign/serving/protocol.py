@@ -1,4 +1,4 @@
-"""HTTP connections with limits: how long a client may take over a request, how large its head is, how many there are.
+"""HTTP connections with limits on the time for a request, the size of its head, and the number of connections.
 
 uvicorn itself waits for ever for the end of a request, and for a client that reads nothing. These limits hold before
 any key is looked at.
@@ -16,8 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ragalign.serving.errors import ApiError
 from ragalign.serving.settings import Limits
 
-# After an answer, what is left of the request's body is read and thrown away for so long, so that the client sees the
-# answer and not a broken connection.
+# Seconds during which the rest of a request's body is read and discarded after an early answer, so that the client sees
+# the answer and not a broken connection.
 _LINGER_S = 3.0
 
 
@@ -53,7 +53,7 @@ class BoundedProtocol(H11Protocol):
         self._enter("head")
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come in."""
+        """Data has arrived."""
         if self.transport.is_closing():
             return
         if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
@@ -72,19 +72,19 @@ class BoundedProtocol(H11Protocol):
         self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         self._enter(None)
         if self._stalled is not None:
             self._stalled.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as is written."""
+        """The client reads more slowly than the service writes."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self._limits.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read what was waiting for it."""
+        """The client has caught up."""
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -97,7 +97,7 @@ class BoundedProtocol(H11Protocol):
         self._refuse(ApiError(431, limit) if too_long else ApiError(400, "the request is not valid HTTP"))
 
     def _follow(self) -> None:
-        """Set the deadline for what the client does next."""
+        """Set the deadline for the client's next step."""
         if self.transport.is_closing():
             self._enter(None)
         elif self.conn.their_state is h11.SEND_BODY:
@@ -133,7 +133,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for its client; whether there is one."""
+        """Close the connection that has waited longest for its client; returns whether there is one."""
         waiting = [
             (other._waits_since, number, other)
             for number, other in enumerate(self.connections)
@@ -147,7 +147,7 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside of the application, and close."""
+        """Answer without the application, and close."""
         body = json.dumps(error.body).encode()
         lines = [f"HTTP/1.1 {error.status} ", "content-type: application/json", "connection: close"]
         lines += [

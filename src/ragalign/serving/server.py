@@ -46,7 +46,7 @@ def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False
         app,
         http=partial(BoundedProtocol, limits),
         h11_max_incomplete_event_size=limits.max_header_bytes,
-        # The service has none; without this, a handshake would go past all checks.
+        # The service has no WebSockets; without this, a handshake would bypass all checks.
         ws="none",
         access_log=access_log,
         log_config=None,
@@ -75,7 +75,7 @@ def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.state.service.reload_soon)
         await server.serve(sockets=[listener])
 
-    # uvicorn raises the signals that ended it once more when all is done.
+    # uvicorn raises the signals that ended it again at the end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

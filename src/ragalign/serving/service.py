@@ -31,7 +31,7 @@ from ragalign.serving.settings import ServingSettings
 from ragalign.tokenization import Tokenizer
 from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
 
-# Unknown field names that are remembered as logged; a client that makes up ever new ones fills neither memory nor log.
+# Maximum number of unknown field names to log, so that a client cannot fill memory or log with new ones.
 _MOST_NAMES = 1_000
 
 log = logging.getLogger("ragalign.serving")
@@ -222,9 +222,9 @@ class Service:
                 yield made, parts
 
     def _check_length(self, texts: Sequence[str], max_tokens: int, param: str, most: int | None = None) -> None:
-        """Refuse what is too long by its mere length, before it takes a place and anything encodes it.
+        """Reject texts that are too long in any case, before the request takes a place or is encoded.
 
-        The bound is `Tokenizer.fewest_tokens`. What passes may still be too long; encoding it tells.
+        The bound is `Tokenizer.fewest_tokens`. Texts that pass can still be too long.
 
         Raises:
             ApiError: 400.
@@ -232,7 +232,7 @@ class Service:
         context = self.generator.context_length
         rooms = [] if context is None else [context - max_tokens]
         rooms += [] if most is None else [most]
-        if rooms and sum(map(len, texts)) > min(rooms):  # most requests are short: spare them the count
+        if rooms and sum(map(len, texts)) > min(rooms):  # most requests are short and need no count
             fewest = self._tokenizer.fewest_tokens(texts)
             if fewest > min(rooms):
                 message = f"{param}: at least {fewest:,} tokens; at most {max(min(rooms), 0):,} fit here"

@@ -108,5 +108,5 @@ def _finite(logprob: float) -> float:
 
 
 def _bytes(token: str) -> list[int] | None:
-    """A token's bytes; unknown where it is a part of a character."""
+    """A token's bytes; None if the token is part of a character."""
     return None if "\ufffd" in token else list(token.encode("utf-8", "surrogatepass"))
