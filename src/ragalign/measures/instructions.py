@@ -3,7 +3,7 @@
 The checkers are those of the package ``if-verifiable``; strict and loose, and what counts as unscored, are decided
 here. Upstream draws what a prompt leaves open at random: IFEval's letter frequency takes any letter for ``#`` and
 ``!`` (two of its prompts), in the strict and in the loose pass separately. Here these draws are seeded; other recorded
-runs can have drawn other letters. An argument that a prompt lacks altogether leaves its instruction unscored.
+runs may have drawn other letters. An argument that a prompt lacks altogether leaves its instruction unscored.
 """
 
 from __future__ import annotations
