@@ -153,7 +153,7 @@ class Store:
         write_piece(self.path(name), piece)
 
     def mark(self, name: str) -> None:
-        """Say that a piece is kept elsewhere; whoever reads it here finds it damaged."""
+        """Create an empty file for a piece that is kept elsewhere; reading it reports damage."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
