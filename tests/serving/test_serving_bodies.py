@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from ragalign.serving import Limits
 from ragalign.serving.bodies import parse_object
+from ragalign.serving.body_models import parse
 from ragalign.serving.errors import ApiError
+from ragalign.serving.requests import CompletionRequest
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,25 @@ def test_what_is_no_object(body: bytes, words: str) -> None:
 
 def test_a_byte_order_mark_makes_no_difference() -> None:
     assert parse_object(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "words"),
+    [
+        ([1.5], "prompt[0]", "a valid integer"),
+        ([True], "prompt[0]", "a valid integer"),
+        ([1, 1.5], "prompt[1]", "a valid integer"),
+        ([1, 2, True], "prompt[2]", "a valid integer"),
+        ([1, "a"], "prompt[1]", "a valid integer"),
+        (["a", 5], "prompt[1]", "a valid string"),
+        ([[1], 2], "prompt[1]", "a valid list"),
+        ([[1], [2, True]], "prompt[1][1]", "a valid integer"),
+        ({"a": 1}, "prompt", "a valid string or a valid list"),
+    ],
+    ids=str,
+)
+def test_the_first_invalid_item_of_a_prompt_is_named(prompt: Any, param: str, words: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        parse(CompletionRequest, {"model": "m", "prompt": prompt}, Limits())
+    assert (raised.value.status, raised.value.param) == (400, param)
+    assert words in raised.value.message

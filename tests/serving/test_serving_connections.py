@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fixtures.raw_http import connect, exchange, is_closed, read_status, request
 from fixtures.scripted_server import ScriptedServer
 
 from ragalign.serving import Limits, ServingSettings
+from ragalign.serving.protocol import BoundedProtocol
 
 LIMITS = Limits(head_timeout_s=0.6, body_timeout_s=0.6, write_timeout_s=0.6, max_connections=40)
 
@@ -151,6 +153,49 @@ def test_who_reads_nothing_is_cut_off(upstream_service: Any) -> None:
                 assert time.monotonic() < until
                 time.sleep(0.05)
         assert httpx.post(f"{running.url}/v1/chat/completions", json=ask(), timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [("Connection: close",), ()], ids=["close", "idle"])
+def test_a_little_that_is_never_read_keeps_no_connection_open(
+    upstream_service: Any, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...]
+) -> None:
+    # So large that only what is left fits neither side's buffers, and so small that writing is never paused.
+    monkeypatch.setattr("ragalign.serving.server._KEEPALIVE_S", 1)
+    settings = ServingSettings(limits=Limits(write_timeout_s=0.6, max_new_tokens=100_000))
+    with ScriptedServer() as server, upstream_service(server, settings=settings) as running:
+        protocols = set()
+        made = BoundedProtocol.connection_made
+
+        def noting(self: BoundedProtocol, transport: Any) -> None:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            protocols.add(self)
+            made(self, transport)
+
+        monkeypatch.setattr(BoundedProtocol, "connection_made", noting)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            connection.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+            connection.sendall(request("GET", "/openapi.json", headers=headers))
+            until = time.monotonic() + 15
+            while not protocols or any(protocol in protocol.connections for protocol in protocols):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_who_leaves_within_the_body_is_a_disconnect(
+    upstream_service: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    with ScriptedServer() as server, upstream_service(server) as running:
+        with connect(running.url) as connection:
+            connection.sendall(request("POST", path, body=b'{"model": "tiny"' + b" " * 100)[:-50])
+            time.sleep(0.3)
+        until = time.monotonic() + 10
+        while "ragalign_disconnects_total 1.0" not in (figures := httpx.get(f"{running.url}/metrics").text):
+            assert time.monotonic() < until, [line for line in figures.splitlines() if "errors" in line]
+            time.sleep(0.05)
+        assert 'code="internal"' not in figures
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/openapi.json", "/docs", "/v1/models", "/v1/", "/nowhere", "/metrics/"])

@@ -186,6 +186,25 @@ def test_an_endless_answer_ends_at_max_tokens(upstream_service: Any, parts: byte
             time.sleep(0.05)
 
 
+@pytest.mark.parametrize("reported", ["logprobs", "usage", "neither"])
+def test_a_whole_answer_ends_at_max_tokens(upstream_service: Any, reported: str) -> None:
+    tokens = [f"w{number:05} " for number in range(50_000)]
+    choice: dict[str, Any] = {"text": "".join(tokens), "finish_reason": "stop"}
+    if reported == "logprobs":
+        choice["logprobs"] = {"tokens": tokens, "token_logprobs": [-1.0] * len(tokens)}
+    body = {"choices": [choice], **({"usage": {"completion_tokens": len(tokens)}} if reported == "usage" else {})}
+    fault = sends(json.dumps(body).encode())
+    with ScriptedServer(faults=[fault]) as server, upstream_service(server) as running:
+        asked = {"model": "tiny", "prompt": "x", "max_tokens": 20, "logprobs": 0}
+        answer = httpx.post(f"{running.url}/v1/completions", json=asked, timeout=60).json()
+    [found] = answer["choices"]
+    assert (found["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 20)
+    assert len(found["text"]) <= 20 * 512
+    if reported != "neither":
+        assert found["text"] == "".join(tokens[:20])
+        assert len(found["logprobs"]["tokens"]) in (0, 20)
+
+
 def test_events_without_text_do_not_go_on_for_ever(upstream_service: Any) -> None:
     def endless() -> Iterator[bytes]:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -17,6 +17,8 @@ from ragalign.types import TokenLogprob
 
 MAX_EVENT_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 16 << 20
+# No vocabulary has longer tokens than this.
+MAX_TOKEN_CHARACTERS = 512
 _MAX_ERROR_BYTES = 64 << 10
 # vLLM's log-probability of a token with probability 0, since JSON has no infinity.
 _LOWEST_LOGPROB = -9999.0
@@ -66,6 +68,29 @@ def parse_answer(body: dict[str, Any]) -> UpstreamAnswer:
         logprobs=_logprobs(choice),
         n_tokens=token_count(usage.get("completion_tokens"), "usage.completion_tokens"),
         n_cached_tokens=token_count(details.get("cached_tokens"), "usage.prompt_tokens_details.cached_tokens"),
+    )
+
+
+def cut_answer(answer: UpstreamAnswer, max_tokens: int) -> UpstreamAnswer:
+    """Cut a whole answer that has more than `max_tokens` tokens, from a server that ignores the limit.
+
+    Log-probabilities show where its tokens end. Without them, the text is cut at the same share of its characters as of
+    the reported tokens; without a count, only at `MAX_TOKEN_CHARACTERS` per token.
+    """
+    n_tokens = max(answer.n_tokens or 0, len(answer.logprobs))
+    n_characters = max_tokens * MAX_TOKEN_CHARACTERS
+    if n_tokens > max_tokens:
+        kept = answer.logprobs[:max_tokens]
+        share = len(answer.text) * max_tokens // n_tokens
+        n_characters = min(n_characters, sum(len(token.token) for token in kept) if kept else share)
+    elif len(answer.text) <= n_characters:
+        return answer
+    return replace(
+        answer,
+        text=answer.text[:n_characters],
+        finish_reason="length",
+        logprobs=answer.logprobs[:max_tokens],
+        n_tokens=max_tokens,
     )
 
 

@@ -15,8 +15,10 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import EXTENSIONS, decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import (
     MAX_EVENT_BYTES,
+    MAX_TOKEN_CHARACTERS,
     BadAnswerError,
     UpstreamAnswer,
+    cut_answer,
     error_message,
     parse_answer,
     parse_object,
@@ -33,8 +35,6 @@ _CONNECT_S = 3.0
 _CHECK_S = 6.0
 # Servers close idle connections after 5 s (uvicorn's default) or later; younger ones are safe to reuse.
 _KEEPALIVE_S = 4.0
-# No vocabulary has longer pieces than this.
-_MOST_CHARACTERS = 512
 # Allowed events without text, in addition to one per token: some tokens are parts of characters.
 _MOST_EMPTY = 1000
 _ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
@@ -155,7 +155,7 @@ class Upstream:
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
     ) -> ClosableAsyncIterator[Delta]:
-        """See `AsyncEngine.stream`. A stream that exceeds `Decoding.max_tokens` is cut there.
+        """See `AsyncEngine.stream`. An answer that exceeds `Decoding.max_tokens` is cut there.
 
         Raises:
             UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
@@ -180,7 +180,7 @@ class Upstream:
                     if response.status_code != 200:
                         raise await self._status_error(server, response, body)
                     if whole:
-                        deltas = self._whole(response, filter_)
+                        deltas = self._whole(response, filter_, decoding.max_tokens)
                     else:
                         deltas = self._streamed(server, response, filter_, decoding.max_tokens)
                     async for delta in deltas:
@@ -232,7 +232,7 @@ class Upstream:
             n_parts += bool(part.text or part.logprobs)
             n_empty += not (part.text or part.logprobs)
             n_characters += len(part.text)
-            if n_parts > max_tokens or n_characters > max_tokens * _MOST_CHARACTERS:
+            if n_parts > max_tokens or n_characters > max_tokens * MAX_TOKEN_CHARACTERS:
                 yield Delta(filter_.finish(), n_tokens=max_tokens, finish_reason="length")
                 return
             if n_empty > max_tokens + _MOST_EMPTY:
@@ -248,11 +248,11 @@ class Upstream:
             n_cached_tokens=counts.n_cached_tokens,
         )
 
-    async def _whole(self, response: httpx.Response, filter_: StopFilter) -> AsyncIterator[Delta]:
+    async def _whole(self, response: httpx.Response, filter_: StopFilter, max_tokens: int) -> AsyncIterator[Delta]:
         body = await read_answer(response)
         if not body.get("choices"):
             raise BadAnswerError(f"sent no choice: {error_message(body)}")
-        answer = parse_answer(body)
+        answer = cut_answer(parse_answer(body), max_tokens)
         text = filter_.push(answer.text)
         yield Delta(
             text + filter_.finish(),

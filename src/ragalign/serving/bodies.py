@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ragalign.serving.disconnects import ClientLeftError
 from ragalign.serving.errors import ApiError
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
     Raises:
         ApiError: 415 (wrong content type), 413 (too large; the rest is not read), 408 (too slow), or 400 (not a JSON
             object, nested too deeply, invalid numbers, or text that is not valid Unicode).
+        ClientLeftError: the client disconnected before the end of the body.
     """
+    from starlette.requests import ClientDisconnect
+
     # Web pages can send other content types to any address without a preflight request, but not this one.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -28,6 +32,8 @@ async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> 
             body = await _read(request, max_bytes)
     except TimeoutError:
         raise ApiError(408, f"the request's body did not arrive within {timeout_s:g} s") from None
+    except ClientDisconnect:
+        raise ClientLeftError from None
     return parse_object(body)
 
 

@@ -62,11 +62,16 @@ def parse(kind: type[B], body: Mapping[str, Any], limits: Limits) -> B:
 
 def _first(error: ValidationError) -> _Place:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of the alternatives of a union, report the one that got furthest.
+    # Of the alternatives of a union, report the one that got furthest: into the lists, and then along them.
     top = details[0]["loc"][:1]
-    detail = max((found for found in details if found["loc"][:1] == top), key=lambda found: len(_steps(found["loc"])))
-    message = detail["msg"].removeprefix("Value error, ")
-    return _Place(_path(_steps(detail["loc"])), message[:1].lower() + message[1:])
+    places = [_steps(each["loc"]) for each in details if each["loc"][:1] == top]
+    furthest = max(places, key=lambda steps: (len(steps), [step for step in steps if isinstance(step, int)]))
+    found = (each for each in details if each["loc"][:1] == top and _steps(each["loc"]) == furthest)
+    first, *others = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found)
+    message = " or ".join(
+        [first[:1].lower() + first[1:], *(other.removeprefix("Input should be ") for other in others)]
+    )
+    return _Place(_path(furthest), message)
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:

@@ -26,7 +26,7 @@ class BoundedProtocol(H11Protocol):
 
     - A request's head must be there `head_timeout_s` after its first byte, or after the connection was made.
     - Its body must be there `body_timeout_s` after the head. (The service itself answers 408 a little before that.)
-    - A client that reads nothing of its answer for `write_timeout_s` is cut off.
+    - A client that reads nothing of its answer for `write_timeout_s` is cut off, however little is left of it.
     - Beyond `max_connections`, the connection that has waited longest for its client gives way to a new one; where all
       are being answered, the new one gets 503.
 
@@ -83,6 +83,11 @@ class BoundedProtocol(H11Protocol):
         super().pause_writing()
         self._stalled = self.loop.call_later(self._limits.write_timeout_s, self.transport.abort)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """An idle connection is closed."""
+        super().timeout_keep_alive_handler()
+        self._follow()
+
     def resume_writing(self) -> None:
         """The client has caught up."""
         if self._stalled is not None:
@@ -99,7 +104,8 @@ class BoundedProtocol(H11Protocol):
     def _follow(self) -> None:
         """Set the deadline for the client's next step."""
         if self.transport.is_closing():
-            self._enter(None)
+            # It stays open until the client has read the rest, which can be too little to pause writing.
+            self._enter("closing")
         elif self.conn.their_state is h11.SEND_BODY:
             self._enter("linger" if self.conn.our_state in (h11.DONE, h11.MUST_CLOSE) else "body")
         elif self.conn.their_state is h11.IDLE:
@@ -120,7 +126,12 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
         self._waits_since = self.loop.time() if phase in ("head", "idle") else None
         limits = self._limits
-        seconds = {"head": limits.head_timeout_s, "body": limits.body_timeout_s + _LINGER_S, "linger": _LINGER_S}
+        seconds = {
+            "head": limits.head_timeout_s,
+            "body": limits.body_timeout_s + _LINGER_S,
+            "linger": _LINGER_S,
+            "closing": limits.write_timeout_s,
+        }
         # uvicorn times idle connections itself.
         if phase in seconds:
             self._deadline = self.loop.call_later(seconds[phase], self._time_is_up)
@@ -155,5 +166,5 @@ class BoundedProtocol(H11Protocol):
             *(f"{name.lower()}: {value}" for name, value in error.headers.items()),
         ]
         self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-        self._enter(None)
         self.transport.close()
+        self._follow()
