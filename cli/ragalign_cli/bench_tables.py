@@ -57,7 +57,7 @@ def show_costs(bench: Bench) -> None:
     from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
 
     console.heading("Cost and speed, per request")
-    names = ("shown", "prompt", "prefilled", "output", "first, ms", "requests/s", "price", "")
+    names = ("shown", "prompt", "prefill", "output", "first, ms", "req/s", "price", "")
     columns = [("recipe", "left"), *((name, "right") for name in names)]
     rows = [
         [
@@ -74,7 +74,7 @@ def show_costs(bench: Bench) -> None:
         for condition in bench.conditions
     ]
     console.print_table(columns, rows)
-    note = "shown: demonstrations per prompt; prompt, prefilled, output: tokens"
+    note = "shown: demonstrations per prompt; prompt, prefill (computed, not cached), output: tokens"
     note += "; first: median time to the first token on an idle engine." if bench.timing else "."
     console.note(f"{note} {about_prices(bench)}".rstrip())
 

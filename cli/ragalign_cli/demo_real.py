@@ -38,7 +38,7 @@ class Answered:
 
 
 def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
-    """Index the starter pool in `folder` and answer each question twice, greedily.
+    """Index the starter pool in `folder` and answer each question twice, with the same greedy decoding.
 
     Raises:
         MissingDependencyError: the packaged model, or a package to load it, is not installed.
@@ -48,7 +48,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
 
     from ragalign.aligner import Aligner
     from ragalign.encoders import Encoder
-    from ragalign.generation import TransformersGenerator
+    from ragalign.generation import TransformersGenerator, decoding_preset
     from ragalign.indexes import Index
     from ragalign.models import locate_model
     from ragalign.pool import Pool
@@ -65,12 +65,13 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
     console.note(
         f"the base model {MODEL} answers {len(questions)} questions twice (half a minute on two CPU cores) ..."
     )
+    # One decoding for both, so that the demonstrations are what differs; without the penalty, both sides mostly loop.
+    decoding = replace(decoding_preset("urial-output"), max_tokens=MAX_NEW_TOKENS)
     completions = []
     # Half precision is slower on most CPUs.
     with TransformersGenerator(located, dtype="float32", batch_size=len(questions)) as generator:
         for recipe in (bare, ica):
             aligner = Aligner.from_recipe(recipe, index=index, model=generator, tokenizer=tokenizer)
-            decoding = replace(recipe.decoding, temperature=0.0, n=1, max_tokens=MAX_NEW_TOKENS)
             completions.append(aligner.generate(questions, decoding=decoding))
     instructions = dict(zip(pool.ids, pool.instructions, strict=True))
     return [
@@ -92,11 +93,10 @@ def show(answered: Sequence[Answered]) -> None:
     out = console.stdout()
     for answer in answered:
         console.heading(answer.question)
-        n = len(answer.shown)
-        out.print(f"[dim]retrieved: {n} demonstrations with {answer.retrieved.prompt.n_demonstration_tokens:,} tokens; "
-                  "the most similar:[/dim]")  # fmt: skip
-        for instruction in answer.shown[:-4:-1]:
-            out.print(Text(f"  {console.shortened(instruction, 90)}", style="dim"))
+        n_tokens = answer.retrieved.prompt.n_demonstration_tokens
+        out.print(f"[dim]shown: {len(answer.shown)} demonstrations, {n_tokens:,} tokens, the most similar first[/dim]")
+        for instruction in reversed(answer.shown):  # the most similar is last in the prompt
+            out.print(Text(f"  {console.shortened(instruction, 74)}", style="dim"))
         table = Table(expand=True, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("a system prompt only", ratio=1)
         table.add_column("retrieved demonstrations", ratio=1)
@@ -105,8 +105,9 @@ def show(answered: Sequence[Answered]) -> None:
         table.add_row(*(Text(_ending(side), style="dim") for side in sides))
         out.print(table)
     console.note(
-        "A base model of 270 million parameters knows little, reasons badly and states wrong facts confidently, which "
-        "demonstrations cannot fix. They show it what an answer looks like and where it ends."
+        "A base model of 270 million parameters knows little, reasons badly, repeats itself and states wrong facts "
+        "confidently, which demonstrations cannot fix. They change the form of its answers; three questions cannot "
+        "show whether that helps."
     )
 
 

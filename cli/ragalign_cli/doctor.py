@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragalign_cli import console
+
+if TYPE_CHECKING:
+    from ragalign.doctor.checks import Check
 
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
 
@@ -41,11 +45,23 @@ def doctor(
     if as_json:
         console.print_json(found.to_dict())
     else:
-        out = console.stdout()
-        width = max(len(check.name) for check in found.checks)
-        for check in found.checks:
-            style = _STYLES[check.status]
-            out.print(f"[{style}]{check.status:<7}[/{style}]  {check.name:<{width}}  ", end="")
-            out.print(check.detail, markup=False)
+        _show(found.checks)
     if not found.is_fit:
         raise typer.Exit(console.EXIT_FAILURE)
+
+
+def _show(checks: Sequence[Check]) -> None:
+    """Print one line per check; on a terminal, long ones wrap inside their column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console.stdout()
+    if out.soft_wrap:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            out.print(f"{check.status:<7}  {check.name:<{width}}  {check.detail}", markup=False)
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for check in checks:
+        table.add_row(Text(check.status, _STYLES[check.status]), check.name, Text(check.detail))
+    out.print(table)

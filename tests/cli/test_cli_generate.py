@@ -271,7 +271,7 @@ def test_a_real_model_answers_with_and_without_demonstrations(ragalign: Command)
     answers = json.loads(run.stdout)["answers"]
     assert len(answers) == 3
     for one in answers:
-        assert len(one["shown"]) >= 3
+        assert one["shown"]
         assert one["without"]["response"] != one["retrieved"]["response"]
 
 

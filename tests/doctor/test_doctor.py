@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from fixtures.command import Command
 from ragalign.doctor import Check, examine
 from ragalign.encoders import Encoder
 from ragalign.indexes import Index
+from ragalign.models.cache import CONVERSION_MANIFEST
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 
@@ -154,4 +156,21 @@ def test_the_command(ragalign: Command, broken: Path, recipe: Path) -> None:
     done = ragalign("doctor", broken, "--recipe", recipe, "--no-weights")
     assert done.returncode == 1
     assert "wrong" in done.stdout
+    assert all(line.startswith(("ok ", "warning ", "wrong ")) for line in done.stdout.splitlines())
     assert ragalign("doctor", broken / "missing").returncode == 2
+
+
+def test_long_findings_keep_their_column_on_a_terminal(
+    ragalign: Command, broken: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    done = ragalign("doctor", broken, "--recipe", recipe, "--no-weights", columns=80)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert all(re.match(r"(ok|warning) +[a-z-]+ | {20}", line) for line in lines)
+
+
+def test_bos_of_a_converted_model(broken: Path, recipe: Path) -> None:
+    (broken / CONVERSION_MANIFEST).write_text("{}")
+    detail = found(broken, recipe=recipe, weights=False)["bos"].detail
+    assert detail.startswith("the GGUF file asks for BOS; the tokenizer adds one")

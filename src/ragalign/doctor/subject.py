@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign.models import locate_model
+from ragalign.models.cache import CONVERSION_MANIFEST
 from ragalign.packing import Packer
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe, data_folder
@@ -67,6 +68,11 @@ class Subject:
         path = Path(self.located, "tokenizer_config.json")
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found if isinstance(found, dict) else {}
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the folder was converted from a GGUF file, which checks the tokenizer against the file."""
+        return Path(self.located, CONVERSION_MANIFEST).is_file()
 
     @cached_property
     def context_length(self) -> int | None:

@@ -98,8 +98,12 @@ def bos(subject: Subject, generator: TransformersGenerator | str | None) -> Iter
         bos_id = getattr(subject.config, "bos_token_id", None)
     asked = subject.tokenizer_config.get("add_bos_token")
     does = bos_id is not None and bos_id in tokenizer.prefix_ids
-    facts = "does not specify BOS" if asked is None else "asks for BOS" if asked else "asks for no BOS"
-    facts = f"the configuration {facts}; the tokenizer adds {'one' if does else 'none'}"
+    adds = f"the tokenizer adds {'one' if does else 'none'}"
+    if subject.is_converted:  # the conversion checked it
+        facts = f"the GGUF file asks for {'BOS' if does else 'no BOS'}; {adds}"
+    else:
+        facts = "does not specify BOS" if asked is None else "asks for BOS" if asked else "asks for no BOS"
+        facts = f"the configuration {facts}; {adds}"
     if asked is not None and bos_id is not None and bool(asked) != does:
         yield Check("bos", "wrong", f"{facts}: correct the post-processor in tokenizer.json")
         return

@@ -19,7 +19,7 @@ CACHE_VARIABLE = "RAGALIGN_CACHE"
 
 # Part of the names of cached folders. Increase it when the conversion changes, so that older results are not used.
 _FORMAT = 1
-_MANIFEST = "converted.json"
+CONVERSION_MANIFEST = "converted.json"
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class ModelCache:
                 path.chmod(mode)  # safetensors writes files for the owner only, but caches are shared
             files = {path.name: _facts(path) for path in sorted(part.iterdir())}
             manifest = {"source": {"name": source.label, "sha256": digest}, "files": files}
-            (part / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            (part / CONVERSION_MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         finally:
@@ -123,7 +123,7 @@ class ModelCache:
 def _is_intact(folder: Path, digest: str) -> bool:
     """Whether the folder's files are unchanged."""
     try:
-        manifest: Any = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = parse_json((folder / CONVERSION_MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Any] = manifest["files"]
         if manifest["source"]["sha256"] != digest or not files:
             return False
