@@ -148,6 +148,19 @@ def test_numbers_out_of_range_are_not_searched_for(tmp_path: Path) -> None:
         Index.open(folder).search(QUERIES, 3)
 
 
+@pytest.mark.parametrize("kind", ["IndexIDMap", "IndexIDMap2"])
+def test_vector_ids_within_another_index_are_refused(flat: Path, tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(flat, tmp_path / "index"))
+    vectors = vectors_of(folder)
+    within = getattr(faiss, kind)(faiss.IndexFlatIP(16))
+    index = faiss.IndexPreTransform(faiss.RandomRotationMatrix(16, 16), within)
+    index.train(vectors)
+    index.add_with_ids(vectors, np.arange(60)[::-1] * 2)
+    replace(folder, "faiss", faiss.serialize_index(index).tobytes())
+    with pytest.raises(IndexFormatError, match="has custom vector ids"):
+        Index.verify(folder)
+
+
 def test_a_graph_without_links_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     Index.build(pool_of(300), HashEncoder(), kind="hnsw").save(folder)

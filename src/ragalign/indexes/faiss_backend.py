@@ -91,7 +91,7 @@ class FaissIndex:
         faiss = _import_faiss()
         try:
             index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
-            if isinstance(index, faiss.IndexIDMap):
+            if any(isinstance(part, faiss.IndexIDMap) for part in _parts(faiss, index)):
                 raise IndexFormatError(f"{path} has custom vector ids; build the index again")
             stored = {name: value for name in search if (value := _stored(faiss, index, name)) is not None}
             for name, value in stored.items():
@@ -243,6 +243,15 @@ def search_rows(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: i
 def version() -> str:
     """The version of FAISS."""
     return str(_import_faiss().__version__)
+
+
+def _parts(faiss: Any, index: Any) -> Iterator[Any]:
+    """An index and all indexes within it."""
+    part = faiss.downcast_index(index)
+    yield part
+    for name in ("index", "base_index", "refine_index", "quantizer", "storage"):
+        if isinstance(within := getattr(part, name, None), faiss.Index):
+            yield from _parts(faiss, within)
 
 
 def _import_faiss() -> Any:
