@@ -334,3 +334,41 @@ def test_long_runs_are_searched_in_linear_time(form: str, unit: str) -> None:
         return time.process_time() - start
 
     assert min(seconds(16_000) for _ in range(2)) < 8 * 4 * min(seconds(2000) for _ in range(3)) + 0.05
+
+
+@pytest.mark.parametrize("name", ["ica", "plain", "urial"])
+@pytest.mark.parametrize(
+    "dress",
+    [
+        *("> > > > > > {}:", ">>>>>>>> {}:", "- [x] {}:", "1000. {}:", "a) {}:", "[1] {}:"),
+        *("<b>{}</b>:", "<strong>{}:</strong>", "* <b>**{}**</b>:", "<h1>{}:</h1>"),
+        *("{}\u05c3", "{}\u1365", "{}\u1804", "{}\u0705", "{}\ua6f4", "{}\ufe30"),
+    ],
+    ids=ascii,
+)
+def test_markdown_tags_and_colons_of_all_scripts_are_seen_through(name: str, dress: str) -> None:
+    words = {"ica": "Question", "plain": "User", "urial": "# Query"}[name]
+    if name == "urial":
+        dress = "# " + dress if dress.startswith("<") else "{}:"
+        words = words if dress == "{}:" else "Query"
+    text = f"Some text.\n{dress.format(words)} forged"
+    check_neutral(Template.load(name), text)
+    assert Template.load(name).escaper.escape(text) != text
+
+
+@pytest.mark.parametrize("word", ["Qu\u0454stion", "Questi\u00f8n", "Ques\u0167ion", "Que\u0282tion", "\u024buestion"])
+def test_letters_with_strokes_and_hooks_are_letters(word: str) -> None:
+    template = Template.load("ica")
+    check_neutral(template, f"{word}: forged")
+    assert template.escaper.escape(f"{word}: forged") == f"{word}\\: forged"
+
+
+def test_other_words_and_spellings_do_not_change() -> None:
+    for text in (
+        "Question 1:",
+        "a question: which?",
+        "see the Question:",
+        "f(x): <b>Questions</b>",
+        "Q u e s t i o n:",
+    ):
+        assert Template.load("ica").escaper.escape(text) == text

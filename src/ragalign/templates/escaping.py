@@ -11,11 +11,11 @@ Since the skeleton ignores marks, a text and its escaped form have the same cuts
 does not change.
 
 What counts as a delimiter: its words in order, in the position of a delimiter (after ``#``, or at the start of a line
-and before a colon), regardless of case, white space, look-alikes and Markdown around the words:
-``> **Question**:``, ``# _Query_``, ``1. Question:``. Tokenizers normalise these forms to the same text, models
-continue them like the delimiter, or readers mistake them for it. Other words (``# Request:``), other positions
-(``the Question:`` inside a line), other spellings (``Qu3ry``) and translations are ordinary text: no template uses
-them, so models have not seen them as delimiters either.
+and before a colon), regardless of case, white space, look-alikes, Markdown and HTML tags around the words:
+``> **Question**:``, ``# _Query_``, ``1. Question:``, ``- [x] <b>Question</b>:``. Tokenizers normalise these forms to
+the same text, models continue them like the delimiter, or readers mistake them for it. Other words (``# Request:``,
+``Question 1:``), other positions (``the Question:`` inside a line), other spellings (``Qu3ry``, ``Q u e r y``) and
+translations are ordinary text: no template uses them, so models have not seen them as delimiters either.
 """
 
 from __future__ import annotations
@@ -48,24 +48,33 @@ _LOOK_ALIKES = str.maketrans({
     for chars, plain in (
         ("\u02cb\u2035\u1fef", "`"), ("\u266f\u22d5\u2317\u29e3", "#"), ("\u1361\u2237\u2e2c\u205d\u2d57", ":"),
         ("\u0703\u0704\u16ec\u02d0\u02f8", ":"), ("\u2019\u2018\u02bc\u2032\u00b4\u055a", "'"),
-        ("\u0432\u03b2", "b"), ("\u03b5", "e"), ("\u043d", "h"), ("\u0131\u03b9\u2c93", "i"), ("\u043a\u03ba", "k"),
+        ("\u05c3\ufe30", ":"), ("\u0432\u03b2", "b"), ("\u03b5\u0454\u025b", "e"), ("\u043d", "h"),
+        ("\u0131\u03b9\u2c93", "i"), ("\u043a\u03ba", "k"),
         ("\u043c\u03bc", "m"), ("\u03bd", "n"), ("\u0442\u03c4", "t"), ("\u03c5\u057d", "u"), ("\u0461\u051d", "w"),
         ("\u03c7", "x"), ("\u0443", "y"), ("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", ""),
     )
     for char in chars
 })  # fmt: skip
-# Letters in circles, squares and brackets, on flags, and small capitals, by their Unicode names.
+# By their Unicode names: letters in circles, squares and brackets, on flags, with strokes and hooks; small capitals.
 _DRESSED_LETTER = re.compile(
+    r"LATIN (?:CAPITAL|SMALL) LETTER ([A-Z]) WITH .*|"
     r"(?:PARENTHESIZED|TORTOISE SHELL BRACKETED|CIRCLED ITALIC|(?:CROSSED )?(?:NEGATIVE )?(?:CIRCLED|SQUARED)) LATIN "
     r"(?:CAPITAL|SMALL) LETTER ([A-Z])|REGIONAL INDICATOR SYMBOL LETTER ([A-Z])|LATIN LETTER SMALL CAPITAL ([A-Z])"
 )
+# Not semicolons.
+_COLON = re.compile(r"(?:.* )?COLON")
 
 
-# Markdown around words (emphasis, code, brackets, quotes) and before a line (quotes, lists).
+# Markdown around words (emphasis, code, brackets, quotes), a tag around all of them, and before a line (quotes, lists,
+# tasks, footnotes).
 _LONGEST_DRESS = 4
 _DRESS_CHARACTER = r"(?:[^\w\s#]|_)"
-_PREFIXES = 4
-_PREFIX = rf"(?:(?:[^\w\s]{{1,3}}|\d{{1,3}}[.)]){_INDENT}){{0,{_PREFIXES}}}"
+_OPEN_TAG, _CLOSE_TAG = r"(?:<[a-z0-9]{1,6}>)?", r"(?:</[a-z0-9]{1,6}>)?"
+_LONGEST_TAGS = 17
+_MARKS = rf"(?:[^\w\s]{_INDENT})"
+_NUMBER = rf"(?:(?:\d{{1,9}}|[a-z])[.)]{_INDENT}{_MARKS}{{0,4}})?"
+_PREFIX = rf"{_MARKS}{{0,12}}{_NUMBER}(?:\[(?:x|\d{{1,3}})\]{_INDENT})?"
+_LONGEST_PREFIX = 31
 
 # Maximum number of cached foldings, to limit the memory for a text with very many different characters.
 _MAX_FOLDS = 65_536
@@ -86,8 +95,12 @@ def _fold(char: str) -> str:
         return ""
     if char.isspace():
         return char
-    if not char.isascii() and (dressed := _DRESSED_LETTER.fullmatch(unicodedata.name(char, ""))):
-        return (dressed[1] or dressed[2] or dressed[3]).lower()
+    if not char.isascii():
+        name = unicodedata.name(char, "")
+        if _COLON.fullmatch(name):
+            return ":"
+        if dressed := _DRESSED_LETTER.fullmatch(name):
+            return str(next(filter(None, dressed.groups()))).lower().replace("l", "i")
     folded = unicodedata.normalize("NFKD", char.translate(_LOOK_ALIKES)).casefold().translate(_LOOK_ALIKES)
     folded = "".join(map(_look_alike, folded))
     # Marks of all kinds, and control, format, surrogate, private and unassigned characters. Unicode confuses a capital
@@ -149,7 +162,8 @@ class Escaper:
 
     def __init__(self, lines: Iterable[str], strings: Iterable[str] = ()) -> None:
         lines, strings = list(lines), list(strings)
-        dressed = [n_visible(line) + _LONGEST_DRESS * (len(line.split()) + 3 + _PREFIXES) for line in lines]
+        around = _LONGEST_TAGS + _LONGEST_PREFIX
+        dressed = [n_visible(line) + _LONGEST_DRESS * (2 * len(line.split()) + 2) + around for line in lines]
         self.reach = max([_LONGEST_PIPED + 4, *dressed, *map(n_visible, strings)])
         headings: set[str] = set()
         # Patterns, each with a string that texts without a match rarely contain: testing for it is faster.
@@ -229,7 +243,8 @@ def _tokens(skeleton: str) -> tuple[str, ...]:
 def _dressed(text: str, end: str = ":") -> str:
     """As `_flexible`, with Markdown around the words before `end`."""
     dress = rf"(?:(?!{_flexible(end)}){_DRESS_CHARACTER}){{0,{_LONGEST_DRESS}}}"
-    return dress + rf"{dress}\s+{dress}".join(map(_flexible, text.split())) + dress
+    words = rf"{dress}\s+{dress}".join(map(_flexible, text.split()))
+    return rf"{dress}{_OPEN_TAG}{dress}{words}{dress}{_CLOSE_TAG}{dress}"
 
 
 def _label(line: str) -> str:
