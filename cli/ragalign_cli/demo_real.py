@@ -65,7 +65,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
     console.note(
         f"the base model {MODEL} answers {len(questions)} questions twice (half a minute on two CPU cores) ..."
     )
-    # One decoding for both, so that the demonstrations are what differs; without the penalty, both sides mostly loop.
+    # The same decoding for both sides; without the penalty, most answers without demonstrations repeat themselves.
     decoding = replace(decoding_preset("urial-output"), max_tokens=MAX_NEW_TOKENS)
     completions = []
     # Half precision is slower on most CPUs.
