@@ -38,11 +38,14 @@ results-real: setup
 	$(REAL) measure --limit-s 6300
 	$(REAL) report --data $(DATA) --out benchmarks/results/real.json --page docs/real.html
 
+# Tests that start an engine of their own come after the others: a process can hold one.
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not own_engine"
+	$(BIN)/pytest -m "not slow and own_engine"
 
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not own_engine"
+	$(BIN)/pytest -m "slow and own_engine"
 
 lint: setup
 	$(BIN)/ruff format --check --quiet

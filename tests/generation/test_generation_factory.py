@@ -40,7 +40,11 @@ def test_auto_prefers_vllm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch
     ("backend", "options", "message"),
     [
         ("vllama", {}, "no generator 'vllama'; use auto, vllm, transformers, openai, or the URL"),
-        ("transformers", {"block_size": 16}, "the transformers generator has no option 'block_size'; it has tokenizer"),
+        (
+            "transformers",
+            {"block_size": 16},
+            "the transformers generator has no option 'block_size'; its options: tokenizer",
+        ),
         ("http://localhost/v1", {"device": "cpu"}, "the openai generator has no option 'device'"),
         ("openai", {}, "the openai generator needs base_url"),
     ],

@@ -369,7 +369,9 @@ def test_prompts_beyond_a_known_context_are_not_sent() -> None:
     with ScriptedServer() as server:
         one = generator(server, context_length=4)
         assert one.context_length == 4
-        with pytest.raises(GenerationError, match=r"prompt 2 of 2 holds 4 tokens, but tiny takes 4 for prompt"):
+        with pytest.raises(
+            GenerationError, match=r"prompt 2 of 2 has 4 tokens, but tiny has a context of 4 for prompt"
+        ):
             one.generate([prompt("a b c"), prompt("a b c d")], DECODING)
         assert server.received == []
 

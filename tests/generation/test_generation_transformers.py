@@ -133,7 +133,7 @@ def test_answers_end_where_the_context_does(
     completions = transformers_engine.generate(prompts, GREEDY)
     assert [one.n_output_tokens for one in completions] == [8, 1, 24]
     assert {one.finish_reason for one in completions} == {"length"}
-    with pytest.raises(GenerationError, match="prompt 2 of 2 holds 2,048 tokens"):
+    with pytest.raises(GenerationError, match="prompt 2 of 2 has 2,048 tokens"):
         transformers_engine.generate([prompts[0], make_prompt_of(2048, 0)], GREEDY)
 
 

@@ -191,7 +191,7 @@ def test_an_iterator_that_fails_loses_no_answer(
 
     for engine in (vllm_engine, transformers_engine):
         found: list[int] = []
-        with pytest.raises(GenerationError, match=r"^the prompt holds 2,048 tokens"):
+        with pytest.raises(GenerationError, match=r"^the prompt has 2,048 tokens"):
             found.extend(position for position, _ in engine.iter_generate(broken(), GREEDY))
         assert sorted(found) == [0, 1, 2]
     with pytest.raises(ConfigError, match="temperature"):  # at once, not at the first step
@@ -249,7 +249,9 @@ def test_answers_end_where_the_context_does(vllm_engine: VllmGenerator, make_pro
     prompts = [make_prompt_of(length, length) for length in (2040, 2047)]
     assert [one.n_output_tokens for one in vllm_engine.generate(prompts, GREEDY)] == [8, 1]
     queries = vllm_engine.prefix_cache_counters()
-    with pytest.raises(GenerationError, match=r"^prompt 2 of 2 holds 2,048 tokens, but .* takes 2,048 for prompt"):
+    with pytest.raises(
+        GenerationError, match=r"^prompt 2 of 2 has 2,048 tokens, but .* has a context of 2,048 for prompt"
+    ):
         vllm_engine.generate([prompts[0], make_prompt_of(2048, 0)], GREEDY)
     assert vllm_engine.prefix_cache_counters() == queries
 
@@ -258,7 +260,7 @@ def test_answers_end_where_the_context_does(vllm_engine: VllmGenerator, make_pro
     ("prompt", "decoding", "error", "message"),
     [
         (Prompt(pieces=(), ids=np.array([], np.int32)), GREEDY, GenerationError, "has no tokens"),
-        (Prompt(pieces=("a",), ids=np.array([5, 99999], np.int32)), GREEDY, GenerationError, "vLLM rejected a prompt"),
+        (Prompt(pieces=("a",), ids=np.array([5, 99999], np.int32)), GREEDY, GenerationError, "token id 99999"),
         (Prompt(pieces=("a",), ids=np.array([5], np.int32), stop=("",)), GREEDY, ConfigError, "stop string is empty"),
         (Prompt(pieces=("a",), ids=np.array([5], np.int32)), Decoding(top_p=0), ConfigError, "top_p"),
     ],

@@ -88,9 +88,9 @@ class TransformersGenerator(BaseGenerator):
         return self._context_length
 
     @property
-    def vocabulary_size(self) -> int:
-        """Number of rows of the model's embedding."""
-        return int(self._model.config.get_text_config().vocab_size) if self._model is not None else 0
+    def vocabulary_size(self) -> int | None:
+        """Number of rows of the model's embedding; None once the generator is closed."""
+        return int(self._model.config.get_text_config().vocab_size) if self._model is not None else None
 
     @property
     def shares_cpu(self) -> bool:
