@@ -121,5 +121,5 @@ def test_wrong_arguments_get_one_line(
 
 def test_a_missing_index_is_named(ragalign: Command, tiny_model: Path, tmp_path: Path) -> None:
     run = ragalign("pack", tmp_path / "none", "Hi", "--tokenizer", tiny_model)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert f"{tmp_path / 'none'}" in run.stderr

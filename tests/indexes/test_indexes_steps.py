@@ -30,7 +30,7 @@ OLD, NEW = range(60), range(20, 120)
 # before its Nth step on the file system; with N = 0 it says "ready", and is killed from outside. Python reports these
 # steps to audit hooks.
 PARENT = """
-import os, signal, sys
+import os, signal, sys, tempfile
 sys.path.insert(0, sys.argv[1])
 from test_indexes_steps import NEW, build
 
@@ -52,7 +52,9 @@ def write(folder, last_step):
         print(os.getpid(), "ready", flush=True)
         build(NEW).save(folder)
 
-build(NEW)
+# The first save imports more: these are not steps of a writer.
+with tempfile.TemporaryDirectory() as folder:
+    build(NEW).save(folder)
 print("ready", flush=True)
 for line in sys.stdin:
     last_step, folder = line.rstrip("\\n").split(" ", 1)
@@ -279,12 +281,16 @@ def test_files_that_may_not_grow(existing: bool, tmp_path: Path) -> None:
 
 
 READ_ONLY = """
-import os, sys
+import os, sys, tempfile
 sys.path.insert(0, sys.argv[1])
 from test_indexes_steps import NEW, build
 from ragalign.errors import RagalignError
 from ragalign.indexes import Index
 index = build(NEW)
+# Saving and opening import more, which another user may not be allowed to read.
+with tempfile.TemporaryDirectory() as folder:
+    index.save(folder)
+    Index.open(folder)
 os.chdir(sys.argv[2])
 if os.getuid() == 0:
     os.setgroups([])

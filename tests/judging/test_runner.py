@@ -108,9 +108,9 @@ def test_reasons_say_what_happened(cache: ReplyCache) -> None:
         "the first score is not a number",
         "HTTP 400: scripted 400",
         "HTTP 500 (given up after 2 attempts)",
-        "the reply is no complete JSON object (given up after 2 attempts)",
+        "the reply is not a complete JSON object (given up after 2 attempts)",
         "the connection failed (RemoteProtocolError) (given up after 2 attempts)",
-        "the reply holds no message (given up after 2 attempts)",
+        "the reply has no message (given up after 2 attempts)",
         "no reply within 0.2 s (given up after 2 attempts)",
     ]
     for verdict, reason in zip(run.verdicts, expected, strict=True):

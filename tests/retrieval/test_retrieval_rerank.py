@@ -99,7 +99,7 @@ def test_damaged_model_is_one_line(make_index: Any, cross_encoder: Path, tmp_pat
 
 
 def test_lone_surrogate_is_one_line(make_index: Any, cross_encoder: Path) -> None:
-    retriever = make_retriever("rerank", make_index(["a", "b"]), model=cross_encoder, first="bm25")
+    retriever = make_retriever("rerank", make_index(["half", "pair"]), model=cross_encoder, first="bm25")
     with pytest.raises(DataError, match="a query cannot be scored"):
         retriever.retrieve(["half \ud800 a pair"], 1)
 

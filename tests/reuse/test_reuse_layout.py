@@ -96,7 +96,7 @@ def test_a_store_of_other_prompts_is_refused(packer: Packer, tmp_path: Path) -> 
 
 def test_reuse_and_a_planner_are_alternatives(tmp_path: Path) -> None:
     (tmp_path / "both.toml").write_text('[planner]\nstrategy = "relax"\n[reuse]\nenabled = true\n')
-    with pytest.raises(ConfigError, match="alternatives") as caught:
+    with pytest.raises(ConfigError, match="cannot be combined") as caught:
         Recipe.load(tmp_path / "both.toml")
     assert "\n" not in str(caught.value)
 

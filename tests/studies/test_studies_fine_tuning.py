@@ -264,7 +264,7 @@ def test_a_judge_may_score_instead(tmp_path: Path) -> None:
     lora, zero = with_verdicts(results, tmp_path)
     assert lora.scores == {"a": 0.75, "b": None, "c": None}
     assert zero.scores == {"a": 7.0, "b": None}
-    with pytest.raises(DataError, match="says nothing about full-n3-seed0"):
+    with pytest.raises(DataError, match="has no verdict on full-n3-seed0: judge"):
         with_verdicts([result("full", 3, [0])], tmp_path / "verdicts.jsonl")
 
 

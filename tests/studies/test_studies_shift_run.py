@@ -290,7 +290,7 @@ def test_the_command_writes_everything(
     assert [one["context"] for one in shown["contexts"]] == ["same", "zero-shot"]
     for change, message in (
         (["--recipe", "magic"], "no recipe 'magic'"),
-        (["--base", str(tmp_path / "nowhere")], "cannot load a tokenizer"),
+        (["--base", str(tmp_path / "nowhere")], "no model folder"),
     ):
         done = ragalign(*arguments, *change, "--out", tmp_path / "other")
         assert done.returncode == 2
