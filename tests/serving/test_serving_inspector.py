@@ -284,11 +284,13 @@ def test_mounted_it_finds_its_service(chromium: Any, make_aligners: Any) -> None
     from fastapi import FastAPI
 
     from ragalign.generation.upstream import Upstream
-    from ragalign.serving import create_app
+    from ragalign.serving import Limits, ServingSettings, create_app
+    from ragalign.serving.server import make_config
 
     with ScriptedServer() as server:
         generator = Upstream([server.base_url], model="m", timeout_s=20, context_length=2048)
-        inner = create_app(make_aligners()["zero-shot"], generator=generator, name="tiny")
+        settings = ServingSettings(limits=Limits(max_header_bytes=12_345))
+        inner = create_app(make_aligners()["zero-shot"], generator=generator, name="tiny", settings=settings)
 
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> Any:
@@ -298,6 +300,10 @@ def test_mounted_it_finds_its_service(chromium: Any, make_aligners: Any) -> None
         outer = FastAPI(lifespan=lifespan)
         outer.get("/ready")(lambda: "yes")
         outer.mount("/align", inner)
+        outermost = FastAPI()
+        outermost.mount("/deep", outer)
+        for app, n_bytes in ((inner, 12_345), (outer, 12_345), (outermost, 12_345), (FastAPI(), 32_768)):
+            assert make_config(app).h11_max_incomplete_event_size == n_bytes
         with LiveApp(outer) as running:
             page = Inspector(chromium, f"{running.url}/align")
             page.ask("hello", n=1)

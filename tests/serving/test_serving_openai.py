@@ -265,7 +265,7 @@ def test_many_at_once_from_the_asynchronous_client(url: str) -> None:
         ({"logit_bias": {"5": 101}}, 400, "logit_bias.5"),
         ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
         ({"stop_token_ids": [99999999]}, 400, "stop_token_ids"),
-        ({"stop_token_ids": [-1]}, 400, "stop_token_ids[0]"),
+        ({"stop_token_ids": [-1]}, 400, "stop_token_ids"),
         ({"top_k": 1.5}, 400, "top_k"),
         ({"top_k": -2}, 400, "top_k"),
         ({"min_p": 1.01}, 400, "min_p"),

@@ -362,7 +362,6 @@ def test_an_application_can_be_mounted(make_aligners: Any, vllm_engine: Any) -> 
     outer = FastAPI(lifespan=lifespan)
     outer.get("/ready", response_class=PlainTextResponse)(lambda: "yes")
     outer.mount("/align", inner)
-    outer.state.service = inner.state.service
     with LiveApp(outer) as running:
         answer = httpx.post(f"{running.url}/align{CHAT}", json=ask(), timeout=60)
         assert answer.status_code == 200, answer.text

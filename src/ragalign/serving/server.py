@@ -14,6 +14,8 @@ from ragalign.errors import ConfigError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from ragalign.serving.service import Service
+
 # Streams of small pieces; a connection that idles longer than this is closed.
 _KEEPALIVE_S = 75
 
@@ -32,16 +34,33 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
 
 
+def find_services(app: Any) -> list[Service]:
+    """The services of an application: its own, and those of the applications mounted in it, at any depth."""
+    from starlette.routing import Host, Mount
+
+    from ragalign.serving.service import Service
+
+    own = getattr(getattr(app, "state", None), "service", None)
+    mounted = [route.app for route in getattr(app, "routes", ()) if isinstance(route, Mount | Host)]
+    found = [own] if isinstance(own, Service) else []
+    return found + [service for inner in mounted for service in find_services(inner)]
+
+
 def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False) -> Any:
-    """Uvicorn's configuration for the service: its own limits hold for every connection.
+    """Uvicorn's configuration for the service, or for an application that mounts it.
+
+    The limits of the service hold for every connection: those of the first, where several are mounted, and the default
+    limits where none is found.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.
     """
     uvicorn: Any = require("uvicorn", "the service")
     from ragalign.serving.protocol import BoundedProtocol
+    from ragalign.serving.settings import Limits
 
-    limits = app.state.service.settings.limits
+    services = find_services(app)
+    limits = services[0].settings.limits if services else Limits()
     return uvicorn.Config(
         app,
         http=partial(BoundedProtocol, limits),
@@ -71,8 +90,12 @@ def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_
     config = make_config(app, drain_s=drain_s, access_log=access_log)
     server = uvicorn.Server(config)
 
+    def reload() -> None:
+        for service in find_services(app):
+            service.reload_soon()
+
     async def serve() -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.state.service.reload_soon)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         await server.serve(sockets=[listener])
 
     # uvicorn raises the signals that ended it again at the end.
