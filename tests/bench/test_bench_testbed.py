@@ -20,7 +20,7 @@ from ragalign.bench.scoring import make_scorer
 from ragalign.bench.testbed import PLANTED, World, world_engine, world_folder
 from ragalign.encoders import Encoder
 from ragalign.generation import TransformersGenerator
-from ragalign.packing import Packer
+from ragalign.packing.assembling import Assembler
 from ragalign.reports.bench_result import Bench
 from ragalign.retrieval import Retriever
 from ragalign.templates import Template
@@ -86,7 +86,7 @@ def test_retrieval_is_at_work(measure: Measure, tmp_path: Path) -> None:
 # Each breaks one part of the pipeline where it is at home: (what is broken, the conditions that show it, what must
 # fail, the condition whose figure must fall).
 def break_order(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Packer, "_ordered", lambda self, chosen, query_text: chosen)
+    patch.setattr(Assembler, "ordered", lambda self, choice: list(choice.chosen))
 
 
 def break_template(patch: pytest.MonkeyPatch) -> None:
