@@ -71,14 +71,17 @@ def build(
     folder = _store_folder(store, index, chosen, model)
     check_model(model, context_length)
     packer = Aligner.from_recipe(chosen, index=index, tokenizer=locate_model(tokenizer or model)).packer
-    Store.create(folder, manifest_for(packer, precision))
-    with VllmGenerator(
-        model,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        max_model_len=context_length,
-        kv_transfer_config=connector_config(folder),
-    ) as generator:
+    made = Store.create(folder, manifest_for(packer, precision))
+    with (
+        made.writing(),
+        VllmGenerator(
+            model,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            max_model_len=context_length,
+            kv_transfer_config=connector_config(folder),
+        ) as generator,
+    ):
         kept = Store(folder)  # the engine has recorded its model
         built = build_store(kept, packer, generator)
     counts = {"n_computed": built.n_computed, "n_present": built.n_present, "n_removed": built.n_removed}
@@ -114,7 +117,9 @@ def info(place: Place, json: Json = False) -> None:
 
 @app.command()
 def verify(place: Place, json: Json = False) -> None:
-    """Verify the hash of every stored file. Damaged files are listed; `kv build` computes them again.
+    """Verify the hash of every stored file.
+
+    Damaged files are listed and set aside; `kv build` computes them again.
 
     \b
     Example:

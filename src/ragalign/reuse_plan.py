@@ -44,6 +44,14 @@ class ReusePlan:
             return f"ragalign-keep-{self.keep}"
         return f"ragalign-{self.key}-{len(self.lengths)}"
 
+    def accepts(self, salt: str | None) -> bool:
+        """Whether a request's salt is `cache_salt`, or one that `own_salt` made from it."""
+        return salt is not None and (salt == self.cache_salt or salt.startswith(f"{self.cache_salt}/"))
+
+    def own_salt(self, name: str) -> str:
+        """A salt that no other request shares, given a unique name."""
+        return f"{self.cache_salt}/{name}"
+
     def split(self, n_ready: int) -> tuple[int, int]:
         """Of the prompt's first `n_ready` tokens, which were not computed: how many are exact, and how many reused."""
         end = self.n_prefix_tokens + self.n_tokens

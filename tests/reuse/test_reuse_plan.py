@@ -31,6 +31,16 @@ def test_salts_are_shared_only_where_as_many_demonstrations_of_one_store_are_reu
     assert (a.cache_salt == b.cache_salt) == (same or (a.keep != "" and a.keep == b.keep))
 
 
+@given(plans, plans, st.uuids())
+def test_a_salt_of_its_own_still_belongs_to_its_plan(plan: ReusePlan, other: ReusePlan, name: object) -> None:
+    assert plan.accepts(plan.cache_salt)
+    assert plan.accepts(plan.own_salt(str(name)))
+    assert not plan.accepts(None)
+    assert plan.own_salt(str(name)) != plan.cache_salt
+    assert plan.accepts(other.cache_salt) == (plan.cache_salt == other.cache_salt)
+    assert plan.accepts(other.own_salt("x")) == (plan.cache_salt == other.cache_salt)
+
+
 @given(plans, st.integers(0, 6000))
 def test_tokens_that_were_not_computed_are_exact_or_reused(plan: ReusePlan, n_ready: int) -> None:
     exact, reused = plan.split(n_ready)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from ragalign.errors import ConfigError, DataError
+from ragalign.reuse.building import verify
 from ragalign.reuse.eight_bit import BLOCK, packed, unpacked
+from ragalign.reuse.keeping import missing
 from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
 from ragalign.reuse.store import Manifest, Store
 from ragalign.reuse.tiers import Tiers
@@ -124,6 +126,79 @@ def test_the_tiers_give_what_is_stored_and_stay_within_their_budget(asked: list[
             if number in recent[-room:] and room:
                 assert tiers.counts["from_disk"] == before  # among the last used, however large those were
             recent = [one for one in recent if one != number] + [number]
+
+
+def test_what_writers_left_is_cleaned_up_and_whole_pieces_stay(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    whole, torn, aside = (piece_name([number]) for number in range(3))
+    for name in (whole, torn, aside):
+        store.write(name, piece())
+    os.truncate(store.path(torn), store.path(torn).stat().st_size - 1)
+    store.set_aside(aside)
+    old, new = (store.path(whole).with_name(f".{name}.new") for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half of it")
+    os.utime(old, (0, 0))
+    store.clean()
+    assert list(store.names()) == [whole]
+    assert not old.exists()
+    assert new.exists()  # somebody can still be writing it
+
+
+def test_two_builds_at_once_are_one_too_many(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    with store.writing(), pytest.raises(DataError, match="another `ragalign kv build`"), Store(store.folder).writing():
+        pass
+    with store.writing():  # it is released
+        assert Store(store.folder).key == store.key
+
+
+def test_verify_sets_damaged_pieces_aside_so_that_they_are_computed_again(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    for number in range(3):
+        store.write(piece_name([number]), piece())
+    path = store.path(piece_name([1]))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    [fault] = verify(store)
+    assert str(path) in fault
+    assert missing(store, [[0], [1], [2]]) == [[1]]
+    assert verify(store) == []
+
+
+def test_a_piece_is_mapped_and_outlives_its_file(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "a.safetensors", piece(500)
+    write_piece(path, wanted)
+    found = read_piece(path)
+    assert str(path) in Path("/proc/self/maps").read_text()
+    write_piece(path, piece(500, seed=1))
+    path.unlink()
+    assert torch.equal(found.kv, wanted.kv)
+
+
+def test_pieces_in_memory_need_no_file(tmp_path: Path) -> None:
+    """Reading a mapping of a file that was cut short would end the process."""
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    name, wanted = piece_name([1]), piece(3000)
+    store.write(name, wanted)
+    tiers = Tiers(store, memory=10**8, gpu_memory=0, device=torch.device("cpu"))
+    tiers.get(name)
+    os.truncate(store.path(name), 0)
+    assert torch.equal(tiers.get(name).kv, wanted.kv)
+
+
+def test_a_worker_has_its_own_heads(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    wanted = packed(piece(40).kv, "int8")
+    store.write(piece_name([1]), wanted)
+    for rank in (0, 1):
+        heads = slice(rank, rank + 1)
+        for memory in (0, 10**6):
+            tiers = Tiers(store, memory=memory, gpu_memory=0, device=torch.device("cpu"), heads=heads)
+            found = tiers.get(piece_name([1]))
+            assert torch.equal(found.kv, wanted.kv[..., heads, :])
+            assert torch.equal(found.scales, wanted.scales[..., heads])
 
 
 def test_a_damaged_piece_is_set_aside(tmp_path: Path) -> None:

@@ -54,13 +54,17 @@ def sampling_params(
     )
 
 
-def token_counts(output: Any) -> tuple[int | None, int]:
+def token_counts(output: Any, prompt: Prompt) -> tuple[int | None, int]:
     """Cached prompt tokens, and tokens of reused demonstrations, which the engine also counts as cached."""
-    told = (getattr(output, "kv_transfer_params", None) or {}).get("ragalign") or {}
-    n_reused = int(told.get("n_reused_tokens", 0))
-    # vLLM's own count still includes tokens that could not be loaded.
-    n_cached = told.get("n_ready_tokens", output.num_cached_tokens)
-    return (None if n_cached is None else max(0, n_cached - n_reused)), n_reused
+    told = (getattr(output, "kv_transfer_params", None) or {}).get("ragalign")
+    if told is not None:  # in the last output
+        n_reused = int(told["n_reused_tokens"])
+        return max(0, int(told["n_ready_tokens"]) - n_reused), n_reused
+    n_cached = output.num_cached_tokens
+    if n_cached is None or prompt.reuse is None:
+        return n_cached, 0
+    # Until then, vLLM's own count, which includes tokens that could not be loaded.
+    return prompt.reuse.split(n_cached)
 
 
 def first_token_s(metrics: Any) -> float | None:
@@ -81,7 +85,8 @@ def scoring_requests(prompt: Prompt, answer: Sequence[int], top_k: int, *, is_ap
     scoring = {"prompt_logprobs": top_k, "flat_logprobs": True, "skip_reading_prefix_cache": False}
     given = engine_prompt(prompt)
     if is_apart:
-        given["cache_salt"] = given.get("cache_salt", "") + uuid4().hex
+        name = uuid4().hex
+        given["cache_salt"] = name if prompt.reuse is None else prompt.reuse.own_salt(name)
     return [
         (given | {"prompt_token_ids": prompt.token_ids[:-1]}, SamplingParams(**common)),
         (given | {"prompt_token_ids": [*prompt.token_ids, *answer]}, SamplingParams(**common, **scoring)),

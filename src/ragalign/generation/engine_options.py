@@ -11,6 +11,10 @@ from ragalign.errors import ConfigError
 from ragalign.generation._quiet import is_verbose
 from ragalign.models import locate_tokenizer
 
+# By name, since the engine loads both in processes of its own.
+_CONNECTOR = "ragalign.reuse.connector"
+_EXTENSION = "ragalign.reuse.worker_extension.ReuseWorkerExtension"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -58,6 +62,11 @@ class EngineOptions:
         if known := sorted(set(self.extra) & _NAMES):
             raise ConfigError(f"extra: {known[0]} has its own option; set EngineOptions.{known[0]}")
 
+    @property
+    def reuses(self) -> bool:
+        """Whether the connector is ragalign's own."""
+        return (self.kv_transfer_config or {}).get("kv_connector_module_path") == _CONNECTOR
+
     def with_changes(self, **changes: Any) -> EngineOptions:
         """Return a copy with changed options; names that are not attributes go to `extra`."""
         own = {name: value for name, value in changes.items() if name in _NAMES}
@@ -82,6 +91,8 @@ class EngineOptions:
             from vllm.config import KVTransferConfig
 
             arguments["kv_transfer_config"] = KVTransferConfig(**self.kv_transfer_config)
+        if self.reuses:
+            arguments.setdefault("worker_extension_cls", _EXTENSION)
         return arguments
 
 

@@ -129,7 +129,7 @@ class VllmGenerator(BaseGenerator):
         with closing(self._loop.run(inputs)) as outputs:
             for (index, sample, prompt), output, latency_s in outputs:
                 (answer,) = output.outputs
-                n_cached, n_reused = token_counts(output)
+                n_cached, n_reused = token_counts(output, prompt)
                 yield SampledOutput(
                     index=index,
                     sample=sample,
@@ -152,7 +152,7 @@ class VllmGenerator(BaseGenerator):
                 (answer,) = output.outputs
                 n_tokens += len(answer.token_ids)
                 reason = (answer.finish_reason or "abort") if output.finished else None
-                n_cached, n_reused = token_counts(output)
+                n_cached, n_reused = token_counts(output, prompt)
                 yield Delta(answer.text, n_tokens, reason, n_cached, n_reused_tokens=n_reused)
 
     def _distributions(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ class AsyncVllmGenerator:
     ) -> None:
         self._model = str(model)
         options = (options or EngineOptions()).with_changes(**changes)
+        self._reuses = options.reuses
         self._engine: Any = _start(options.arguments(locate_model(model), tokenizer))
         self._n_threads = _leave_processor()
         self._context_length = int(self._engine.model_config.max_model_len)
@@ -85,6 +87,22 @@ class AsyncVllmGenerator:
         """Number of requests in the engine."""
         return int(self._engine.get_num_unfinished_requests()) if self._engine is not None else 0
 
+    async def reuse_counts(self) -> dict[str, int]:
+        """What the reuse connector has done since the engine started, over all workers; empty without a connector.
+
+        Raises:
+            UnavailableError: the engine has died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not self._reuses or self._engine is None:
+            return {}
+        try:
+            workers: list[dict[str, int]] = await self._engine.collective_rpc("ragalign_reuse_counts")
+        except EngineDeadError as error:
+            raise UnavailableError("the engine has died; restart the service") from error
+        return dict(sum(map(Counter, workers), Counter()))
+
     async def start(self) -> None:
         """Do nothing: the engine has started in the constructor."""
 
@@ -109,7 +127,7 @@ class AsyncVllmGenerator:
                 async for output in outputs:
                     (answer,) = output.outputs
                     n_tokens += len(answer.token_ids)
-                    n_cached, n_reused = token_counts(output)
+                    n_cached, n_reused = token_counts(output, prompt)
                     yield Delta(
                         text=answer.text,
                         n_tokens=n_tokens,

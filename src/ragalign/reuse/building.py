@@ -27,9 +27,12 @@ class Built:
 def build(store: Store, packer: Packer, generator: Generator) -> Built:
     """Compute and keep the pieces of a packer's pool; call it again to resume after an interruption.
 
+    Torn files, such as those that a full disk leaves, are computed again. Hold `Store.writing` meanwhile.
+
     Raises:
         GenerationError: the engine failed.
     """
+    store.clean()
     pieces = list(piece_ids(packer))
     with progress("computing keys and values", len(pieces), "demonstrations") as advance:
         n_computed = keep(store, generator, pieces, advance)
@@ -71,7 +74,10 @@ def info(store: Store) -> dict[str, Any]:
 
 
 def verify(store: Store) -> list[str]:
-    """Read every piece and compare it with its hash; returns one line per problem."""
+    """Read every piece and compare it with its hash; returns one line per problem.
+
+    Damaged pieces are set aside, so that the next build computes them again.
+    """
     faults = []
     names = list(store.names())
     with progress("verifying", len(names), "pieces") as advance:
@@ -80,5 +86,6 @@ def verify(store: Store) -> list[str]:
                 store.read(name)
             except DataError as error:
                 faults.append(str(error))
+                store.set_aside(name)
             advance(1)
     return faults

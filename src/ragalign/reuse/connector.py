@@ -17,8 +17,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from ragalign.reuse.engine_side import engine_settings
-from ragalign.reuse.loading import Capture, Load, Worker
+from ragalign.reuse.loading import Load, Worker
 from ragalign.reuse.matching import Matcher
+from ragalign.reuse.recording import Capture
 from ragalign.reuse.store import Store
 
 
@@ -58,7 +59,11 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._matcher: Matcher | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._matcher = Matcher(store, vllm_config.cache_config.block_size)
+            self._matcher = Matcher(
+                store,
+                vllm_config.cache_config.block_size,
+                can_keep=vllm_config.parallel_config.tensor_parallel_size == 1,
+            )
         else:
             self._worker = Worker(
                 store,
@@ -109,6 +114,12 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         assert self._worker is not None
         if self.has_connector_metadata():
             self._worker.finish()
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[None, None]:
+        """Forget requests that have ended, such as those that were aborted; no transfer outlives its step."""
+        assert self._worker is not None
+        self._worker.forget(finished_req_ids)
+        return None, None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that could not be filled; vLLM computes them."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from ragalign.reuse.store import Store
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Decoding, Generator, Prompt
 
-# Pieces per call of the engine: progress is shown, and an interruption noticed, after each.
-_BATCH = 64
 _ONE_TOKEN = Decoding(max_tokens=1)
 
 
@@ -64,28 +61,22 @@ def keep(store: Store, generator: Generator, pieces: Sequence[Sequence[int]], ad
     Raises:
         GenerationError: the engine failed, or kept nothing.
     """
-    prefix = list(store.manifest.prefix_ids)
-    if prefix and not store.has(store.prefix_name):
-        generator.generate([_keeping(store, prefix, ())], _ONE_TOKEN)
+    if store.manifest.prefix_ids and not store.has(store.prefix_name):
+        generator.generate([keeping_prompt(store)], _ONE_TOKEN)
         if not store.has(store.prefix_name):
             raise GenerationError(f"the engine kept nothing in {store.folder}; was it started with this store?")
     wanted = missing(store, pieces)
     advance(len(pieces) - len(wanted))
-    for batch in _batches(wanted, _BATCH):
-        generator.generate([_keeping(store, [*prefix, *ids], (len(ids),)) for ids in batch], _ONE_TOKEN)
-        if lost := missing(store, batch):
-            raise GenerationError(f"{store.folder}: {len(lost)} of {len(batch)} pieces were not kept; see the log")
-        advance(len(batch))
+    prompts = [keeping_prompt(store, ids) for ids in wanted]
+    for _ in generator.iter_generate(prompts, _ONE_TOKEN):
+        advance(1)
+    if lost := missing(store, wanted):
+        raise GenerationError(f"{store.folder}: {len(lost)} of {len(wanted)} pieces were not kept; see the log")
     return len(wanted)
 
 
-def _keeping(store: Store, ids: Sequence[int], lengths: tuple[int, ...]) -> Prompt:
-    """A prompt whose last part is computed and kept."""
-    plan = ReusePlan(store.key, len(store.manifest.prefix_ids), lengths, keep=uuid.uuid4().hex)
-    return Prompt(pieces=(), ids=np.asarray(ids, dtype=np.int32), reuse=plan)
-
-
-def _batches(items: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
-    left = iter(items)
-    while batch := list(islice(left, size)):
-        yield batch
+def keeping_prompt(store: Store, ids: Sequence[int] = ()) -> Prompt:
+    """A prompt at whose end an engine computes and keeps a piece; without `ids`, the prefix itself."""
+    prefix = store.manifest.prefix_ids
+    plan = ReusePlan(store.key, len(prefix), (len(ids),) if ids else (), keep=uuid.uuid4().hex)
+    return Prompt(pieces=(), ids=np.asarray([*prefix, *ids], dtype=np.int32), reuse=plan)

@@ -118,6 +118,15 @@ class ReusingPacker:
         n_retrieved = sum(used.score is not None for used in prompt.demonstrations)
         return n_hit, max(0, n_retrieved - self.real - n_hit)
 
+    def missing_from(self, prompt: Prompt) -> list[list[int]]:
+        """Token ids of a prompt's demonstrations that are not kept; an empty list first if the prefix is not."""
+        prefix = self.store.manifest.prefix_ids
+        retrieved = [used for used in prompt.demonstrations if used.score is not None]
+        if not retrieved or tuple(prompt.ids[: len(prefix)].tolist()) != prefix:
+            return []
+        before: list[list[int]] = [[]] if prefix and not self.store.has(self.store.prefix_name) else []
+        return before + [prompt.ids[used.span].tolist() for used in retrieved if not self._has(prompt, used)]
+
     def _finished(self, choice: Choice) -> Prompt | BudgetError:
         try:
             return self.finish(choice)

@@ -1,22 +1,26 @@
-"""The workers' side: write kept keys and values into the engine's cache, and copy new ones as it fills."""
+"""The workers' side: write kept keys and values into the engine's cache, and keep new ones."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import packed, unpacked
 from ragalign.reuse.pieces import Piece
+from ragalign.reuse.recording import Capture, Recorder, slots_of
 from ragalign.reuse.rotation import Mover, Rotation
 from ragalign.reuse.store import Store
 from ragalign.reuse.tiers import Tiers
 
 _log = logging.getLogger(__name__)
+# Pieces that are written at the same time; hashing and writing leave Python's lock.
+_WRITERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +42,6 @@ class Load:
     first: int
     end: int
     blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """Tokens [first, end) are computed in this step, of the piece `name` at positions [start, stop) of a request."""
-
-    request: str
-    name: str
-    start: int
-    stop: int
-    first: int
-    end: int
-    blocks: tuple[int, ...]
-
-
-@dataclass
-class _Caught:
-    """A piece that is being computed: [2, layers, tokens, heads, features], whole up to position `done`."""
-
-    kv: Any
-    done: int
 
 
 class Worker:
@@ -88,15 +71,12 @@ class Worker:
         self._budgets = (memory, gpu_memory)
         self._volatile = volatile
         self._layers: list[Any] = []
-        self._updates: list[Callable[..., Any]] = []  # the engine's own, without copying
+        self._updates: list[Callable[..., Any]] = []  # the engine's own, which record nothing
         self._groups: list[tuple[Mover | None, list[int]]] = []
         self._tiers: Tiers | None = None
         self._device: Any = None
+        self._recorder: Recorder | None = None
         self._failed: set[int] = set()
-        self._steps: list[Capture] = []
-        self._found: dict[str, Any] = {}
-        self._caught: dict[str, _Caught] = {}
-        self._n_loaded = 0
 
     def register(self, names: Sequence[str]) -> None:
         """Find the layers of the engine's caches.
@@ -133,13 +113,15 @@ class Worker:
             heads = slice(rank * n_heads, (rank + 1) * n_heads)
         memory, gpu_memory = self._budgets
         self._tiers = Tiers(self._store, memory=memory, gpu_memory=gpu_memory, device=self._device, heads=heads)
+        self._recorder = Recorder(len(layers), self._config.cache_config.block_size, self._device)
         self._updates = [layer.impl.do_kv_cache_update for layer in layers]
         for number, layer in enumerate(layers):
-            layer.impl.do_kv_cache_update = self._noting(number, self._updates[number])
+            layer.impl.do_kv_cache_update = _recorded(self._updates[number], self._recorder, number)
 
     def expect(self, captures: Sequence[Capture]) -> None:
         """Set the tokens to keep from the next step."""
-        self._steps, self._found = list(captures), {}
+        assert self._recorder is not None
+        self._recorder.expect(captures)
 
     def load(self, loads: Sequence[Load]) -> None:
         """Load what a step needs."""
@@ -150,13 +132,18 @@ class Worker:
                 self._load(load)
 
     def finish(self) -> None:
-        """Write pieces whose last token has been computed."""
-        for capture in self._steps:
-            if capture.end == capture.stop:
-                caught = self._caught.pop(capture.request, None)
-                if caught is not None:
-                    self._write(capture, caught)
-        self._steps = []
+        """Keep the pieces whose last token has been computed."""
+        assert self._recorder is not None
+        if not self._recorder.is_recording:
+            return
+        complete = self._recorder.finish()
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            list(writers.map(lambda found: self._keep(*found), complete))
+
+    def forget(self, requests: Collection[str]) -> None:
+        """Discard what was recorded of requests that have ended."""
+        if self._recorder is not None:
+            self._recorder.forget(requests)
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
         """Change the memory budgets, in bytes."""
@@ -172,14 +159,6 @@ class Worker:
         """Counts since the engine started."""
         return {} if self._tiers is None else {**self._tiers.counts, "bytes_in_memory": self._tiers.n_bytes}
 
-    def _slots(self, blocks: Sequence[int], first: int, end: int) -> Any:
-        """Places in the cache of the tokens [first, end) of a request with these blocks; int64 [n]."""
-        import torch
-
-        size = self._config.cache_config.block_size
-        positions = torch.arange(first, end, device=self._device)
-        return torch.tensor(blocks, dtype=torch.int64, device=self._device)[positions // size] * size + positions % size
-
     def _load(self, load: Load) -> None:
         import torch
 
@@ -190,8 +169,8 @@ class Worker:
             first, after = max(segment.start, load.first), min(segment.end, load.end)
             try:
                 piece = self._tiers.get(segment.name)
-                if piece.n_tokens != segment.end - segment.start:
-                    raise DataError(f"{self._store.path(segment.name)}: holds another number of tokens")
+                if piece.shape != self._shape(segment):
+                    raise DataError(f"{self._store.path(segment.name)}: of another shape than this model's")
             except DataError as error:
                 _log.warning("%s; its tokens and those after it are computed", error)
                 self._store.set_aside(segment.name)
@@ -207,10 +186,11 @@ class Worker:
         # All layers of a piece are turned at once and all pieces of a layer are written at once: on a GPU the number
         # of operations is what takes time on the host.
         kv = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        slots = self._slots(load.blocks, load.first, end)
+        slots = slots_of(load.blocks, load.first, end, size, self._device)
         for number, layer in enumerate(self._layers):
             self._updates[number](layer, kv[0, number], kv[1, number], layer.kv_cache, slots)
         self._tiers.counts["tokens_loaded"] += end - load.first
+        self._tiers.counts["bytes_loaded"] += kv.numel() * kv.element_size()
 
     def _in_place(self, kv: Any, segment: Segment, first: int) -> Any:
         """Keys and values [2, layers, n, heads, features] as they are from position `first` on; a new tensor."""
@@ -233,73 +213,38 @@ class Worker:
                     mover.apply_(kv[0, number], turn)
         return kv
 
-    def _noting(self, number: int, update: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the layer's cache update to copy the tokens to keep."""
+    def _shape(self, segment: Segment) -> tuple[int, ...]:
+        """The shape of a segment's piece on this device."""
+        layer = self._layers[0]
+        return (2, len(self._layers), segment.end - segment.start, layer.num_kv_heads, layer.head_size)
 
-        def noting(layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> Any:
-            if self._steps:
-                self._note(number, key, value, slot_mapping)
-            return update(layer, key, value, kv_cache, slot_mapping)
-
-        return noting
-
-    def _note(self, number: int, key: Any, value: Any, slots: Any) -> None:
-        for capture in self._steps:
-            rows = self._rows(capture, slots)
-            if rows is None:
-                continue
-            caught = self._caught.get(capture.request)
-            if caught is None or capture.first == capture.start:
-                shape = (2, len(self._layers), capture.stop - capture.start, *key.shape[1:])
-                caught = self._caught.setdefault(capture.request, _Caught(self._room(shape, key.dtype), capture.start))
-            place = slice(capture.first - capture.start, capture.end - capture.start)
-            caught.kv[0, number, place].copy_(key[rows], non_blocking=True)
-            caught.kv[1, number, place].copy_(value[rows], non_blocking=True)
-            if number == len(self._layers) - 1 and capture.first == caught.done:
-                caught.done = capture.end
-
-    def _rows(self, capture: Capture, slots: Any) -> Any:
-        """The step's tokens that belong to this piece, int64 [n], the same for all layers; None if there are none."""
-        import torch
-
-        if capture.request not in self._found:
-            rows = None
-            if capture.first < capture.end:
-                wanted = self._slots(capture.blocks, capture.first, capture.end)
-                order = torch.argsort(slots)
-                rows = order[torch.searchsorted(slots[order], wanted).clamp_max(len(slots) - 1)]
-                if not bool((slots[rows] == wanted).all()):
-                    rows = None
-            self._found[capture.request] = rows
-        return self._found[capture.request]
-
-    def _room(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Host memory for a new piece."""
-        import torch
-
-        from ragalign.reuse.page_locked import page_locked
-
-        return torch.empty(shape, dtype=dtype) if self._device.type == "cpu" else page_locked(shape, dtype)
-
-    def _write(self, capture: Capture, caught: _Caught) -> None:
-        import torch
-
-        if caught.done != capture.stop:
-            _log.warning("piece %s: not all of its tokens were computed in one go; it is not kept", capture.name)
-            return
-        if self._device.type != "cpu":
-            torch.cuda.synchronize(self._device)
+    def _keep(self, name: str, kv: Any) -> None:
+        """Write a new piece, or keep it in memory if the store is volatile."""
         precision = self._store.manifest.precision
-        piece = Piece(caught.kv)
+        piece = Piece(kv)
         if precision != "model":
-            small = packed(caught.kv.to(self._device), precision)
+            small = packed(kv.to(self._device), precision)
             piece = Piece(small.kv.cpu(), small.scales.cpu())
         if self._volatile:
             assert self._tiers is not None
-            self._tiers.keep(capture.name, piece)
-            self._store.mark(capture.name)
-        else:
-            self._store.write(capture.name, piece)
+            self._tiers.keep(name, piece)
+            self._store.mark(name)
+            return
+        try:
+            self._store.write(name, piece)
+        except OSError as error:  # such as a full disk; requests must not fail for it
+            _log.warning("%s: not kept: %s", self._store.path(name), error.strerror or error)
+
+
+def _recorded(update: Callable[..., Any], recorder: Recorder, number: int) -> Callable[..., Any]:
+    """A layer's cache update that first lets the recorder see what it writes."""
+
+    def recorded(layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> Any:
+        if recorder.is_recording:
+            recorder.record(number, key, value, slot_mapping)
+        return update(layer, key, value, kv_cache, slot_mapping)
+
+    return recorded
 
 
 def _is_plain(layer: Any) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ragalign.errors import DataError
-from ragalign.reuse.loading import Capture, Load, Segment
+from ragalign.reuse.loading import Load, Segment
 from ragalign.reuse.pieces import piece_name
+from ragalign.reuse.recording import Capture
 from ragalign.reuse.store import Store
 from ragalign.reuse_plan import ReusePlan
 
@@ -38,11 +39,13 @@ class Matcher:
     Args:
         store: what is kept.
         block_size: tokens per block of the engine's cache.
+        can_keep: whether new pieces can be kept, for which one worker must have all heads.
     """
 
-    def __init__(self, store: Store, block_size: int) -> None:
+    def __init__(self, store: Store, block_size: int, *, can_keep: bool = True) -> None:
         self._store = store
         self._block_size = block_size
+        self._can_keep = can_keep
         self._requests: dict[str, _Request] = {}
         self._refused: set[str] = set()
         self._gone: set[str] = set()
@@ -134,8 +137,10 @@ class Matcher:
         """Check a request's plan against the store and the request's token ids, which decide what is loaded."""
         if plan.key != self._store.key:
             raise DataError("its plan is for another store of keys and values")
-        if request.cache_salt != plan.cache_salt:
+        if not plan.accepts(request.cache_salt):
             raise DataError("it lacks the cache salt that keeps reused blocks apart from computed ones")
+        if plan.keep and not self._can_keep:
+            raise DataError("new keys and values are only kept on one device, not with tensor parallelism")
         if request.lora_request is not None:
             raise DataError("keys and values are kept for the model without adapters")
         if request.skip_reading_prefix_cache:

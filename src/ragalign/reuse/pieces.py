@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ragalign._parsing import parse_json
 from ragalign.errors import DataError
 
-# safetensors' names of the dtypes that occur here.
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "F8_E4M3": "float8_e4m3fn"}
+TEMPORARY = ".new"
+"""The suffix of files that are being written."""
 
 
 def piece_name(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
@@ -43,6 +42,11 @@ class Piece:
         return int(self.kv.shape[2])
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `kv`."""
+        return tuple(self.kv.shape)
+
+    @property
     def n_bytes(self) -> int:
         """The size in memory, in bytes."""
         tensors = (self.kv,) if self.scales is None else (self.kv, self.scales)
@@ -58,7 +62,7 @@ def write_piece(path: Path, piece: Piece) -> None:
         tensors["scales"] = piece.scales.contiguous()
     content = save(tensors, {"xxh3": _digest(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -68,53 +72,42 @@ def write_piece(path: Path, piece: Piece) -> None:
         raise
 
 
-def read_piece(path: Path, *, pin: bool = False) -> Piece:
-    """Read a piece and compare it with its hash.
+def read_piece(path: Path) -> Piece:
+    """Map a piece into memory, after comparing it with its hash.
 
-    It is read and not memory-mapped: a file that is cut short under a mapping kills the process that looks at it.
-
-    Args:
-        path: the file.
-        pin: into page-locked memory, from which a GPU copies at full speed.
+    Its tensors are views of the file. Replacing or removing the file leaves them intact; cutting it short in place does
+    not, so copy what is to be used later.
 
     Raises:
         DataError: the file is missing, cut short, of another format, or not what was written.
     """
     import torch
-
-    from ragalign.reuse.page_locked import page_locked
+    from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            n_header = int.from_bytes(file.read(8), "little")
-            if n_header > min(size, 1 << 20):
-                raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
-            header = parse_json(file.read(n_header))
-            digest = header.pop("__metadata__")["xxh3"]
-            tensors = {}
-            for name in sorted(header):
-                start, end = header[name]["data_offsets"]
-                dtype = getattr(torch, _DTYPES[header[name]["dtype"]])
-                shape = header[name]["shape"]
-                tensor = page_locked(shape, dtype) if pin else torch.empty(shape, dtype=dtype)
-                view = memoryview(tensor.view(torch.uint8).reshape(-1).numpy())
-                if end - start != len(view) or 8 + n_header + end > size:
-                    raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
-                file.seek(8 + n_header + start)
-                n_read = 0
-                while n_read < len(view):
-                    if not (more := file.readinto(view[n_read:])):
-                        raise DataError(f"{path}: cut short while it was read")
-                    n_read += more
-                tensors[name] = tensor
+        with safe_open(path, "pt") as file:
+            digest = (file.metadata() or {}).get("xxh3")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if digest != _digest(tensors) or tensors["kv"].dim() != 5:
+            raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
+        if tensors["kv"].dtype in (torch.int8, torch.float8_e4m3fn) and "scales" not in tensors:
+            raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
         raise DataError(f"{path}: damaged; `ragalign kv build` computes it again") from None
-    if "kv" not in tensors or _digest(tensors) != digest:
-        raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
     return Piece(tensors["kv"], tensors.get("scales"))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a file has the size that its header promises, which tells a torn file without reading all of it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError, ValueError):
+        return False
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:

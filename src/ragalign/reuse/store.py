@@ -11,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ragalign._locks import LockedError, locked
 from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import PRECISIONS, Precision
-from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
+from ragalign.reuse.pieces import TEMPORARY, Piece, is_complete, piece_name, read_piece, write_piece
 
 FORMAT = 1
 _SUFFIX = ".safetensors"
+_DAMAGED = ".damaged"
+# Seconds after which nobody writes to a temporary file any more.
+_ABANDONED_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +145,13 @@ class Store:
         for path in sorted((self.folder / "pieces").glob(f"??/*{_SUFFIX}")):
             yield path.name.removesuffix(_SUFFIX)
 
-    def read(self, name: str, *, pin: bool = False) -> Piece:
-        """Read a piece.
+    def read(self, name: str) -> Piece:
+        """Map a piece into memory; see `read_piece`.
 
         Raises:
             DataError: it is missing or damaged.
         """
-        return read_piece(self.path(name), pin=pin)
+        return read_piece(self.path(name))
 
     def write(self, name: str, piece: Piece) -> None:
         """Write a piece atomically."""
@@ -166,7 +171,30 @@ class Store:
         """Rename a damaged piece, so that it is not read again and the next build computes it."""
         path = self.path(name)
         with suppress(OSError):  # gone already, or a folder that cannot be written to
-            path.replace(path.with_suffix(".damaged"))
+            path.replace(path.with_suffix(_DAMAGED))
+
+    def clean(self) -> None:
+        """Remove torn pieces, those that were set aside, and what interrupted writers have left."""
+        for path in (self.folder / "pieces").glob("??/*"):
+            is_left = path.name.endswith(TEMPORARY) and time.time() - path.stat().st_mtime > _ABANDONED_S
+            is_torn = path.suffix == _SUFFIX and not is_complete(path)
+            if is_left or is_torn or path.suffix == _DAMAGED:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that fills the store; readers are not affected.
+
+        Raises:
+            DataError: another one is.
+        """
+        try:
+            with locked(self.folder / ".lock"):
+                yield
+        except LockedError:
+            raise DataError(
+                f"{self.folder}: another `ragalign kv build` is at work there; wait until it ends"
+            ) from None
 
     @property
     def prefix_name(self) -> str:

@@ -81,10 +81,14 @@ class Tiers:
         if (piece := self._host.get(name)) is not None:
             self.counts["from_memory"] += 1
         else:
-            piece = self._share(self._store.read(name, pin=self._on_gpu))
+            piece = self._share(self._store.read(name))
             self.counts["from_disk"] += 1
             self.counts["bytes_read"] += piece.n_bytes
-            self._host.put(name, piece)
+            # A GPU copies from page-locked memory only without waiting. On a CPU, a piece that is used just this once
+            # is not copied out of its file.
+            if self._on_gpu or self._host.has_room_for(piece):
+                piece = self._owned(piece)
+                self._host.put(name, piece)
         if self._staging is not None:
             self.counts["bytes_copied"] += piece.n_bytes
             piece = self._staging.copy(piece)
@@ -102,15 +106,9 @@ class Tiers:
             self._gpu.put(name, Piece(piece.kv.clone(), scales))
         self._staging.done()
 
-    def _locked(self, tensor: Any) -> Any:
-        return tensor if tensor.is_pinned() else page_locked(tensor.shape, tensor.dtype).copy_(tensor)
-
     def keep(self, name: str, piece: Piece) -> None:
         """Add a new piece, in host memory, as the most recently used."""
-        if self._on_gpu:
-            scales = None if piece.scales is None else self._locked(piece.scales)
-            piece = Piece(self._locked(piece.kv), scales)
-        self._host.put(name, piece)
+        self._host.put(name, self._owned(piece) if self._on_gpu else piece)
 
     def resize(self, *, memory: int, gpu_memory: int) -> None:
         """Change the budgets; this clears GPU memory."""
@@ -129,14 +127,18 @@ class Tiers:
         self._host.clear()
 
     def _share(self, piece: Piece) -> Piece:
-        """The heads of this process."""
+        """The heads of this process, as views."""
         if self._heads is None:
             return piece
+        scales = None if piece.scales is None else piece.scales[..., self._heads]
+        return Piece(piece.kv[..., self._heads, :], scales)
+
+    def _owned(self, piece: Piece) -> Piece:
+        """A copy in memory of its own, page-locked where there is a GPU."""
         import torch
 
-        def cut(tensor: Any, heads: Any) -> Any:
-            out = page_locked if self._on_gpu else torch.empty
-            return out(heads.shape, dtype=tensor.dtype).copy_(heads)
+        def copy(tensor: Any) -> Any:
+            allocate = page_locked if self._on_gpu else torch.empty
+            return allocate(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
-        scales = None if piece.scales is None else cut(piece.scales, piece.scales[..., self._heads])
-        return Piece(cut(piece.kv, piece.kv[..., self._heads, :]), scales)
+        return Piece(copy(piece.kv), None if piece.scales is None else copy(piece.scales))

@@ -28,7 +28,7 @@ def make_admin_router(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus's figures")
     async def metrics() -> Response:
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await service.metrics_text(), media_type=CONTENT_TYPE)
 
     @router.post("/admin/reload", summary="Reload the index")
     async def reload() -> dict[str, Any]:

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from ragalign.serving.admission import Admission
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class ReuseCollector(Collector):
+    """What the engine's reuse connector has done since the engine started.
+
+    Attributes:
+        counts: as `ragalign.reuse.connector.ReuseConnector.counts` names them; empty without a connector.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus's view of `counts`."""
+        if not self.counts:
+            return
+        pieces = CounterMetricFamily("ragalign_reuse_pieces", "Pieces loaded, by where they were.", labels=["tier"])
+        moved = CounterMetricFamily("ragalign_reuse_bytes", "Bytes of keys and values moved.", labels=["move"])
+        for tier in ("gpu", "memory", "disk"):
+            pieces.add_metric([tier], self.counts.get(f"from_{tier}", 0))
+        for move, name in (("from_disk", "bytes_read"), ("to_gpu", "bytes_copied"), ("to_cache", "bytes_loaded")):
+            moved.add_metric([move], self.counts.get(name, 0))
+        yield pieces
+        yield moved
+        for name, count, text in (
+            ("ragalign_reuse_loaded_tokens", "tokens_loaded", "Tokens whose keys and values were loaded."),
+            ("ragalign_reuse_evictions", "evictions", "Pieces evicted from memory."),
+        ):
+            yield CounterMetricFamily(name, text, value=self.counts.get(count, 0))
+        held = self.counts.get("bytes_in_memory", 0)
+        yield GaugeMetricFamily("ragalign_reuse_memory_bytes", "Bytes of pieces in host memory.", value=held)
 
 
 class Metrics:
@@ -35,6 +71,8 @@ class Metrics:
             ("recipe", "outcome"),
             registry=registry,
         )
+        self.reuse_engine = ReuseCollector()
+        registry.register(self.reuse_engine)
         self.output_tokens = Counter("ragalign_output_tokens", "Tokens of answers.", ("recipe",), registry=registry)
         self.queue_s = self._seconds("ragalign_queue_seconds", "Waiting for a place.")
         self.retrieval_s = self._seconds("ragalign_retrieval_seconds", "Encoding and search, per batch.")

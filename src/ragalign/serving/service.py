@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ragalign.aligner import Aligner
-from ragalign.errors import RagalignError
+from ragalign.errors import GenerationError, RagalignError
 from ragalign.generation.asynchronous import AsyncEngine
 from ragalign.planning.conversations import Conversations
 from ragalign.serving.admission import Admission
@@ -22,6 +22,7 @@ from ragalign.serving.answering import Part, answer
 from ragalign.serving.catalog import Catalog, Load
 from ragalign.serving.conversations import Kept
 from ragalign.serving.errors import ApiError, from_library
+from ragalign.serving.idle_keeping import IdleKeeper
 from ragalign.serving.metrics import Metrics
 from ragalign.serving.preparing import Job, Prepared, Preparer
 from ragalign.serving.reloading import SharedRuns
@@ -33,6 +34,8 @@ from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
 
 # Maximum number of unknown field names to log, so that a client cannot fill memory or log with new ones.
 _MOST_NAMES = 1_000
+# Seconds that a request for metrics waits for the engine.
+_ENGINE_ANSWERS_S = 5.0
 
 log = logging.getLogger("ragalign.serving")
 
@@ -100,6 +103,7 @@ class Service:
         self._known_unknown: set[str] = set()
         self._load = load
         self._reloads = SharedRuns(self._reload)
+        self._keeper = IdleKeeper(generator, self.admission)
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -129,6 +133,7 @@ class Service:
     async def start(self) -> None:
         """Called once in the event loop, before the first request."""
         await self.generator.start()
+        self._keeper.start()
         # Load the encoder now, not during a request.
         _, aligner = self.catalog.resolve(self.catalog.name)
         await asyncio.to_thread(self._tokenizer.fewest_tokens, ["hello"])
@@ -145,7 +150,17 @@ class Service:
         """Release the resources of the service."""
         self._reloads.cancel()
         self._preparer.close()
+        await self._keeper.close()
         await self.generator.close()
+
+    async def metrics_text(self) -> bytes:
+        """All metrics in Prometheus's text format, with those of the engine's connector as far as it answers soon."""
+        counts = getattr(self.generator, "reuse_counts", None)
+        if counts is not None:
+            with suppress(TimeoutError, GenerationError):  # then they are those of the last time
+                async with asyncio.timeout(_ENGINE_ANSWERS_S):
+                    self.metrics.reuse_engine.counts = await counts()
+        return self.metrics.render()
 
     async def reload(self) -> Catalog:
         """Reload the index. Running requests finish with the old one, later ones use the new one.
@@ -317,4 +332,5 @@ class Service:
                 n_hit, n_missed = aligner.reuse.hits_and_misses(prompt)
                 self.metrics.reuse_pieces.labels(recipe, "hit").inc(n_hit)
                 self.metrics.reuse_pieces.labels(recipe, "miss").inc(n_missed)
+                self._keeper.note(aligner.reuse, prompt)
             self.metrics.output_tokens.labels(recipe).inc(n_tokens)
