@@ -10,6 +10,7 @@ from ragalign_cli import console
 if TYPE_CHECKING:
     from ragalign.bench.expected import Expectation
     from ragalign.reports.bench_result import Bench, Factor, MetricName
+    from ragalign.reports.costs import Costs
 
 
 def show(bench: Bench) -> None:
@@ -57,7 +58,9 @@ def show_costs(bench: Bench) -> None:
     from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
 
     console.heading("Cost and speed, per request")
-    names = ("shown", "prompt", "prefill", "output", "first, ms", "req/s", "price", "")
+    has_reuse = any(condition.costs.reused_tokens for condition in bench.conditions)
+    reused = ("reused", "MB") if has_reuse else ()
+    names = ("shown", "prompt", "prefill", *reused, "output", "first, ms", "req/s", "price", "")
     columns = [("recipe", "left"), *((name, "right") for name in names)]
     rows = [
         [
@@ -65,6 +68,7 @@ def show_costs(bench: Bench) -> None:
             number(condition.costs.demonstrations.value, "%"),
             number(condition.costs.prompt_tokens.value, "words"),
             number(condition.costs.prefilled_tokens.value if condition.costs.prefilled_tokens else None, "words"),
+            *(_reused(condition.costs) if has_reuse else ()),
             number(condition.costs.output_tokens.value, "%"),
             number(condition.costs.first_token.median if condition.costs.first_token else None, "%"),
             rate(condition.costs.requests_per_s),
@@ -75,8 +79,16 @@ def show_costs(bench: Bench) -> None:
     ]
     console.print_table(columns, rows)
     note = "shown: demonstrations per prompt; prompt, prefill (computed, not cached), output: tokens"
+    note += "; reused: tokens whose keys and values were reused, and their size" if has_reuse else ""
     note += "; first: median time to the first token on an idle engine." if bench.timing else "."
     console.note(f"{note} {about_prices(bench)}".rstrip())
+
+
+def _reused(costs: Costs) -> tuple[str, str]:
+    from ragalign.reports.formats import number
+
+    size = "" if costs.reused_bytes is None else f"{costs.reused_bytes / 1e6:,.1f}"
+    return number(costs.reused_tokens.value if costs.reused_tokens else None, "words"), size
 
 
 def show_shape(bench: Bench) -> None:

@@ -19,6 +19,7 @@ _COLUMNS = [
     ("demos", "right"),
     ("prompt", "right"),
     ("prefilled", "right"),
+    ("loaded", "right"),
     ("saved", "right"),
     ("≥ prefix", "right"),
     ("≥ reuse", "right"),
@@ -73,6 +74,9 @@ def plan(
     tokens. "≥ prefix" is a lower bound on prefilled tokens for any order of the same demonstrations; "≥ reuse" is the
     bound for an engine that reuses demonstrations at any position.
 
+    The last rows show reuse (`ragalign kv`): demonstrations are loaded instead of computed, all but the most similar
+    ones. If the tokenizer's folder also holds the model's configuration, "MB" is the size of what is loaded.
+
     \b
     Examples:
       ragalign plan indexes/lima --queries queries.jsonl \\
@@ -86,7 +90,7 @@ def plan(
     from ragalign.aligner import Aligner
     from ragalign.errors import ConfigError
     from ragalign.planning import default_settings, frontier
-    from ragalign.planning.frontier import FLOORS
+    from ragalign.planning.frontier import FLOORS, measure
     from ragalign.planning.plot import frontier_svg
     from ragalign.recipes import Recipe
 
@@ -118,11 +122,28 @@ def plan(
         ):
             points.append(point)
             advance(1)
+    reused = {
+        real: measure(aligner.assuming_reuse(real).plan(asked), replace(base, strategy="none"), capacity=capacity)
+        for real in sorted({0, 1, 2, chosen.reuse.real})
+    }
+    size = _bytes_per_token(tokenizer)
     if json:
         for point in points:
             console.print_json({name: _rounded(value) for name, value in asdict(point).items()})
+        for real, point in reused.items():
+            values = asdict(point) | {"strategy": "reuse", "real": real}
+            values |= {} if size is None else {"loaded_bytes": round(size * point.n_loaded)}
+            console.print_json({name: _rounded(value) for name, value in values.items()})
     else:
-        console.print_table(_COLUMNS, [_row(point, points[0]) for point in points])
+        rows = [_row(point, points[0]) for point in points]
+        for real, point in reused.items():
+            rows.append([f"reuse, {real} computed", *_row(point, points[0])[1:]])
+        columns = list(_COLUMNS)
+        if size is not None:
+            columns.append(("MB", "right"))
+            loaded = [0.0] * len(points) + [point.n_loaded for point in reused.values()]
+            rows = [[*row, f"{size * n / 1e6:,.1f}" if n else ""] for row, n in zip(rows, loaded, strict=True)]
+        console.print_table(columns, rows)
     if out is not None:
         out.write_text(frontier_svg(points, f"{len(asked):,} queries, {base.personal} pinned"), encoding="utf-8")
         console.note(f"frontier -> {out}")
@@ -142,10 +163,26 @@ def _row(point: Point, plain: Point) -> list[str]:
         f"{point.n_demonstrations:.1f}",
         f"{point.n_prompt_tokens:,.0f}",
         f"{point.n_prefilled:,.0f}",
+        f"{point.n_loaded:,.0f}" if point.n_loaded else "",
         "" if point is plain else f"{1 - point.n_prefilled / plain.n_prefilled:.0%}",
         f"{point.prefix_bound:,.0f}",
         f"{point.reuse_bound:,.0f}",
     ]
+
+
+def _bytes_per_token(model: str) -> float | None:
+    """The size of a token's keys and values at 16 bits; None if the folder holds no model's configuration."""
+    from transformers import AutoConfig
+
+    from ragalign.models import locate_tokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(locate_tokenizer(model)).get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        features = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return float(2 * config.num_hidden_layers * heads * features * 2)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _rounded(value: object) -> object:

@@ -20,9 +20,9 @@ from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, Pre
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever, make_retriever
-from ragalign.reuse.layout import ReusingPacker
+from ragalign.reuse.layout import ReusingPacker, manifest_for
 from ragalign.reuse.opening import check_backend, check_model, default_store, engine_config, open_store, reusing
-from ragalign.reuse.store import Store
+from ragalign.reuse.store import AssumedStore, Store
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.turns import check_turns
 from ragalign.tokenization import Tokenizer
@@ -222,6 +222,15 @@ class Aligner:
         packer = self.packer.with_packing(packing)
         reuse = None if self.reuse is None else ReusingPacker(packer, self.reuse.store, self.reuse.real)
         return self._with(packer=packer, reuse=reuse, candidates=enough if candidates is None else candidates)
+
+    def assuming_reuse(self, real: int) -> Self:
+        """Return a copy that plans as if the keys and values of all demonstrations were kept, for simulations.
+
+        Args:
+            real: number of most similar demonstrations that are computed.
+        """
+        store = AssumedStore(manifest_for(self.packer))
+        return self._with(reuse=ReusingPacker(self.packer, store, real), planner=PlannerSettings())
 
     def with_retriever(self, retriever: Retriever | None) -> Self:
         """Return a copy with another retriever over the same pool."""

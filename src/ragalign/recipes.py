@@ -222,6 +222,7 @@ class Recipe:
             "packing": asdict(self.packing),
             "planner": asdict(self.planner),
             "decoding": asdict(self.decoding),
+            **({"reuse": {"real": self.reuse.real}} if self.reuse.enabled else {}),
         }
 
     def _constants(self) -> tuple[Demonstration, ...]:

@@ -17,7 +17,7 @@ from ragalign.bench.expected import Expectation, expectations
 from ragalign.bench.figures import report_of
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import make_scorer
-from ragalign.bench.testbed import PLANTED, World, world_engine, world_folder
+from ragalign.bench.testbed import PLANTED, REUSED, World, world_engine, world_folder
 from ragalign.encoders import Encoder
 from ragalign.generation import TransformersGenerator
 from ragalign.packing.assembling import Assembler
@@ -177,8 +177,16 @@ def test_the_command_on_the_real_engine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert all(one["holds"] for one in report["expected"])
-    assert len(report["expected"]) == 10
+    assert len(report["expected"]) == 17
     names = {one["name"] for one in report["bench"]["conditions"]}
     assert {"zero-shot", "fixed", "random", "retrieved", "bm25", "hybrid", "similar-first"} <= names
     assert {f"retrieved-{n}" for n in (1, 2, 3, 5, 16)} <= names
+    by_name = {one["name"]: one for one in report["bench"]["conditions"]}
+    for name, plain in REUSED.items():
+        mine, other = by_name[name]["costs"], by_name[plain]["costs"]
+        assert abs(by_name[name]["quality"]["estimate"]["value"] - by_name[plain]["quality"]["estimate"]["value"]) <= 2
+        assert mine["reused_tokens"]["value"] > 0
+        assert mine["reused_bytes"] > 0
+        assert mine["prefilled_tokens"]["value"] < 0.6 * other["prefilled_tokens"]["value"]
+        assert "reused_tokens" not in other
     assert (out / "report.html").is_file()

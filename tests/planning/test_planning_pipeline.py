@@ -104,6 +104,7 @@ def test_plan_shows_the_frontier(
     run = ragalign(*given, "--floor", "0.9", "--candidates", "60", "--out", picture, "--json")
     assert run.returncode == 0, run.stderr
     points = [json.loads(line) for line in run.stdout.splitlines()]
+    points, reused = points[:6], points[6:]
     assert [one["strategy"] for one in points] == ["none", "reorder", "reorder", "relax", "backbone", "hybrid"]
     by_name = {one["strategy"]: one for one in points}
     assert by_name["none"]["relevance"] == by_name["reorder"]["relevance"] == 1
@@ -113,12 +114,20 @@ def test_plan_shows_the_frontier(
         assert one["relevance"] >= 0.9 - 1e-4
         assert one["reuse_bound"] <= one["n_prefilled"] <= one["n_prompt_tokens"]
         assert one["prefix_bound"] <= one["n_prefilled"] + 1
+    assert [(one["strategy"], one["real"]) for one in reused] == [("reuse", 0), ("reuse", 1), ("reuse", 2)]
+    computed = [one["n_prefilled"] for one in reused]
+    assert computed == sorted(computed)
+    assert computed[0] < 0.5 * points[0]["n_prefilled"]
+    for one in reused:
+        assert one["loaded_bytes"] > 0
+        assert one["n_prefilled"] + one["n_loaded"] <= one["n_prompt_tokens"] == points[0]["n_prompt_tokens"]
     svg = picture.read_text(encoding="utf-8")
     assert svg.startswith("<svg")
     assert all(name in svg for name in by_name)
     table = ragalign(*given, "--floor", "0.9", "--cache-tokens", "4000")
     assert "prefilled" in table.stdout
-    assert table.stdout.count("\n") == 7
+    assert table.stdout.count("\n") == 10
+    assert "reuse, 2 computed" in table.stdout
     wrong = ragalign(*given, "--out", "plan.png")
     assert wrong.returncode == 2
     assert "ends in .svg" in wrong.stderr

@@ -14,7 +14,11 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start an engine: closing it takes down any other engine of the process."""
     for item in items:
-        if item.path.parent == HERE and item.path.name in ("test_reuse_engine.py", "test_reuse_oracle.py"):
+        if item.path.parent == HERE and item.path.name in (
+            "test_reuse_engine.py",
+            "test_reuse_oracle.py",
+            "test_reuse_serving.py",
+        ):
             item.add_marker(pytest.mark.own_engine)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from fixtures.reuse_world import World
 
+from ragalign.generation._vllm_start import CPU_BLOCK_SIZE
+from ragalign.planning import PrefixCache
 from ragalign.reuse.pieces import piece_name
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Completion, Decoding, Prompt
@@ -66,6 +68,19 @@ def test_tokens_are_computed_cached_or_reused(world: World) -> None:
     assert again.n_cached_tokens + n_pieces <= first.n_prompt_tokens - 1
     [plain] = world.engine.generate([replace(prompt, reuse=None)], GREEDY)
     assert (plain.n_cached_tokens, plain.n_reused_tokens) == (0, 0)
+
+
+def test_the_simulator_knows_what_is_computed_cached_and_loaded(world: World) -> None:
+    world.engine.reset_prefix_cache()
+    reused, plain = both(world, 12)
+    prompts = [one for pair in zip(reused, plain, strict=True) for one in pair]
+    cache = PrefixCache(CPU_BLOCK_SIZE)
+    for prompt in [*prompts, *prompts[:6]]:
+        [completion] = world.engine.generate([prompt], replace(GREEDY, max_tokens=1))
+        served = cache.serve(prompt)
+        assert completion.n_cached_tokens is not None
+        # The prefix, too, is loaded where the cache lacks it; it is exact, and counted as cached.
+        assert completion.n_cached_tokens + completion.n_reused_tokens == served.n_cached + served.n_loaded
 
 
 def test_a_reused_demonstration_and_one_that_is_computed_do_not_share_blocks(world: World) -> None:

@@ -14,6 +14,7 @@ from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition, checked, decoded, guarded
 from ragalign.bench.expected import Expectation, expectations
 from ragalign.bench.figures import check_named, report_of
+from ragalign.bench.reusing import reusing
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, make_scorer
 from ragalign.bench.session import Engine
@@ -27,6 +28,7 @@ from ragalign.judging.runner import JudgeRun, RunOptions
 from ragalign.reports.page import write_page
 from ragalign.reports.published import Published
 from ragalign.reports.report import Report
+from ragalign.reuse.opening import can_reuse, check_backend, check_model
 from ragalign.runs import write_json
 from ragalign.types import Decoding
 
@@ -131,6 +133,9 @@ class Benchmark:
             check_named([condition.name for condition in conditions], name)
         if not folder.exists():  # an existing folder can be complete
             engine.check()
+            if reusing(conditions):
+                check_backend(engine.backend)
+                check_model(engine.model, engine.context_length)
         conditions = guarded(decoded(conditions, change) if change else conditions, exclude_near)
         self.engine, self.scorers, self.judging = engine, tuple(scorers), judging
         self.fixed, self.rounds, self.title, self.notes = fixed, rounds, title, tuple(notes)
@@ -157,7 +162,7 @@ class Benchmark:
 
         Args:
             folder: made if missing.
-            backend: what runs the model.
+            backend: what runs the model; without vLLM, there are no conditions that reuse keys and values.
             first: number of queries to use; all by default.
             names: conditions to use; all by default.
             title: the report's heading.
@@ -166,7 +171,7 @@ class Benchmark:
         world = World.load(first=first)
         made = cls(
             folder,
-            checked(world.conditions() if names is None else world.chosen(names)),
+            checked(world.conditions(reuse=can_reuse(backend)) if names is None else world.chosen(names)),
             world.cases,
             world_engine(backend),
             indexes=lambda _: dict(world.indexes),

@@ -46,6 +46,9 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
         else row["n_prompt_tokens"] - row["n_cached_tokens"] - row.get("n_reused_tokens", 0)
         for row in rows
     ]
+    reused = [row.get("n_reused_tokens", 0) for row in rows]
+    reused_tokens = mean(reused, prompts) if any(reused) else None
+    size = answered.bytes_per_reused_token
     used = Counter(used for row in rows for used in row["demonstrations"])
     name = answered.condition.name
     n_asked = sum(len(case.turns) for case in cases.cases)
@@ -55,6 +58,8 @@ def _costs(answered: Answered, cases: Cases, known: Mapping[str, Demonstration],
         n_missing=n_asked - len(rows),
         prompt_tokens=mean([row["n_prompt_tokens"] for row in rows], prompts),
         prefilled_tokens=mean(prefilled, prompts) if any(count is not None for count in prefilled) else None,
+        reused_tokens=reused_tokens,
+        reused_bytes=None if size is None or reused_tokens is None else size * reused_tokens.value,
         output_tokens=mean([row["n_output_tokens"] for row in rows], prompts),
         demonstrations=mean([len(row["demonstrations"]) for row in rows], prompts),
         words=mean([len(text.split()) for text in outputs], owners),

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ragalign.bench.running import Answered
+from ragalign.bench.testbed import REUSED
 from ragalign.reports.bench_result import Bench, Measured
 from ragalign.reports.formats import interval, number, signed
 
 _RETRIEVED = "retrieved"
 _ADVANTAGE, _NEAR, _ZERO, _LOOK_UP, _STOPPED = 40.0, 15.0, 5.0, 80.0, 95.0
+_LOST_BY_REUSE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def expectations(bench: Bench, answered: Sequence[Answered]) -> list[Expectation
     shown = {
         answers.condition.name: {row["id"]: row["demonstrations"] for row in answers.requests()} for answers in answered
     }
-    return [*_qualities(figures), *_guards(figures), *_orders(shown)]
+    return [*_qualities(figures), *_reused(figures), *_guards(figures), *_orders(shown)]
 
 
 def _qualities(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
@@ -61,6 +63,22 @@ def _qualities(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
     yield from _bound(figures, "zero-shot", f"zero-shot is at most {_ZERO:.0f} %", lambda value: value <= _ZERO)
     about = f"one demonstration of the topic among eight others gives {_LOOK_UP:.0f} % or more"
     yield from _bound(figures, "one-of-nine", about, lambda value: value >= _LOOK_UP)
+
+
+def _reused(figures: Mapping[str, Measured]) -> Iterator[Expectation]:
+    """Check that reuse costs next to nothing, and that demonstrations are reused at all."""
+    for name, plain in REUSED.items():
+        if name not in figures or plain not in figures:
+            continue
+        mine, other = figures[name].quality, figures[plain].quality
+        tokens = figures[name].costs.reused_tokens
+        if mine is None or other is None:
+            continue
+        apart = mine.estimate.value - other.estimate.value
+        n_tokens = 0.0 if tokens is None else tokens.value
+        seen = f"{signed(apart, '%')}, {n_tokens:,.0f} tokens reused"
+        about = f"{name} is within {_LOST_BY_REUSE:.0f} points of {plain}"
+        yield Expectation(about, seen, abs(apart) <= _LOST_BY_REUSE and n_tokens > 0)
 
 
 def _bound(

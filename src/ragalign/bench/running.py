@@ -26,9 +26,11 @@ from ragalign.aligner import Aligner, Failure
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
 from ragalign.bench.likelihood import Key, Row, keep_likelihoods, missing_likelihoods, read_likelihoods
+from ragalign.bench.reusing import bytes_per_token, create_store, keep_used, reusing, store_folder
 from ragalign.completions import CompletionFile, index_settings
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
+from ragalign.reuse.settings import ReuseSettings
 from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Generator, Query
@@ -50,11 +52,13 @@ class Answered:
         condition: the condition.
         rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
         likelihoods: how likely the model finds the references, by turn (from 1) and the case's id, where measured.
+        bytes_per_reused_token: size of a token's kept keys and values; None without reuse.
     """
 
     condition: Condition
     rows: tuple[Mapping[str, Mapping[str, Any]], ...]
     likelihoods: Mapping[Key, Row] = field(default_factory=dict)
+    bytes_per_reused_token: float | None = None
 
     def requests(self) -> Iterator[Mapping[str, Any]]:
         """The completions of all turns."""
@@ -190,7 +194,9 @@ class Run:
                 turn, name = json.loads(row["id"])
                 if name in rows[turn - 1]:
                     rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
-            found.append(Answered(condition, tuple(rows), read_likelihoods(self._likelihood(condition), self.cases)))
+            likelihoods = read_likelihoods(self._likelihood(condition), self.cases)
+            size = bytes_per_token(self.folder) if condition.recipe.reuse.enabled else None
+            found.append(Answered(condition, tuple(rows), likelihoods, size))
         return found
 
     @property
@@ -238,10 +244,23 @@ class Run:
     def _file(self, condition: Condition, turn: int) -> Path:
         return self._places[condition.name] / f"turn-{turn}.jsonl"
 
-    def aligner(self, condition: Condition, generator: Generator, tokenizer: Tokenizer) -> Aligner:
+    def connector(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
+        """The engine's `kv_transfer_config` for the conditions that reuse keys and values; None if there are none.
+
+        Raises:
+            ConfigError: they cannot share an engine.
+        """
+        found = [
+            (condition, self.aligner(_without_reuse(condition), None, tokenizer))
+            for condition in reusing(self.conditions)
+        ]
+        return create_store(self.folder, found) if found else None
+
+    def aligner(self, condition: Condition, generator: Generator | None, tokenizer: Tokenizer) -> Aligner:
         """The aligner of a condition."""
         index = self.indexes[condition.index] if condition.retrieves else None
-        aligner = Aligner.from_recipe(condition.recipe, index=index, model=generator, tokenizer=tokenizer)
+        store = store_folder(self.folder) if condition.recipe.reuse.enabled else None
+        aligner = Aligner.from_recipe(condition.recipe, index=index, model=generator, tokenizer=tokenizer, store=store)
         if condition.retriever is not None and index is not None:
             return aligner.with_retriever(condition.retriever(index))
         return aligner
@@ -268,6 +287,7 @@ class Run:
         if not wanted:
             return ()
         queries = [query for query in self._queries(self._rows(condition), turn) if query.id in wanted]
+        keep_used(self.folder, aligner, queries, aligner.generator)
         path = self._file(condition, turn)
         with CompletionFile(path, queries, self.settings["conditions"][condition.name], record=False) as completions:
             report = completions.generate(aligner, generator=condition.name)
@@ -312,6 +332,10 @@ class Run:
                         name = json.dumps([turn, queries[place].id])
                         found.append({"id": name, "n_cached_tokens": result.n_cached_tokens})
         write_lines(self._places[condition.name] / _CACHED, found)
+
+
+def _without_reuse(condition: Condition) -> Condition:
+    return replace(condition, recipe=replace(condition.recipe, reuse=ReuseSettings()))
 
 
 def _warm_up(aligner: Aligner, cases: Cases) -> None:

@@ -66,13 +66,14 @@ class Engine:
         """
         check_generator(self.backend, model=self.model, context_length=self.context_length, **self.options)
 
-    def start(self) -> BaseGenerator:
-        """Start the generator, which is slow.
+    def start(self, connector: Mapping[str, Any] | None = None) -> BaseGenerator:
+        """Start the generator, which is slow, with a `kv_transfer_config` if given.
 
         Raises:
             ConfigError, GenerationError: as `make_generator`.
         """
-        return make_generator(self.backend, model=self.model, context_length=self.context_length, **self.options)
+        options = {**self.options, **({} if connector is None else {"kv_transfer_config": connector})}
+        return make_generator(self.backend, model=self.model, context_length=self.context_length, **options)
 
     def load_tokenizer(self) -> Tokenizer:
         """The model's tokenizer.
@@ -166,8 +167,9 @@ def generate(
     engine.check()
     with run.writing():
         tokenizer = engine.load_tokenizer()
+        connector = run.connector(tokenizer)
         on_start()
-        with engine.start() as generator:
+        with engine.start(connector) as generator:
             if likelihoods:
                 supporting(generator)
             failures = run.generate(generator, tokenizer, on_condition=on_condition)

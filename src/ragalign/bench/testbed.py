@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from ragalign.recipes import ConstantSettings, Recipe, RetrieverSettings, Templa
 from ragalign.retrieval import RandomRetriever, Retriever
 from ragalign.retrieval.batch import Batch
 from ragalign.retrieval.ranking import Ranking
+from ragalign.reuse.settings import ReuseSettings
 from ragalign.types import Decoding, Demonstration
 
 PLANTED = "planted"
@@ -37,6 +39,14 @@ _MAX_NEW_TOKENS = 64
 _N = 9
 _MANY = 10**6  # unlimited: only the number of demonstrations counts
 _COUNTS = (1, 2, 3, 5, 16)
+
+REUSED: Mapping[str, str] = MappingProxyType(
+    {
+        f"reused{name}": "retrieved" + name if name != "-one-of-nine" else "one-of-nine"
+        for name in ("", *(f"-{n}" for n in _COUNTS), "-one-of-nine")
+    }
+)
+"""The conditions that reuse keys and values, each with the one that computes the same prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +83,12 @@ class World:
         planted = index.add(Pool.from_demonstrations(_decoys(cases, pool)))
         return cls(cases, {MAIN: index, PLANTED: planted})
 
-    def conditions(self) -> list[Condition]:
-        """All conditions of the testbed."""
+    def conditions(self, *, reuse: bool = True) -> list[Condition]:
+        """All conditions of the testbed, those that reuse keys and values last.
+
+        Args:
+            reuse: whether to include the latter, which need vLLM.
+        """
         topics = {case.query.text: str(case.query.metadata["topic"]) for case in self.cases.cases}
         found = [
             _condition("zero-shot", retriever="none"),
@@ -88,7 +102,8 @@ class World:
             _condition("planted", retriever="dense", index=PLANTED),
         ]
         control = _condition("one-of-nine", retriever="random", order="random")
-        return [*found, replace(control, retriever=lambda index: OneAmongOthers(index, topics))]
+        found.append(replace(control, retriever=lambda index: OneAmongOthers(index, topics)))
+        return found + ([_reusing(each) for each in found if each.name in REUSED.values()] if reuse else [])
 
     def chosen(self, names: Sequence[str]) -> list[Condition]:
         """Select conditions by name."""
@@ -157,6 +172,13 @@ def _condition(
         decoding=Decoding(temperature=0.0, max_tokens=_MAX_NEW_TOKENS, seed=0),
     )
     return as_condition(recipe, index=index)
+
+
+def _reusing(condition: Condition) -> Condition:
+    """The condition with its demonstrations' keys and values reused."""
+    [name] = [name for name, plain in REUSED.items() if plain == condition.name]
+    recipe = replace(condition.recipe, name=name, reuse=ReuseSettings(enabled=True, memory="1 GiB"))
+    return replace(condition, name=name, recipe=recipe)
 
 
 def _decoys(cases: Cases, pool: Pool) -> Iterator[Demonstration]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.types import Generator
+from ragalign.types import Generator, Prompt
 
 # Ranks 1 to 3 must be distinguished even if probabilities tie.
 MIN_TOP_K = 3
@@ -63,6 +63,16 @@ class SupportsDistributions(Generator, Protocol):
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, top_k: int | None = None
     ) -> Iterator[tuple[int, Distributions]]:
         """See `ragalign.generation.BaseGenerator.distributions`."""
+
+
+@runtime_checkable
+class SupportsReuse(Protocol):
+    """A generator that also computes probabilities of answers to prompts whose demonstrations are reused."""
+
+    def continuations(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
+    ) -> Iterator[tuple[int, Distributions]]:
+        """See `ragalign.generation.VllmGenerator.continuations`."""
 
 
 def from_dense(dense: NDArray[np.float32], ids: Sequence[int]) -> Distributions:

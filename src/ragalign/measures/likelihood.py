@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.errors import BudgetError, DataError
-from ragalign.generation.distributions import MIN_TOP_K, SupportsDistributions
+from ragalign.errors import BudgetError, ConfigError, DataError
+from ragalign.generation.distributions import MIN_TOP_K, SupportsDistributions, SupportsReuse
 from ragalign.templates import Template
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Prompt
@@ -86,24 +86,36 @@ def likelihoods(
 ) -> Iterator[tuple[int, Likelihood | BudgetError]]:
     """The likelihood of each answer's ids after its prompt, in any order; an answer that does not fit gives an error.
 
+    Where a prompt reuses kept keys and values, so does the measurement.
+
     Raises:
-        ConfigError: the generator gives no probabilities of given tokens.
+        ConfigError: the generator gives no probabilities of given tokens, or none after reused demonstrations.
         GenerationError: the engine failed.
     """
     context = generator.context_length
-    places, sequences, starts = [], [], []
+    fitting = []
     for place, (prompt, ids) in enumerate(zip(prompts, answers, strict=True)):
-        sequence = [*prompt.token_ids, *ids]
+        n_tokens = len(prompt.ids) + len(ids)
         # Engines reserve one token.
-        if context is not None and len(sequence) >= context:
-            yield place, BudgetError(f"prompt and reference take {len(sequence):,} of {context - 1:,} tokens")
-            continue
-        places.append(place)
-        sequences.append(sequence)
-        starts.append(len(prompt.ids))
-    if sequences:
+        if context is not None and n_tokens >= context:
+            yield place, BudgetError(f"prompt and reference take {n_tokens:,} of {context - 1:,} tokens")
+        else:
+            fitting.append(place)
+    plain = [place for place in fitting if prompts[place].reuse is None]
+    if plain:
+        sequences = [[*prompts[place].token_ids, *answers[place]] for place in plain]
+        starts = [len(prompts[place].ids) for place in plain]
         for number, shown in generator.distributions(sequences, starts, top_k=MIN_TOP_K):
-            yield places[number], Likelihood.of(shown.logprobs)
+            yield plain[number], Likelihood.of(shown.logprobs)
+    reused = [place for place in fitting if prompts[place].reuse is not None]
+    if reused:
+        if not isinstance(generator, SupportsReuse):
+            raise ConfigError("this backend gives no probabilities after reused demonstrations; use vllm")
+        found = generator.continuations(
+            [prompts[place] for place in reused], [answers[place] for place in reused], top_k=MIN_TOP_K
+        )
+        for number, shown in found:
+            yield reused[number], Likelihood.of(shown.logprobs)
 
 
 def _apart(text: str, tokenizer: Tokenizer) -> list[int]:

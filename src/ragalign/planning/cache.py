@@ -5,18 +5,38 @@ full block's key is a hash of its tokens and of the previous key. A request reus
 its start, except its last token, which must be computed to continue. Unused blocks stay until their space is needed:
 the least recently used are evicted first, and of one request the last blocks first. Partial blocks are freed at once. A
 block that is computed twice is stored twice.
+
+Requests that reuse kept keys and values load the tokens of these demonstrations that the cache lacks. Like the engine,
+the simulation keeps their blocks apart from those of other requests.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
+from ragalign.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How the tokens of a prompt came about.
+
+    Attributes:
+        n_cached: from the prefix cache.
+        n_loaded: from kept keys and values.
+        n_computed: all others.
+    """
+
+    n_cached: int
+    n_loaded: int
+    n_computed: int
 
 
 class PrefixCache:
@@ -38,12 +58,25 @@ class PrefixCache:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(capacity or 0))  # the next block to use first
         self._known: set[bytes] = set()  # replaces the others if there is no limit
 
-    def ask(self, ids: Sequence[int] | NDArray[np.int32], output: Sequence[int] = ()) -> int:
+    def serve(self, prompt: Prompt) -> Served:
+        """Simulate a prompt, assuming that everything its plan reuses is kept.
+
+        Raises:
+            ConfigError: the prompt is longer than the whole cache.
+        """
+        plan, n_tokens = prompt.reuse, len(prompt.ids)
+        n_cached = self.ask(prompt.ids, salt="" if plan is None else plan.cache_salt)
+        end = 0 if plan is None else min(plan.n_prefix_tokens + plan.n_tokens, n_tokens - 1)
+        n_loaded = max(0, end - n_cached)
+        return Served(n_cached, n_loaded, n_tokens - n_cached - n_loaded)
+
+    def ask(self, ids: Sequence[int] | NDArray[np.int32], output: Sequence[int] = (), *, salt: str = "") -> int:
         """Simulate a request.
 
         Args:
             ids: the ids of the prompt.
             output: the ids of the answer; all but the last one are also cached.
+            salt: requests with different salts share nothing.
 
         Returns:
             The number of prompt tokens that came from the cache.
@@ -55,7 +88,7 @@ class PrefixCache:
         most = max(len(tokens) - 1, 0) // self.block_size
         if len(output) > 1:
             tokens = np.append(tokens, np.asarray(output[:-1], dtype=np.int32))
-        keys = block_keys(tokens, self.block_size)
+        keys = block_keys(tokens, self.block_size, salt)
         if self.capacity is None:
             n_hits = _leading(keys[:most], self._known)
             self._known.update(keys)
@@ -90,10 +123,10 @@ class PrefixCache:
         return block
 
 
-def block_keys(ids: Sequence[int] | NDArray[np.int32], block_size: int) -> list[bytes]:
+def block_keys(ids: Sequence[int] | NDArray[np.int32], block_size: int, salt: str = "") -> list[bytes]:
     """The keys of the full blocks; each depends on all tokens up to the end of its block."""
     content = np.ascontiguousarray(ids, dtype=np.int32).tobytes()
-    size, key, keys = 4 * block_size, b"", []
+    size, key, keys = 4 * block_size, salt.encode(), []
     for end in range(size, len(content) + 1, size):
         key = blake2b(key + content[end - size : end], digest_size=16).digest()
         keys.append(key)

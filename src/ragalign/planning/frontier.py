@@ -10,7 +10,7 @@ import numpy as np
 
 from ragalign.packing import More, Packer
 from ragalign.planning.bounds import prefix_bound, reuse_bound
-from ragalign.planning.cache import PrefixCache
+from ragalign.planning.cache import PrefixCache, Served
 from ragalign.planning.planner import Plan, Planner
 from ragalign.planning.strategies import PlannerSettings, Strategy
 from ragalign.types import Hit, Prompt, Turn
@@ -28,7 +28,8 @@ class Point:
         similarity: score of the retrieved demonstrations.
         n_demonstrations: demonstrations in a prompt, constant ones included.
         n_prompt_tokens: tokens of a prompt.
-        n_prefilled: tokens per request that are not in the simulated cache.
+        n_prefilled: tokens per request that an engine computes: those that are not in the simulated cache.
+        n_loaded: tokens per request whose kept keys and values are loaded.
         prefix_bound: lower bound of `n_prefilled` for any order of the same demonstrations; see
             `ragalign.planning.bounds`.
         reuse_bound: the same with reuse at any position.
@@ -45,6 +46,7 @@ class Point:
     n_demonstrations: float
     n_prompt_tokens: float
     n_prefilled: float
+    n_loaded: float
     prefix_bound: float
     reuse_bound: float
     seconds: float
@@ -115,6 +117,7 @@ def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = Non
     prompts = [prompt for prompt in plan.prompts if isinstance(prompt, Prompt)]
     n = max(len(prompts), 1)
     used = [demonstration for prompt in prompts for demonstration in prompt.demonstrations]
+    served = simulate(plan, settings.block_size, capacity)
     scores = [demonstration.score for demonstration in used if demonstration.score is not None]
     return Point(
         strategy=settings.strategy,
@@ -124,7 +127,8 @@ def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = Non
         similarity=float(np.mean(scores)) if scores else 0.0,
         n_demonstrations=len(used) / n,
         n_prompt_tokens=sum(len(prompt.ids) for prompt in prompts) / n,
-        n_prefilled=n_prefilled(plan, settings.block_size, capacity) / n,
+        n_prefilled=sum(part.n_computed for part in served) / n,
+        n_loaded=sum(part.n_loaded for part in served) / n,
         prefix_bound=prefix_bound(prompts),
         reuse_bound=reuse_bound(prompts),
         seconds=seconds,
@@ -132,14 +136,16 @@ def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = Non
     )
 
 
+def simulate(plan: Plan, block_size: int, capacity: int | None = None) -> list[Served]:
+    """What an engine would compute, find cached and load for a plan's prompts, in planned order."""
+    cache = PrefixCache(block_size, capacity)
+    prompts = [plan.prompts[position] for position in plan.order]
+    return [cache.serve(prompt) for prompt in prompts if isinstance(prompt, Prompt)]
+
+
 def n_prefilled(plan: Plan, block_size: int, capacity: int | None = None) -> int:
     """Tokens that an engine would compute for a plan's prompts in planned order, by simulation."""
-    cache, total = PrefixCache(block_size, capacity), 0
-    for position in plan.order:
-        prompt = plan.prompts[position]
-        if isinstance(prompt, Prompt):
-            total += len(prompt.ids) - cache.ask(prompt.ids)
-    return total
+    return sum(part.n_computed for part in simulate(plan, block_size, capacity))
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:

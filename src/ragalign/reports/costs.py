@@ -82,7 +82,10 @@ class Costs:
         n: requests that were answered; every turn is one.
         n_missing: requests that were not.
         prompt_tokens: tokens of the prompts.
-        prefilled_tokens: of these, what the prefix cache did not hold; None where the engine does not say.
+        prefilled_tokens: of these, what the engine computed; None where it does not say.
+        reused_tokens: of these, tokens of demonstrations whose kept keys and values were reused; None if there were
+            none.
+        reused_bytes: the size of these keys and values per request; None if unknown.
         output_tokens: tokens of the answers, all samples together.
         demonstrations: demonstrations in the prompts.
         words: of an answer.
@@ -102,6 +105,8 @@ class Costs:
     n_missing: int
     prompt_tokens: Estimate
     prefilled_tokens: Estimate | None
+    reused_tokens: Estimate | None
+    reused_bytes: float | None
     output_tokens: Estimate
     demonstrations: Estimate
     words: Estimate
@@ -124,6 +129,8 @@ class Costs:
             "n_missing": self.n_missing,
             "prompt_tokens": self.prompt_tokens.to_dict(),
             "prefilled_tokens": self.prefilled_tokens.to_dict() if self.prefilled_tokens else None,
+            **({"reused_tokens": self.reused_tokens.to_dict()} if self.reused_tokens else {}),
+            **({} if self.reused_bytes is None else {"reused_bytes": self.reused_bytes}),
             "output_tokens": self.output_tokens.to_dict(),
             "demonstrations": self.demonstrations.to_dict(),
             "words": self.words.to_dict(),

@@ -52,6 +52,8 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
         columns += [Column(with_unit(bench.label, bench.unit)), Column(f"minus {bench.baseline}")]
     columns.append(Column("prompt tokens"))
     columns += [Column("tokens prefilled")] * has_cache
+    has_reuse = any(condition.costs.reused_tokens for condition in bench.conditions)
+    columns += [Column("tokens reused"), Column("MB reused")] * has_reuse
     columns.append(Column("output tokens"))
     columns += [Column("first token, ms")] * has_first
     columns += [Column("requests/s")] * has_rate
@@ -67,6 +69,9 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
         cells.append(stacked(costs.prompt_tokens, "words"))
         if has_cache:
             cells.append(stacked(costs.prefilled_tokens, "words"))
+        if has_reuse:
+            cells.append(stacked(costs.reused_tokens, "words"))
+            cells.append(NONE if costs.reused_bytes is None else f"{costs.reused_bytes / 1e6:,.1f}")
         cells.append(stacked(costs.output_tokens, "words"))
         if has_first:
             first = costs.first_token

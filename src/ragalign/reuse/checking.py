@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import DataError
-from ragalign.generation.distributions import Distributions
+from ragalign.generation.distributions import Distributions, SupportsReuse
 from ragalign.reuse_plan import ReusePlan
 from ragalign.statistics import mean
 from ragalign.types import Prompt
@@ -19,15 +19,6 @@ from ragalign.types import Prompt
 _TOP = 20
 # Prompts per call of the engine.
 _BATCH = 32
-
-
-class Scoring(Protocol):
-    """A generator that scores given answers, such as `ragalign.generation.VllmGenerator`."""
-
-    def continuations(
-        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
-    ) -> Iterator[tuple[int, Distributions]]:
-        """See `VllmGenerator.continuations`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,7 @@ class Check:
 
 
 def check(
-    generator: Scoring,
+    generator: SupportsReuse,
     prompts: Sequence[Prompt],
     answers: Sequence[Sequence[int]],
     *,
@@ -147,7 +138,9 @@ def check(
     )
 
 
-def _scored(generator: Scoring, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> list[Distributions]:
+def _scored(
+    generator: SupportsReuse, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[Distributions]:
     found = dict(generator.continuations(prompts, answers, top_k=_TOP))
     return [found[position] for position in range(len(prompts))]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ragalign.errors import GenerationError
 from ragalign.reuse.pieces import piece_name
-from ragalign.reuse.store import Store
+from ragalign.reuse.store import KeptPieces, Store
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Decoding, Generator, Prompt
 
@@ -75,7 +75,7 @@ def keep(store: Store, generator: Generator, pieces: Sequence[Sequence[int]], ad
     return len(wanted)
 
 
-def keeping_prompt(store: Store, ids: Sequence[int] = ()) -> Prompt:
+def keeping_prompt(store: KeptPieces, ids: Sequence[int] = ()) -> Prompt:
     """A prompt at whose end an engine computes and keeps a piece; without `ids`, the prefix itself."""
     prefix = store.manifest.prefix_ids
     plan = ReusePlan(store.key, len(prefix), (len(ids),) if ids else (), keep=uuid.uuid4().hex)

@@ -9,7 +9,7 @@ from ragalign.errors import BudgetError
 from ragalign.packing import Choice, More, Packer
 from ragalign.reuse.eight_bit import Precision
 from ragalign.reuse.pieces import piece_name
-from ragalign.reuse.store import Manifest, Store
+from ragalign.reuse.store import KeptPieces, Manifest
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Hit, Prompt, Turn, UsedDemonstration
 
@@ -27,7 +27,7 @@ class ReusingPacker:
         real: how many of the most similar demonstrations are computed all the same.
     """
 
-    def __init__(self, packer: Packer, store: Store, real: int = 0) -> None:
+    def __init__(self, packer: Packer, store: KeptPieces, real: int = 0) -> None:
         self.packer = packer
         self.store = store
         self.real = real
@@ -147,11 +147,17 @@ def manifest_for(packer: Packer, precision: Precision = "model") -> Manifest:
     )
 
 
-def piece_ids(packer: Packer) -> Iterator[list[int]]:
-    """Token ids of the pool's demonstrations, as they are in prompts; those that never fit into one are left out."""
+def piece_ids(packer: Packer, only: Sequence[str] | None = None) -> Iterator[list[int]]:
+    """Token ids of the pool's demonstrations, as they are in prompts; those that never fit into one are left out.
+
+    Args:
+        packer: makes the prompts.
+        only: the ids of some demonstrations; all of the pool by default.
+    """
     constant = {constant.demonstration.id for constant in packer.constants}
     at_start = len(_prefix_ids(packer)) == len(packer.tokenizer.prefix_ids)
-    wanted = [demonstration.id for demonstration in packer.pool if demonstration.id not in constant]
+    names = (demonstration.id for demonstration in packer.pool) if only is None else iter(only)
+    wanted = [name for name in names if name not in constant]
     for first in range(0, len(wanted), 1000):
         some = wanted[first : first + 1000]
         for ids, start_ids in packer.token_ids(some):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ragalign._optional import is_installed
 from ragalign.errors import ConfigError
 from ragalign.packing import Packer
 from ragalign.reuse.keeping import connector_config
@@ -67,11 +68,18 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
     rotations(config, max_model_len=context_length or getattr(text, "max_position_embeddings", None))
 
 
+def can_reuse(backend: str) -> bool:
+    """Whether the backend is vLLM in this process, the only one that can load kept keys and values."""
+    return backend == "vllm" or (backend == "auto" and is_installed("vllm"))
+
+
 def check_backend(backend: str) -> None:
     """Check that the backend can load kept keys and values.
 
     Raises:
         ConfigError: the backend is not vLLM in this process.
     """
-    if backend not in ("auto", "vllm"):
+    if backend == "auto" and not can_reuse(backend):
+        raise ConfigError("[reuse] needs vLLM, which is not installed; install it, or leave [reuse] out")
+    if not can_reuse(backend):
         raise ConfigError(f"[reuse] needs the backend vllm, not {backend!r}; leave [reuse] out or change the backend")

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ragalign._locks import LockedError, locked
 from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError, DataError
-from ragalign.reuse.eight_bit import PRECISIONS, Precision
+from ragalign.reuse.eight_bit import BLOCK, PRECISIONS, Precision
 from ragalign.reuse.pieces import TEMPORARY, Piece, is_complete, piece_name, read_piece, write_piece
 
 FORMAT = 1
@@ -55,6 +55,17 @@ class Manifest:
         """A digest of everything that changes a value."""
         return hashlib.sha256(json.dumps(self.record(about=False), sort_keys=True).encode()).hexdigest()[:40]
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """The size of one token's keys and values in the store; None before an engine has opened it."""
+        if self.model is None:
+            return None
+        n_heads = 2 * int(self.model["layers"]) * int(self.model["heads"])
+        n_features = int(self.model["features"])
+        if self.precision != "model":
+            return n_heads * (n_features + 4 / BLOCK)
+        return float(n_heads * n_features * (4 if self.model["dtype"] == "float32" else 2))
+
     def record(self, *, about: bool = True) -> dict[str, Any]:
         """JSON values."""
         record: dict[str, Any] = {
@@ -66,6 +77,46 @@ class Manifest:
             "model": None if self.model is None else dict(self.model),
         }
         return record | {"about": dict(self.about or {})} if about else record
+
+
+class KeptPieces(Protocol):
+    """What a packer asks a store."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the pieces were computed with."""
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that changes a value."""
+
+    @property
+    def prefix_name(self) -> str:
+        """The name of the piece that holds the prefix itself."""
+
+    def has(self, name: str) -> bool:
+        """Whether the piece exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssumedStore:
+    """Holds every piece, as it is said; for simulations."""
+
+    manifest: Manifest
+
+    @property
+    def key(self) -> str:
+        """The manifest's."""
+        return self.manifest.key
+
+    @property
+    def prefix_name(self) -> str:
+        """The name of the piece that holds the prefix itself."""
+        return piece_name(self.manifest.prefix_ids)
+
+    def has(self, name: str) -> bool:
+        """True."""
+        return True
 
 
 class Store:

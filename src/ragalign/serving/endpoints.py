@@ -240,7 +240,9 @@ def _explained(service: Service, chat: ResolvedChat, prepared: Prepared) -> dict
 
 
 def _timed(chat: ResolvedChat, prepared: Prepared, timings: Timings, usage: Usage) -> dict[str, Any]:
-    return {"ragalign": explain_timings(timings, prepared, usage.n_cached)} if chat.options.explain else {}
+    if not chat.options.explain:
+        return {}
+    return {"ragalign": explain_timings(timings, prepared, usage.n_cached, usage.n_reused)}
 
 
 def _choice(

@@ -63,8 +63,8 @@ def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int |
     }
 
 
-def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None) -> dict[str, Any]:
-    """The times of all steps in seconds, and the cached part of the prompt."""
+def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None, n_reused: int) -> dict[str, Any]:
+    """The times of all steps in seconds, and the cached and reused parts of the prompt."""
     seconds = {
         "queue": timings.queue_s,
         "retrieval": prepared.retrieval_s,
@@ -73,7 +73,7 @@ def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None) 
         "total": timings.elapsed(),
     }
     rounded = {name: None if value is None else round(value, 5) for name, value in seconds.items()}
-    return {"seconds": rounded, "n_cached_tokens": n_cached}
+    return {"seconds": rounded, "n_cached_tokens": n_cached, "n_reused_tokens": n_reused}
 
 
 def _texts(aligner: Aligner, id_: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ragalign.generation.asynchronous import AsyncEngine
 from ragalign.reuse.keeping import keeping_prompt
 from ragalign.reuse.layout import ReusingPacker
 from ragalign.reuse.pieces import piece_name
-from ragalign.reuse.store import Store
+from ragalign.reuse.store import KeptPieces
 from ragalign.serving.admission import Admission
 from ragalign.types import Decoding, Prompt
 
@@ -37,7 +37,7 @@ class IdleKeeper:
         self._generator = generator
         self._admission = admission
         self._idle_s = idle_s
-        self._waiting: dict[str, tuple[Store, list[int]]] = {}
+        self._waiting: dict[str, tuple[KeptPieces, list[int]]] = {}
         self._tried: set[str] = set()
         self._some = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

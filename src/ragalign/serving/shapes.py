@@ -24,12 +24,15 @@ class Usage:
     n_prompt: int = 0
     n_output: int = 0
     n_cached: int | None = None
+    n_reused: int = 0
 
     def add(self, part: Part) -> None:
         """Count the last part of an answer."""
         self.n_output += part.n_tokens
         if part.index == 0 and part.n_cached_tokens is not None:
             self.n_cached = (self.n_cached or 0) + part.n_cached_tokens
+        if part.index == 0:
+            self.n_reused += part.n_reused_tokens
 
     def as_json(self) -> dict[str, Any]:
         """The shape of ``usage``; cached tokens are null where the engine does not report them."""

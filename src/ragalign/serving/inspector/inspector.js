@@ -184,13 +184,15 @@ function droppedView(dropped) {
   return make("details", { className: "dropped" }, make("summary", {}, `${dropped.length} retrieved, but not used`), table);
 }
 
-function cacheView(n_cached, total) {
+function cacheView(n_cached, n_reused, total) {
   if (n_cached == null) return [make("p", { className: "soft" }, "The engine does not say what its cache held.")];
   const bar = make("div", { className: "bar thin", role: "img", "aria-label": `${percent(n_cached, total)} of the prompt came from the cache` });
   if (n_cached) bar.append(proportion(make("span", { className: "cached" }), n_cached, total));
-  bar.append(proportion(make("span", { className: "prefilled" }), total - n_cached, total));
-  const entry = (kind, tokens) => make("li", {}, make("i", { className: kind }), `${number.format(tokens)} ${kind}`);
-  return [bar, make("ul", { className: "legend" }, entry("cached", n_cached), entry("prefilled", total - n_cached))];
+  if (n_reused) bar.append(proportion(make("span", { className: "cached reused" }), n_reused, total));
+  const n_prefilled = total - n_cached - n_reused;
+  bar.append(proportion(make("span", { className: "prefilled" }), n_prefilled, total));
+  const entry = (kind, tokens, name = kind) => make("li", {}, make("i", { className: kind }), `${number.format(tokens)} ${name}`);
+  return [bar, make("ul", { className: "legend" }, entry("cached", n_cached), ...(n_reused ? [entry("cached reused", n_reused, "reused")] : []), entry("prefilled", n_prefilled))];
 }
 
 function timingsView(told) {
@@ -257,7 +259,7 @@ async function ask(choice, question, column, signal) {
         status.textContent = "answering …";
       }
       if (told?.seconds) {
-        seen.querySelector(".cache").append(...cacheView(told.n_cached_tokens, prompt));
+        seen.querySelector(".cache").append(...cacheView(told.n_cached_tokens, told.n_reused_tokens ?? 0, prompt));
         timings.append(...timingsView(told.seconds));
       }
       for (const part of event.choices) {
