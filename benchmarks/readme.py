@@ -117,6 +117,7 @@ FIGURES = {
         "At the default threshold of 0.15, {r[thresholds][0.15][follow_ups_that_keep]:.1%} of follow-ups keep their "
         "demonstrations, and {r[thresholds][0.15][changes_noticed]:.1%} of topic changes are noticed."
     ),
+    "affinity": "Prefix affinity against least-busy over four servers, simulated: [the table](../docs/serving.md).",
     "shift_testbed": "Token distribution shift on the testbed: [the study](../docs/shift.md).",
     "real": "Demonstrations and a real base model, measured without a judge: [its page](../docs/real.html).",
     "compare_ift_testbed": "Demonstrations against fine-tuning on the testbed: [the study](../docs/compare-ift.md).",

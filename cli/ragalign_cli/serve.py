@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -32,6 +32,13 @@ def serve(
         Optional[list[str]],
         typer.Option(help="URL of a completion server to use instead of an engine in this process. Repeatable."),
     ] = None,
+    affinity: Annotated[
+        Literal["prefix", "none"],
+        typer.Option(
+            help="Which --upstream gets a request: prefix sends requests that begin alike to the same one, unless it "
+            "has 4 requests more than the least busy one; none always picks the least busy one."
+        ),
+    ] = "prefix",
     recipe: Annotated[str, typer.Option(help="The default recipe, used for the plain model name.")] = "ica",
     also: Annotated[
         Optional[list[str]],
@@ -70,6 +77,14 @@ def serve(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds before a request is cancelled.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for running requests.")] = 60.0,
+    drain_delay: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that a shutdown by SIGTERM still answers new requests, with /ready false, so that a load "
+            "balancer can notice.",
+        ),
+    ] = 0.0,
     cors: Annotated[
         Optional[list[str]],
         typer.Option(help="Origin whose pages can use the API, such as https://example.org. Repeatable."),
@@ -132,7 +147,7 @@ def serve(
     if upstream:
         from ragalign.generation.upstream import Upstream
 
-        generator = Upstream(upstream, model=model, timeout_s=timeout, context_length=context_length)
+        generator = Upstream(upstream, model=model, timeout_s=timeout, context_length=context_length, affinity=affinity)
         tokenizer = tokenizer or generator.root
     else:
         from ragalign.generation.vllm_async import AsyncVllmGenerator
@@ -162,7 +177,7 @@ def serve(
     catalog = app.state.service.catalog
     console.note(f"serving {', '.join(catalog.models)}")
     console.note(f"http://{shown}:{address[1]}/ shows what the model sees; http://{shown}:{address[1]}/v1 is the API")
-    run(app, listener, drain_s=drain, access_log=access_log)
+    run(app, listener, drain_s=drain, delay_s=drain_delay, access_log=access_log)
 
 
 class _Loader:

@@ -61,6 +61,21 @@ def gpu_results() -> str:
     return "\n\n".join(parts)
 
 
+def affinity_results() -> str:
+    """Prefix affinity against least-busy, simulated."""
+    result = _result("affinity")
+    rows = []
+    for load, settings in result["loads"].items():
+        for name in ("least busy", f"prefix, margin {result['margin']}"):
+            row = settings[name]
+            seconds = [f"{row[key]:.2f}" for key in ("first_token_p50_s", "first_token_p99_s", "whole_p99_s")]
+            affinity = "prefix" if name.startswith("prefix") else "none"
+            rows.append((load, f"`{affinity}`", f"{row['prefilled_tokens_per_request']:,}", *seconds))
+    head = ("load", "affinity", "prefilled tokens", "first token p50, s", "p99, s", "whole answer p99, s")
+    about = f"Simulated ([how](../benchmarks/affinity.py)): {result['servers']} servers, per request:"
+    return f"{about}\n\n{table(head, rows)}"
+
+
 def published_results() -> str:
     """Published figures that reports show beside measured ones."""
     with (ROOT / "src/ragalign/data/published.toml").open("rb") as file:

@@ -167,6 +167,7 @@ class Prompt:
         max_tokens: the token budget of the demonstrations.
         reuse: the demonstrations whose kept keys and values are reused, the first ones after the constants; None for a
             plain prompt.
+        opening: the conversation's first question, by which a service tells which prompts continue it; empty elsewhere.
     """
 
     pieces: tuple[str, ...]
@@ -179,6 +180,7 @@ class Prompt:
     n_query_tokens: int = 0
     max_tokens: int = 0
     reuse: ReusePlan | None = None
+    opening: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         counts = f"{self.n_tokens:,} tokens, {len(self.demonstrations)} demonstrations"

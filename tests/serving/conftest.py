@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from fixtures.live import LiveApp, LiveCommand
@@ -81,15 +81,17 @@ class UpstreamService:
         *servers: ScriptedServer | str,
         settings: ServingSettings | None = None,
         timeout_s: float = 20.0,
+        affinity: Literal["prefix", "none"] = "prefix",
         **more: Any,
     ) -> LiveApp:
         from ragalign.generation.upstream import Upstream
 
         urls = [server if isinstance(server, str) else server.base_url for server in servers]
-        upstream = Upstream(urls, model="m", timeout_s=timeout_s, context_length=2048, check_every_s=0.1)
+        options: dict[str, Any] = {"context_length": 2048, "check_every_s": 0.1, "affinity": affinity}
+        upstream = Upstream(urls, model="m", timeout_s=timeout_s, **options)
         aligners = self._make()
-        options: Mapping[str, Any] = {"recipes": aligners, "name": "tiny", "settings": settings, **more}
-        return LiveApp(create_app(aligners["zero-shot"], generator=upstream, **options))
+        served: Mapping[str, Any] = {"recipes": aligners, "name": "tiny", "settings": settings, **more}
+        return LiveApp(create_app(aligners["zero-shot"], generator=upstream, **served))
 
 
 @pytest.fixture(scope="session")

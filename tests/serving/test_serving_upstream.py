@@ -283,7 +283,7 @@ def test_no_error_ends_the_health_checks(upstream_service: Any, monkeypatch: pyt
 
 def test_load_is_spread_and_a_dead_server_is_left_out(upstream_service: Any) -> None:
     with ScriptedServer(delay_s=0.2) as first, ScriptedServer(delay_s=0.2) as second:
-        with upstream_service(first, second) as running:
+        with upstream_service(first, second, affinity="none") as running:
             with ThreadPoolExecutor(8) as threads:
                 answers = list(threads.map(lambda _: post(running.url).status_code, range(16)))
             assert answers == [200] * 16

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,46 +13,28 @@ import httpx
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import EXTENSIONS, decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import (
-    MAX_EVENT_BYTES,
     MAX_TOKEN_CHARACTERS,
     BadAnswerError,
     UpstreamAnswer,
     cut_answer,
     error_message,
     parse_answer,
-    parse_object,
     read_answer,
     read_error,
     read_events,
 )
+from ragalign.generation._upstream_servers import CONNECT_S, Affinity, Server, Servers
+from ragalign.generation.affinity import DEFAULT_MARGIN, affinity_key
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError, check_supported
 from ragalign.generation.base import one_line
 from ragalign.stopping import StopFilter, merge_stops
 from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
 
-_CONNECT_S = 3.0
-_CHECK_S = 6.0
 # Servers close idle connections after 5 s (uvicorn's default) or later; younger ones are safe to reuse.
 _KEEPALIVE_S = 4.0
 # Allowed events without text, in addition to one per token: some tokens are parts of characters.
 _MOST_EMPTY = 1000
 _ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
-
-
-@dataclass
-class _Server:
-    """A server: its URL up to and including /v1, and its state."""
-
-    url: str
-    number: int
-    alive: bool = True
-    n_active: int = 0
-    order: int = field(default=0)
-
-    @property
-    def name(self) -> str:
-        parts = httpx.URL(self.url)
-        return f"{parts.scheme}://{parts.host}" + (f":{parts.port}" if parts.port else "")
 
 
 def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
@@ -67,9 +48,13 @@ def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
 class Upstream:
     """An `AsyncEngine` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
 
-    A request goes to the least busy server that is alive, round-robin among equally busy ones. A server that refuses
-    connections gets no requests until a check, every `check_every_s`, succeeds; its request goes to another server,
-    since it was never received. Other failures are not retried.
+    Requests that begin alike go to the same server, whose prefix cache has their beginning (see
+    `ragalign.generation.affinity`), unless it has more than `margin` requests in excess of the least busy one: then to
+    the next server in the order of their key. Without affinity, a request goes to the least busy server, round-robin
+    among equally busy ones. With affinity, the key is also sent as ``X-Session-ID``, for a router in front of servers.
+
+    A server that refuses connections gets no requests until a check, every `check_every_s`, succeeds; its request goes
+    to another server, since it was never received. Other failures are not retried.
 
     Cached tokens are those that the server reports; vLLM reports them with ``--enable-prompt-tokens-details``.
 
@@ -82,6 +67,8 @@ class Upstream:
         context_length: maximum tokens of prompt and completion together; by default the value that a server reports
             (vLLM does).
         check_every_s: seconds between health checks.
+        affinity: ``prefix`` or ``none``.
+        margin: see above.
 
     Raises:
         ConfigError: an argument is invalid.
@@ -97,19 +84,18 @@ class Upstream:
         timeout_s: float = 600.0,
         context_length: int | None = None,
         check_every_s: float = 1.0,
+        affinity: Affinity = "prefix",
+        margin: int = DEFAULT_MARGIN,
     ) -> None:
-        if not urls:
-            raise ConfigError("name the URL of at least one upstream server")
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0, not {timeout_s}")
-        self._servers = [_Server(_api_url(url), number) for number, url in enumerate(urls)]
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._servers = Servers(urls, self._headers, affinity=affinity, margin=margin)
         self._timeout_s = timeout_s
         self._check_every_s = check_every_s
-        self._turn = count(1)
         self._client: httpx.AsyncClient | None = None
         self._checks: asyncio.Task[None] | None = None
-        card = self._describe(model)
+        card = self._servers.describe(model)
         self._model = model or str(card["id"])
         self.root = str(card.get("root") or self._model)
         stated = card.get("max_model_len")
@@ -140,17 +126,17 @@ class Upstream:
     @property
     def is_ready(self) -> bool:
         """Whether any server is alive."""
-        return any(server.alive for server in self._servers)
+        return self._servers.any_alive
 
     async def start(self) -> None:
         """Open the connection pool and start the health checks."""
         self._client = httpx.AsyncClient(
             headers=self._headers,
-            timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_S, pool=None),
+            timeout=httpx.Timeout(self._timeout_s, connect=CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEPALIVE_S),
             trust_env=False,
         )
-        self._checks = asyncio.create_task(self._check_forever())
+        self._checks = asyncio.create_task(self._servers.check_forever(self._check_every_s))
 
     async def stream(
         self, prompt: Prompt, decoding: Decoding, *, sample: int = 0, logprobs: int | None = None, whole: bool = False
@@ -169,13 +155,14 @@ class Upstream:
         stops = merge_stops(prompt.stop, decoding.stop)
         body = self._body(prompt, decoding, stops, sample, logprobs, whole=whole)
         filter_ = StopFilter(stops)
+        key = affinity_key(prompt)
+        headers = {"X-Session-ID": key} if self._servers.affinity == "prefix" else {}
         while True:
-            server = self._choose()
-            server.n_active += 1
-            server.order = next(self._turn)
+            server = self._servers.choose(key)
             begun = False
             try:
-                async with self._client.stream("POST", f"{server.url}/completions", json=body) as response:
+                url = f"{server.url}/completions"
+                async with self._client.stream("POST", url, json=body, headers=headers) as response:
                     begun = True
                     if response.status_code != 200:
                         raise await self._status_error(server, response, body)
@@ -197,7 +184,7 @@ class Upstream:
                 what = "interrupted its answer" if begun else "closed the connection"
                 raise GenerationError(f"{server.name} {what}: {one_line(error)}") from error
             finally:
-                server.n_active -= 1
+                self._servers.release(server)
 
     async def close(self) -> None:
         """End the health checks and close all connections."""
@@ -208,15 +195,8 @@ class Upstream:
         if self._client is not None:
             await self._client.aclose()
 
-    def _choose(self) -> _Server:
-        alive = [server for server in self._servers if server.alive]
-        if not alive:
-            names = ", ".join(server.name for server in self._servers)
-            raise UnavailableError(f"no upstream server can be reached ({names})")
-        return min(alive, key=lambda server: (server.n_active, server.order))
-
     async def _streamed(
-        self, server: _Server, response: httpx.Response, filter_: StopFilter, max_tokens: int
+        self, server: Server, response: httpx.Response, filter_: StopFilter, max_tokens: int
     ) -> AsyncIterator[Delta]:
         reason: str | None = None
         counts = UpstreamAnswer()
@@ -286,9 +266,7 @@ class Upstream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
 
-    async def _status_error(
-        self, server: _Server, response: httpx.Response, body: Mapping[str, Any]
-    ) -> GenerationError:
+    async def _status_error(self, server: Server, response: httpx.Response, body: Mapping[str, Any]) -> GenerationError:
         status = response.status_code
         message = await read_error(response)
         if status in _ABOUT_THE_REQUEST:
@@ -301,64 +279,3 @@ class Upstream:
             return TookTooLongError(f"{server.name} timed out (status {status})")
         hint = "; check the upstream's API key" if status in (401, 403) else ""
         return GenerationError(f"{server.name} responded with status {status}: {message}{hint}")
-
-    async def _check_forever(self) -> None:
-        # Each check opens a new connection: an open one does not show whether the server accepts connections.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(headers=self._headers, limits=limits, trust_env=False) as client:
-            while True:
-                await asyncio.gather(*(self._check(client, server) for server in self._servers))
-                await asyncio.sleep(self._check_every_s)
-
-    async def _check(self, client: httpx.AsyncClient, server: _Server) -> None:
-        try:
-            # A busy server can be slow to respond; only a server that refuses connections is dead.
-            async with asyncio.timeout(_CHECK_S):
-                await client.get(f"{server.url}/models", timeout=httpx.Timeout(2.0, connect=_CONNECT_S))
-            server.alive = True
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            server.alive = False
-        except Exception:
-            # The server is busy or disappeared, where httpx lets errors of lower layers through. The next check
-            # decides; checks must continue after any error.
-            return
-
-    def _describe(self, model: str | None) -> dict[str, Any]:
-        """The description of the model by a server."""
-        for server in self._servers:
-            try:
-                cards = _read_cards(f"{server.url}/models", self._headers)
-                found = [card for card in cards if model in (None, card["id"])]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                server.alive = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                continue
-            if found:
-                return dict(found[0])
-        if model is None:
-            names = ", ".join(server.name for server in self._servers)
-            raise GenerationError(f"no upstream server reports its model ({names}); start one, or set --model")
-        return {}
-
-
-def _api_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"an upstream's URL must begin with http:// or https://, not {url!r}")
-    url = url.rstrip("/")
-    return url if url.endswith("/v1") else f"{url}/v1"
-
-
-def _read_cards(url: str, headers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The named models of a server.
-
-    Raises:
-        httpx.HTTPError, ValueError, KeyError, TypeError: the server does not list models.
-    """
-    with httpx.stream("GET", url, headers=dict(headers), timeout=5.0, trust_env=False) as response:
-        response.raise_for_status()
-        content = b""
-        for part in response.iter_bytes():
-            content += part
-            if len(content) > MAX_EVENT_BYTES:
-                raise BadAnswerError("lists too many models")
-    cards = parse_object(content)["data"]
-    return [card for card in cards if isinstance(card, dict) and isinstance(card["id"], str)]

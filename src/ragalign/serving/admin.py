@@ -22,6 +22,8 @@ def make_admin_router(service: Service) -> APIRouter:
 
     @router.get("/ready", summary="Whether requests can be answered")
     async def ready() -> dict[str, Any]:
+        if service.is_draining:
+            raise ApiError(503, "this service is about to shut down", code="draining", retry_after_s=1)
         if not service.generator.is_ready:
             raise ApiError(503, "no engine is available at the moment", code="unavailable", retry_after_s=1)
         return {"status": "ready", "model": service.catalog.name, "index_generation": service.catalog.version}

@@ -12,6 +12,8 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fastapi import FastAPI
 
     from ragalign.serving.service import Service
@@ -78,28 +80,48 @@ def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False
     )
 
 
-def run(app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, access_log: bool = False) -> None:
+def run(
+    app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, delay_s: float = 0.0, access_log: bool = False
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish accepted requests, for at most `drain_s` seconds.
 
-    SIGHUP reloads the index. A second SIGINT stops immediately.
+    From the first of these signals on, ``/ready`` is false. After SIGTERM, new requests are still answered for
+    `delay_s`, the time that a load balancer needs to notice. SIGHUP reloads the index. A second SIGTERM ends the delay,
+    a second SIGINT stops immediately.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.
     """
     uvicorn: Any = require("uvicorn", "the service")
     config = make_config(app, drain_s=drain_s, access_log=access_log)
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        """Announces a shutdown before it begins."""
+
+        is_leaving = False
+
+        def handle_exit(self, number: int, frame: FrameType | None) -> None:
+            for service in find_services(app):
+                service.is_draining = True
+            if number == signal.SIGTERM and delay_s > 0 and not self.is_leaving:
+                self.is_leaving = True
+                loop.call_soon_threadsafe(loop.call_later, delay_s, partial(super().handle_exit, number, frame))
+            else:
+                super().handle_exit(number, frame)
+
+    server = Server(config)
 
     def reload() -> None:
         for service in find_services(app):
             service.reload_soon()
 
     async def serve() -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(signal.SIGHUP, reload)
         await server.serve(sockets=[listener])
 
     # uvicorn raises the signals that ended it again at the end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        loop = runner.get_loop()
         runner.run(serve())

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,9 @@ class Service:
         generator: answers prompts.
         settings: see there.
         load: makes the aligners again from what is on disk; None for a service that cannot be reloaded.
+
+    Attributes:
+        is_draining: whether it is about to shut down, so that load balancers should send requests elsewhere.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Service:
         self.conversations = Conversations[Kept](limits.max_conversations)
         self._preparer = Preparer(settings.topic_threshold)
         self._known_unknown: set[str] = set()
+        self.is_draining = False
         self._load = load
         self._reloads = SharedRuns(self._reload)
         self._keeper = IdleKeeper(generator, self.admission)
@@ -208,8 +212,10 @@ class Service:
             if most is not None and len(prepared.prompt.ids) > most:
                 message = f"the prompt has {len(prepared.prompt.ids):,} tokens; at most {most:,} are allowed"
                 raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            opening = next(turn.content for turn in chat.turns if turn.role == "user")
+            prompt = replace(prepared.prompt, opening=opening)
             parts = self._answer(
-                prepared.prompt, chat.decoding, chat.aligner, chat.recipe, timings, chat.logprobs, whole=chat.whole
+                prompt, chat.decoding, chat.aligner, chat.recipe, timings, chat.logprobs, whole=chat.whole
             )
             async with aclosing(parts):
                 yield prepared, parts
