@@ -29,6 +29,7 @@ from ragalign.aligner import Aligner
 from ragalign.constants import as_constants, make_constants
 from ragalign.encoders import Encoder
 from ragalign.generation import make_generator
+from ragalign.generator import Generator
 from ragalign.indexes import Index
 from ragalign.packing import Packer, Packing
 from ragalign.pool import Pool
@@ -37,7 +38,7 @@ from ragalign.retrieval import make_retriever
 from ragalign.statistics import Estimate, mean, paired_difference
 from ragalign.templates import Template
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Decoding, Demonstration, Generator, Hit, Query, Turn
+from ragalign.types import Decoding, Demonstration, Hit, Query, Turn
 
 FOLDER = data_folder() / "testbed"
 PARTS = ("opening", "body", "sign_off")

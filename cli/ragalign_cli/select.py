@@ -56,12 +56,12 @@ def select(
 
     from ragalign.bench.scoring import make_scorer
     from ragalign.bench.session import Engine
+    from ragalign.generator import Generator
     from ragalign.pool import Pool
     from ragalign.recipes import Recipe
     from ragalign.studies.selection import Search
     from ragalign.studies.selection_result import SearchOptions
     from ragalign.tokenization import Tokenizer
-    from ragalign.types import Generator
 
     limits = SearchOptions(add, candidates, max_evaluations, held_out, seed)
     scorer = make_scorer(metric)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragalign.aligner import Aligner
     from ragalign.encoders import Encoder
     from ragalign.errors import RagalignError
+    from ragalign.generator import Generator
     from ragalign.indexes import Index
     from ragalign.judging.base import Verdict
     from ragalign.judging.judges import Judge
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ragalign.reports.report import Report
     from ragalign.retrieval import Retriever
     from ragalign.templates import Template
-    from ragalign.types import Completion, Decoding, Demonstration, Generator, Hit, Prompt
+    from ragalign.types import Completion, Decoding, Demonstration, Hit, Prompt
 
 _HOME = {
     "Aligner": "aligner",
@@ -30,7 +31,7 @@ _HOME = {
     "Decoding": "types",
     "Demonstration": "types",
     "Encoder": "encoders",
-    "Generator": "types",
+    "Generator": "generator",
     "Hit": "types",
     "Index": "indexes",
     "Judge": "judging.judges",

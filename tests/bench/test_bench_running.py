@@ -22,11 +22,12 @@ from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation import TransformersGenerator, VllmGenerator
+from ragalign.generator import Generator
 from ragalign.indexes import Index
 from ragalign.packing import Packing
 from ragalign.recipes import Recipe
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Decoding, Generator, Prompt
+from ragalign.types import Completion, Decoding, Prompt
 
 LENGTH = Scorer("length", lambda record: float(len(record["response"])))
 

@@ -9,7 +9,7 @@ import pytest
 from ragalign import generation
 from ragalign.errors import ConfigError
 from ragalign.generation import OpenAIGenerator, TransformersGenerator, VllmGenerator, make_generator
-from ragalign.types import Generator
+from ragalign.generator import Generator
 
 
 def test_urls_and_openai_make_endpoint_generators() -> None:

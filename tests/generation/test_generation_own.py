@@ -14,11 +14,12 @@ from ragalign import Aligner, Completion, Decoding, Generator, Prompt
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError
 from ragalign.generation import EngineOptions, VllmGenerator
+from ragalign.generator import ClosableIterator
 from ragalign.indexes import Index
 from ragalign.planning import PlannerSettings
 from ragalign.recipes import Recipe
 from ragalign.serving import create_app
-from ragalign.types import ClosableIterator, Delta, Output
+from ragalign.types import Delta, Output
 
 
 class Counter:

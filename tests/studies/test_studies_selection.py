@@ -16,12 +16,13 @@ from ragalign.bench.cases import Cases, load_cases
 from ragalign.bench.scoring import Scorer, make_scorers
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation import TransformersGenerator
+from ragalign.generator import Generator
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.studies.selection import Search
 from ragalign.studies.selection_result import SearchOptions, Selection
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Decoding, Demonstration, Generator
+from ragalign.types import Decoding, Demonstration
 
 N_PROMPTS = 8
 BEGUN = Demonstration("Name a river.", "The Nile.")

@@ -18,9 +18,10 @@ from ragalign.aligner import Aligner
 from ragalign.bench.cases import Case, Cases
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation.distributions import SupportsDistributions
+from ragalign.generator import Generator
 from ragalign.measures.likelihood import Likelihood, continuation, likelihoods
 from ragalign.runs import LineFile, fingerprint
-from ragalign.types import Generator, Prompt
+from ragalign.types import Prompt
 
 # Cases per batch; an interruption loses at most one batch.
 _BATCH = 32

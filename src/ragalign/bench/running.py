@@ -29,11 +29,12 @@ from ragalign.bench.likelihood import Key, Row, keep_likelihoods, missing_likeli
 from ragalign.bench.reusing import bytes_per_token, create_store, keep_used, reusing, store_folder
 from ragalign.completions import CompletionFile, index_settings
 from ragalign.errors import ConfigError
+from ragalign.generator import Generator
 from ragalign.indexes import Index
 from ragalign.reuse.settings import ReuseSettings
 from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Generator, Query
+from ragalign.types import Query
 
 _RUN = "run.json"
 _PIECES = "pieces.jsonl"

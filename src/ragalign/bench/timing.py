@@ -21,9 +21,10 @@ from typing import Any
 from ragalign._parsing import parse_json
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, DataError
+from ragalign.generator import Generator
 from ragalign.reports.costs import Price, Timing
 from ragalign.runs import write_json
-from ragalign.types import Generator, Query
+from ragalign.types import Query
 
 ROUNDS = 5
 """Default number of measured rounds."""

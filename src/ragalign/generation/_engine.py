@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ragalign.errors import GenerationError
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import one_line
-from ragalign.types import ClosableIterator
+from ragalign.generator import ClosableIterator
 
 # Maximum requests of a caller in the engine at a time: enough to keep any engine busy.
 _IN_ENGINE = 4096

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Generator, Prompt
+from ragalign.generator import ClosableAsyncIterator, Generator
+from ragalign.types import Decoding, Delta, Prompt
 
 
 class UnavailableError(GenerationError):

@@ -14,8 +14,9 @@ from ragalign._progress import progress
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.distributions import MIN_TOP_K, Distributions
 from ragalign.generation.presets import validate
+from ragalign.generator import ClosableIterator
 from ragalign.stopping import merge_stops
-from ragalign.types import ClosableIterator, Completion, Decoding, Delta, Output, Prompt
+from ragalign.types import Completion, Decoding, Delta, Output, Prompt
 
 # URIAL chose its repetition penalty for prompts of one to two thousand tokens.
 LONG_PROMPT_TOKENS = 2048

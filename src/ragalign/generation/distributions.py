@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.types import Generator, Prompt
+from ragalign.generator import Generator
+from ragalign.types import Prompt
 
 # Ranks 1 to 3 must be distinguished even if probabilities tie.
 MIN_TOP_K = 3

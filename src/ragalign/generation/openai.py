@@ -19,8 +19,9 @@ from ragalign.generation._completions import decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import token_count
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
+from ragalign.generator import ClosableIterator
 from ragalign.stopping import StopFilter, cut_at_stop, merge_stops
-from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 # Statuses that concern one request, not the endpoint: other requests can still succeed.
 _ABOUT_ONE_REQUEST = frozenset({400, 413, 422})

@@ -16,9 +16,10 @@ from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
+from ragalign.generator import ClosableIterator
 from ragalign.models import locate_model, locate_tokenizer
 from ragalign.stopping import StopFilter, merge_stops
-from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 
 class TransformersGenerator(BaseGenerator):

@@ -27,8 +27,9 @@ from ragalign.generation._upstream_servers import CONNECT_S, Affinity, Server, S
 from ragalign.generation.affinity import DEFAULT_MARGIN, affinity_key
 from ragalign.generation.asynchronous import RefusedError, TookTooLongError, UnavailableError, check_supported
 from ragalign.generation.base import one_line
+from ragalign.generator import ClosableAsyncIterator
 from ragalign.stopping import StopFilter, merge_stops
-from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt
+from ragalign.types import Decoding, Delta, Prompt
 
 # Servers close idle connections after 5 s (uvicorn's default) or later; younger ones are safe to reuse.
 _KEEPALIVE_S = 4.0

@@ -22,8 +22,9 @@ from ragalign.generation._vllm_start import OUTPUT_PENALTY, start_engine, stop_e
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests
 from ragalign.generation.distributions import Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
+from ragalign.generator import ClosableIterator
 from ragalign.models import locate_model
-from ragalign.types import ClosableIterator, Decoding, Delta, Output, Prompt
+from ragalign.types import Decoding, Delta, Output, Prompt
 
 
 class VllmGenerator(BaseGenerator):

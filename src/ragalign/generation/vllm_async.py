@@ -21,8 +21,9 @@ from ragalign.generation._vllm_start import check_options, fill_in, start_error
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.engine_options import EngineOptions
+from ragalign.generator import ClosableAsyncIterator
 from ragalign.models import locate_model
-from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
 
 
 class AsyncVllmGenerator:

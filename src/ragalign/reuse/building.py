@@ -7,12 +7,12 @@ from typing import Any
 
 from ragalign._progress import progress
 from ragalign.errors import DataError
+from ragalign.generator import Generator
 from ragalign.packing import Packer
 from ragalign.reuse.keeping import keep, missing
 from ragalign.reuse.layout import piece_ids
 from ragalign.reuse.pieces import piece_name
 from ragalign.reuse.store import Store
-from ragalign.types import Generator
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ragalign.errors import GenerationError
+from ragalign.generator import Generator
 from ragalign.reuse.pieces import piece_name
 from ragalign.reuse.store import KeptPieces, Store
 from ragalign.reuse_plan import ReusePlan
-from ragalign.types import Decoding, Generator, Prompt
+from ragalign.types import Decoding, Prompt
 
 _ONE_TOKEN = Decoding(max_tokens=1)
 

@@ -9,9 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ragalign.generation.asynchronous import AsyncEngine
+from ragalign.generator import ClosableAsyncIterator
 from ragalign.templates.streaming import CleanStream
 from ragalign.templates.template import Template
-from ragalign.types import ClosableAsyncIterator, Decoding, Delta, Prompt, TokenLogprob
+from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
 
 # Maximum number of parts to buffer for a slow client before reading from the engine pauses.
 _MOST_HELD = 64

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ragalign._optional import require
 from ragalign.aligner import Aligner
 from ragalign.generation.asynchronous import AsyncEngine, ThreadedEngine
+from ragalign.generator import Generator
 from ragalign.models import display_name
 from ragalign.serving.catalog import Catalog, Load
 from ragalign.serving.settings import ServingSettings
-from ragalign.types import Generator
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -16,6 +16,7 @@ import numpy as np
 from ragalign.aligner import Aligner
 from ragalign.errors import GenerationError, RagalignError
 from ragalign.generation.asynchronous import AsyncEngine
+from ragalign.generator import ClosableAsyncIterator
 from ragalign.planning.conversations import Conversations
 from ragalign.serving.admission import Admission
 from ragalign.serving.answering import Part, answer
@@ -30,7 +31,7 @@ from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOp
 from ragalign.serving.sampling import Capabilities
 from ragalign.serving.settings import ServingSettings
 from ragalign.tokenization import Tokenizer
-from ragalign.types import ClosableAsyncIterator, Decoding, Prompt, Turn
+from ragalign.types import Decoding, Prompt, Turn
 
 # Maximum number of unknown field names to log, so that a client cannot fill memory or log with new ones.
 _MOST_NAMES = 1_000

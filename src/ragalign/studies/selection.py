@@ -22,6 +22,7 @@ from ragalign.bench.likelihood import measure_likelihoods
 from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
+from ragalign.generator import Generator
 from ragalign.packing import Packing
 from ragalign.pool import Pool
 from ragalign.pool.wrappers import question_key
@@ -30,7 +31,7 @@ from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.statistics import Estimate, mean, paired_difference
 from ragalign.studies.selection_result import SearchOptions, Selection, Step
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Demonstration, Generator
+from ragalign.types import Demonstration
 
 _SETTINGS = "search.json"
 _SCORES = "evaluations.jsonl"

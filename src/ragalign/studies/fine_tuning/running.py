@@ -23,6 +23,7 @@ from ragalign.completions import index_settings, query_fingerprint
 from ragalign.constants import as_constants
 from ragalign.errors import BudgetError, DataError
 from ragalign.generation import make_generator
+from ragalign.generator import Generator
 from ragalign.indexes import Index
 from ragalign.packing import Packer
 from ragalign.pool import Pool
@@ -33,7 +34,7 @@ from ragalign.runs import RunFolder, fingerprint, write_json, write_lines
 from ragalign.studies.fine_tuning.cells import TUNED, Cell, drawn, plan
 from ragalign.studies.fine_tuning.training import Training, fine_tune
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Generator, Query
+from ragalign.types import Completion, Query
 
 
 @dataclass(frozen=True, slots=True)

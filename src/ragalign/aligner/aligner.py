@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Self, cast, get_args
+from typing import Any, Self
 
-from ragalign.errors import BudgetError, ConfigError, DataError, RagalignError
-from ragalign.generation.presets import without_unsupported
+from ragalign.aligner.batches import FEW, MANY, Failure, iter_answers
+from ragalign.aligner.building import parts_of
+from ragalign.aligner.messages import Message, to_query
+from ragalign.errors import BudgetError, ConfigError
+from ragalign.generator import ClosableIterator, Generator
 from ragalign.indexes import Index
-from ragalign.models import locate_model
 from ragalign.packing import More, Packer, Packing
 from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, PrefixMemory
-from ragalign.pool import Pool
 from ragalign.recipes import Recipe
-from ragalign.retrieval import Exclusion, Retriever, make_retriever
+from ragalign.retrieval import Exclusion, Retriever
 from ragalign.reuse.layout import ReusingPacker, manifest_for
-from ragalign.reuse.opening import check_backend, check_model, default_store, engine_config, open_store, reusing
-from ragalign.reuse.store import AssumedStore, Store
+from ragalign.reuse.store import AssumedStore
 from ragalign.templates.streaming import CleanStream
-from ragalign.templates.turns import check_turns
 from ragalign.tokenization import Tokenizer
-from ragalign.types import (
-    ClosableIterator,
-    Completion,
-    Decoding,
-    Delta,
-    Generator,
-    Hit,
-    Output,
-    Prompt,
-    Query,
-    Role,
-    Turn,
-)
-
-# Queries that are retrieved for and packed together, while earlier ones are answered. Small batches let the engine
-# start early and hide the most work, but prompts share prefixes only within a batch, and an engine on the CPU
-# loses more to concurrent packing than it gains.
-_FEW, _MANY = 64, 4096
-
-Message = Turn | Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A query without a completion, and the reason."""
-
-    query: Query
-    error: RagalignError
+from ragalign.types import Completion, Decoding, Delta, Hit, Output, Prompt, Query
 
 
 class Aligner:
@@ -132,68 +102,17 @@ class Aligner:
             ConfigError: the recipe is invalid, or an index, a model or a tokenizer is missing.
             GenerationError: the engine did not start.
         """
-        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-        # Check everything before the engine starts, which is slow.
-        template, constants = recipe.make_template()
-        retriever, pool, cache, folder = None, Pool.from_demonstrations([]), None, None
-        if recipe.retriever.name != "none":
-            if index is None:
-                raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: name an index")
-            if not isinstance(index, Index):
-                index = Index.open(index)
-            if index.folder is not None:
-                folder = index.folder
-                cache = index.folder.with_name(f"{index.folder.name}.tokens")
-            retriever = make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
-            pool = retriever.pool
-        if tokenizer is None:
-            if not isinstance(model, str | Path):
-                raise ConfigError("no tokenizer: name the folder or Hub id of the model's tokenizer")
-            # Located as a model, so that a GGUF file's weights and tokenizer are read in one pass.
-            tokenizer = locate_model(model)
-        if not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer.load(tokenizer)
-        kept = None
-        if recipe.reuse.enabled:
-            plain = Packer(template, tokenizer, pool, packing=recipe.packing, constants=constants, cache=cache)
-            kept = _open_store(recipe, plain, folder, model, store)
-            if kept is not None and isinstance(model, str | Path):
-                check_backend(backend)
-                check_model(model, context_length)
-                generator_options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
-        generator = _generator(model, backend, context_length, generator_options)
-        decoding = recipe.decoding
-        if generator is not None:
-            context_length = generator.context_length if context_length is None else context_length
-            decoding, lost = without_unsupported(decoding, getattr(generator, "unsupported", ()))
-            if lost:
-                warnings.warn(
-                    f"recipe {recipe.name}: ignoring {' and '.join(lost)}, which this backend does not support; run "
-                    "the model with vLLM or transformers here, or choose another decoding",
-                    stacklevel=2,
-                )
-        packer = Packer(
-            template,
-            tokenizer,
-            pool,
-            packing=recipe.packing,
-            constants=constants,
+        parts = parts_of(
+            recipe if isinstance(recipe, Recipe) else Recipe.load(recipe),
+            index=index,
+            model=model,
+            backend=backend,
+            tokenizer=tokenizer,
             context_length=context_length,
-            cache=cache,
+            store=store,
+            generator_options=generator_options,
         )
-        settings = recipe.retriever
-        return cls(
-            packer,
-            retriever,
-            generator,
-            decoding=decoding,
-            candidates=settings.candidates,
-            exclude=Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near),
-            where=settings.where,
-            planner=recipe.planner,
-            name=recipe.name,
-            reuse=None if kept is None else reusing(packer, kept, recipe.reuse),
-        )
+        return cls(**parts)
 
     @property
     def generator(self) -> Generator:
@@ -300,7 +219,7 @@ class Aligner:
             BudgetError: the conversation does not fit.
             DataError: a message is malformed, or the roles do not alternate.
         """
-        query = _query(messages)
+        query = to_query(messages)
         [hits] = self.retrieve([query])
         return self.online.pack(
             query.turns,
@@ -386,7 +305,7 @@ class Aligner:
         Raises:
             BudgetError, DataError, GenerationError: the first query that fails.
         """
-        asked = [query if isinstance(query, Query) else _query(query, str(n)) for n, query in enumerate(queries)]
+        asked = [query if isinstance(query, Query) else to_query(query, str(n)) for n, query in enumerate(queries)]
         found: dict[int, Completion] = {}
         for position, result in self.iter_generate(asked, decoding=decoding):
             if isinstance(result, Failure):
@@ -402,37 +321,11 @@ class Aligner:
         Raises:
             GenerationError: the generator failed as a whole.
         """
-        size = _FEW if self.planner.strategy == "none" and not self.generator.shares_cpu else _MANY
-        # For each query in packing order: its position if it has a prompt, else its failure.
-        packed: SimpleQueue[int | tuple[int, Failure]] = SimpleQueue()
-
-        def prompts_of(start: int) -> Iterator[Prompt]:
-            plan = self.plan(queries[start : start + size], decoding=decoding)
-            for place in plan.order:
-                prompt = plan.prompts[place]
-                if isinstance(prompt, BudgetError):
-                    packed.put((start + place, Failure(queries[start + place], prompt)))
-                else:
-                    packed.put(start + place)
-                    yield prompt
-
-        # The generator reads prompts in a thread, so later batches are packed while it answers.
-        prompts: Iterable[Prompt] = list(prompts_of(0))
-        if len(queries) > size:
-            prompts = chain(prompts, chain.from_iterable(map(prompts_of, range(size, len(queries), size))))
-        places: list[int] = []  # of the prompts that the generator has read
-        for number, completion in self.generator.iter_generate(prompts, decoding or self.decoding):
-            while len(places) <= number:
-                found = packed.get()
-                if isinstance(found, int):
-                    places.append(found)
-                else:
-                    yield found
-            yield places[number], self._clean(completion)
-        while not packed.empty():
-            found = packed.get()
-            if not isinstance(found, int):
-                yield found
+        size = FEW if self.planner.strategy == "none" and not self.generator.shares_cpu else MANY
+        decoding = decoding or self.decoding
+        plan = partial(self.plan, decoding=decoding)
+        for position, result in iter_answers(queries, plan, self.generator, decoding, batch_size=size):
+            yield position, result if isinstance(result, Failure) else self._clean(result)
 
     def close(self) -> None:
         """Release the generator's resources."""
@@ -458,53 +351,3 @@ class Aligner:
         text = clean.push(output.text) + clean.finish(finished=output.finish_reason != "length")
         # An answer that is over has stopped, however long the model wrote on.
         return replace(output, text=text, finish_reason="stop" if clean.ended else output.finish_reason)
-
-
-def _open_store(
-    recipe: Recipe,
-    packer: Packer,
-    index: str | Path | None,
-    model: str | Path | Generator | None,
-    store: str | Path | None,
-) -> Store | None:
-    """The store that a recipe reuses; None if none is named and this machine runs no engine.
-
-    Raises:
-        ConfigError, DataError: an engine needs a store and there is none, or it was made for other prompts.
-    """
-    starts = isinstance(model, str | Path)
-    named = store or (recipe.path(recipe.reuse.store) if recipe.reuse.store else None)
-    if named is None and index is not None and isinstance(model, str | Path):
-        named = default_store(index, recipe.name, model)
-    if named is None:
-        if starts:
-            raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: name their folder (store)")
-        return None
-    return open_store(named, packer)
-
-
-def _generator(
-    model: str | Path | Generator | None, backend: str, context_length: int | None, options: Mapping[str, Any]
-) -> Generator | None:
-    if isinstance(model, str | Path):
-        from ragalign.generation import make_generator
-
-        return make_generator(backend, model=str(model), context_length=context_length, **options)
-    if options:
-        raise ConfigError(f"generator options ({', '.join(options)}) without a model: name one")
-    return model
-
-
-def _query(messages: str | Sequence[Message], id_: str = "0") -> Query:
-    if isinstance(messages, str):
-        return Query(id_, (Turn("user", messages),))
-    turns = tuple(message if isinstance(message, Turn) else _turn(message, n) for n, message in enumerate(messages, 1))
-    check_turns(turns)
-    return Query(id_, turns)
-
-
-def _turn(message: Mapping[str, str], number: int) -> Turn:
-    role, content = message.get("role"), message.get("content")
-    if role not in get_args(Role) or not isinstance(content, str):
-        raise DataError(f"message {number}: expected 'role' (system, user or assistant) and 'content' (text)")
-    return Turn(cast("Role", role), content)

@@ -71,7 +71,7 @@ def test_a_batch_comes_back_in_input_order_and_equals_single_answers(aligner: Al
 
 def test_the_next_batch_is_packed_while_one_is_decoded(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [one.text for one in aligner.generate(QUERIES, decoding=SHORT)]
-    monkeypatch.setattr("ragalign.aligner._MANY", 2)
+    monkeypatch.setattr("ragalign.aligner.aligner.MANY", 2)
     packed_by: list[str] = []
     plan = aligner.plan
 
@@ -92,7 +92,7 @@ def test_an_engine_elsewhere_answers_while_questions_are_retrieved_for(
     starter_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("ragalign.aligner._FEW", 2)
+    monkeypatch.setattr("ragalign.aligner.aligner.FEW", 2)
     asked = [query(n, f"Name {n} rivers.") for n in range(7)]
     asked.insert(3, query(7, "word " * 5000))
     with ScriptedServer(lambda body: str(len(body["prompt"]))) as server:
