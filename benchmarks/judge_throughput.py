@@ -26,7 +26,8 @@ from ragalign.judging.judges import Judge
 from ragalign.judging.registry import make_protocol
 from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
-from ragalign.judging.runner import RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import RunOptions
 
 SERVER = Path(__file__).parent.parent / "tests" / "fixtures" / "judge_server.py"
 N_ITEMS, CONCURRENCY, LATENCY_S, REPEATS = 1000, 64, 0.2, 5

@@ -54,7 +54,7 @@ def judging_from(
     from ragalign.bench.benchmark import Judging
     from ragalign.judging.budget import Budget
     from ragalign.judging.registry import make_protocol
-    from ragalign.judging.runner import RunOptions
+    from ragalign.judging.runs import RunOptions
     from ragalign.reports.published import load_published
 
     if not judges or protocol is None:

@@ -14,7 +14,7 @@ from ragalign_cli.options import EVALUATION
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
     from ragalign.judging.judges import AnyJudge
-    from ragalign.judging.runner import JudgePlan, JudgeRun
+    from ragalign.judging.runs import JudgePlan, JudgeRun
 
 _CACHE = "replies.sqlite"
 
@@ -101,7 +101,8 @@ def run(
     from ragalign.judging.output import VERDICTS, write_run
     from ragalign.judging.pricing import PriceTable
     from ragalign.judging.registry import make_protocol
-    from ragalign.judging.runner import RunOptions, plan_judge, run_judge
+    from ragalign.judging.runner import plan_judge, run_judge
+    from ragalign.judging.runs import RunOptions
     from ragalign.runs import RunFolder
 
     options = RunOptions(

@@ -18,7 +18,8 @@ from ragalign.judging.judges import Judge
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy, failure
-from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import JudgeRun, RunOptions
 
 N = 30
 ITEMS = [Item(str(n), (f"Question {n}?",), Answer("ours", ("A.",)), Answer("theirs", ("B.",))) for n in range(N)]

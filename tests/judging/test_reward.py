@@ -15,7 +15,8 @@ from ragalign.judging.judges import Judge, RewardJudge, parse_judge
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.protocols.reward import Reward, RewardPairwise
 from ragalign.judging.requests import Answer, Item, JudgeReply
-from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import JudgeRun, RunOptions
 from ragalign.tokenization import Tokenizer
 
 

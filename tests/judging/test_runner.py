@@ -19,7 +19,8 @@ from ragalign.judging.protocols.alpaca_eval import AlpacaEval2
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
-from ragalign.judging.runner import JudgeRun, RunOptions, plan_judge, run_judge
+from ragalign.judging.runner import plan_judge, run_judge
+from ragalign.judging.runs import JudgeRun, RunOptions
 
 QUICK = RetryPolicy(base_s=0.01, max_wait_s=0.05)
 PRICES = PriceTable({"judge": Price(1000.0, 2000.0)})

@@ -17,7 +17,8 @@ from ragalign.judging.judges import OPENAI_URL, Judge
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
-from ragalign.judging.runner import RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import RunOptions
 
 KEY = "sk-proj-Zq81xx_SECRET-77"
 ITEMS = [

@@ -20,7 +20,8 @@ from ragalign.judging.pricing import Price, PriceTable
 from ragalign.judging.registry import make_protocol
 from ragalign.judging.replay import replay
 from ragalign.judging.requests import Answer, Item
-from ragalign.judging.runner import RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import RunOptions
 
 ASPECTS = ("helpfulness", "clarity", "factuality", "depth", "engagement", "safety")
 PRICES = PriceTable({"org/judge": Price(1.0, 2.0)})

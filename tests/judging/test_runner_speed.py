@@ -16,7 +16,8 @@ from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import Judge
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.requests import Answer, Item
-from ragalign.judging.runner import RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import RunOptions
 
 SERVER = Path(__file__).parent.parent / "fixtures" / "judge_server.py"
 N_ITEMS, CONCURRENCY, LATENCY_S = 1000, 64, 0.2

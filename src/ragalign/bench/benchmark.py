@@ -24,7 +24,7 @@ from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.judges import AnyJudge, Judge, check_judges
-from ragalign.judging.runner import JudgeRun, RunOptions
+from ragalign.judging.runs import JudgeRun, RunOptions
 from ragalign.reports.page import write_page
 from ragalign.reports.published import Published
 from ragalign.reports.report import Report

@@ -23,7 +23,8 @@ from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.cache import ReplyCache
 from ragalign.judging.judges import AnyJudge
 from ragalign.judging.output import VERDICTS, write_run
-from ragalign.judging.runner import JudgeRun, RunOptions, run_judge
+from ragalign.judging.runner import run_judge
+from ragalign.judging.runs import JudgeRun, RunOptions
 from ragalign.models import display_name, locate_model
 from ragalign.pool import Pool
 from ragalign.runs import machine_facts, write_lines

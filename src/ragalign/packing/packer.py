@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +13,16 @@ from ragalign.errors import BudgetError, ConfigError
 from ragalign.packing.assembling import Assembler
 from ragalign.packing.beginnings import Beginnings
 from ragalign.packing.choosing import Choice, Chooser, More
+from ragalign.packing.collector import without_collector
 from ragalign.packing.joins import Join
 from ragalign.packing.pieces import Ids, Pieces, TokenStore
+from ragalign.packing.refilling import GROWTH, MOST_WHEN_TIGHT, deeper
 from ragalign.packing.settings import Packing
 from ragalign.pool import Pool
 from ragalign.templates import Constant, Template
 from ragalign.templates.turns import system_text
 from ragalign.tokenization import Tokenizer
 from ragalign.types import DroppedDemonstration, Hit, Prompt, Turn
-
-# Each refill step retrieves this many times more candidates.
-_GROWTH = 4
-# Maximum number of candidates to try for a prompt that has few tokens left.
-_MOST_WHEN_TIGHT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,17 +249,17 @@ class Packer:
         depth = n_plain or 0
         short = [position for position, choice in enumerate(choices) if choice.n_missing and self.packing.refill]
         while short and depth:
-            depth *= _GROWTH
-            deeper = _deeper(short, seen, hits, depth, more)
-            for position, found in deeper.items():
+            depth *= GROWTH
+            further = deeper(short, seen, hits, depth, more)
+            for position, found in further.items():
                 seen[position] = found
-            pieces = self._parts.pieces.load({hit.id for found in deeper.values() for hit in found}, self.pool.get)
-            for position in deeper:
+            pieces = self._parts.pieces.load({hit.id for found in further.values() for hit in found}, self.pool.get)
+            for position in further:
                 choices[position] = choose(position)
             short = [
                 position
-                for position in deeper
-                if choices[position].n_missing and (depth < _MOST_WHEN_TIGHT or not choices[position].is_tight)
+                for position in further
+                if choices[position].n_missing and (depth < MOST_WHEN_TIGHT or not choices[position].is_tight)
             ]
         return choices
 
@@ -324,41 +319,12 @@ class Packer:
         return self._assembler.assemble(choice, self._assembler.ordered(choice), choice.dropped, pieces)
 
 
-def _deeper(
-    short: Sequence[int],
-    seen: Sequence[Sequence[Hit]],
-    hits: Sequence[Sequence[Hit]],
-    depth: int,
-    more: More | None,
-) -> dict[int, Sequence[Hit]]:
-    """Candidates down to `depth` for the positions in `short`, except those with no more candidates."""
-    there = {position: hits[position][:depth] for position in short if len(hits[position]) > len(seen[position])}
-    asked = [position for position in short if position not in there]
-    if asked and more is not None:
-        there.update(zip(asked, more(asked, depth), strict=True))
-    return {position: found for position, found in there.items() if len(found) > len(seen[position])}
-
-
 def _encode_demonstrations(texts: Sequence[str], tokenizer: Tokenizer, join: Join | None) -> list[tuple[Ids, Ids]]:
     """For each text, the ids after another part and at the start of the prompt; equal without a join."""
     if join is None:
         return [(ids, ids) for ids in map(_array, tokenizer.encode_batch(texts))]
     after, first = join.encode_between(texts), join.encode_before(texts)
     return [(_array(ids), _array(start_ids)) for ids, start_ids in zip(after, first, strict=True)]
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Pause the garbage collector: a batch makes many small objects without cycles, and searching them for cycles
-    would take half of the time.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _check_special_tokens(template: Template, tokenizer: Tokenizer) -> None:

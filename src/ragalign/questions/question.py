@@ -12,14 +12,13 @@ lists count as missing, so rows of mixed shapes, with each other's fields set to
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
+from ragalign.questions.conversations import is_conversation, read_conversation
+from ragalign.questions.rows import BadRowError, field_names, is_empty, is_filled, kind, missing, text_of
 from ragalign.types import Role, Turn
-
-ConversationShape = Literal["sharegpt", "messages", "lima"]
 
 QUESTION_FIELDS = ("instruction", "question", "query", "prompt", "input")
 PASSAGE_FIELDS = ("input", "context", "passage")
@@ -28,33 +27,6 @@ SYSTEM_FIELDS = ("system", "system_prompt")
 HISTORY_FIELD = "history"
 CONVERSATION_FIELDS = ("messages", "conversation", "conversations")
 USER_TURNS_FIELD = "turns"
-
-# Compared in lower case: some exports write "User" and "Assistant".
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
-_KINDS = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-
-
-class BadRowError(Exception):
-    """A row that cannot be used: the reason, and advice where there is any better than "correct it"."""
-
-    def __init__(self, reason: str, advice: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +95,7 @@ def read_question(
             raise BadRowError(f"no known field holds a question ({field_names(row)})", "name it with --field NAME")
         field = candidates[0]
     value = row[field]
-    if field in CONVERSATION_FIELDS or "conversations" in named or _is_conversation(value):
+    if field in CONVERSATION_FIELDS or "conversations" in named or is_conversation(value):
         return _asked_in_conversation(row, field, names=named, metadata=metadata)
     if isinstance(value, list):
         texts = [_user_turn(field, number, turn) for number, turn in enumerate(value, 1)]
@@ -173,74 +145,12 @@ def flat_question(
     return Question(tuple(turns), (), bare, frozenset(used))
 
 
-def read_conversation(name: str, value: object) -> tuple[ConversationShape, list[tuple[str, str]]]:
-    """Read a list of turns: its shape, and its (role, text) pairs. Unknown roles keep their names.
-
-    Raises:
-        BadRowError: the value is not a list of turns.
-    """
-    if not isinstance(value, list):
-        raise BadRowError(f"the field {name!r} is {kind(value)}, not a list of turns")
-    if all(isinstance(turn, str) for turn in value):
-        return "lima", [("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(value)]
-    if not all(isinstance(turn, dict) for turn in value):
-        raise BadRowError(f"the field {name!r} mixes turns of different types")
-    if not all("from" in turn or "role" in turn for turn in value):
-        raise BadRowError(f"the turns in {name!r} have neither 'from' and 'value' nor 'role' and 'content'")
-    pairs = [_turn(number, turn) for number, turn in enumerate(value, 1)]
-    return "sharegpt" if _key(value[0], "from", "role") == "from" else "messages", pairs
-
-
 def system_field(
     row: Mapping[str, Any], *, names: Mapping[str, str] | None = None, metadata: Collection[str] = ()
 ) -> str | None:
     """The name of the field with the system prompt, or None."""
     usual = (names["system"],) if names and "system" in names else SYSTEM_FIELDS
     return next((name for name in usual if isinstance(row.get(name), str) and is_filled(row, name, metadata)), None)
-
-
-def is_filled(row: Mapping[str, Any], name: str, metadata: Collection[str] = ()) -> bool:
-    """Whether a field is not metadata and has a value that is not null, NaN, blank or empty."""
-    return name not in metadata and not is_empty(row.get(name))
-
-
-def is_empty(value: object) -> bool:
-    """Whether a value is null, NaN, blank text or an empty container."""
-    if isinstance(value, str):
-        return not value or value.isspace()
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, list | tuple | dict) and not value)
-
-
-def text_of(row: Mapping[str, Any], name: str) -> str:
-    """The text in a field.
-
-    Raises:
-        BadRowError: the field is missing or not text.
-    """
-    value = row.get(name)
-    if isinstance(value, str):
-        return value
-    if name not in row:
-        raise missing(name, row)
-    raise BadRowError(f"the field {name!r} is {kind(value)}, not text")
-
-
-def missing(name: str, row: Mapping[str, Any]) -> BadRowError:
-    """The error for a field that a row lacks."""
-    return BadRowError(f"the row has no field {name!r} (its fields: {field_names(row)})")
-
-
-def field_names(row: Mapping[str, Any]) -> str:
-    """A row's field names, for messages."""
-    names = [str(name) for name in row]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
-
-
-def kind(value: object) -> str:
-    """The type of a JSON value, for messages."""
-    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
 
 
 def _asked_in_conversation(
@@ -270,53 +180,12 @@ def _asked_in_conversation(
     return Question(tuple(turns[: first + 1]), further, turns[first].content, frozenset(used))
 
 
-def _is_conversation(value: object) -> bool:
-    """Whether a value is a list of turns with roles."""
-    return isinstance(value, list) and any(
-        isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value
-    )
-
-
 def _user_turn(name: str, number: int, turn: object) -> str:
     while isinstance(turn, Mapping):  # Arena-Hard wraps a text once or twice
         turn = turn.get("content")
     if not isinstance(turn, str):
         raise BadRowError(f"turn {number} of {name!r} is {kind(turn)}, not text")
     return turn
-
-
-def _turn(number: int, turn: Mapping[str, Any]) -> tuple[str, str]:
-    """The role and text of a turn. In tables with mixed rows, the keys of the other form exist with null values."""
-    role_key = _key(turn, "from", "role")
-    text_key = _key(turn, "value", "content") if role_key == "from" else _key(turn, "content", "value")
-    role, text = turn.get(role_key), turn.get(text_key)
-    if isinstance(text, list):
-        text = _join_parts(number, text)
-    if not isinstance(role, str) or not isinstance(text, str):
-        wrong, value = (role_key, role) if not isinstance(role, str) else (text_key, text)
-        if wrong not in turn:
-            raise BadRowError(f"turn {number} has no {wrong!r} ({field_names(turn)})")
-        raise BadRowError(f"turn {number}: {wrong!r} is {kind(value)}, not text")
-    # Other roles, such as "tool", are allowed after the first pair of a demonstration.
-    return _ROLES.get(role.lower(), role), text
-
-
-def _key(turn: Mapping[str, Any], first: str, second: str) -> str:
-    """Which of two keys a turn uses: the first with a value, or else the first that exists."""
-    there = [key for key in (first, second) if key in turn]
-    filled = [key for key in there if not is_empty(turn[key])]
-    typed = [key for key in there if isinstance(turn[key], str | list)]  # empty, but of the right type
-    return next(iter([*filled, *typed, *there]), first)
-
-
-def _join_parts(number: int, parts: Sequence[Any]) -> str:
-    """The text of an OpenAI message whose content is a list of parts."""
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise BadRowError(f"turn {number}: its content has a part that is not of type text")
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _passages(name: str, value: object) -> list[str]:
@@ -340,7 +209,7 @@ def _history(name: str, value: object) -> list[Turn] | None:
         return []
     if not isinstance(value, list | tuple):
         return None
-    if _is_conversation(list(value)) or all(isinstance(each, str) for each in value):
+    if is_conversation(list(value)) or all(isinstance(each, str) for each in value):
         pairs = read_conversation(name, list(value))[1]
     else:
         pairs = [
