@@ -104,7 +104,7 @@ def test_nothing_is_retrieved_again_without_need(tokenizer: Tokenizer) -> None:
 def test_tokens_that_are_nearly_used_up_do_not_read_the_whole_pool(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ragalign.packing.packer._MOST_WHEN_TIGHT", 20)
+    monkeypatch.setattr("ragalign.packing.packer.MOST_WHEN_TIGHT", 20)
     asked: list[int] = []
     packer = make_packer(tokenizer, Packing(max_demonstrations=12, max_tokens=150, when_full="skip"))
     packer.pack(ASKED, RANKING[:3], n_plain=3, more=more_of(RANKING, asked))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ragalign.errors import ConfigError
 from ragalign.packing import Packing
 from ragalign.planning import Planner, PlannerSettings
-from ragalign.planning.frontier import frontier, n_prefilled
+from ragalign.planning.frontier import FLOORS, frontier, n_prefilled
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Hit, Prompt, Turn
 
@@ -182,6 +182,13 @@ def test_a_looser_floor_takes_over_a_cheaper_plan_of_a_tighter_one(tokenizer: To
         tried = [PlannerSettings("relax", min_relevance=floor) for floor in floors]
         points = list(frontier(packer, asked, hits, tried, n_plain=N_PLAIN))
         crossed += sum(point.planned_at > point.min_relevance for point in points)
+        # Commands that ask for one floor each agree, since every command tries the usual floors above its own.
+        alone = [
+            next(iter(frontier(packer, asked, hits, [PlannerSettings("relax", min_relevance=floor)], n_plain=N_PLAIN)))
+            for floor in FLOORS
+        ]
+        costs = [point.n_prefilled for point in alone]
+        assert costs == sorted(costs, reverse=True)
     assert crossed, "on small workloads the search alone is not monotone"
 
 

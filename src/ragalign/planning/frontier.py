@@ -16,6 +16,8 @@ from ragalign.planning.strategies import PlannerSettings, Strategy
 from ragalign.types import Hit, Prompt, Turn
 
 FLOORS = (0.99, 0.98, 0.96, 0.94, 0.915, 0.88)
+# The strategies that exchange demonstrations, and so need a floor.
+_WITH_FLOOR: tuple[Strategy, ...] = ("relax", "backbone", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,7 @@ def default_settings(settings: PlannerSettings, floors: Sequence[float] = FLOORS
     found = [replace(settings, strategy="none"), replace(settings, strategy="reorder")]
     if settings.personal:
         found.append(replace(settings, strategy="reorder", personal=0))
-    strategies: tuple[Strategy, ...] = ("relax", "backbone", "hybrid")
-    return found + [replace(settings, strategy=name, min_relevance=floor) for name in strategies for floor in floors]
+    return found + [replace(settings, strategy=name, min_relevance=floor) for name in _WITH_FLOOR for floor in floors]
 
 
 def frontier(
@@ -74,8 +75,8 @@ def frontier(
 ) -> Iterator[Point]:
     """Plan a workload with each setting and measure the plans, in the given order.
 
-    A plan for a high floor also satisfies a lower one. If settings differ only in their floor, a lower floor uses the
-    plan of a higher one if that prefills fewer tokens, so that a lower floor never costs more. `planned_at` has the
+    A plan for a high floor also satisfies a lower one. A setting therefore uses the plan of a higher floor, of `FLOORS`
+    or of another setting, if that prefills fewer tokens, so that a lower floor never costs more. `planned_at` has the
     floor of the plan.
 
     Args:
@@ -99,13 +100,11 @@ def frontier(
 
     def best(setting: PlannerSettings) -> Point:
         floor = setting.min_relevance
-        higher = {
-            other for other in asked if other.min_relevance > floor and replace(other, min_relevance=floor) == setting
-        }
-        points = [
-            planned(setting),
-            *(planned(other) for other in sorted(higher, key=lambda other: other.min_relevance)),
-        ]
+        floors = {*FLOORS, *(other.min_relevance for other in asked if replace(other, min_relevance=floor) == setting)}
+        if setting.strategy not in _WITH_FLOOR:
+            return planned(setting)
+        higher = [replace(setting, min_relevance=other) for other in sorted(floors) if other > floor]
+        points = [planned(setting), *map(planned, higher)]
         return replace(min(points, key=lambda point: point.n_prefilled), min_relevance=floor)
 
     for setting in asked:
