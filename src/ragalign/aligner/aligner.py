@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ragalign.aligner.batches import FEW, MANY, Failure, iter_answers
 from ragalign.aligner.building import parts_of
+from ragalign.aligner.cleaning import cleaned
 from ragalign.aligner.messages import Message, to_query
 from ragalign.errors import BudgetError, ConfigError
 from ragalign.generator import ClosableIterator, Generator
@@ -23,7 +24,7 @@ from ragalign.reuse.layout import ReusingPacker, manifest_for
 from ragalign.reuse.store import AssumedStore
 from ragalign.templates.streaming import CleanStream
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Completion, Decoding, Delta, Hit, Output, Prompt, Query
+from ragalign.types import Completion, Decoding, Delta, Hit, Prompt, Query
 
 
 class Aligner:
@@ -344,10 +345,6 @@ class Aligner:
 
     def _clean(self, completion: Completion) -> Completion:
         """The completion with its answers cleaned by the template."""
-        return replace(completion, outputs=tuple(map(self._clean_output, completion.outputs)))
-
-    def _clean_output(self, output: Output) -> Output:
-        clean = CleanStream(self.packer.template)
-        text = clean.push(output.text) + clean.finish(finished=output.finish_reason != "length")
-        # An answer that is over has stopped, however long the model wrote on.
-        return replace(output, text=text, finish_reason="stop" if clean.ended else output.finish_reason)
+        return replace(
+            completion, outputs=tuple(cleaned(output, self.packer.template) for output in completion.outputs)
+        )

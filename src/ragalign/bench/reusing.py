@@ -16,11 +16,12 @@ from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.bench.conditions import Condition
 from ragalign.errors import ConfigError
+from ragalign.generator import Generator
 from ragalign.reuse.keeping import keep
 from ragalign.reuse.layout import manifest_for, piece_ids
 from ragalign.reuse.opening import engine_config
 from ragalign.reuse.store import Store
-from ragalign.types import Generator, Prompt, Query
+from ragalign.types import Prompt, Query
 
 _FOLDER = "kv"
 
