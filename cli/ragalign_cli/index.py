@@ -11,6 +11,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.help import Command, group
+from ragalign_cli.paths import out_folder
 from ragalign_cli.pool_options import (
     Fields,
     Metadata,
@@ -61,7 +62,8 @@ def index(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The index folder to write.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="The index folder to write.", show_default=False, callback=out_folder),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -138,6 +140,7 @@ def index(
         raise ConfigError("give --pool FILE, or --recipe FILE with an [index] table")
     if out is None:
         raise ConfigError("give --out DIR, the index folder to write")
+    out_folder(out)
     start = time.perf_counter()
     pool = load(
         pools or settings.pool,

@@ -10,6 +10,7 @@ import typer
 from ragalign_cli import console
 from ragalign_cli.figures import figures_record, nothing_scored, show_figures
 from ragalign_cli.options import EVALUATION
+from ragalign_cli.paths import out_folder
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
@@ -41,6 +42,7 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Folder for replies, verdicts and upstream files; an interrupted run is resumed from it.",
+            callback=out_folder,
         ),
     ],
     baseline: Annotated[

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# The formats of pools.
+_POOL_ENDINGS = (".jsonl", ".parquet")
+
 
 def out_file(path: Path | None) -> Path | None:
     """The file, if it can be written.
@@ -20,6 +23,18 @@ def out_file(path: Path | None) -> Path | None:
     if path.exists() and not os.access(path, os.W_OK):
         _refuse(path, "is not writable; check its permissions")
     _check_parent(path)
+    return path
+
+
+def out_pool(path: Path) -> Path:
+    """The pool file, if it can be written.
+
+    Raises:
+        ConfigError: as `out_file`, or its ending is not that of a format that pools are written in.
+    """
+    if path.suffix.lower() not in _POOL_ENDINGS:
+        _refuse(path, f"has the unknown extension {path.suffix!r} for a pool; use {' or '.join(_POOL_ENDINGS)}")
+    out_file(path)
     return path
 
 

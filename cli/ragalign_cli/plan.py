@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ragalign_cli import console, options, query_options
+from ragalign_cli.paths import out_file
 
 if TYPE_CHECKING:
     from ragalign.planning import Point
@@ -64,7 +65,8 @@ def plan(
         typer.Option(min=1, help="Maximum tokens of prompt and completion together.", show_default=False),
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(metavar="SVG", help="Write a plot of the frontier to this file.")
+        Optional[Path],
+        typer.Option(metavar="SVG", help="Write a plot of the frontier to this file.", callback=out_file),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per setting.")] = False,
 ) -> None:
@@ -145,6 +147,7 @@ def plan(
             rows = [[*row, f"{size * n / 1e6:,.1f}" if n else ""] for row, n in zip(rows, loaded, strict=True)]
         console.print_table(columns, rows)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(frontier_svg(points, f"{len(asked):,} queries, {base.personal} pinned"), encoding="utf-8")
         console.note(f"frontier -> {out}")
 

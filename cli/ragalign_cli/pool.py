@@ -11,6 +11,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.help import Command, group
+from ragalign_cli.paths import out_pool
 from ragalign_cli.pool_options import (
     LISTED,
     Fields,
@@ -41,7 +42,10 @@ Files = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False)]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False, callback=out_pool),
+]
 
 
 @app.command("inspect", cls=Command)

@@ -11,6 +11,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.figures import nothing_scored, tell_problems
+from ragalign_cli.paths import out_file
 
 if TYPE_CHECKING:
     from ragalign.reports.report import Comparison, Report
@@ -49,7 +50,9 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="MT-Bench's question file, for texts and averages by category."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="HTML", help="Write the report as an HTML page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Write the report as an HTML page.", callback=out_file)
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
 ) -> None:

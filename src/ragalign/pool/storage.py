@@ -29,6 +29,7 @@ def save(table: pa.Table, path: Path) -> None:
     if write is None:
         raise ConfigError(f"{path}: unknown extension {path.suffix!r} for a pool; use .parquet or .jsonl")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
