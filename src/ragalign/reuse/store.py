@@ -265,15 +265,16 @@ def _differences(names: Sequence[str], here: Mapping[str, Any], there: Mapping[s
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
+    nothing = f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
     except OSError:
-        raise DataError(
-            f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"
-        ) from None
+        raise DataError(nothing) from None
     except ValueError:
         raise DataError(f"{path}: damaged; remove {folder} and build it again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or "prefix_ids" not in record:
+        raise DataError(nothing)  # such as an index
+    if record.get("format") != FORMAT:
         raise DataError(f"{path}: not of format {FORMAT}; remove {folder} and build it again")
     try:
         manifest = Manifest(
