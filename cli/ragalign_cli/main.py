@@ -47,6 +47,7 @@ PANELS = {
     ),
     "Study": (
         Entry("select", "ragalign_cli.select:select", "Search for the best constant demonstrations."),
+        Entry("utility", "ragalign_cli.utility:app", "Measure how much demonstrations help, and train on it."),
         Entry("analyze", "ragalign_cli.analyze:app", "Measure what alignment changes in a model."),
         Entry("compare-ift", "ragalign_cli.compare_ift:compare_ift", "Compare demonstrations with fine-tuning."),
     ),

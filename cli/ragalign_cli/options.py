@@ -276,6 +276,18 @@ def check_model(model: str, backend: str, context_length: int | None, engine_opt
     check_generator(backend, model=model, context_length=context_length, **engine_options)
 
 
+def check_gives_probabilities(backend: str) -> None:
+    """Reject a server, which gives no probabilities of given tokens, before anything is read.
+
+    Raises:
+        ConfigError: the backend is a server.
+    """
+    from ragalign.errors import ConfigError
+
+    if backend == "openai" or backend.startswith(("http://", "https://")):
+        raise ConfigError(f"--backend {backend} gives no probabilities of given tokens; use vllm or transformers")
+
+
 def _unescaped(text: str) -> str:
     """Replace the escapes ``\\n``, ``\\t`` and ``\\\\``, which shells pass on unchanged."""
     for written, meant in (("\\\\", "\0"), ("\\n", "\n"), ("\\t", "\t"), ("\0", "\\")):

@@ -17,11 +17,11 @@ def test_every_strategy_of_the_room_is_there() -> None:
         if isinstance(value, type) and issubclass(value, Retriever) and not inspect.isabstract(value)
     }
     assert set(retriever_names()) == strategies
-    assert set(retriever_names()) == {"dense", "bm25", "hybrid", "mmr", "dpp", "rerank", "random", "fixed"}
+    assert set(retriever_names()) == {"dense", "bm25", "hybrid", "mmr", "dpp", "rerank", "utility", "random", "fixed"}
 
 
 def test_unknown_name_lists_the_names(make_index: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'sparse'.*dense, bm25, hybrid, mmr, dpp, rerank, random, fixed"):
+    with pytest.raises(ConfigError, match=r"'sparse'.*dense, bm25, hybrid, mmr, dpp, rerank, utility, random, fixed"):
         make_retriever("sparse", make_index(["a"]))
     with pytest.raises(ConfigError, match="'sparse'"):
         retriever_options("sparse")

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from ragalign._progress import progress
 from ragalign.aligner import Aligner
 from ragalign.bench.cases import Case, Cases
-from ragalign.errors import BudgetError, ConfigError, DataError
+from ragalign.errors import BudgetError, DataError
 from ragalign.generation.distributions import SupportsDistributions
-from ragalign.generator import Generator
-from ragalign.measures.likelihood import Likelihood, continuation, likelihoods
+from ragalign.measures.likelihood import Likelihood, continuation, likelihoods, supporting
 from ragalign.runs import LineFile, fingerprint
 from ragalign.types import Prompt
 
@@ -98,17 +97,6 @@ def measure_likelihoods(aligner: Aligner, cases: Cases, *, only: set[Key] | None
                 batch = chosen[start : start + _BATCH]
                 yield from _measure(aligner, generator, batch, turn)
                 advance(len(batch))
-
-
-def supporting(generator: Generator) -> SupportsDistributions:
-    """The generator, if it can score given tokens.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not hasattr(generator, "distributions"):
-        raise ConfigError("reference-likelihood needs a backend that gives probabilities: vllm or transformers")
-    return cast("SupportsDistributions", generator)
 
 
 def _measure(

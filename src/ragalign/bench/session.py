@@ -12,7 +12,6 @@ from ragalign.aligner import Failure
 from ragalign.bench import timing
 from ragalign.bench.conditions import MAIN, Condition
 from ragalign.bench.judging import items
-from ragalign.bench.likelihood import supporting
 from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
@@ -25,6 +24,7 @@ from ragalign.judging.judges import AnyJudge
 from ragalign.judging.output import VERDICTS, write_run
 from ragalign.judging.runner import run_judge
 from ragalign.judging.runs import JudgeRun, RunOptions
+from ragalign.measures.likelihood import supporting
 from ragalign.models import display_name, locate_model
 from ragalign.pool import Pool
 from ragalign.runs import machine_facts, write_lines

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragalign._progress import progress
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation.distributions import MIN_TOP_K, Distributions
@@ -163,6 +166,12 @@ class BaseGenerator(ABC):
             ConfigError: the generator does not support this, or an argument is out of range.
             GenerationError: a sequence is longer than the context, or the engine failed.
         """
+        self._check_sequences(sequences, starts)
+        if top_k is not None and top_k < MIN_TOP_K:
+            raise ConfigError(f"top_k must be at least {MIN_TOP_K}, or None for the whole vocabulary; not {top_k}")
+        return self._distributions(sequences, starts, top_k)
+
+    def _check_sequences(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
         context = self.context_length
         for number, (ids, start) in enumerate(zip(sequences, starts, strict=True), 1):
             if not 1 <= start < len(ids):
@@ -172,9 +181,30 @@ class BaseGenerator(ABC):
                 raise GenerationError(
                     f"sequence {number} has {len(ids):,} tokens, but {self.model} accepts at most {context - 1:,}"
                 )
-        if top_k is not None and top_k < MIN_TOP_K:
-            raise ConfigError(f"top_k must be at least {MIN_TOP_K}, or None for the whole vocabulary; not {top_k}")
-        return self._distributions(sequences, starts, top_k)
+
+    def token_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Compute the log-probabilities of given tokens; a beginning that sequences share is computed once if possible.
+
+        Args:
+            sequences: as in `distributions`.
+            starts: as in `distributions`.
+
+        Returns:
+            (position in `sequences`, float32 [t] in nats), in any order.
+
+        Raises:
+            ConfigError, GenerationError: as `distributions`.
+        """
+        self._check_sequences(sequences, starts)
+        return self._token_logprobs(sequences, starts)
+
+    def _token_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for place, shown in self._distributions(sequences, starts, MIN_TOP_K):
+            yield place, shown.logprobs
 
     def _distributions(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], top_k: int | None

@@ -65,6 +65,11 @@ class SupportsDistributions(Generator, Protocol):
     ) -> Iterator[tuple[int, Distributions]]:
         """See `ragalign.generation.BaseGenerator.distributions`."""
 
+    def token_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `ragalign.generation.BaseGenerator.token_logprobs`."""
+
 
 @runtime_checkable
 class SupportsReuse(Protocol):

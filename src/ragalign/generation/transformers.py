@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation._scoring import token_logprobs
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests, one_line
 from ragalign.generation.distributions import Distributions, from_tensor
@@ -174,6 +178,25 @@ class TransformersGenerator(BaseGenerator):
                         yield begin + row, from_tensor(kept, sequence[len(sequence) - n :], top_k)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
+
+    def _token_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        import torch
+
+        if self._model is None:
+            raise GenerationError(f"the generator of {self._name} is closed")
+        with closing(token_logprobs(self._model, sequences, starts, self._batch_size)) as found:
+            while True:
+                # Not around the yield: the mode would hold for the caller's work, too.
+                try:
+                    with torch.inference_mode():
+                        result = next(found, None)
+                except (RuntimeError, ValueError, IndexError) as error:
+                    raise GenerationError(f"transformers failed with {self._name}: {one_line(error)}") from error
+                if result is None:
+                    return
+                yield result
 
     def _request(
         self, prompt: Prompt, decoding: Decoding, sample: int, on_text: Callable[[str], None] | None = None

@@ -8,6 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._engine import EngineLoop
 from ragalign.generation._vllm_requests import (
@@ -20,11 +23,14 @@ from ragalign.generation._vllm_requests import (
 )
 from ragalign.generation._vllm_start import OUTPUT_PENALTY, start_engine, stop_engine
 from ragalign.generation.base import BaseGenerator, SampledOutput, as_requests
-from ragalign.generation.distributions import Distributions, from_flat
+from ragalign.generation.distributions import MIN_TOP_K, Distributions, from_flat
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.generator import ClosableIterator
 from ragalign.models import locate_model
 from ragalign.types import Decoding, Delta, Output, Prompt
+
+# Prompts whose answers are scored at a time; all of them have to stay in the cache.
+_SCORED_TOGETHER = 16
 
 
 class VllmGenerator(BaseGenerator):
@@ -180,6 +186,22 @@ class VllmGenerator(BaseGenerator):
                 if output.finished:
                     ids, start = sequences[position], starts[position]
                     yield position, from_flat(output.prompt_logprobs, ids, start, full=top_k is None)
+
+    def _token_logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Read the prefix cache, in an order in which sequences find each other's beginnings there."""
+        # Of these, nothing can be cached before the answer.
+        short = [place for place, start in enumerate(starts) if start == 1]
+        for number, shown in self._distributions([sequences[place] for place in short], [1] * len(short), MIN_TOP_K):
+            yield short[number], shown.logprobs
+        order = sorted(
+            (place for place, start in enumerate(starts) if start > 1), key=lambda place: list(sequences[place])
+        )
+        prompts = [Prompt(("",), np.asarray(sequences[place][: starts[place]], dtype=np.int32)) for place in order]
+        answers = [sequences[place][starts[place] :] for place in order]
+        for number, shown in self.continuations(prompts, answers, top_k=1, together=_SCORED_TOGETHER):
+            yield order[number], shown.logprobs
 
     def continuations(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int, together: int = 4

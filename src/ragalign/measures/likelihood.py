@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation.distributions import MIN_TOP_K, SupportsDistributions, SupportsReuse
+from ragalign.generator import Generator
 from ragalign.templates import Template
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Prompt
@@ -105,8 +106,8 @@ def likelihoods(
     if plain:
         sequences = [[*prompts[place].token_ids, *answers[place]] for place in plain]
         starts = [len(prompts[place].ids) for place in plain]
-        for number, shown in generator.distributions(sequences, starts, top_k=MIN_TOP_K):
-            yield plain[number], Likelihood.of(shown.logprobs)
+        for number, logprobs in generator.token_logprobs(sequences, starts):
+            yield plain[number], Likelihood.of(logprobs)
     reused = [place for place in fitting if prompts[place].reuse is not None]
     if reused:
         if not isinstance(generator, SupportsReuse):
@@ -116,6 +117,17 @@ def likelihoods(
         )
         for number, shown in found:
             yield reused[number], Likelihood.of(shown.logprobs)
+
+
+def supporting(generator: Generator) -> SupportsDistributions:
+    """The generator, if it can score given tokens.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not hasattr(generator, "distributions"):
+        raise ConfigError("reference-likelihood needs a backend that gives probabilities: vllm or transformers")
+    return cast("SupportsDistributions", generator)
 
 
 def _apart(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -14,6 +14,7 @@ from ragalign.retrieval.random import RandomRetriever
 from ragalign.retrieval.ranking import Ranking
 from ragalign.retrieval.registry import make_retriever, retriever_names, retriever_options
 from ragalign.retrieval.rerank import RerankRetriever
+from ragalign.retrieval.utility import UtilityRetriever
 
 __all__ = [
     "Batch",
@@ -28,6 +29,7 @@ __all__ = [
     "Ranking",
     "RerankRetriever",
     "Retriever",
+    "UtilityRetriever",
     "make_retriever",
     "retriever_names",
     "retriever_options",

@@ -18,6 +18,7 @@ from ragalign.retrieval.hybrid import HybridRetriever
 from ragalign.retrieval.mmr import MmrRetriever
 from ragalign.retrieval.random import RandomRetriever
 from ragalign.retrieval.rerank import RerankRetriever
+from ragalign.retrieval.utility import UtilityRetriever
 
 _STRATEGIES: Mapping[str, type[Retriever]] = {
     strategy.name: strategy
@@ -28,6 +29,7 @@ _STRATEGIES: Mapping[str, type[Retriever]] = {
         MmrRetriever,
         DppRetriever,
         RerankRetriever,
+        UtilityRetriever,
         RandomRetriever,
         FixedRetriever,
     )

@@ -27,6 +27,7 @@ class OutputFile:
         settings: everything that determines the rows, as JSON values.
         keys: the keys of every row; the first one is written first.
         record: whether to write the settings to ``NAME.run.json``; a run folder records them for its files.
+        stamped: whether rows have the fingerprint; only for files whose rows must have no other keys than their own.
 
     Raises:
         ConfigError: the file was made with other settings.
@@ -34,8 +35,17 @@ class OutputFile:
             changed.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], keys: tuple[str, ...], *, record: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        keys: tuple[str, ...],
+        *,
+        record: bool = True,
+        stamped: bool = True,
+    ) -> None:
         self.path = path
+        self._stamped = stamped
         self._run = fingerprint(as_json(settings))
         self._record = path.with_name(f"{path.name}.run.json") if record else None
         try:
@@ -49,7 +59,7 @@ class OutputFile:
             raise DataError(f"cannot write {path}: {error.strerror}") from None
         try:
             present = read_record(self._record) if self._record is not None else None
-            self._lines = LineFile(path, (*keys, RUN), claimed=present is not None or not record)
+            self._lines = LineFile(path, (*keys, RUN) if stamped else keys, claimed=present is not None or not record)
             self.rows = self._lines.read()
             self._check(present, as_json(settings))
             self._lines.repair()
@@ -63,7 +73,7 @@ class OutputFile:
         Raises:
             DataError: it cannot be written.
         """
-        self._lines.append({**row, RUN: self._run})
+        self._lines.append({**row, RUN: self._run} if self._stamped else row)
 
     def close(self) -> None:
         """Unlock the file."""
@@ -78,8 +88,10 @@ class OutputFile:
     def _check(self, present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
         if self.rows and present is not None:
             require_same(present, wanted, self.path)
+        if self.rows and present is None and self._record is not None and not self._stamped:
+            raise DataError(f"{self.path} has rows, but no {self._record.name} beside it; choose another output")
         for number, row in enumerate(self.rows, start=1):
-            if row[RUN] != self._run:
+            if self._stamped and row[RUN] != self._run:
                 raise DataError(
                     f"{self.path}, line {number}: made with other settings "
                     f"(run {row[RUN]!r}, not {self._run!r}); choose another output"

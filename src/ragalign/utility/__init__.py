@@ -1,0 +1,24 @@
+"""Utility: how much likelier a demonstration makes a good answer to a question.
+
+`score_gains` measures it without a judge, as the log-likelihood of a reference answer.
+"""
+
+from ragalign.utility.files import Gain, GainFiles, Gains
+from ragalign.utility.questions import Question, pool_questions, query_questions
+from ragalign.utility.scoring import GainRun, ScoreOptions, score_gains
+from ragalign.utility.training import Trained, TrainOptions, train_encoder
+
+__all__ = [
+    "Gain",
+    "GainFiles",
+    "GainRun",
+    "Gains",
+    "Question",
+    "ScoreOptions",
+    "TrainOptions",
+    "Trained",
+    "pool_questions",
+    "query_questions",
+    "score_gains",
+    "train_encoder",
+]
