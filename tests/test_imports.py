@@ -59,6 +59,19 @@ def test_help_loads_nothing_heavy() -> None:
         assert loaded_by(main, *arguments) == set(), arguments
 
 
+def test_nothing_of_ray_is_loaded_without_it() -> None:
+    """The aligner and the commands name the executors, but import them only with --ray."""
+    code = """
+import ragalign.aligner, ragalign.generation, ragalign.indexes
+from ragalign_cli.main import main
+main()"""
+    assert "ray" not in loaded_by(code, "index", "--pool", "none.jsonl", "--out", "none")
+    assert "ray" not in loaded_by(
+        code, "generate", "--recipe", "urial", "--model", "none", "--queries", "none", "--out", "a"
+    )
+    assert "ray" not in loaded_by("import ragalign.executors")
+
+
 def test_every_public_name_is_there() -> None:
     for name in ragalign.__all__:
         assert getattr(ragalign, name).__name__ == name

@@ -103,6 +103,8 @@ def bench(
     dtype: options.DType = None,
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -261,6 +263,9 @@ def bench(
     from ragalign.errors import ConfigError
 
     console.be_quiet(quiet)
+    options.check_cluster(ray, workers, backend)
+    if testbed and ray is not None:
+        raise ConfigError("--testbed is measured in one process: leave out --ray")
     if judge and protocol is None and all(name.startswith("reward:") for name in judge):
         protocol = "reward"
     if (judge is None) != (protocol is None):
@@ -289,7 +294,7 @@ def bench(
             out,
             Grid.load(sweep).conditions() if sweep else conditions_of(recipe or _RECIPES),
             query_options.read_cases(queries, first, field, metadata),
-            Engine(model, backend, tokenizer, context_length, engine_options),
+            Engine(model, backend, tokenizer, context_length, engine_options, ray=ray, workers=workers),
             indexes=lambda conditions: open_indexes(
                 conditions, index=index, pool=pool or (), encoder=encoder, folder=out
             ),

@@ -26,6 +26,8 @@ def generate(
     dtype: options.DType = None,
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -47,6 +49,8 @@ def generate(
           --queries - --first 100 --out a.jsonl < q.jsonl
       ragalign generate indexes/lima --model llama-2-13b --tokenizer ./llama-2 \\
           --backend http://localhost:8000/v1 --queries q.jsonl --out a.jsonl
+      ragalign generate indexes/lima --model ./llama-2-13b \\
+          --ray auto --workers 8 --queries q.jsonl --out a.jsonl
     """
     from ragalign.aligner import Aligner
     from ragalign.completions import CompletionFile, FileReport, generation_settings
@@ -54,6 +58,7 @@ def generate(
     from ragalign.recipes import Recipe
 
     console.be_quiet(quiet)
+    options.check_cluster(ray, workers, backend)
     chosen = Recipe.load(recipe)
     settings = options.decoding(
         chosen.decoding, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, n=n, stop=stop
@@ -77,6 +82,8 @@ def generate(
                 backend=backend,
                 tokenizer=tokenizer,
                 context_length=context_length,
+                ray=ray,
+                workers=workers,
                 **engine_options,
             ) as aligner:
                 start = time.perf_counter()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.help import Command, group
+from ragalign_cli.options import Ray, Workers, check_cluster
 from ragalign_cli.paths import out_folder
 from ragalign_cli.pool_options import (
     Fields,
@@ -26,6 +29,7 @@ from ragalign_cli.pool_options import (
 )
 
 if TYPE_CHECKING:
+    from ragalign.encoders import Encoder
     from ragalign.indexes import Index
     from ragalign.indexes.manifest import Manifest
     from ragalign.pool import Pool
@@ -108,6 +112,8 @@ def index(
     unwrap: Unwrap = False,
     near_duplicates: Near = None,
     cache: Annotated[bool, typer.Option(help="Cache embeddings for the next build.")] = True,
+    ray: Ray = None,
+    workers: Workers = None,
     json: Json = False,
 ) -> None:
     """Build an index from files of demonstrations.
@@ -122,9 +128,12 @@ def index(
       ragalign index --pool sharegpt.json --unwrap --on-error skip \\
           --kind IVF256,PQ48 --out indexes/large
       ragalign index --recipe indexes/starter.toml
+      ragalign index --pool large.parquet --out indexes/large \\
+          --ray auto --workers 8
     """
     if context.invoked_subcommand is not None:
         return
+    check_cluster(ray, workers)
     from ragalign.encoders import DEFAULT_ENCODER, Encoder
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
@@ -153,22 +162,25 @@ def index(
     pool = _without_near_duplicates(pool, near_duplicates or settings.near_duplicates)
     warn_of_skipped(pool.report)
     note_unused(pool.report)
-    chosen = Encoder.load(
-        encoder or settings.encoder or DEFAULT_ENCODER,
-        normalize=settings.normalize if normalize is None else normalize,
-        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
-        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
-        precision=precision or settings.precision,
-        cache="default" if cache else None,
-    )
-    built = Index.build(
-        pool,
-        chosen,
-        kind=kind or settings.kind,
-        metric=metric or settings.metric,
-        text=text or settings.text,
-        show_progress=True,
-    )
+    load_encoder = Encoder.load if ray is None else partial(_encoder_on, ray, workers)
+    with ExitStack() as stack:
+        chosen = load_encoder(
+            encoder or settings.encoder or DEFAULT_ENCODER,
+            normalize=settings.normalize if normalize is None else normalize,
+            query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
+            document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
+            precision=precision or settings.precision,
+            cache="default" if cache else None,
+        )
+        stack.callback(getattr(chosen, "close", lambda: None))
+        built = Index.build(
+            pool,
+            chosen,
+            kind=kind or settings.kind,
+            metric=metric or settings.metric,
+            text=text or settings.text,
+            show_progress=True,
+        )
     built.save(out)
     _report(built, pool, out, time.perf_counter() - start, json)
 
@@ -270,6 +282,12 @@ def info(folder: Folder, json: Json = False) -> None:
         console.print_json({"index": str(folder), **manifest.to_dict()})
     else:
         console.print_table([("", "left"), ("", "left")], _info_rows(manifest))
+
+
+def _encoder_on(ray: str, workers: int | None, encoder: str, **options: Any) -> Encoder:
+    from ragalign.executors import RayEncoder
+
+    return RayEncoder(encoder, address=ray, workers=workers, **options)
 
 
 def _without_near_duplicates(pool: Pool, near: float | None) -> Pool:

@@ -43,6 +43,8 @@ def build(
         typer.Option(help="Precision of the stored values; int8 and fp8 take half the space."),
     ] = "model",
     store: StoreFolder = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
     json: Json = False,
 ) -> None:
     """Compute and store the keys and values of demonstrations.
@@ -56,9 +58,10 @@ def build(
       ragalign kv build indexes/lima --model meta-llama/Llama-3.1-8B
       ragalign kv build indexes/lima --recipe mine.toml --model ./llama \\
           --precision int8
+      ragalign kv build indexes/lima --model ./llama --ray auto --workers 8
     """
     from ragalign.aligner import Aligner
-    from ragalign.generation import VllmGenerator
+    from ragalign.executors.factory import start_generator
     from ragalign.models import locate_model
     from ragalign.reuse.building import build as build_store
     from ragalign.reuse.keeping import connector_config
@@ -67,6 +70,7 @@ def build(
     from ragalign.reuse.store import Store
 
     check_backend(backend)
+    options.check_cluster(ray, workers)
     chosen = _plain(recipe)
     folder = _store_folder(store, index, chosen, model)
     check_model(model, context_length)
@@ -74,11 +78,14 @@ def build(
     made = Store.create(folder, manifest_for(packer, precision))
     with (
         made.writing(),
-        VllmGenerator(
-            model,
+        start_generator(
+            "vllm",
+            model=model,
+            context_length=context_length,
+            ray=ray,
+            workers=workers,
             tokenizer=tokenizer,
             dtype=dtype,
-            max_model_len=context_length,
             kv_transfer_config=connector_config(folder),
         ) as generator,
     ):

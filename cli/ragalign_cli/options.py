@@ -19,6 +19,7 @@ QUESTIONS = "Questions"
 METHOD = "Method"
 MODEL = "Model"
 DECODING = "Decoding"
+CLUSTER = "Cluster"
 EVALUATION = "Evaluation"
 OUTPUT = "Output"
 
@@ -131,6 +132,27 @@ GpuMemory = Annotated[
         help="Share of GPU memory for weights and cache, 0 to 1; by default 0.9.",
         show_default=False,
         rich_help_panel=MODEL,
+    ),
+]
+
+Ray = Annotated[
+    Optional[str],
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: local (started here), auto (the one that is running), or its address.",
+        show_default=False,
+        rich_help_panel=CLUSTER,
+    ),
+]
+Workers = Annotated[
+    Optional[int],
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --ray: how many models work side by side; by default one per GPU, or one without GPUs.",
+        show_default=False,
+        rich_help_panel=CLUSTER,
     ),
 ]
 
@@ -286,6 +308,26 @@ def check_gives_probabilities(backend: str) -> None:
 
     if backend == "openai" or backend.startswith(("http://", "https://")):
         raise ConfigError(f"--backend {backend} gives no probabilities of given tokens; use vllm or transformers")
+
+
+def check_cluster(ray: str | None, workers: int | None, backend: str = "auto") -> None:
+    """Reject options of a cluster without one, and a cluster for an endpoint.
+
+    Raises:
+        ConfigError: as said.
+        MissingDependencyError: Ray is not installed.
+    """
+    from ragalign._optional import is_installed, require
+    from ragalign.errors import ConfigError
+
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--workers counts the models on a Ray cluster: give --ray local, auto or an address")
+        return
+    if backend.startswith(("http://", "https://")):
+        raise ConfigError("an endpoint needs no Ray cluster: leave out --ray, or --backend")
+    if not is_installed("ray"):
+        require("ray", "--ray")
 
 
 def _unescaped(text: str) -> str:

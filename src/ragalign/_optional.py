@@ -19,6 +19,7 @@ _INSTALL = {
     "fastapi": 'pip install "ragalign[serve]"',
     "prometheus_client": 'pip install "ragalign[serve]"',
     "uvicorn": 'pip install "ragalign[serve]"',
+    "ray": 'pip install "ragalign[ray]"',
     "langchain_core": 'pip install "ragalign[langchain]"',
     "scipy": 'pip install "ragalign[judge]"',
     "sklearn": 'pip install "ragalign[judge]"',

@@ -83,6 +83,8 @@ class Aligner:
         tokenizer: str | Path | Tokenizer | None = None,
         context_length: int | None = None,
         store: str | Path | None = None,
+        ray: str | None = None,
+        workers: int | None = None,
         **generator_options: Any,
     ) -> Self:
         """Build an aligner from a recipe.
@@ -97,6 +99,9 @@ class Aligner:
             context_length: maximum tokens of prompt and completion together; the model's by default.
             store: folder of kept keys and values, for recipes that reuse them; by default the recipe's, or else
                 the one beside the index.
+            ray: runs the model on a Ray cluster: ``local``, ``auto`` or an address; see
+                `ragalign.executors.RayGenerator`. Retrieval and planning stay here.
+            workers: number of engines on the cluster; by default as many as it has GPUs for.
             generator_options: passed to the backend's class, such as ``dtype="bfloat16"``.
 
         Raises:
@@ -111,6 +116,8 @@ class Aligner:
             tokenizer=tokenizer,
             context_length=context_length,
             store=store,
+            ray=ray,
+            workers=workers,
             generator_options=generator_options,
         )
         return cls(**parts)

@@ -31,6 +31,8 @@ def parts_of(
     tokenizer: str | Path | Tokenizer | None,
     context_length: int | None,
     store: str | Path | None,
+    ray: str | None,
+    workers: int | None,
     generator_options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The arguments of `Aligner` for a recipe; see `Aligner.from_recipe`.
@@ -52,7 +54,7 @@ def parts_of(
             check_backend(backend)
             check_model(model, context_length)
             options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
-    generator = _generator(model, backend, context_length, options)
+    generator = _generator(model, backend, context_length, options, ray, workers)
     if generator is not None and context_length is None:
         context_length = generator.context_length
     packer = Packer(
@@ -122,12 +124,21 @@ def _open_store(
 
 
 def _generator(
-    model: str | Path | Generator | None, backend: str, context_length: int | None, options: Mapping[str, Any]
+    model: str | Path | Generator | None,
+    backend: str,
+    context_length: int | None,
+    options: Mapping[str, Any],
+    ray: str | None,
+    workers: int | None,
 ) -> Generator | None:
     if isinstance(model, str | Path):
-        from ragalign.generation import make_generator
+        from ragalign.executors.factory import start_generator
 
-        return make_generator(backend, model=str(model), context_length=context_length, **options)
+        return start_generator(
+            backend, model=str(model), context_length=context_length, ray=ray, workers=workers, **options
+        )
+    if ray is not None or workers is not None:
+        raise ConfigError("a Ray cluster runs a model by its name, not a generator that is already here")
     if options:
         raise ConfigError(f"generator options ({', '.join(options)}) without a model: name one")
     return model

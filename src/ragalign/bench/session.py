@@ -16,7 +16,8 @@ from ragalign.bench.running import Run
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.errors import ConfigError, DataError
-from ragalign.generation import BaseGenerator, check_generator, make_generator
+from ragalign.executors.factory import start_generator
+from ragalign.generation import BaseGenerator, check_generator
 from ragalign.indexes import Index
 from ragalign.judging.base import Protocol, Verdict
 from ragalign.judging.cache import ReplyCache
@@ -44,6 +45,8 @@ class Engine:
         context_length: tokens that prompt and completion share, where it is to be less than the model's.
         options: arguments of the backend's class.
         name: what reports call the model; by default its folder's name or its id.
+        ray: ``local``, ``auto`` or the address of a Ray cluster; None for this process.
+        workers: number of engines on the cluster.
     """
 
     model: str
@@ -52,6 +55,8 @@ class Engine:
     context_length: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    ray: str | None = None
+    workers: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,10 +76,11 @@ class Engine:
         """Start the generator, which is slow, with a `kv_transfer_config` if given.
 
         Raises:
-            ConfigError, GenerationError: as `make_generator`.
+            ConfigError, GenerationError: as `start_generator`.
         """
         options = {**self.options, **({} if connector is None else {"kv_transfer_config": connector})}
-        return make_generator(self.backend, model=self.model, context_length=self.context_length, **options)
+        where: dict[str, Any] = {"ray": self.ray, "workers": self.workers}
+        return start_generator(self.backend, model=self.model, context_length=self.context_length, **where, **options)
 
     def load_tokenizer(self) -> Tokenizer:
         """The model's tokenizer.

@@ -43,6 +43,11 @@ class Ahead(Generic[T]):
             self._ready = queue.Queue(_MOST_READY)
             threading.Thread(target=self._make, args=(items,), name="ragalign-ahead").start()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all items are taken."""
+        return self._has_ended
+
     def take(self, n: int, *, wait: bool) -> list[T]:
         """Return the next `n` items, or fewer at the end or, without `wait`, if fewer are ready.
 

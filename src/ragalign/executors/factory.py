@@ -1,0 +1,40 @@
+"""Starting a generator here or on a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ragalign.errors import ConfigError
+from ragalign.generation import BaseGenerator, make_generator
+
+
+def start_generator(
+    backend: str,
+    *,
+    model: str,
+    context_length: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> BaseGenerator:
+    """`ragalign.generation.make_generator`, on a Ray cluster if one is named.
+
+    Args:
+        backend: as there.
+        model: as there.
+        context_length: as there.
+        options: as there.
+        ray: ``local``, ``auto``, an address, or None for this process; see `ragalign.executors.connect`.
+        workers: number of engines on the cluster; by default as many as it has GPUs for.
+
+    Raises:
+        ConfigError, GenerationError, MissingDependencyError: as `make_generator` and
+            `ragalign.executors.RayGenerator`; or workers are given without a cluster.
+    """
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("workers are engines on a Ray cluster: name one, such as ray='local'")
+        return make_generator(backend, model=model, context_length=context_length, **options)
+    from ragalign.executors.generator import RayGenerator
+
+    return RayGenerator(model, backend=backend, address=ray, workers=workers, context_length=context_length, **options)

@@ -1,0 +1,279 @@
+"""Encoding and generating on a real Ray cluster of this machine, which all tests here share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from ragalign.aligner import Aligner, Failure
+from ragalign.encoders import Encoder
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation import make_generator
+from ragalign.indexes import Index
+from ragalign.pool import Pool
+from ragalign.recipes import data_folder
+from ragalign.types import Decoding, Prompt, Query, Turn
+from ragalign_cli.main import app
+
+pytest.importorskip("ray", reason="needs the `ray` extra")
+
+DECODING = Decoding(max_tokens=8, seed=3, temperature=1.0)
+STARTER = data_folder() / "starter.jsonl"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster with eight logical CPUs, whatever this machine has; after it, no process of Ray is left."""
+    from ragalign.executors.cluster import import_ray, quiet_warnings
+
+    with quiet_warnings():
+        ray = import_ray()
+        ray.init(num_cpus=8, address="local", include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    yield ray
+    with quiet_warnings():
+        ray.shutdown()
+    until = time.monotonic() + 30
+    while left := ray_processes():
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
+
+
+def ray_processes() -> list[str]:
+    """The processes of Ray that this one has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with_name = " ".join(process.cmdline()) if process.is_running() else ""
+        if "ray::" in with_name or "/ray/" in with_name:
+            found.append(with_name)
+    return found
+
+
+def prompts_of(engine_prompts: Any, n: int) -> list[Prompt]:
+    return [engine_prompts(f"Question {number}: how do I boil egg number {number}?") for number in range(n)]
+
+
+@pytest.fixture(scope="module")
+def make_prompt(tiny_model: Path) -> Any:
+    from ragalign.tokenization import Tokenizer
+
+    tokenizer = Tokenizer.load(tiny_model)
+    return lambda text: Prompt((text,), np.array(tokenizer.encode(text), dtype=np.int32))
+
+
+@pytest.fixture(scope="module")
+def generator(cluster: Any, tiny_model: Path) -> Iterator[Any]:
+    """Two transformers engines, which take three prompts at a time."""
+    from ragalign.executors import RayGenerator
+
+    options: dict[str, Any] = {"backend": "transformers", "dtype": "float32", "batch_size": 1}
+    with RayGenerator(str(tiny_model), address="local", workers=2, cpus=1, run_size=3, **options) as made:
+        yield made
+
+
+def test_answers_are_those_of_one_engine(generator: Any, tiny_model: Path, make_prompt: Any) -> None:
+    prompts = prompts_of(make_prompt, 20)
+    decoding = Decoding(max_tokens=8, seed=3, temperature=1.0, n=2)
+    with make_generator("transformers", model=str(tiny_model), dtype="float32", batch_size=1) as alone:
+        expected = [completion.outputs for completion in alone.generate(prompts, decoding)]
+        assert (generator.context_length, generator.vocabulary_size) == (alone.context_length, alone.vocabulary_size)
+        assert generator.unsupported == alone.unsupported
+    found = generator.generate(prompts, decoding)
+    assert [completion.outputs for completion in found] == expected
+    assert [completion.prompt for completion in found] == prompts
+    # An iterator is read while earlier prompts are answered, and errors of its own come out.
+    lazily = dict(generator.iter_generate(iter(prompts), decoding))
+    assert [lazily[position].outputs for position in range(20)] == expected
+
+    def broken() -> Iterator[Prompt]:
+        yield from prompts[:2]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(generator.iter_generate(broken(), decoding))
+    assert list(generator.iter_generate([], decoding)) == []
+
+
+@pytest.mark.parametrize("n_kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_kills_lose_nothing_and_repeat_nothing(generator: Any, make_prompt: Any, n_kills: int) -> None:
+    prompts = prompts_of(make_prompt, 30 + 6 * n_kills)
+    counts: Counter[int] = Counter()
+    killed: list[int] = []
+    for position, completion in generator.iter_generate(prompts, DECODING):
+        counts[position] += 1
+        assert completion.prompt is prompts[position]
+        assert completion.n_output_tokens > 0
+        alive = [pid for pid in generator.worker_pids() if pid not in killed]
+        if len(killed) < n_kills and alive and sum(counts.values()) > 5 * len(killed):
+            os.kill(alive[len(killed) % len(alive)], signal.SIGKILL)
+            killed.append(alive[len(killed) % len(alive)])
+    assert counts == Counter(range(len(prompts)))
+    assert len(set(killed)) == n_kills
+
+
+def test_what_is_left_running_is_given_up(generator: Any, make_prompt: Any) -> None:
+    prompts = prompts_of(make_prompt, 30)
+    answers = generator.iter_generate(prompts, DECODING)
+    first, _ = next(answers)
+    answers.close()
+    assert first in range(30)
+    assert len(generator.generate(prompts[:4], DECODING)) == 4
+
+
+def test_an_engine_that_does_not_start_says_why_once(cluster: Any, tmp_path: Path) -> None:
+    from ragalign.executors import RayGenerator
+
+    with pytest.raises(ConfigError) as refused:
+        RayGenerator(str(tmp_path / "none"), address="local", backend="transformers", cpus=1)
+    assert "\n" not in str(refused.value)
+    assert "none" in str(refused.value)
+
+
+def test_a_cluster_too_small_or_busy_is_refused(
+    cluster: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragalign.executors import RayEncoder, RayGenerator, generator
+    from ragalign.executors.cluster import wait_for_room
+
+    with pytest.raises(ConfigError, match=r"9 workers need 1 CPU each, but it has 8 CPUs"):
+        RayGenerator(str(tiny_model), address="local", workers=9)
+    with pytest.raises(ConfigError, match=r"8 workers need 1 CPU each, and 1 for reading, but it has 8 CPUs"):
+        RayEncoder(address="local", workers=8)
+    n_free = cluster.available_resources()["CPU"]
+    busy = cluster.remote(num_cpus=n_free - 1)(lambda: time.sleep(60)).remote()
+    until = time.monotonic() + 60
+    while cluster.available_resources().get("CPU", 0) != 1:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    monkeypatch.setattr(generator, "wait_for_room", partial(wait_for_room, patience_s=0))
+    with pytest.raises(GenerationError, match=r"busy: 8 CPUs .* are needed, but 1 CPUs"):
+        RayGenerator(str(tiny_model), address="local", workers=1)
+    cluster.cancel(busy, force=True)
+
+
+def test_an_endpoint_needs_no_cluster(tiny_model: Path) -> None:
+    from ragalign.executors import RayGenerator
+
+    with pytest.raises(ConfigError, match="an endpoint needs no Ray cluster"):
+        RayGenerator(str(tiny_model), backend="http://localhost:8000/v1")
+    with pytest.raises(ConfigError, match="name one, such as ray='local'"):
+        Aligner.from_recipe("zero-shot", model=str(tiny_model), workers=2)
+
+
+def test_an_index_is_that_of_one_process(cluster: Any, minilm: Encoder, minilm_folder: Path, tmp_path: Path) -> None:
+    from ragalign.executors import RayEncoder
+
+    pool = Pool.load(STARTER)
+    options: dict[str, Any] = {"address": "local", "workers": 2, "batch_size": 16, "cache": tmp_path / "cache"}
+    with RayEncoder(minilm_folder, **options) as encoder:
+        assert encoder.fingerprint == minilm.fingerprint
+        whole = Index.build(pool, encoder)
+    # What is cached is not sent again: this one could not send anything.
+    with RayEncoder(minilm_folder, **options) as encoder:
+        encoder._encoded = None  # type: ignore[method-assign, assignment]
+        assert len(Index.build(pool, encoder)) == len(pool)
+    alone = Index.build(pool, minilm)
+    assert whole.pool.ids == alone.pool.ids
+    assert whole.manifest.n_truncated == alone.manifest.n_truncated
+    np.testing.assert_allclose(whole.vectors, alone.vectors, atol=1e-5)
+    queries = minilm.encode([f"{text}?" for text in pool.instructions[:50]], kind="query")
+    np.testing.assert_array_equal(whole.search(queries, 5)[1], alone.search(queries, 5)[1])
+    # The vectors that one process cached are found on a cluster, and the other way round.
+    shared = Encoder.load(minilm_folder, cache=tmp_path / "cache")
+    np.testing.assert_array_equal(shared.encode(pool.instructions), whole.vectors)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+def test_commands_make_the_same_files(
+    cluster: Any, tiny_model: Path, minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGALIGN_CACHE", str(tmp_path / "cache"))
+    index = ("index", "--pool", STARTER, "--encoder", minilm_folder, "--no-cache")
+    for name, more in (("here", ()), ("there", ("--ray", "local", "--workers", 2))):
+        assert run(*index, "--out", tmp_path / name, *more).exit_code == 0
+    here, there = Index.open(tmp_path / "here"), Index.open(tmp_path / "there")
+    assert here.pool.fingerprint == there.pool.fingerprint
+    assert here.manifest.encoder == there.manifest.encoder
+    np.testing.assert_allclose(here.vectors, there.vectors, atol=1e-5)
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps({"id": f"q{n}", "instruction": f"What is {n}?"}) + "\n" for n in range(12)))
+    generate = (
+        "generate",
+        tmp_path / "here",
+        "--model",
+        tiny_model,
+        "--backend",
+        "transformers",
+        "--queries",
+        questions,
+    )
+    generate += ("--dtype", "float32", "--max-new-tokens", 6, "--seed", 1)
+    # A run begun here is resumed on a cluster, since the settings are the same.
+    assert run(*generate, "--first", 4, "--out", tmp_path / "a.jsonl").exit_code == 0
+    done = run(*generate, "--out", tmp_path / "a.jsonl", "--ray", "local", "--workers", 2, "--json")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(f"q{n}" for n in range(12))
+    assert len({row["run"] for row in rows}) == 1
+    assert len({tuple(row) for row in rows}) == 1
+    with pytest.raises(ConfigError, match="9 workers need 1 CPU each, but it has 8 CPUs"):
+        run(*generate, "--out", tmp_path / "b.jsonl", "--ray", "local", "--workers", 9)
+
+
+def test_probabilities_are_refused(generator: Any) -> None:
+    with pytest.raises(ConfigError, match="need an engine in this process"):
+        generator.distributions([[1, 2, 3]], [1])
+
+
+def test_failures_are_those_of_one_process(cluster: Any, tiny_model: Path) -> None:
+    queries = [Query(str(n), (Turn("user", "What is it? " * (2000 if n == 2 else 1)),)) for n in range(5)]
+    options: dict[str, Any] = {"backend": "transformers", "ray": "local", "workers": 1, "cpus": 1}
+    with Aligner.from_recipe("zero-shot", model=str(tiny_model), **options) as aligner:
+        found = dict(aligner.iter_generate(queries, decoding=Decoding(max_tokens=4)))
+    assert [isinstance(found[n], Failure) for n in range(5)] == [n == 2 for n in range(5)]
+
+
+def test_no_cluster_where_one_is_named() -> None:
+    """In a process of its own, since this one is connected."""
+    code = "from ragalign_cli.main import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--recipe", "zero-shot", "--model", "m", "--backend"]
+    command += ["transformers", "--queries", "-", "--out", "a.jsonl", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, input="{}")
+    assert done.returncode == 2
+    assert "give --ray local, auto or an address" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt: Any) -> None:
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    from ragalign.executors import RayGenerator
+
+    prompts = prompts_of(make_prompt, 60)
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 2**28}
+    with RayGenerator(
+        str(tiny_model), backend="vllm", address="local", workers=2, cpus=1, run_size=5, **options
+    ) as made:
+        first = made.generate(prompts, Decoding(max_tokens=8))
+        counts: Counter[int] = Counter()
+        for position, completion in made.iter_generate(prompts, Decoding(max_tokens=8)):
+            counts[position] += 1
+            assert completion.outputs == first[position].outputs
+            if sum(counts.values()) == 10:
+                os.kill(made.worker_pids()[0], signal.SIGKILL)
+        assert counts == Counter(range(60))
