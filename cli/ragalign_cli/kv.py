@@ -66,7 +66,7 @@ def build(
     from ragalign.reuse.building import build as build_store
     from ragalign.reuse.keeping import connector_config
     from ragalign.reuse.layout import manifest_for
-    from ragalign.reuse.opening import check_backend, check_model
+    from ragalign.reuse.opening import check_backend, check_model, check_same_model
     from ragalign.reuse.store import Store
 
     check_backend(backend)
@@ -76,6 +76,7 @@ def build(
     check_model(model, context_length)
     packer = Aligner.from_recipe(chosen, index=index, tokenizer=locate_model(tokenizer or model)).packer
     made = Store.create(folder, manifest_for(packer, precision))
+    check_same_model(made, model, dtype)
     with (
         made.writing(),
         start_generator(

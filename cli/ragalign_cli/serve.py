@@ -260,7 +260,7 @@ def _store(
 ) -> Path | None:
     """The checked store of the recipe with reuse; None if no recipe reuses keys and values."""
     from ragalign.errors import ConfigError
-    from ragalign.reuse.opening import check_model, default_store
+    from ragalign.reuse.opening import check_model, check_same_model, default_store
     from ragalign.reuse.store import Store
 
     reusing = [recipe for recipe in recipes.values() if recipe.reuse.enabled]
@@ -275,9 +275,10 @@ def _store(
         folder = default_store(index, recipe.name, model)
     if folder is None:
         raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: give their folder with --store")
-    Store(folder)
+    store = Store(folder)
     if own_engine and model is not None:
         check_model(model)
+        check_same_model(store, model)
     return folder
 
 

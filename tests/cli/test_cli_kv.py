@@ -9,6 +9,8 @@ import pytest
 import torch
 from fixtures.command import Command
 
+from ragalign.indexes import Index
+from ragalign.recipes import data_folder
 from ragalign.reuse.pieces import Piece, piece_name
 from ragalign.reuse.store import Manifest, Store
 
@@ -34,10 +36,88 @@ def test_info_and_verify_find_the_stores_beside_an_index(tmp_path: Path, ragalig
     assert len(json.loads(done.stdout)["faults"]) == 1
 
 
+RECIPE = """
+[template]
+form = "package:testbed/template.toml"
+[constants]
+kind = "random"
+pool = "package:testbed/pool.jsonl"
+n = 1
+[retriever]
+name = "dense"
+[packing]
+max_demonstrations = 5
+max_tokens = 100000
+max_demonstration_tokens = 1000
+[reuse]
+enabled = true
+[decoding]
+max_tokens = 8
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.own_engine
+@pytest.mark.timeout(900)
+def test_from_a_pool_to_a_verdict(tmp_path: Path, ragalign: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    world = data_folder() / "testbed"
+    model, rows = world / "model", (world / "pool.jsonl").read_text().splitlines(keepends=True)
+    questions = (world / "queries.jsonl").read_text().splitlines(keepends=True)
+    for name, lines in (("pool", rows[:40]), ("more", rows[40:45]), ("queries", questions[:6])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    index, given = tmp_path / "idx", ("--recipe", tmp_path / "mine.toml", "--model", model)
+    assert ragalign("index", "--pool", tmp_path / "pool.jsonl", "--out", index).returncode == 0
+    options = (*given, "--dtype", "float32", "--json")
+
+    built = json.loads(ragalign("kv", "build", index, *options).stdout)
+    assert (built["n_computed"], built["n_present"], built["n_removed"]) == (40, 0, 0)
+    told = json.loads(ragalign("kv", "info", index, "--json").stdout)
+    assert (told["store"], told["n_pieces"], told["key"]) == (built["store"], 41, built["key"])
+
+    # The index changes; one piece is torn, and another has a wrong bit.
+    store = Store(built["store"])
+    torn, flipped = [name for name in store.names() if name != store.prefix_name][:2]
+    store.path(torn).write_bytes(store.path(torn).read_bytes()[:-5])
+    content = bytearray(store.path(flipped).read_bytes())
+    content[-1] ^= 1
+    store.path(flipped).write_bytes(bytes(content))
+    assert ragalign("kv", "verify", index).stderr.count("damaged") == 2
+    first = json.loads((tmp_path / "pool.jsonl").read_text().splitlines()[5])["id"]
+    assert ragalign("index", "add", index, "--pool", tmp_path / "more.jsonl").returncode == 0
+    pool = Index.open(index).pool
+    gone = next(one.id for one in pool if one.source_id == first)
+    assert ragalign("index", "remove", index, gone).returncode == 0
+    kept = {name: store.path(name).stat().st_mtime_ns for name in store.names()}
+    built = json.loads(ragalign("kv", "build", index, *options).stdout)
+    assert built["n_removed"] == 1
+    assert built["n_computed"] in (6, 7)  # five new ones and the damaged ones, one of which can be the removed one
+    untouched = [name for name in store.names() if store.path(name).stat().st_mtime_ns == kept.get(name)]
+    assert len(untouched) == 45 - built["n_computed"]
+    assert ragalign("kv", "verify", index).returncode == 0
+
+    check = ("kv", "check", index, *given, "--queries", tmp_path / "queries.jsonl")
+    wrong = ragalign(*check, "--dtype", "bfloat16")
+    assert wrong.returncode == 2
+    assert "dtype: float32 there, bfloat16 here" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+    done = ragalign(*check, "--dtype", "float32", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"], found["n"]) == (0, "pass", 6)
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert found["difference"] == pytest.approx(found["nll_reused"] - found["nll_full"], abs=1e-5)
+    assert found["exact_difference"] < 1e-4
+    assert found["n_reused_tokens"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["info", "nothing"], 1, "no store of keys and values"),
+        (["info", "index"], 1, "no store of keys and values"),
+        (["verify", "q.jsonl"], 1, "no store of keys and values"),
         (["build", "nothing", "--model", "bloom"], 2, "ALiBi"),
         (["build", "nothing", "--model", "bloom", "--backend", "transformers"], 2, "vllm"),
         (["check", "nothing", "--model", "bloom", "--queries", "q.jsonl"], 1, "reference"),
@@ -46,8 +126,10 @@ def test_info_and_verify_find_the_stores_beside_an_index(tmp_path: Path, ragalig
 def test_faults_are_one_line(tmp_path: Path, ragalign: Command, arguments: list[str], code: int, said: str) -> None:
     (tmp_path / "bloom").mkdir()
     (tmp_path / "bloom" / "config.json").write_text(json.dumps(BLOOM))
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text('{"format": 7, "dimensions": 384}')
     (tmp_path / "q.jsonl").write_text('{"id": "1", "instruction": "Why?"}\n')
-    given = [str(tmp_path / one) if one in ("nothing", "bloom", "q.jsonl") else one for one in arguments]
+    given = [str(tmp_path / one) if one in ("nothing", "bloom", "index", "q.jsonl") else one for one in arguments]
     done = ragalign("kv", *given)
     assert done.returncode == code
     assert said in done.stderr

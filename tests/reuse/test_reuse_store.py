@@ -15,7 +15,9 @@ from safetensors import safe_open
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.building import verify
 from ragalign.reuse.eight_bit import BLOCK, packed, unpacked
+from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import missing
+from ragalign.reuse.opening import check_same_model
 from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
 from ragalign.reuse.store import Manifest, Store
 from ragalign.reuse.tiers import Tiers
@@ -126,6 +128,32 @@ def test_the_tiers_give_what_is_stored_and_stay_within_their_budget(asked: list[
             if number in recent[-room:] and room:
                 assert tiers.counts["from_disk"] == before  # among the last used, however large those were
             recent = [one for one in recent if one != number] + [number]
+
+
+def test_an_index_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 7, "dimensions": 384}')
+    with pytest.raises(DataError, match="no store of keys and values"):
+        Store(tmp_path)
+    with pytest.raises(ConfigError, match="choose another folder"):
+        Store.create(tmp_path, MANIFEST)
+    assert "dimensions" in (tmp_path / "manifest.json").read_text()
+
+
+def test_another_models_weights_are_refused_before_an_engine_starts(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+        (tmp_path / name / "config.json").write_text("{}")
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    check_same_model(store, tmp_path / "two")  # no engine has opened it
+    weights, files = weights_fingerprint(tmp_path / "one", {})
+    store.bind({"weights": weights, "dtype": "bfloat16"}, {"files": files})
+    check_same_model(store, tmp_path / "one", "auto")
+    check_same_model(store, tmp_path / "one", "bfloat16")
+    with pytest.raises(ConfigError, match="another model"):
+        check_same_model(store, tmp_path / "two")
+    with pytest.raises(ConfigError, match="dtype: bfloat16 there, float32 here"):
+        check_same_model(store, tmp_path / "one", "float32")
 
 
 def test_what_writers_left_is_cleaned_up_and_whole_pieces_stay(tmp_path: Path) -> None:

@@ -16,7 +16,15 @@ from ragalign.packing import Packer
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever, make_retriever
-from ragalign.reuse.opening import check_backend, check_model, default_store, engine_config, open_store, reusing
+from ragalign.reuse.opening import (
+    check_backend,
+    check_model,
+    check_same_model,
+    default_store,
+    engine_config,
+    open_store,
+    reusing,
+)
 from ragalign.reuse.store import Store
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Decoding
@@ -53,6 +61,7 @@ def parts_of(
         if kept is not None and isinstance(model, str | Path):
             check_backend(backend)
             check_model(model, context_length)
+            check_same_model(kept, model, generator_options.get("dtype"))
             options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
     generator = _generator(model, backend, context_length, options, ray, workers)
     if generator is not None and context_length is None:

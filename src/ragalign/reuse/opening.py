@@ -10,6 +10,7 @@ from typing import Any
 from ragalign._optional import is_installed
 from ragalign.errors import ConfigError
 from ragalign.packing import Packer
+from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import connector_config
 from ragalign.reuse.layout import ReusingPacker, manifest_for
 from ragalign.reuse.rotation import rotations
@@ -66,6 +67,28 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
         return  # the engine supports more models than Transformers, or reports the problem better
     text = config.get_text_config()
     rotations(config, max_model_len=context_length or getattr(text, "max_position_embeddings", None))
+
+
+def check_same_model(store: Store, model: str | Path, dtype: str | None = None) -> None:
+    """Check, before an engine starts, that a store was computed with this model's weights and dtype.
+
+    The engine checks everything else. Weights whose size and time the store remembers are not read again.
+
+    Raises:
+        ConfigError: it was computed with others.
+    """
+    from ragalign.models import locate_model
+
+    recorded = store.manifest.model
+    if recorded is None:
+        return
+    found: dict[str, Any] = {}
+    if dtype in ("float32", "float16", "bfloat16"):
+        found["dtype"] = dtype
+    folder = Path(locate_model(model))
+    if folder.is_dir() and not str(recorded["weights"]).startswith("dummy"):
+        found["weights"], _ = weights_fingerprint(folder, (store.manifest.about or {}).get("files", {}))
+    store.bind({**recorded, **found})
 
 
 def can_reuse(backend: str) -> bool:

@@ -142,9 +142,10 @@ class Store:
         """
         folder = Path(folder)
         if (folder / "manifest.json").is_file():
-            store = cls(folder)
-            store.check(manifest)
-            return store
+            with suppress(_NoStoreError):
+                store = cls(folder)
+                store.check(manifest)
+                return store
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: neither empty nor a store of keys and values; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +254,10 @@ class Store:
         return piece_name(self.manifest.prefix_ids)
 
 
+class _NoStoreError(DataError):
+    """A folder is missing, or is something else."""
+
+
 def _differences(names: Sequence[str], here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     if "model" in names and here["model"] is not None and there["model"] is not None:
         fields = [field for field in here["model"] if here["model"][field] != there["model"].get(field)]
@@ -269,11 +274,11 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
     except OSError:
-        raise DataError(nothing) from None
+        raise _NoStoreError(nothing) from None
     except ValueError:
         raise DataError(f"{path}: damaged; remove {folder} and build it again") from None
     if not isinstance(record, dict) or "prefix_ids" not in record:
-        raise DataError(nothing)  # such as an index
+        raise _NoStoreError(nothing)  # such as an index
     if record.get("format") != FORMAT:
         raise DataError(f"{path}: not of format {FORMAT}; remove {folder} and build it again")
     try:
