@@ -89,7 +89,7 @@ def test_from_a_pool_to_a_verdict(tmp_path: Path, ragalign: Command, monkeypatch
     assert ragalign("index", "add", index, "--pool", tmp_path / "more.jsonl").returncode == 0
     pool = Index.open(index).pool
     gone = next(one.id for one in pool if one.source_id == first)
-    assert ragalign("index", "remove", index, gone).returncode == 0
+    assert ragalign("index", "remove", index, "--id", gone).returncode == 0
     kept = {name: store.path(name).stat().st_mtime_ns for name in store.names()}
     built = json.loads(ragalign("kv", "build", index, *options).stdout)
     assert built["n_removed"] == 1
