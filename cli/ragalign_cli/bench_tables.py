@@ -55,12 +55,12 @@ def _show_metric(bench: Bench, metric: MetricName) -> None:
 def show_costs(bench: Bench) -> None:
     """Print each recipe's cost and speed per request."""
     from ragalign.reports.formats import number
-    from ragalign.reports.sections_bench import about_prices, price, price_spread, rate
+    from ragalign.reports.sections_bench import about_prices, rate, with_spread
 
     console.heading("Cost and speed, per request")
     has_reuse = any(condition.costs.reused_tokens for condition in bench.conditions)
     reused = ("reused", "MB") if has_reuse else ()
-    names = ("shown", "prompt", "prefill", *reused, "output", "first, ms", "req/s", "price", "")
+    names = ("shown", "prompt", "prefill", *reused, "output", "TTFT", "req/s", "price")
     columns = [("recipe", "left"), *((name, "right") for name in names)]
     rows = [
         [
@@ -72,15 +72,14 @@ def show_costs(bench: Bench) -> None:
             number(condition.costs.output_tokens.value, "%"),
             number(condition.costs.first_token.median if condition.costs.first_token else None, "%"),
             rate(condition.costs.requests_per_s),
-            price(condition.costs.price),
-            price_spread(condition.costs.price),
+            with_spread(condition.costs.price),
         ]
         for condition in bench.conditions
     ]
     console.print_table(columns, rows)
     note = "shown: demonstrations per prompt; prompt, prefill (computed, not cached), output: tokens"
     note += "; reused: tokens whose keys and values were reused, and their size" if has_reuse else ""
-    note += "; first: median time to the first token on an idle engine." if bench.timing else "."
+    note += "; TTFT: median time to first token on an idle engine, ms." if bench.timing else "."
     console.note(f"{note} {about_prices(bench)}".rstrip())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -17,6 +18,9 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+# Columns of tables in files and pipes.
+_PIPED_WIDTH = 160
+
 _quiet = ContextVar("quiet", default=False)
 
 
@@ -24,7 +28,10 @@ def stdout() -> Console:
     """A console for results; colour only on a terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    # Rich takes a pipe for a terminal of 80 columns, which would cut tables.
+    width = _PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None
+    return Console(highlight=False, soft_wrap=piped, width=width)
 
 
 def stderr() -> Console:

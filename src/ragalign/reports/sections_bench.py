@@ -184,6 +184,11 @@ def price_spread(value: Price | None) -> str:
     return "" if value is None else f"{value.low:.2f} to {value.high:.2f}"
 
 
+def with_spread(value: Price | None) -> str:
+    """A price with its extremes, on one line."""
+    return NONE if value is None else f"{price(value)} ({value.low:.2f}–{value.high:.2f})"
+
+
 def about_prices(bench: Bench) -> str:
     """How prices were measured, and how far the control was off."""
     timing = bench.timing
