@@ -76,6 +76,8 @@ def score(
     dtype: options.DType = None,
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Measure how much likelier each candidate makes a good answer.
@@ -100,7 +102,9 @@ def score(
     chosen = Recipe.load(recipe)
     limits = ScoreOptions(candidates, max_reference_tokens, seed)
     options.check_gives_probabilities(backend)
-    engine = Engine(model, backend, tokenizer, context_length, options.engine(dtype, tensor_parallel, gpu_memory))
+    options.check_cluster(ray, workers, backend)
+    settings = options.engine(dtype, tensor_parallel, gpu_memory)
+    engine = Engine(model, backend, tokenizer, context_length, settings, ray=ray, workers=workers)
     engine.check()
     opened = Index.open(index)
     run = GainRun(

@@ -236,9 +236,17 @@ def test_commands_make_the_same_files(
         run(*generate, "--out", tmp_path / "b.jsonl", "--ray", "local", "--workers", 9)
 
 
-def test_probabilities_are_refused(generator: Any) -> None:
-    with pytest.raises(ConfigError, match="need an engine in this process"):
-        generator.distributions([[1, 2, 3]], [1])
+def test_probabilities_are_those_of_one_engine(generator: Any, tiny_model: Path, make_prompt: Any) -> None:
+    sequences = [prompt.token_ids for prompt in prompts_of(make_prompt, 10)]
+    starts = [len(ids) - 4 for ids in sequences]
+    with make_generator("transformers", model=str(tiny_model), dtype="float32", batch_size=1) as alone:
+        expected = dict(alone.token_logprobs(sequences, starts))
+        whole = dict(alone.distributions(sequences[:3], starts[:3]))
+    found = dict(generator.token_logprobs(sequences, starts))
+    for position in range(10):
+        np.testing.assert_allclose(found[position], expected[position], atol=1e-4)
+    for position, shown in generator.distributions(sequences[:3], starts[:3]):
+        np.testing.assert_allclose(shown.dense, whole[position].dense, atol=1e-4)
 
 
 def test_failures_are_those_of_one_process(cluster: Any, tiny_model: Path) -> None:

@@ -78,9 +78,21 @@ class EngineWorker:
                 ),
             )
 
+    def distributions(self, items: Sequence[tuple[Any, int]], top_k: int | None) -> Iterator[tuple[int, Any]]:
+        """As the generator's, for (token ids, start)."""
+        yield from self._generator.distributions(*_sequences(items), top_k=top_k)
+
+    def token_logprobs(self, items: Sequence[tuple[Any, int]]) -> Iterator[tuple[int, Any]]:
+        """As the generator's, for (token ids, start)."""
+        yield from self._generator.token_logprobs(*_sequences(items))
+
     def reset_prefix_cache(self) -> bool:
         """Empty the engine's prefix cache."""
         return bool(self._generator.reset_prefix_cache())
+
+
+def _sequences(items: Sequence[tuple[Any, int]]) -> tuple[list[list[int]], list[int]]:
+    return [ids.tolist() for ids, _ in items], [start for _, start in items]
 
 
 class EncoderWorker:

@@ -1,0 +1,185 @@
+"""The index larger than memory: hits, texts by row, building from batches, and damaged folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragalign.encoders import Encoder
+from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
+from ragalign.indexes import Index
+from ragalign.indexes.on_disk import DiskIndex, read_batches
+from ragalign.pool import Pool
+from ragalign.recipes import data_folder
+from ragalign.types import Demonstration
+
+N, DIMENSION = 9_000, 32
+
+
+def made(n: int = N, seed: int = 0) -> np.ndarray:
+    """Vectors in clusters."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((40, DIMENSION))
+    return (centres[random.integers(0, 40, n)] + 0.4 * random.standard_normal((n, DIMENSION))).astype(np.float32)
+
+
+def pool_of(start: int, end: int) -> Pool:
+    return Pool.from_demonstrations(
+        [Demonstration(f"Question {n}?", f"Answer {n}.", source="made", source_id=str(n)) for n in range(start, end)]
+    )
+
+
+def batches(vectors: np.ndarray, size: int = 1_700) -> Iterator[tuple[Pool, np.ndarray]]:
+    for start in range(0, len(vectors), size):
+        end = min(start + size, len(vectors))
+        yield pool_of(start, end), vectors[start:end]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def folder(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("disk") / "index"
+    DiskIndex.build(path, batches(vectors), factory="IVF64,PQ8", shard=2_000, encoder="e")
+    return path
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_scores_are_exact_and_hits_nearly_those_of_exact_search(
+    vectors: np.ndarray, tmp_path: Path, metric: str
+) -> None:
+    index = DiskIndex.build(tmp_path / "i", batches(vectors), factory="IVF64,PQ8", metric=metric, shard=2_000)  # type: ignore[arg-type]
+    queries = made(100, seed=1)
+    scores, positions = index.search(queries, 10, probes=32, candidates=20)
+    rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if metric == "cosine" else vectors
+    asked = queries / np.linalg.norm(queries, axis=1, keepdims=True) if metric == "cosine" else queries
+    exact = -((asked[:, None] - rows[None]) ** 2).sum(2) if metric == "l2" else asked @ rows.T
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, positions, axis=1), rtol=1e-3, atol=1e-4)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    best = np.argsort(-exact, axis=1)[:, :10]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(positions, best, strict=True)])
+    assert recall > 0.95
+    # Without the raw vectors, the codes alone would not do.
+    coarse = index.search(queries, 10, probes=32, candidates=1)[1]
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(coarse, best, strict=True)]) < recall
+
+
+def test_lists_are_mapped_and_texts_are_read_by_row(folder: Path, vectors: np.ndarray) -> None:
+    import faiss
+
+    index = DiskIndex.open(folder)
+    lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index._index).invlists)
+    assert isinstance(lists, faiss.OnDiskInvertedLists)
+    assert len(index) == N
+    assert index._pool.num_row_groups == -(-N // 2048)
+    for position in (0, 2047, 2048, 5000, N - 1):
+        assert index[position] == pool_of(position, position + 1)[0]
+    [found] = index.hits(vectors[[4321]], 3)
+    hit, demonstration = found[0]
+    assert (hit.id, hit.rank, demonstration.source_id) == (demonstration.id, 1, "4321")
+    assert hit.score == pytest.approx(1.0, abs=1e-4)
+    assert index._read.cache_info().currsize <= 64
+    with pytest.raises(IndexError):
+        index[N]
+
+
+def test_it_finds_what_an_index_in_memory_finds(minilm: Encoder, tmp_path: Path) -> None:
+    pool = Pool.load(data_folder() / "starter.jsonl")
+    pool.save(tmp_path / "pool.parquet")
+    source = read_batches([tmp_path / "pool.parquet"], minilm.encode, rows=60)
+    disk = DiskIndex.build(tmp_path / "disk", source, factory="IVF4,PQ48x4", encoder=minilm.fingerprint)
+    memory = Index.build(pool, minilm)
+    queries = minilm.encode(["How do I bake bread?", "Write a poem about rain."], kind="query")
+    expected = [[pool.ids[place] for place in row] for row in memory.search(queries, 5)[1]]
+    found = disk.hits(queries, 5, probes=4, candidates=20)
+    assert [[hit.id for hit, _ in row] for row in found] == expected
+
+
+def test_repetitions_are_returned_once(tmp_path: Path) -> None:
+    vectors = made(600)
+    twice = [(pool_of(0, 300), vectors[:300]), (pool_of(0, 300), vectors[:300])]
+    index = DiskIndex.build(tmp_path / "i", twice, factory="IVF4,PQ8x4")
+    [found] = index.hits(vectors[[7]], 5, probes=4)
+    assert len({hit.id for hit, _ in found}) == 5
+    assert [hit.rank for hit, _ in found] == [1, 2, 3, 4, 5]
+
+
+def test_one_batch_is_in_memory_at_a_time(vectors: np.ndarray, tmp_path: Path) -> None:
+    import weakref
+
+    alive: list[weakref.ref[Pool]] = []
+
+    def watched() -> Iterator[tuple[Pool, np.ndarray]]:
+        for start in range(0, 6_000, 1_000):
+            pool = pool_of(start, start + 1_000)
+            assert sum(reference() is not None for reference in alive) <= 1
+            alive.append(weakref.ref(pool))
+            yield pool, vectors[start : start + 1_000]
+            del pool
+
+    assert len(DiskIndex.build(tmp_path / "i", watched(), factory="IVF16,PQ8")) == 6_000
+
+
+def broken(vectors: np.ndarray) -> Iterator[tuple[Pool, np.ndarray]]:
+    yield pool_of(0, 10), vectors[:10]
+    raise OSError("the disk of the source")
+
+
+def test_nothing_is_left_of_a_build_that_fails(vectors: np.ndarray, tmp_path: Path) -> None:
+    bad = vectors[:300].copy()
+    bad[3, 3] = np.nan
+    for source, factory, error, message in (
+        (broken(vectors), "IVF4,PQ8", OSError, "the disk"),
+        (iter([]), "IVF4,PQ8", DataError, "nothing to index"),
+        (iter([(pool_of(0, 5), vectors[:4])]), "IVF4,PQ8", DataError, "5 demonstrations"),
+        (iter([(pool_of(0, 300), bad)]), "IVF4,PQ8", DataError, "not finite"),
+        (batches(vectors[:900]), "Flat", ConfigError, "Flat"),
+        (batches(vectors[:900]), "nonsense", ConfigError, "nonsense"),
+        (batches(vectors[:900]), "IVF2000,PQ8", ConfigError, "IVF2000"),
+    ):
+        with pytest.raises(error, match=message):
+            DiskIndex.build(tmp_path / "i", source, factory=factory)  # type: ignore[arg-type]
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "i").mkdir()
+    with pytest.raises(ConfigError, match="exists"):
+        DiskIndex.build(tmp_path / "i", batches(vectors), factory="IVF4,PQ8")
+
+
+def test_damaged_folders_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    def refuses(path: Path) -> None:
+        with pytest.raises(IndexFormatError) as refused:
+            DiskIndex.open(path)
+        assert "\n" not in str(refused.value)
+
+    refuses(tmp_path / "none")
+    for name in ("lists.faiss", "lists.ivf", "vectors.f32", "pool.parquet", "index.json"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        with (copy / name).open("r+b") as file:
+            file.truncate((copy / name).stat().st_size // 2)
+        refuses(copy)
+    other = shutil.copytree(folder, tmp_path / "other")
+    about = json.loads((other / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps(about | {"format": "ragalign-disk-index-9"}))
+    refuses(other)
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert len(DiskIndex.open(moved).hits(made(1), 3)[0]) == 3
+
+
+def test_wrong_queries(folder: Path) -> None:
+    index = DiskIndex.open(folder)
+    with pytest.raises(IndexMismatchError, match=r"\[m, 32\]"):
+        index.search(np.zeros((1, 31), np.float32), 3)
+    with pytest.raises(ConfigError, match="at least 1"):
+        index.search(np.zeros((1, 32), np.float32), 0)
+    with pytest.raises(DataError, match="NaN"):
+        index.search(np.full((1, 32), np.nan, np.float32), 3)
+    assert (index.search(np.ones((1, 32), np.float32), 9, probes=1, candidates=1)[1] >= -1).all()
