@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragalign_cli import console
+from ragalign_cli import console, pool_scores
 from ragalign_cli.help import Command, group
 from ragalign_cli.paths import out_pool
 from ragalign_cli.pool_options import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 24
 _MIN_TEXT_WIDTH = 24
 
-app = group("Inspect, convert and deduplicate files of demonstrations.")
+app = group("Inspect, convert, deduplicate and score files of demonstrations.")
 
 Files = Annotated[
     list[str],
@@ -58,7 +58,7 @@ def inspect(
     unwrap: Unwrap = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with all skipped rows.")] = False,
 ) -> None:
-    """Count rows, shapes, duplicates, lengths and bad rows.
+    """Count rows, shapes, duplicates, lengths, scores and bad rows.
 
     A duplicate has the instruction and response of an earlier row in any of the files.
 
@@ -83,6 +83,7 @@ def inspect(
                 "n_repeated_instructions": repeated,
                 "fingerprint": pool.fingerprint,
                 "words": {name: _length_record(lengths) for name, lengths in words.items()},
+                "scores": pool_scores.score_records(pool),
             }
         )
         return
@@ -92,6 +93,7 @@ def inspect(
         [("", "left"), *((name, "right") for name in ("min", "25 %", "median", "75 %", "95 %", "max", "mean"))],
         [[name, *(f"{value:,.0f}" for value in _length_record(lengths).values())] for name, lengths in words.items()],
     )
+    pool_scores.print_scores(pool)
     console.stdout().print(
         f"\n{len(pool):,} demonstrations; {repeated:,} repeat an earlier instruction with a different response"
     )
@@ -178,6 +180,10 @@ def dedupe(
         + (f" ({same:,} rows were exact duplicates)" if same else "")
         + f"; wrote {len(kept):,} to {out}"
     )
+
+
+app.command("score", cls=Command)(pool_scores.score)
+app.command("select", cls=Command)(pool_scores.select)
 
 
 def _print_skipped(report: LoadReport) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.command import Command
 
 from ragalign.pool import Pool
 from ragalign_cli.main import main
@@ -243,3 +244,51 @@ def test_heavy_packages_stay_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_scores_are_written_shown_and_selected_by(ragalign: Command, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n}.", "response": " ".join(["word"] * n)} for n in range(1, 7)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    engine = ("--model", tiny_model, "--backend", "transformers")
+    given = tmp_path / "pool.jsonl"
+    for rule in ("length", "ifd", "perplexity", "utility"):
+        out = tmp_path / f"{rule}.jsonl"
+        more = ("--questions", "2") if rule == "utility" else ()
+        run = ragalign("pool", "score", given, "--by", rule, *engine, *more, "--out", out)
+        assert run.returncode == 0, run.stderr
+        assert rule in run.stdout
+        given = out
+    scores = [json.loads(line)["metadata"]["scores"] for line in given.read_text().splitlines()]
+    assert [set(one) for one in scores] == [{"length", "ifd", "perplexity", "utility"}] * 6
+    assert not list(tmp_path.glob("*partial*"))
+    shown = json.loads(ragalign("pool", "inspect", given, "--json").stdout)["scores"]
+    assert shown["length"]["n"] == 6
+    run = ragalign("pool", "select", given, "--by", "length", "--top", "2", "--out", tmp_path / "best.jsonl")
+    assert run.returncode == 0, run.stderr
+    kept = [json.loads(line)["instruction"] for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert kept == ["Say 6.", "Say 5."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "POOL", "--by", "beauty", "--model", "MODEL", "--out", "OUT"), "beauty"),
+        (("score", "POOL", "--by", "ifd", "--model", "MODEL", "--out", "out.txt"), "use .parquet or .jsonl"),
+        (
+            ("score", "POOL", "--by", "ifd", "--model", "MODEL", "--out", "OUT", "--gains", "g"),
+            "goes with --by utility",
+        ),
+        (("score", "POOL", "--by", "ifd", "--model", "nosuch", "--out", "OUT"), "nosuch"),
+        (("select", "POOL", "--by", "ifd", "--top", "2", "--out", "OUT"), "no scores by ifd"),
+        (("select", "POOL", "--by", "ifd", "--top", "0", "--out", "OUT"), "top"),
+    ],
+)
+def test_wrong_options_of_scores_get_one_line(
+    ragalign: Command, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "pool.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    named = {"POOL": tmp_path / "pool.jsonl", "MODEL": tiny_model, "OUT": tmp_path / "out.jsonl"}
+    run = ragalign("pool", *(named.get(argument, argument) for argument in arguments))
+    assert run.returncode in (1, 2)
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ragalign.retrieval.calibration import TextForm
-
-if TYPE_CHECKING:
-    from ragalign.utility.training import Trained, TrainOptions
+from ragalign.utility.trained import Trained, TrainOptions
 
 _SHOWN = ("model", "pool", "questions", "candidates", "max_reference_tokens", "seed")
 
