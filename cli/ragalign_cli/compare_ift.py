@@ -156,7 +156,7 @@ def compare_ift(
         "break_even": [pair.to_dict() for pair in pairs],
     }
     write_json(out / "compare-ift.json", document)
-    write_pages(settings, found, pairs, len(asked), out, created=datetime.now(UTC))
+    write_pages(settings, found, pairs, len(asked), out, created=datetime.now(UTC), lower_is_better=lower_is_better)
     if json:
         console.print_json(document)
     else:

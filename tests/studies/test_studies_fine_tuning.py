@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ragalign.pool import Pool
 from ragalign.studies.fine_tuning import running
 from ragalign.studies.fine_tuning.cells import Cell, drawn, plan
 from ragalign.studies.fine_tuning.figures import break_even, points
+from ragalign.studies.fine_tuning.page import write_pages
 from ragalign.studies.fine_tuning.running import FineTuningSettings, Result, run
 from ragalign.studies.fine_tuning.training import Training, fine_tune, make_examples
 from ragalign.templates import Template
@@ -266,6 +268,14 @@ def test_a_judge_may_score_instead(tmp_path: Path) -> None:
     assert zero.scores == {"a": 7.0, "b": None}
     with pytest.raises(DataError, match="has no verdict on full-n3-seed0: judge"):
         with_verdicts([result("full", 3, [0])], tmp_path / "verdicts.jsonl")
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_pages_say_which_scores_are_better(settings: FineTuningSettings, tmp_path: Path, lower_is_better: bool) -> None:
+    found = points([result("lora", 10, [2, 3]), result("zero-shot", None, [4, 4])])
+    write_pages(settings, found, [], 2, tmp_path, created=datetime.now(UTC), lower_is_better=lower_is_better)
+    for name in ("compare-ift.html", "quality.svg"):
+        assert ("lower is better" in (tmp_path / name).read_text(encoding="utf-8")) is lower_is_better
 
 
 @given(st.floats(0.1, 100), st.floats(0.01, 10), st.floats(0.01, 10))

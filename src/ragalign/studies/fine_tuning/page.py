@@ -29,10 +29,13 @@ def write_pages(
     folder: Path,
     *,
     created: datetime,
+    lower_is_better: bool = False,
 ) -> None:
     """Write ``compare-ift.html`` and ``quality.svg``."""
-    save_page(render(settings, found, pairs, n_prompts, created=created), folder / "compare-ift.html")
-    (folder / "quality.svg").write_text(as_file(quality(found), shown_methods(found)), encoding="utf-8")
+    page = render(settings, found, pairs, n_prompts, created=created, lower_is_better=lower_is_better)
+    save_page(page, folder / "compare-ift.html")
+    plot = quality(found, lower_is_better=lower_is_better)
+    (folder / "quality.svg").write_text(as_file(plot, shown_methods(found)), encoding="utf-8")
 
 
 def render(
@@ -42,12 +45,13 @@ def render(
     n_prompts: int,
     *,
     created: datetime,
+    lower_is_better: bool = False,
 ) -> str:
     """The page as text."""
     facts = [
         f"base: {settings.base}",
         f"recipe: {settings.recipe}",
-        f"metric: {settings.metric}",
+        f"metric: {settings.metric}{' (lower is better)' if lower_is_better else ''}",
         f"{count(n_prompts)} prompts, {settings.seeds} seed{'s' if settings.seeds != 1 else ''}",
         f"made with ragalign {version('ragalign')} on {created:%d %B %Y, %H:%M} UTC",
     ]
@@ -55,9 +59,11 @@ def render(
         section(
             "Quality by number of demonstrations",
             "",
-            Markup('{}<div class="scroll">{}</div>').format(key(shown_methods(found)), quality(found)),
+            Markup('{}<div class="scroll">{}</div>').format(
+                key(shown_methods(found)), quality(found, lower_is_better=lower_is_better)
+            ),
         )
-        + section("All figures", "", _table(found))
+        + section("All figures", "Lower scores are better." if lower_is_better else "", _table(found))
         + (section("When fine-tuning pays", "", _break_even(pairs)) if pairs else Markup())
     )
     return render_template(
@@ -78,7 +84,7 @@ def shown_methods(found: Sequence[Point]) -> list[str]:
     return [method for method in METHODS if any(point.method == method for point in found)]
 
 
-def quality(found: Sequence[Point]) -> str:
+def quality(found: Sequence[Point], *, lower_is_better: bool = False) -> str:
     """The plot of quality against the number of demonstrations; methods without one are dashed lines."""
     sizes = sorted({point.n for point in found if point.n is not None})
     places = {n: math.log(n) for n in sizes}
@@ -102,7 +108,7 @@ def quality(found: Sequence[Point]) -> str:
         series,
         x_ticks=ticks,
         x_label="demonstrations",
-        y_label="mean score",
+        y_label="mean score, lower is better" if lower_is_better else "mean score",
         y_max=1.0 if highest <= 1 else None,
     )
 
