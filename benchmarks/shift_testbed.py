@@ -43,7 +43,7 @@ from ragalign.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.recipes import Recipe, data_folder
 from ragalign.studies.fine_tuning.training import Training, fine_tune
-from ragalign.studies.shift.figures import Figures, figures
+from ragalign.studies.shift.figures import ShiftFigures, figures
 from ragalign.studies.shift.page import write_pages
 from ragalign.studies.shift.running import ShiftSettings, run
 from ragalign.tokenization import Tokenizer
@@ -73,7 +73,7 @@ def categories() -> dict[str, list[str]]:
     }
 
 
-def checks(shown: dict[str, Figures]) -> dict[str, dict[str, object]]:
+def checks(shown: dict[str, ShiftFigures]) -> dict[str, dict[str, object]]:
     """Each thing that the construction implies, the figure that decides it, and whether it holds."""
     same = shown["same"]
     choices = {kind: same.by_category[kind].value for kind in ("opening", "layout", "sign-off")}

@@ -11,7 +11,7 @@ from ragalign_cli import console, options, query_options
 from ragalign_cli.help import Command, group
 
 if TYPE_CHECKING:
-    from ragalign.studies.shift.figures import Figures
+    from ragalign.studies.shift.figures import ShiftFigures
 
 app = group("Measure what alignment changes in a model.")
 
@@ -155,7 +155,7 @@ def _top_k(given: int | None, backend: str) -> int | None:
     return given or None
 
 
-def _show(shown: list[Figures]) -> None:
+def _show(shown: list[ShiftFigures]) -> None:
     from ragalign.reports.formats import interval, number
     from ragalign.studies.shift.page import visible
 

@@ -11,7 +11,7 @@ import typer
 from ragalign_cli import console, demo_real, options, prompts
 from ragalign_cli.bench_steps import answer
 from ragalign_cli.bench_tables import show_costs, show_quality
-from ragalign_cli.demo_real import Answered
+from ragalign_cli.demo_real import SideBySide
 
 if TYPE_CHECKING:
     from ragalign.types import Completion
@@ -76,7 +76,7 @@ def demo(
         _next_steps()
 
 
-def _real(folder: Path, *, json: bool) -> list[Answered] | None:
+def _real(folder: Path, *, json: bool) -> list[SideBySide] | None:
     """Answer with the packaged base model; warn and return None if it is not installed."""
     from ragalign.errors import MissingDependencyError
 
@@ -90,7 +90,7 @@ def _real(folder: Path, *, json: bool) -> list[Answered] | None:
     return answered
 
 
-def _testbed(folder: Path, n: int, backend: str, answered: list[Answered] | None, *, json: bool) -> None:
+def _testbed(folder: Path, n: int, backend: str, answered: list[SideBySide] | None, *, json: bool) -> None:
     """Answer the testbed's questions with four recipes, and show one question in full and the figures."""
     from ragalign.aligner import Aligner
     from ragalign.bench.benchmark import Benchmark

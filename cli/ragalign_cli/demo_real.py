@@ -19,7 +19,7 @@ _DEMONSTRATION_TOKENS = 900
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class SideBySide:
     """A question with the model's two answers."""
 
     question: str
@@ -37,7 +37,7 @@ class Answered:
         }
 
 
-def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
+def answer(questions: Sequence[str], folder: Path) -> list[SideBySide]:
     """Index the starter pool in `folder` and answer each question twice, with the same greedy decoding.
 
     Raises:
@@ -75,7 +75,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
             completions.append(aligner.generate(questions, decoding=decoding))
     instructions = dict(zip(pool.ids, pool.instructions, strict=True))
     return [
-        Answered(
+        SideBySide(
             question,
             without,
             retrieved,
@@ -85,7 +85,7 @@ def answer(questions: Sequence[str], folder: Path) -> list[Answered]:
     ]
 
 
-def show(answered: Sequence[Answered]) -> None:
+def show(answered: Sequence[SideBySide]) -> None:
     """Print each question with its demonstrations, both answers, and how they ended."""
     from rich.table import Table
     from rich.text import Text

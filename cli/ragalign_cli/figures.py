@@ -10,7 +10,7 @@ from ragalign_cli import console
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
-    from ragalign.judging.replay import Problem
+    from ragalign.judging.replay import ReplayProblem
     from ragalign.statistics import Estimate
 
 _LISTED = 10
@@ -37,7 +37,7 @@ def show_figures(table: Sequence[Figures], estimates: Sequence[Mapping[str, Esti
             console.note(f"{figures.model}: {note}")
 
 
-def tell_problems(problems: Sequence[Problem]) -> None:
+def tell_problems(problems: Sequence[ReplayProblem]) -> None:
     """Warn of unreadable rows: the first few by name, the rest as a count."""
     for problem in problems[:_LISTED]:
         console.warning(f"{problem.where}: {problem.reason}; counted as unscored")

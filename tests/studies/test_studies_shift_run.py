@@ -24,7 +24,7 @@ from ragalign.studies.shift import running
 from ragalign.studies.shift.figures import figures
 from ragalign.studies.shift.page import write_pages
 from ragalign.studies.shift.record import Reading
-from ragalign.studies.shift.running import Outcome, ShiftSettings, run
+from ragalign.studies.shift.running import ShiftOutcome, ShiftSettings, run
 from ragalign.types import Query, Turn
 
 NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
@@ -62,11 +62,11 @@ def settings(tiny_model: Path, tuned: Path) -> ShiftSettings:
 
 
 @pytest.fixture(scope="module")
-def outcome(settings: ShiftSettings, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(settings: ShiftSettings, tmp_path_factory: pytest.TempPathFactory) -> ShiftOutcome:
     return run(settings, QUERIES, tmp_path_factory.mktemp("shift") / "run")
 
 
-def same_readings(one: Outcome, other: Outcome) -> bool:
+def same_readings(one: ShiftOutcome, other: ShiftOutcome) -> bool:
     """Up to rounding, which depends on what is in a batch."""
     assert [answer.token_ids for answer in one.answers] == [answer.token_ids for answer in other.answers]
     for name, found in one.readings.items():
@@ -87,7 +87,7 @@ def same_readings(one: Outcome, other: Outcome) -> bool:
     return True
 
 
-def test_equal_to_a_plain_loop(settings: ShiftSettings, outcome: Outcome) -> None:
+def test_equal_to_a_plain_loop(settings: ShiftSettings, outcome: ShiftOutcome) -> None:
     """Greedy answers, ranks, probabilities and divergences, one forward pass per token, no batch and no cache."""
     import torch
     from scipy.special import rel_entr
@@ -115,7 +115,7 @@ def test_equal_to_a_plain_loop(settings: ShiftSettings, outcome: Outcome) -> Non
     assert kinds >= {1, 4}
 
 
-def test_a_recipes_context_holds_the_same_answer(settings: ShiftSettings, outcome: Outcome) -> None:
+def test_a_recipes_context_holds_the_same_answer(settings: ShiftSettings, outcome: ShiftOutcome) -> None:
     """The base model reads the answer behind the recipe's prompt, tokenised as one text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -140,7 +140,7 @@ def test_a_recipes_context_holds_the_same_answer(settings: ShiftSettings, outcom
         assert outcome.readings["urial"][answer.id].n_demonstrations == len(prompt.demonstrations) > 0
 
 
-def test_figures_are_those_of_the_readings(outcome: Outcome) -> None:
+def test_figures_are_those_of_the_readings(outcome: ShiftOutcome) -> None:
     shown = {one.context: one for one in figures(outcome)}
     for name, one in shown.items():
         ranks = [place.rank for found in outcome.readings[name].values() for place in found.places if place]
@@ -168,7 +168,7 @@ def test_figures_are_those_of_the_readings(outcome: Outcome) -> None:
 
 
 def test_interrupted_anywhere_it_goes_on(
-    settings: ShiftSettings, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ShiftSettings, outcome: ShiftOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "_BATCH", 2)
     real = TransformersGenerator.distributions
@@ -237,7 +237,9 @@ def test_a_model_with_nothing_to_say_gives_no_figures(settings: ShiftSettings, t
     write_pages(mute, found, shown, tmp_path, created=NOW)
 
 
-def test_less_of_the_vocabulary_gives_the_same_ranks(settings: ShiftSettings, outcome: Outcome, tmp_path: Path) -> None:
+def test_less_of_the_vocabulary_gives_the_same_ranks(
+    settings: ShiftSettings, outcome: ShiftOutcome, tmp_path: Path
+) -> None:
     top = run(replace(settings, top_k=5), QUERIES, tmp_path / "run")
     for name, found in outcome.readings.items():
         for id_, one in found.items():
@@ -260,13 +262,13 @@ def test_vllm_finds_what_transformers_finds() -> None:
 
 
 @pytest.mark.skipif("RAGALIGN_TEST_ALONE" not in os.environ, reason="runs in a process of its own")
-def test_on_vllm_alone(settings: ShiftSettings, outcome: Outcome, tmp_path: Path) -> None:
+def test_on_vllm_alone(settings: ShiftSettings, outcome: ShiftOutcome, tmp_path: Path) -> None:
     options = {"dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 2**30}
     found = run(replace(settings, backend="vllm", options=options), QUERIES, tmp_path / "run")
     assert same_readings(found, outcome)
 
 
-def test_readings_survive_json(outcome: Outcome) -> None:
+def test_readings_survive_json(outcome: ShiftOutcome) -> None:
     for one in outcome.readings["same"].values():
         assert Reading.from_dict(json.loads(json.dumps(one.to_dict()))).to_dict() == one.to_dict()
 
@@ -300,7 +302,7 @@ def test_the_command_writes_everything(
 
 @pytest.fixture(scope="module")
 def page(
-    settings: ShiftSettings, outcome: Outcome, chromium: Any, tmp_path_factory: pytest.TempPathFactory
+    settings: ShiftSettings, outcome: ShiftOutcome, chromium: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("page")
     write_pages(settings, outcome, figures(outcome), folder, created=NOW)
@@ -318,7 +320,7 @@ def page(
     assert chromium.get_log("browser") == []
 
 
-def test_tokens_are_coloured_and_say_what_was_expected(page: Any, outcome: Outcome, chromium: Any) -> None:
+def test_tokens_are_coloured_and_say_what_was_expected(page: Any, outcome: ShiftOutcome, chromium: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     ask = page()

@@ -22,7 +22,7 @@ from ragalign._parsing import parse_json
 from ragalign.aligner import Aligner
 from ragalign.errors import BudgetError, DataError
 from ragalign.generator import Generator
-from ragalign.reports.costs import Price, Timing
+from ragalign.reports.costs import RelativePrice, Timing
 from ragalign.runs import write_json
 from ragalign.types import Query
 
@@ -70,7 +70,7 @@ class Timings:
     rounds: tuple[Mapping[str, Timed], ...]
     control: tuple[float, ...]
 
-    def price(self, name: str) -> Price:
+    def price(self, name: str) -> RelativePrice:
         """The engine's seconds relative to the base's in the same round: median and extremes."""
         return _price([repetition[name].engine_s / repetition[self.base].engine_s for repetition in self.rounds])
 
@@ -190,8 +190,8 @@ def _spaced(queries: Sequence[Query], n_rounds: int) -> list[Query]:
     return [queries[place * len(queries) // n] for place in range(n)]
 
 
-def _price(ratios: Sequence[float]) -> Price:
-    return Price(statistics.median(ratios), min(ratios), max(ratios))
+def _price(ratios: Sequence[float]) -> RelativePrice:
+    return RelativePrice(statistics.median(ratios), min(ratios), max(ratios))
 
 
 def _timed(row: Mapping[str, Any]) -> Timed:

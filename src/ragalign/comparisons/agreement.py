@@ -11,7 +11,7 @@ from ragalign.errors import DataError
 from ragalign.judging.agreement import Agreement, agree, level_of, ratings, unit_of
 from ragalign.judging.base import Verdict
 from ragalign.judging.labels import join, read_labels
-from ragalign.judging.replay import Problem
+from ragalign.judging.replay import ReplayProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class AgreementResult:
     agreements: tuple[Agreement, ...]
     n_unscored: int
     n_unmatched: int
-    problems: tuple[Problem, ...]
+    problems: tuple[ReplayProblem, ...]
 
 
 def agreement_of_files(

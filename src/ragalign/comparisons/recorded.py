@@ -11,7 +11,7 @@ from ragalign.errors import ConfigError
 from ragalign.judging.base import Figures, Verdict
 from ragalign.judging.protocols.length_control import LengthControl
 from ragalign.judging.registry import make_protocol, protocol_of_file
-from ragalign.judging.replay import Problem, replay
+from ragalign.judging.replay import ReplayProblem, replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Recorded:
 
     figures: tuple[Figures, ...]
     verdicts: tuple[Verdict, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[ReplayProblem, ...]
 
 
 def aggregate_files(
@@ -70,7 +70,7 @@ def aggregate_files(
         options["prompts"] = prompts
     figures: list[Figures] = []
     verdicts: list[Verdict] = []
-    problems: list[Problem] = []
+    problems: list[ReplayProblem] = []
     by_protocol: dict[str, list[str | Path]] = {}
     for file in files:
         by_protocol.setdefault(protocol_of_file(protocol, file), []).append(file)

@@ -17,7 +17,7 @@ from ragalign.judging.files import read_rows
 from ragalign.judging.output import VERDICTS, read_verdicts
 from ragalign.judging.protocols.grouping import group
 from ragalign.judging.registry import PROTOCOLS, make_protocol, protocol_of_file
-from ragalign.judging.replay import Problem, replay
+from ragalign.judging.replay import ReplayProblem, replay
 from ragalign.judging.requests import Json
 
 _OURS = {"item_id", "protocol", "judge", "model"}
@@ -39,7 +39,7 @@ class Source:
     protocol: str
     verdicts: tuple[Verdict, ...]
     texts: Mapping[Place, Texts] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ReplayProblem, ...] = ()
 
 
 def read_sources(

@@ -16,7 +16,7 @@ from ragalign.text import valid_values
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileRow:
     """A row of a file: its value, or why it cannot be read.
 
     Attributes:
@@ -30,7 +30,7 @@ class Row:
     problem: str | None = None
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path) -> list[FileRow]:
     """Read all rows of a JSON array or a JSON Lines file, plain or gzipped; the first character decides which.
 
     A line or entry that is not a JSON object becomes a row with a problem, so that all rows are counted. A lone
@@ -64,7 +64,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], form: Litera
         write_lines(Path(path), rows)
 
 
-def _array(path: str | Path, text: str) -> list[Row]:
+def _array(path: str | Path, text: str) -> list[FileRow]:
     try:
         values = valid_values(parse_json(text))
     except ValueError as error:
@@ -75,19 +75,19 @@ def _array(path: str | Path, text: str) -> list[Row]:
     if not values:
         raise DataError(f"{path} is an empty JSON array")
     return [
-        Row(position, f"{path} entry {position + 1}", value)
+        FileRow(position, f"{path} entry {position + 1}", value)
         if isinstance(value, dict)
-        else Row(position, f"{path} entry {position + 1}", problem="not a JSON object")
+        else FileRow(position, f"{path} entry {position + 1}", problem="not a JSON object")
         for position, value in enumerate(values)
     ]
 
 
-def _line(position: int, where: str, line: str) -> Row:
+def _line(position: int, where: str, line: str) -> FileRow:
     try:
         value = valid_values(parse_json(line))
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        return Row(position, where, problem=f"not JSON: {reason}")
+        return FileRow(position, where, problem=f"not JSON: {reason}")
     if not isinstance(value, dict):
-        return Row(position, where, problem="not a JSON object")
-    return Row(position, where, value)
+        return FileRow(position, where, problem="not a JSON object")
+    return FileRow(position, where, value)

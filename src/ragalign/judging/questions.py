@@ -14,7 +14,7 @@ from ragalign.judging.requests import Item, JudgeReply, JudgeRequest
 
 
 @dataclass(slots=True)
-class Question:
+class JudgeQuestion:
     """A prompt for a judge, with the replies so far.
 
     Attributes:
@@ -45,7 +45,7 @@ class Slot:
     item: Item
     settled: Verdict | None = None
     request: JudgeRequest | None = None
-    question: Question | None = None
+    question: JudgeQuestion | None = None
 
     def judgement(self, protocol: Protocol) -> Judgement:
         """The verdict from the first reply that can be parsed, or else unscored with a reason."""
@@ -70,7 +70,7 @@ class Work:
     """All pending verdicts in order, and each judge's distinct questions."""
 
     slots: list[Slot] = field(default_factory=list)
-    questions: dict[str, list[Question]] = field(default_factory=dict)
+    questions: dict[str, list[JudgeQuestion]] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, protocol: Protocol, items: Sequence[Item], judges: Sequence[AnyJudge], cache: ReplyCache) -> Work:
@@ -83,7 +83,7 @@ class Work:
         # An item settled for one judge is settled for all; only the name in the verdict differs.
         asks = [None if protocol.settle(item, judges[0].name) else protocol.build(item) for item in items]
         for judge in judges:
-            known: dict[str, Question] = {}
+            known: dict[str, JudgeQuestion] = {}
             for item, requests in zip(items, asks, strict=True):
                 if requests is None:
                     work.slots.append(Slot(judge, item, settled=protocol.settle(item, judge.name)))
@@ -91,7 +91,7 @@ class Work:
                     key = reply_key(judge.name, request.as_body())
                     question = known.get(key)
                     if question is None:
-                        question = known[key] = Question(key, [], cache.get(key))
+                        question = known[key] = JudgeQuestion(key, [], cache.get(key))
                     question.requests.append(request)
                     work.slots.append(Slot(judge, item, request=request, question=question))
             work.questions[judge.name] = list(known.values())

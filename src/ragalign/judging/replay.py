@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ragalign.errors import DataError
 from ragalign.judging.base import Protocol, Verdict
-from ragalign.judging.files import Row, read_rows
+from ragalign.judging.files import FileRow, read_rows
 
 _UNKNOWN = "(unknown)"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ReplayProblem:
     """A row that could not be read: file and line, and the reason."""
 
     where: str
@@ -31,7 +31,7 @@ class Replay:
     """
 
     verdicts: tuple[Verdict, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[ReplayProblem, ...]
 
 
 def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
@@ -44,7 +44,7 @@ def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
         DataError: a file cannot be read, or none of its rows is of this protocol.
     """
     verdicts: list[Verdict] = []
-    problems: list[Problem] = []
+    problems: list[ReplayProblem] = []
     for path in paths:
         found, bad = _replay_file(protocol, path)
         verdicts += found
@@ -52,8 +52,8 @@ def replay(protocol: Protocol, paths: Iterable[str | Path]) -> Replay:
     return Replay(tuple(verdicts), tuple(problems))
 
 
-def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], list[Problem]]:
-    found: list[Verdict | Row] = []
+def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], list[ReplayProblem]]:
+    found: list[Verdict | FileRow] = []
     problems = []
     for row in read_rows(path):
         reason = row.problem
@@ -63,7 +63,7 @@ def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], l
                 continue
             except DataError as error:
                 reason = str(error)
-        problems.append(Problem(row.where, reason or "unreadable"))
+        problems.append(ReplayProblem(row.where, reason or "unreadable"))
         found.append(row)
     readable = [entry for entry in found if isinstance(entry, Verdict)]
     if not readable:
@@ -77,7 +77,9 @@ def _replay_file(protocol: Protocol, path: str | Path) -> tuple[list[Verdict], l
     return verdicts, problems
 
 
-def _unreadable(protocol: Protocol, row: Row, problem: Problem, others: Sequence[Verdict], source: str) -> Verdict:
+def _unreadable(
+    protocol: Protocol, row: FileRow, problem: ReplayProblem, others: Sequence[Verdict], source: str
+) -> Verdict:
     models = {(verdict.model, verdict.baseline) for verdict in others}
     judges = {verdict.judge for verdict in others}
     model, baseline = models.pop() if len(models) == 1 else (_UNKNOWN, None)

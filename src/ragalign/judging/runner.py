@@ -17,7 +17,7 @@ from ragalign.judging.client import ChatClient
 from ragalign.judging.judges import AnyJudge, RewardJudge, check_judges
 from ragalign.judging.limits import TokenWindow
 from ragalign.judging.pricing import Price, Quote, guess_usage
-from ragalign.judging.questions import Question, Work
+from ragalign.judging.questions import JudgeQuestion, Work
 from ragalign.judging.requests import Item, JudgeUsage
 from ragalign.judging.retries import FinalError, RequestError
 from ragalign.judging.reward import RewardClient
@@ -130,7 +130,7 @@ class _JudgeQueue:
     def __init__(
         self,
         judge: AnyJudge,
-        questions: Sequence[Question],
+        questions: Sequence[JudgeQuestion],
         protocol: Protocol,
         cache: ReplyCache,
         ledger: Ledger,
@@ -168,7 +168,7 @@ class _JudgeQueue:
         questions = iter(self.open)
         return [self._work(questions, advance) for _ in range(min(2 * self._options.concurrency, len(self.open)))]
 
-    async def _work(self, questions: Iterator[Question], advance: Callable[[int], None]) -> None:
+    async def _work(self, questions: Iterator[JudgeQuestion], advance: Callable[[int], None]) -> None:
         for question in questions:
             if self.stopped is None:
                 await self._settle(question)
@@ -176,7 +176,7 @@ class _JudgeQueue:
                 question.reason = self.stopped
             advance(1)
 
-    async def _settle(self, question: Question) -> None:
+    async def _settle(self, question: JudgeQuestion) -> None:
         """Ask until a reply can be parsed or the tries are used up; record the reason if there is no reply."""
         request = question.requests[0]
         usage = guess_usage(request)

@@ -24,7 +24,7 @@ CONVERSION_MANIFEST = "converted.json"
 logger = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class WeightsSource(Protocol):
     """A source of a GGUF file."""
 
     @property
@@ -63,7 +63,7 @@ class ModelCache:
         self._folder = folder if folder is not None else model_cache()
         self._weights = weights
 
-    def folder_of(self, source: Source) -> Path:
+    def folder_of(self, source: WeightsSource) -> Path:
         """Return the folder of the converted model, converting it if it is missing or damaged.
 
         Raises:
@@ -93,7 +93,7 @@ class ModelCache:
             ) from None
         return folder
 
-    def _write(self, source: Source, digest: str, folder: Path) -> None:
+    def _write(self, source: WeightsSource, digest: str, folder: Path) -> None:
         from ragalign.models.conversion import convert
         from ragalign.models.gguf import read_header
 

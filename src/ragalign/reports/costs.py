@@ -22,7 +22,7 @@ class FirstToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class RelativePrice:
     """The engine's seconds relative to another condition's, from rounds that ask both.
 
     Attributes:
@@ -55,7 +55,7 @@ class Timing:
     n_rounds: int
     n_prompts: int
     empties_cache: bool
-    control: Price
+    control: RelativePrice
 
     @property
     def is_quiet(self) -> bool:
@@ -116,7 +116,7 @@ class Costs:
     first_token: FirstToken | None
     requests_per_s: float | None
     preparation_ms: float | None
-    price: Price | None
+    price: RelativePrice | None
     ends: Mapping[str, float]
     used: Mapping[str, int]
     n_leaked: int

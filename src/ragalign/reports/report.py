@@ -20,7 +20,7 @@ from ragalign.comparisons.summary import Summary, summarise
 from ragalign.errors import DataError
 from ragalign.judging.base import Verdict
 from ragalign.judging.protocols.grouping import group
-from ragalign.judging.replay import Problem
+from ragalign.judging.replay import ReplayProblem
 from ragalign.pool import Pool
 from ragalign.reports.bench_result import Bench
 from ragalign.statistics import BradleyTerry
@@ -89,7 +89,7 @@ class Report:
 
     title: str
     comparisons: tuple[Comparison, ...]
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ReplayProblem, ...] = ()
     demonstrations: Mapping[str, Demonstration] | None = None
     notes: tuple[str, ...] = ()
     bench: Bench | None = None

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ragalign.reports.bench_result import Bench, Factor, Measured
 from ragalign.reports.charts import level_chart
-from ragalign.reports.costs import Price
+from ragalign.reports.costs import RelativePrice
 from ragalign.reports.formats import NONE, count, number
 from ragalign.reports.markup import Column, Row, details, joined, name, section, stacked, table, with_range, with_unit
 from ragalign.types import Demonstration
@@ -174,17 +174,17 @@ def rate(value: float | None) -> str:
     return NONE if value is None else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def price(value: Price | None) -> str:
+def price(value: RelativePrice | None) -> str:
     """A price relative to that of fixed demonstrations."""
     return NONE if value is None else f"{value.ratio:.2f}×"
 
 
-def price_spread(value: Price | None) -> str:
+def price_spread(value: RelativePrice | None) -> str:
     """The extremes of a price; empty without one."""
     return "" if value is None else f"{value.low:.2f} to {value.high:.2f}"
 
 
-def with_spread(value: Price | None) -> str:
+def with_spread(value: RelativePrice | None) -> str:
     """A price with its extremes, on one line."""
     return NONE if value is None else f"{price(value)} ({value.low:.2f}–{value.high:.2f})"
 

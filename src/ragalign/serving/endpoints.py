@@ -17,7 +17,7 @@ from ragalign.serving.errors import ApiError
 from ragalign.serving.explaining import demonstrations_of, explain_prompt, explain_timings
 from ragalign.serving.preparing import Prepared
 from ragalign.serving.requests import ChatRequest, CompletionRequest, RagalignOptions
-from ragalign.serving.service import ResolvedChat, Service, Timings, log
+from ragalign.serving.service import RequestTimings, ResolvedChat, Service, log
 from ragalign.serving.shapes import DONE, Envelope, Usage, chat_logprobs, encode, text_logprobs
 from ragalign.serving.streaming import EventStream, Write
 from ragalign.types import Decoding
@@ -50,7 +50,7 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post("/chat/completions", summary="Answer a conversation", openapi_extra=_body("ChatRequest"))
     async def chat(request: Request) -> Response:
-        timings = Timings()
+        timings = RequestTimings()
         asked = parse(ChatRequest, await body_of(request), limits)
         catalog = service.catalog
         recipe, aligner = catalog.resolve(asked.model)
@@ -76,7 +76,7 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post("/completions", summary="Continue a plain prompt", openapi_extra=_body("CompletionRequest"))
     async def completions(request: Request) -> Response:
-        timings = Timings()
+        timings = RequestTimings()
         asked = parse(CompletionRequest, await body_of(request), limits)
         service.catalog.resolve(asked.model)
         # The defaults of OpenAI's endpoint.
@@ -96,7 +96,7 @@ def make_router(service: Service) -> APIRouter:
 
 
 async def _chat_events(
-    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, warnings: Warnings, write: Write
+    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: RequestTimings, warnings: Warnings, write: Write
 ) -> None:
     envelope = Envelope(asked.model, "chat.completion.chunk", "chatcmpl")
     no_usage: dict[str, Any] = {"usage": None} if asked.wants_usage else {}
@@ -131,7 +131,7 @@ async def _chat_events(
 
 
 async def _chat_whole(
-    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: Timings, warnings: Warnings
+    service: Service, asked: ChatRequest, chat: ResolvedChat, timings: RequestTimings, warnings: Warnings
 ) -> dict[str, Any]:
     usage = Usage()
     answers = _Gathered(chat.decoding.n)
@@ -163,7 +163,7 @@ async def _text_events(
     asked: CompletionRequest,
     prompts: list[str | list[int]],
     decoding: Decoding,
-    timings: Timings,
+    timings: RequestTimings,
     warnings: Warnings,
     write: Write,
 ) -> None:
@@ -193,7 +193,7 @@ async def _text_whole(
     asked: CompletionRequest,
     prompts: list[str | list[int]],
     decoding: Decoding,
-    timings: Timings,
+    timings: RequestTimings,
     warnings: Warnings,
 ) -> dict[str, Any]:
     usage = Usage()
@@ -239,7 +239,7 @@ def _explained(service: Service, chat: ResolvedChat, prepared: Prepared) -> dict
     return {"ragalign": explain_prompt(chat, prepared, service.generator.context_length)}
 
 
-def _timed(chat: ResolvedChat, prepared: Prepared, timings: Timings, usage: Usage) -> dict[str, Any]:
+def _timed(chat: ResolvedChat, prepared: Prepared, timings: RequestTimings, usage: Usage) -> dict[str, Any]:
     if not chat.options.explain:
         return {}
     return {"ragalign": explain_timings(timings, prepared, usage.n_cached, usage.n_reused)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from ragalign.aligner import Aligner
 from ragalign.serving.preparing import BLIND, Prepared
-from ragalign.serving.service import ResolvedChat, Timings
+from ragalign.serving.service import RequestTimings, ResolvedChat
 from ragalign.types import Demonstration
 
 
@@ -63,7 +63,7 @@ def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int |
     }
 
 
-def explain_timings(timings: Timings, prepared: Prepared, n_cached: int | None, n_reused: int) -> dict[str, Any]:
+def explain_timings(timings: RequestTimings, prepared: Prepared, n_cached: int | None, n_reused: int) -> dict[str, Any]:
     """The times of all steps in seconds, and the cached and reused parts of the prompt."""
     seconds = {
         "queue": timings.queue_s,

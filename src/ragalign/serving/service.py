@@ -42,7 +42,7 @@ log = logging.getLogger("ragalign.serving")
 
 
 @dataclass(slots=True)
-class Timings:
+class RequestTimings:
     """The arrival of a request, and the times of its steps in seconds."""
 
     started: float = field(default_factory=time.perf_counter)
@@ -200,7 +200,7 @@ class Service:
         return self.catalog
 
     @asynccontextmanager
-    async def chat(self, chat: ResolvedChat, timings: Timings) -> AsyncIterator[tuple[Prepared, Parts]]:
+    async def chat(self, chat: ResolvedChat, timings: RequestTimings) -> AsyncIterator[tuple[Prepared, Parts]]:
         """The prepared prompt of a conversation and the parts of its answer; it holds a place in the queue meanwhile.
 
         Raises:
@@ -223,7 +223,7 @@ class Service:
 
     @asynccontextmanager
     async def complete(
-        self, prompt: str | list[int], decoding: Decoding, timings: Timings, *, logprobs: int | None, whole: bool
+        self, prompt: str | list[int], decoding: Decoding, timings: RequestTimings, *, logprobs: int | None, whole: bool
     ) -> AsyncIterator[tuple[Prompt, Parts]]:
         """The prompt as token ids, and the parts of its completion, as the model writes them.
 
@@ -270,7 +270,7 @@ class Service:
         return Prompt(pieces=(text,), ids=np.array(ids, dtype=np.int32))
 
     @asynccontextmanager
-    async def _place(self, timings: Timings) -> AsyncIterator[None]:
+    async def _place(self, timings: RequestTimings) -> AsyncIterator[None]:
         """Hold a place in the queue, and convert errors to `ApiError`."""
         try:
             async with self.admission.place():
@@ -308,7 +308,7 @@ class Service:
         decoding: Decoding,
         aligner: Aligner | None,
         recipe: str,
-        timings: Timings,
+        timings: RequestTimings,
         logprobs: int | None,
         *,
         whole: bool,

@@ -18,7 +18,7 @@ from ragalign.statistics.estimate import finite_or_none
 from ragalign.studies.shift.contexts import SAME
 from ragalign.studies.shift.kinds import KINDS, kind_of
 from ragalign.studies.shift.record import Place
-from ragalign.studies.shift.running import Outcome
+from ragalign.studies.shift.running import ShiftOutcome
 
 # First positions of the bins, from 1; bins get wider, since most shifts are early.
 POSITION_BINS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513)
@@ -53,7 +53,7 @@ class TokenShift:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ShiftFigures:
     """The figures of a context.
 
     Attributes:
@@ -139,7 +139,7 @@ class _Row:
         return kind_of(self.place.rank)
 
 
-def figures(outcome: Outcome) -> list[Figures]:
+def figures(outcome: ShiftOutcome) -> list[ShiftFigures]:
     """The figures of all contexts, the aligned model's own first."""
     rows = {name: _rows(outcome, name) for name in outcome.readings}
     return [_figures(outcome, name, rows[name], rows[SAME]) for name in outcome.readings]
@@ -150,7 +150,7 @@ def range_label(low: int, high: int | None) -> str:
     return f"{low}" if high == low else f"{low}–{high}" if high is not None else f"{low}+"
 
 
-def _rows(outcome: Outcome, context: str) -> list[_Row]:
+def _rows(outcome: ShiftOutcome, context: str) -> list[_Row]:
     rows = []
     for answer in outcome.answers:
         reading = outcome.readings[context].get(answer.id)
@@ -160,11 +160,11 @@ def _rows(outcome: Outcome, context: str) -> list[_Row]:
     return rows
 
 
-def _figures(outcome: Outcome, context: str, rows: list[_Row], reference: list[_Row]) -> Figures:
+def _figures(outcome: ShiftOutcome, context: str, rows: list[_Row], reference: list[_Row]) -> ShiftFigures:
     readings = outcome.readings[context]
     answers = [answer for answer in outcome.answers if answer.token_ids and answer.id in readings]
     prompts = [row.prompt for row in rows]
-    return Figures(
+    return ShiftFigures(
         context=context,
         n_answers=len(answers),
         n_positions=len(rows),

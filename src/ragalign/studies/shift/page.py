@@ -16,9 +16,9 @@ from ragalign.reports.plots import Series, as_file, bar_plot, key, line_plot
 from ragalign.reports.rendering import asset, embed, policy
 from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
-from ragalign.studies.shift.figures import Figures
+from ragalign.studies.shift.figures import ShiftFigures
 from ragalign.studies.shift.record import AlignedAnswer, Place
-from ragalign.studies.shift.running import Outcome, ShiftSettings
+from ragalign.studies.shift.running import ShiftOutcome, ShiftSettings
 
 # Maximum answers on the page; more would make it slow to load.
 MAX_ANSWERS = 100
@@ -36,8 +36,8 @@ NO_KL = "The models have different tokenizers, so their distributions cannot be 
 
 def write_pages(
     settings: ShiftSettings,
-    outcome: Outcome,
-    shown: Sequence[Figures],
+    outcome: ShiftOutcome,
+    shown: Sequence[ShiftFigures],
     folder: Path,
     *,
     created: datetime,
@@ -57,8 +57,8 @@ def write_pages(
 
 def render(
     settings: ShiftSettings,
-    outcome: Outcome,
-    shown: Sequence[Figures],
+    outcome: ShiftOutcome,
+    shown: Sequence[ShiftFigures],
     *,
     created: datetime,
     max_answers: int = MAX_ANSWERS,
@@ -84,14 +84,14 @@ def render(
     )
 
 
-def kl_note(settings: ShiftSettings, outcome: Outcome) -> str:
+def kl_note(settings: ShiftSettings, outcome: ShiftOutcome) -> str:
     """A note on how KL was computed in this run."""
     if not outcome.shared:
         return NO_KL
     return FULL_KL if settings.top_k is None else TOP_KL.format(k=settings.top_k)
 
 
-def by_position(shown: Sequence[Figures]) -> str:
+def by_position(shown: Sequence[ShiftFigures]) -> str:
     """The plot of the share of shifted tokens by position."""
     labels = list(dict.fromkeys(shift_bin.label for figures in shown for shift_bin in figures.by_position))
     starts = sorted({shift_bin.low: shift_bin.label for figures in shown for shift_bin in figures.by_position}.items())
@@ -113,7 +113,7 @@ def by_position(shown: Sequence[Figures]) -> str:
     return line_plot(series, x_ticks=ticks, x_label="position in the answer, tokens", y_label="shifted, %")
 
 
-def ranks(shown: Sequence[Figures]) -> str:
+def ranks(shown: Sequence[ShiftFigures]) -> str:
     """The plot of the ranks of the aligned model's tokens."""
     labels = [label for label, _ in shown[0].ranks]
     series = [
@@ -122,7 +122,7 @@ def ranks(shown: Sequence[Figures]) -> str:
     return bar_plot(labels, series, x_label="rank of the token for the base model", y_label="positions, %")
 
 
-def _figures(shown: Sequence[Figures]) -> str:
+def _figures(shown: Sequence[ShiftFigures]) -> str:
     names = key([context_figures.context for context_figures in shown])
     plots = (
         section("Where in the answer", "", _PLOT.format(names, by_position(shown)))
@@ -136,7 +136,7 @@ def _figures(shown: Sequence[Figures]) -> str:
     )
 
 
-def _shares(shown: Sequence[Figures]) -> str:
+def _shares(shown: Sequence[ShiftFigures]) -> str:
     columns = [
         Column("context of the base model", kind="text"),
         Column("positions"),
@@ -166,7 +166,7 @@ def _shares(shown: Sequence[Figures]) -> str:
     return table(columns, rows)
 
 
-def _categories(shown: Sequence[Figures]) -> str:
+def _categories(shown: Sequence[ShiftFigures]) -> str:
     kinds = sorted({kind for context_figures in shown for kind in context_figures.by_category})
     columns = [
         Column("kind", kind="text"),
@@ -184,7 +184,7 @@ def _categories(shown: Sequence[Figures]) -> str:
     return table(columns, rows)
 
 
-def _tokens(first: Figures) -> str:
+def _tokens(first: ShiftFigures) -> str:
     columns = [
         Column("token", kind="text"),
         Column("kind", kind="text"),
@@ -214,7 +214,7 @@ def visible(text: str) -> str:
     return text.replace("\n", "↵").replace(" ", "·").replace("\t", "⇥") or "(part of a character)"
 
 
-def _facts(settings: ShiftSettings, outcome: Outcome, created: datetime) -> list[str]:
+def _facts(settings: ShiftSettings, outcome: ShiftOutcome, created: datetime) -> list[str]:
     n_tokens = sum(len(answer.token_ids) for answer in outcome.answers)
     return [
         f"aligned: {settings.aligned}",
@@ -224,7 +224,7 @@ def _facts(settings: ShiftSettings, outcome: Outcome, created: datetime) -> list
     ]
 
 
-def _notes(outcome: Outcome, shown: Sequence[Figures]) -> list[str]:
+def _notes(outcome: ShiftOutcome, shown: Sequence[ShiftFigures]) -> list[str]:
     notes = []
     for context in dict.fromkeys(context for context, _, _ in outcome.failures):
         reasons = [(id_, reason) for name_, id_, reason in outcome.failures if name_ == context]
@@ -244,7 +244,7 @@ def _notes(outcome: Outcome, shown: Sequence[Figures]) -> list[str]:
     return notes
 
 
-def _data(outcome: Outcome, n: int) -> dict[str, Any]:
+def _data(outcome: ShiftOutcome, n: int) -> dict[str, Any]:
     contexts = list(outcome.readings)
     answers = [
         {
@@ -259,7 +259,7 @@ def _data(outcome: Outcome, n: int) -> dict[str, Any]:
     return {"contexts": contexts, "answers": answers}
 
 
-def _places(outcome: Outcome, context: str, answer: AlignedAnswer) -> list[Any] | None:
+def _places(outcome: ShiftOutcome, context: str, answer: AlignedAnswer) -> list[Any] | None:
     reading = outcome.readings[context].get(answer.id)
     return None if reading is None else [_place(place) for place in reading.places]
 

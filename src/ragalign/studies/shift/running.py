@@ -73,7 +73,7 @@ class ShiftSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ShiftOutcome:
     """The answers and their readings.
 
     Attributes:
@@ -89,7 +89,7 @@ class Outcome:
     shared: bool
 
 
-def run(settings: ShiftSettings, queries: Sequence[Query], folder: str | Path) -> Outcome:
+def run(settings: ShiftSettings, queries: Sequence[Query], folder: str | Path) -> ShiftOutcome:
     """Run the analysis in a folder, or resume an interrupted one.
 
     Raises:
@@ -147,7 +147,7 @@ def _work(
     files.clear_distributions()
 
 
-def load(settings: ShiftSettings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> Outcome:
+def load(settings: ShiftSettings, queries: Sequence[Query], files: ShiftFiles, *, shared: bool) -> ShiftOutcome:
     """Load the answers and readings in a folder."""
     found = files.answers(queries)
     readings: dict[str, dict[str, Reading]] = {}
@@ -159,7 +159,7 @@ def load(settings: ShiftSettings, queries: Sequence[Query], files: ShiftFiles, *
                 failures.append((name, row["id"], row["error"]))
             else:
                 readings[name][row["id"]] = Reading.from_dict(row)
-    return Outcome([found[query.id] for query in queries if query.id in found], readings, failures, shared)
+    return ShiftOutcome([found[query.id] for query in queries if query.id in found], readings, failures, shared)
 
 
 def _answer(
