@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -195,7 +194,7 @@ class Study:
         draw = np.random.default_rng(self._seed + 100)
         for number in range(FIXED):
             yield f"fixed {number}", constant(draw.permutation(self._ids)[:most].tolist())
-        yield "best-fixed", constant(_by_mean_gain(gains)[:most])
+        yield "best-fixed", constant(gains.ranking()[:most])
         yield "greedy-fixed", lambda: [self._greedy(generator, gains)] * len(queries)
         words = lengths(self._index.pool, self._tokenizer)
         yield "longest", constant(sorted(words, key=lambda name: -(words[name] or 0))[:most])
@@ -217,7 +216,7 @@ class Study:
         places = np.random.default_rng(self._seed).permutation(len(pairs))[:GREEDY_QUESTIONS]
         questions = [pairs[place] for place in places]
         own = {question.id for question in questions}
-        sieved = [name for name in _by_mean_gain(gains) if name not in own][:GREEDY_CANDIDATES]
+        sieved = [name for name in gains.ranking() if name not in own][:GREEDY_CANDIDATES]
         chosen: list[str] = []
         while len(chosen) < max(SIZES):
             means = {}
@@ -287,18 +286,6 @@ class Study:
             settings={"model": MODEL},
             options=ScoreOptions(self._candidates, REFERENCE_TOKENS),
         ).run(lambda: generator, on_pairs=lambda _: self._check_time())
-
-
-def _by_mean_gain(gains: Gains) -> list[str]:
-    """Demonstrations by their mean gain over the training questions whose candidates they were, best first.
-
-    Few questions make an extreme mean, so each is weighed against four of the usual gain.
-    """
-    means = gains.mean_by_candidate()
-    counts = Counter(gain.candidate for gain in gains.gains)
-    usual = fmean(gain.per_token for gain in gains.gains)
-    shrunk = {name: (means[name] * counts[name] + 4 * usual) / (counts[name] + 4) for name in means}
-    return sorted(shrunk, key=lambda name: -shrunk[name])
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -22,7 +23,17 @@ def select(
     out: options.OutFolder,
     recipe: Annotated[str, typer.Option(help="The recipe whose constant demonstrations to start from.")] = "urial",
     add: Annotated[int, typer.Option(help="Maximum demonstrations to add.")] = 3,
-    candidates: Annotated[int, typer.Option(help="Candidates to try, drawn from the pool with the seed.")] = 20,
+    candidates: Annotated[
+        int, typer.Option(help="Candidates to try: drawn from the pool with the seed, or the best by --gains.")
+    ] = 20,
+    gains: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="GAINS",
+            help="The output of `ragalign utility score`: the candidates are those that help most alone.",
+            show_default=False,
+        ),
+    ] = None,
     max_evaluations: Annotated[int, typer.Option(help="Maximum sets of demonstrations to evaluate.")] = 100,
     held_out: Annotated[float, typer.Option(help="Share of the questions held out from the search.")] = 0.5,
     field: query_options.QuestionFields = None,
@@ -62,6 +73,7 @@ def select(
     from ragalign.studies.selection import Search
     from ragalign.studies.selection_result import SearchOptions
     from ragalign.tokenization import Tokenizer
+    from ragalign.utility import GainFiles
 
     limits = SearchOptions(add, candidates, max_evaluations, held_out, seed)
     scorer = make_scorer(metric)
@@ -77,6 +89,7 @@ def select(
         scorer,
         model=model,
         options=limits,
+        ranking=None if gains is None else GainFiles(gains).read().ranking(),
         others=engine.settings,
     )
     generators: list[Generator] = []

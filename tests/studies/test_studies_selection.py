@@ -239,3 +239,17 @@ def test_wrong_searches_are_refused(
     (tmp_path / "found" / "search.json").write_text("{")
     with pytest.raises(DataError, match=r"search\.json is damaged"):
         search(noise)
+
+
+def test_measured_gains_choose_the_candidates(recipe: Recipe, cases: Cases, tmp_path: Path) -> None:
+    ranking = [POOL.ids[place] for place in (4, 1, 3, 0)]
+
+    def candidates(folder: str, order: list[str]) -> list[str]:
+        options = SearchOptions(candidates=2)
+        Search(tmp_path / folder, recipe, POOL, cases, Scorer("s", noise), model="tiny", options=options, ranking=order)
+        found: list[str] = json.loads((tmp_path / folder / "search.json").read_text())["candidates"]
+        return found
+
+    assert candidates("found", ["not in the pool", *ranking]) == ranking[:2]
+    with pytest.raises(ConfigError, match="no demonstration whose gain was measured"):
+        candidates("none", ["not in the pool"])

@@ -8,7 +8,7 @@ of the search is its gain on its own prompts minus its gain on those.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Search:
         scorer: the metric to maximise, or to minimise if lower is better.
         model: the model's name.
         options: see `SearchOptions`.
+        ranking: ids of demonstrations by how much each alone helps, best first (see `ragalign.utility.Gains.ranking`):
+            the first of them are the candidates. None draws the candidates at random.
         others: other settings that affect the answers.
 
     Raises:
@@ -71,6 +73,7 @@ class Search:
         *,
         model: str,
         options: SearchOptions | None = None,
+        ranking: Sequence[str] | None = None,
         others: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
@@ -95,7 +98,15 @@ class Search:
         if not free:
             raise ConfigError("the pool has no demonstrations except the prompts themselves")
         draw = random.Random(self.options.seed)
-        drawn = [pool[place] for place in draw.sample(free, min(self.options.candidates, len(free)))]
+        if ranking is not None:
+            order = {name: rank for rank, name in enumerate(ranking)}
+            free = sorted((place for place in free if pool.ids[place] in order), key=lambda at: order[pool.ids[at]])
+            if not free:
+                raise ConfigError("the pool has no demonstration whose gain was measured: measure gains on its index")
+            places = free[: self.options.candidates]
+        else:
+            places = draw.sample(free, min(self.options.candidates, len(free)))
+        drawn = [pool[place] for place in places]
         self._candidates: Ids = tuple(demonstration.id for demonstration in drawn)
         self._demonstrations |= {demonstration.id: demonstration for demonstration in drawn}
         shuffled = draw.sample(cases.cases, len(cases.cases))

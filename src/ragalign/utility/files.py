@@ -10,9 +10,11 @@ An output that does not end with ``.jsonl`` is a folder with these files, of the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ragalign.errors import DataError
@@ -21,6 +23,7 @@ from ragalign.types import Demonstration
 
 KEYS = ("id", "candidate", "gain", "n_tokens")
 _TEXT_KEYS = ("id", "instruction")
+_PRIOR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,17 @@ class Gains:
         for gain in self.gains:
             values.setdefault(gain.candidate, []).append(gain.per_token)
         return {name: sum(found) / len(found) for name, found in values.items()}
+
+    def ranking(self) -> list[str]:
+        """The candidates by mean gain, best first.
+
+        A mean over few questions is easily extreme, so each is weighed against `_PRIOR` questions of the usual gain.
+        """
+        means = self.mean_by_candidate()
+        counts = Counter(gain.candidate for gain in self.gains)
+        usual = fmean(gain.per_token for gain in self.gains)
+        weighed = {name: (means[name] * counts[name] + usual * _PRIOR) / (counts[name] + _PRIOR) for name in means}
+        return sorted(weighed, key=lambda name: -weighed[name])
 
 
 class GainFiles:
