@@ -74,7 +74,7 @@ FIGURES = {
     "gpu_8b": (
         "On a GPU, {r[settings][ica-order][requests_per_s]} requests/s with retrieved demonstrations, "
         "{r[settings][relax-0.98][requests_per_s]} with `relax`, {r[settings][fixed-3000][requests_per_s]} with the "
-        "same demonstrations for everybody ([the table](../docs/planning.md#on-a-gpu))."
+        "same demonstrations in every prompt ([the table](../docs/planning.md#on-a-gpu))."
     ),
     "gpu_13b": (
         "The same for a 13B shape: {r[settings][ica-order][requests_per_s]}, "
@@ -83,7 +83,7 @@ FIGURES = {
     "gpu_reuse_8b": (
         "With demonstrations' keys and values in host memory, {r[settings][reuse][requests_per_s]} requests/s; "
         "{r[settings][ica-order][requests_per_s]} without, {r[settings][fixed-3000][requests_per_s]} with the same "
-        "demonstrations for everybody. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
+        "demonstrations in every prompt. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
     ),
     "judge_throughput": (
         "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times "

@@ -9,7 +9,7 @@ Questions and pool are those of `planning_workload.py`, the budget is ICA's. A m
 weights. All settings answer the same questions in one engine whose caches are empty at the beginning, question by
 question in turns, as a service receives them:
 
-    fixed      the three constant demonstrations, then the same ones for everybody: as many as are retrieved
+    fixed      the three constant demonstrations, then the same ones in every prompt, as many as are retrieved
     plain      the constant ones, then retrieved ones, most similar last
     reuse-N    the same, kept; the N most similar ones computed all the same
 

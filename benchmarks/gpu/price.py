@@ -56,7 +56,7 @@ def prepare(data: Path, folder: Path, n: int) -> None:
     workload = load_workload(data)
     turns = [[Turn("user", text)] for text in workload.queries[:n]]
     hits = workload.candidates(100)[:n]
-    # The same demonstrations for everybody, drawn at random.
+    # The same demonstrations in every prompt, drawn at random.
     drawn = np.random.default_rng(0).permutation(len(workload.packer.pool))[:100]
     same = [Hit(workload.packer.pool[int(row)].id, 0.0, rank) for rank, row in enumerate(drawn)]
     asked: dict[str, tuple[list[Prompt], float | None]] = {}

@@ -9,7 +9,7 @@ xxhash. The model has random weights in the shape of Llama-3.1-8B: speed is real
 are meaningless. All settings answer the same questions (of `planning_workload.py`) in one engine, in turns, each with
 an empty prefix cache:
 
-    fixed-3000   the same 3,000 tokens of demonstrations for everybody
+    fixed-3000   the same 3,000 tokens of demonstrations in every prompt
     ica-order    retrieved ones, most similar last
     reuse        three constant demonstrations, then retrieved ones whose keys and values come from pinned host memory
     reuse-hot    the same, those used most recently kept on the card

@@ -1,4 +1,4 @@
-"""Runs through real engines: interrupted anywhere and gone on with, they end with the same figures."""
+"""Runs through real engines: interrupted anywhere and resumed, they end with the same figures."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_every_interruption(
         run.generate(engine, tokenizer)
         assert run.is_finished
         assert figures(make(folder, conditions, cases, index)) == expected, f"interrupted after {after}"
-    # Again and again in one folder, and while cached tokens are measured anew.
+    # Again and again in one folder, and while cached tokens are measured again.
     folder = tmp_path / "often"
     for after in (1, 1, 3, 2):
         interrupt(make(folder, conditions, cases, index), engine, tokenizer, after)

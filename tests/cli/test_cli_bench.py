@@ -338,7 +338,7 @@ def test_judged_by_a_model(ragalign: Command, arguments: tuple[object, ...], tmp
     measured = {one["name"]: one["quality"] for one in report["bench"]["conditions"]}
     assert measured["zero-shot"] is None
     assert all(measured[name]["estimate"]["n"] == 3 for name in ("fixed", "mine", "drawn"))
-    # What others published with this protocol stands beside, with its source.
+    # Published figures for this protocol are shown, with their source.
     assert all(one["source"] for one in report["bench"]["published"])
     assert "Published by others" in ragalign(*arguments, "--out", out, *judged).stdout
 

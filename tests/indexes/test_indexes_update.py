@@ -1,4 +1,4 @@
-"""Adding and removing: the result is what building anew would give."""
+"""Adding and removing: the result equals a new build."""
 
 from __future__ import annotations
 

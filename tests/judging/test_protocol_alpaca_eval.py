@@ -187,7 +187,7 @@ def test_hostile_text_stays_and_starts_no_message() -> None:
 def test_both_orders_are_averaged() -> None:
     protocol = AlpacaEval2(both_orders=True)
     first, second = protocol.build(make_item())
-    # A judge that always says 80 percent for whatever stands first is undecided.
+    # A judge that always says 80 percent for the first answer is undecided.
     verdicts = [protocol.parse(request, token_reply({"m": 0.8, "M": 0.2})) for request in (first, second)]
     (figures,) = protocol.aggregate(verdicts)
     assert figures.n == 1
@@ -261,7 +261,7 @@ def test_a_baseline_is_needed() -> None:
 
 
 def test_a_pool_of_annotators_is_one_line(shared_data: Path, tmp_path: Path) -> None:
-    """Upstream averages all rows of a file, whoever annotated them, and rows that name nobody."""
+    """Upstream averages all rows of a file, whoever the annotator, and rows that name nobody."""
     rows = json.loads((shared_data / "alpaca_eval" / "v2" / "Qwen-14B-Chat" / "annotations.json").read_text())[:40]
     for row in rows[:10]:
         row["annotator"] = "another"

@@ -89,7 +89,7 @@ def test_both_orders_average_the_scores() -> None:
     protocol = Ica(both_orders=True)
     first, second = protocol.build(make_item())
     assert first.messages != second.messages
-    # The judge likes whatever stands first by two points, and the model by one.
+    # The judge likes the first answer by two points, and the model by one.
     verdicts = [protocol.parse(first, reply("9 6")), protocol.parse(second, reply("7 8"))]
     (figures,) = protocol.aggregate(verdicts)
     assert (figures.n, figures.values["win"]) == (1, 1)

@@ -162,7 +162,7 @@ def test_folders_that_cannot_be_written_are_no_obstacle(tokenizer: Tokenizer, tm
     taken = tmp_path / "taken"
     name = f"{Packer(Template.load('urial'), tokenizer, POOL).template.fingerprint}-{tokenizer.fingerprint}.sqlite"
     (taken / name).mkdir(parents=True)
-    assert same(pack_all(tokenizer, taken), right)  # a folder stands where the file would
+    assert same(pack_all(tokenizer, taken), right)  # a folder is where the file would be
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

@@ -19,7 +19,7 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
 def brute_force(
     query: NDArray[Any], vectors: NDArray[Any], scale: float, k: int, n: int
 ) -> tuple[list[int], list[float]]:
-    """Greedy by computing every log-determinant anew."""
+    """Greedy by computing every log-determinant from scratch."""
     query, vectors = unit(query), unit(vectors)
     order = np.argsort(-(vectors @ query))[:n]
     near = vectors[order]

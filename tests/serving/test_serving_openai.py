@@ -97,7 +97,7 @@ def test_the_second_time_the_prompt_is_cached(client: Any) -> None:
     body = {"model": "tiny", "messages": messages, "max_tokens": 2}
     client.chat.completions.create(**body)
     usage = client.chat.completions.create(**body).usage
-    # All whole blocks but the last one, which the engine computes anew.
+    # All whole blocks but the last one, which the engine recomputes.
     assert usage.prompt_tokens - 64 <= usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
 
 
