@@ -86,7 +86,8 @@ def _cost(bench: Bench, marked: Callable[[Measured], tuple[str, int]]) -> Markup
         rows.append(Row(heading, cells, place))
     note = "Means per request with 95 % intervals. Every recipe started with an empty prefix cache."
     if has_first:
-        note += " Time to first token: single requests to an idle engine; the median, and the 10th to 90th percentiles."
+        note += " Time to first token: single requests to an idle engine that keeps its cache between them; "
+        note += "the median, and the 10th to 90th percentiles."
     if has_price:
         note += f" {about_prices(bench)}"
     return section("Quality and cost" if has_quality else "Cost and speed", note, table(columns, rows))
