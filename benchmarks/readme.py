@@ -85,6 +85,11 @@ FIGURES = {
         "{r[settings][ica-order][requests_per_s]} without, {r[settings][fixed-3000][requests_per_s]} with the same "
         "demonstrations in every prompt. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
     ),
+    "reuse_check_gemma": (
+        "Reuse adds {r[checks][model][difference]:.4f} nats per token to GPT-4's answers under Gemma 3 270M (95 % "
+        "interval {r[checks][model][low]:.4f} to {r[checks][model][high]:.4f}; {r[checks][model][n]} questions), and "
+        "{r[checks][model][same_top1]:.1%} of the most likely tokens are the same ([Reuse](../docs/reuse.md))."
+    ),
     "judge_throughput": (
         "{r[n_judgements]:,} judgements, {r[concurrency]} at once, take {r[measured][0][best_times_ideal]:.2f} times "
         "what the judge's latency alone takes; "
@@ -129,6 +134,7 @@ SCRIPTS = {
     "gpu_13b": "gpu/price",
     "gpu_reuse_8b": "gpu/reuse",
     "real": "results_real",
+    "reuse_check_gemma": None,
     "testbed": "testbed/evaluate",
     "testbed_training": "testbed/train",
 }

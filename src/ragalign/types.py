@@ -202,6 +202,14 @@ class Prompt:
         return ids
 
     @property
+    def reused(self) -> tuple[UsedDemonstration, ...]:
+        """The demonstrations whose kept keys and values are to be reused; what cannot be loaded is computed."""
+        if self.reuse is None:
+            return ()
+        start = self.reuse.n_prefix_tokens
+        return tuple(used for used in self.demonstrations if start <= used.start < start + self.reuse.n_tokens)
+
+    @property
     def n_demonstration_tokens(self) -> int:
         """Tokens of all demonstrations together."""
         return sum(used.n_tokens for used in self.demonstrations)

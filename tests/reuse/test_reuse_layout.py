@@ -65,6 +65,7 @@ def test_kept_demonstrations_come_first_then_missing_ones_then_the_most_similar(
         used.n_tokens for used in prompt.demonstrations[n_constants : n_constants + len(kept)]
     )
     assert prompt.reuse.n_prefix_tokens == prompt.demonstrations[n_constants].start
+    assert [used.id for used in prompt.reused] == kept
     assert tuple(prompt.ids[: prompt.reuse.n_prefix_tokens].tolist()) == store.manifest.prefix_ids
     # Still a prompt like any other.
     tokenizer = packer.tokenizer
@@ -78,6 +79,7 @@ def test_a_system_turn_of_its_own_or_an_empty_store_makes_a_plain_prompt(packer:
     plain = packer.pack(turns, hits(packer))
     if plain.token_ids[: len(store.manifest.prefix_ids)] != list(store.manifest.prefix_ids):
         assert reusing.pack(turns, hits(packer)) == plain
+        assert plain.reused == ()
     for name in store.names():
         store.remove(name)
     assert reusing.pack([Turn("user", "Why?")], hits(packer)) == packer.pack([Turn("user", "Why?")], hits(packer))

@@ -26,11 +26,10 @@ def explain_prompt(chat: ResolvedChat, prepared: Prepared, context_length: int |
     texts = list(prompt.pieces)
     if len(texts) > len(prompt.demonstrations) + 1:
         pieces.append({"kind": "preamble", "n_tokens": prompt.n_preamble_tokens, "text": texts.pop(0)})
-    plan = prompt.reuse
-    end = 0 if plan is None else plan.n_prefix_tokens + plan.n_tokens
+    reused = {used.start for used in prompt.reused}
     for used, text in zip(prompt.demonstrations, texts, strict=False):
         about = {"id": used.id, "source_id": used.source_id, "score": used.score, "n_tokens": used.n_tokens}
-        about |= {"reused": used.score is not None and used.start < end}
+        about |= {"reused": used.start in reused}
         pieces.append({"kind": "demonstration", **about, **_texts(aligner, used.id), "text": text})
     pieces.append({"kind": "query", "n_tokens": prompt.n_query_tokens, "text": texts[-1]})
     return {
