@@ -77,6 +77,7 @@ def test_one_demonstration_behind_the_prefix_equals_full_attention(world: World)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", [*SHAPES, "llama3"])
 def test_a_hundred_prompts_of_every_shape(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
