@@ -23,7 +23,7 @@ from ragalign_cli.usage import UsageError, asks_for_help, explain
 
 PANELS = {
     "Build": (
-        Entry("pool", "ragalign_cli.pool:app", "Inspect, convert, deduplicate and score demonstrations."),
+        Entry("pool", "ragalign_cli.pool:app", "Inspect, convert, deduplicate, score and refine pools."),
         Entry("index", "ragalign_cli.index:app", "Build, update and check an index."),
         Entry("kv", "ragalign_cli.kv:app", "Store demonstrations' keys and values for reuse."),
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ragalign_cli import console, pool_scores
+from ragalign_cli import console, pool_refine, pool_scores
 from ragalign_cli.help import Command, group
 from ragalign_cli.paths import out_pool
 from ragalign_cli.pool_options import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 24
 _MIN_TEXT_WIDTH = 24
 
-app = group("Inspect, convert, deduplicate and score files of demonstrations.")
+app = group("Inspect, convert, deduplicate, score and refine files of demonstrations.")
 
 Files = Annotated[
     list[str],
@@ -184,6 +184,7 @@ def dedupe(
 
 app.command("score", cls=Command)(pool_scores.score)
 app.command("select", cls=Command)(pool_scores.select)
+app.command("refine", cls=Command)(pool_refine.refine)
 
 
 def _print_skipped(report: LoadReport) -> None:

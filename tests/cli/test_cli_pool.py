@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fixtures.command import Command
+from fixtures.scripted_server import ScriptedServer
 
 from ragalign.pool import Pool
 from ragalign_cli.main import main
@@ -292,3 +293,43 @@ def test_wrong_options_of_scores_get_one_line(
     assert run.returncode in (1, 2)
     assert message in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_weak_demonstrations_are_refined_and_the_pool_stays(
+    ragalign: Command, tiny_model: Path, minilm_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"instruction": f"Say {n}.", "response": f"I say {n}.", "scores": {"perplexity": 10.0 + n}} for n in range(4)
+    ]
+    given = tmp_path / "pool.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = given.read_bytes()
+
+    def better(body: dict[str, Any]) -> str:
+        return str(body["messages"][0]["content"]).rpartition("Answer:\n")[2] + " I do."
+
+    with ScriptedServer(better) as server:
+        refine = (
+            "pool", "refine", given, "--backend", server.base_url, "--writer", "chat", "--model", tiny_model,
+            "--engine-backend", "transformers", "--by", "perplexity", "--weakest", "3", "--encoder", minilm_folder,
+            "--min-similarity", "0", "--out",
+        )  # fmt: skip
+        short = ragalign(*refine, tmp_path / "refined.jsonl", "--max-requests", "1", "--concurrency", "1")
+        assert short.returncode == 0, short.stderr
+        assert "2 were not rewritten, such as: the limit of 1 requests is reached" in short.stderr
+        run = ragalign(*refine, tmp_path / "refined.jsonl")
+        assert run.returncode == 0, run.stderr
+        assert len(server.received) == 3, "nothing is paid twice"
+        in_place = ragalign(*refine, given)
+    assert in_place.returncode == 2
+    assert "is the pool itself" in in_place.stderr
+    assert given.read_bytes() == before
+    assert not list(tmp_path.glob("*partial*"))
+    found = [json.loads(line) for line in (tmp_path / "refined.jsonl").read_text().splitlines()]
+    assert found[0]["response"] == "I say 0."
+    for n, row in enumerate(found):
+        provenance = row["metadata"].get("refined")
+        assert row["response"] == f"I say {n}." + (" I do." if provenance else "")
+        if provenance:
+            assert provenance["after"] < provenance["before"]
+            assert provenance["by"] == "chat"
