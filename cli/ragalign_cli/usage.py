@@ -57,7 +57,8 @@ def explain(error: _UsageError, arguments: Sequence[str]) -> str:
     """Explain a usage error on one line, with a suggestion; Typer would print three lines."""
     command = error.ctx.command if error.ctx is not None else None
     path = error.ctx.command_path if error.ctx is not None else "ragalign"
-    message = error.format_message().rstrip(".")
+    # Typer's converters name the exception that they raised.
+    message = error.format_message().rstrip(".").replace(": Value error, ", ": ")
     hint = ""
     if (option := getattr(error, "option_name", None)) and getattr(error, "possibilities", "") != "":
         message = f"no such option: {option}"

@@ -28,6 +28,10 @@ from ragalign_cli.main import app
         (("search", "x", "q", "-k", "many"), "'-k'"),
         (("pack", "x", "q", "--tokenizer", "t", "--context-length", "-5"), "'--context-length'"),
         (("generate", "x", "--queries", "q", "--out", "a"), "missing option '--model'"),
+        (
+            ("pool", "inspect", "x", "--on-error", "bad"),
+            "invalid value for '--on-error': 'bad' is not one of 'strict', 'skip'",
+        ),
     ],
 )
 def test_wrong_arguments_get_one_line(ragalign: Command, arguments: tuple[str, ...], message: str) -> None:
