@@ -45,7 +45,7 @@ from ragalign.utility import (
     pool_questions,
     train_encoder,
 )
-from ragalign.utility.pool_scores import lengths
+from ragalign.utility.pool_scores import ResponseScorer, lengths, measure_scores, select, with_scores
 from ragalign.utility.prompts import Scored, score_references
 
 MODEL = "packaged:gemma-3-270m"
@@ -53,7 +53,7 @@ POOLS = ("lima_1k.jsonl", "alpaca_en_demo.json", "refined_alpaca_1k_longest.json
 QUESTIONS = "alpaca_eval/v2/gpt4_1106_preview.model_outputs.json"
 MAX_TOKENS, REFERENCE_TOKENS = 150, 32
 SIZES = (1, 3, 9)
-FIXED = 5
+FIXED, N_RANDOM_THIRDS = 5, 3
 GREEDY_CANDIDATES, GREEDY_QUESTIONS = 12, 24
 _KEYS = ("condition", "question", "logprob")
 
@@ -206,6 +206,26 @@ class Study:
         yield "learned", learned
         yield "utility", retrieved("utility", model=str(self._encoder))
 
+        def within(ids: Sequence[str]) -> Callable[[], list[list[str]]]:
+            pool = self._index.pool
+            part = Index.build(pool.take([pool.position(id_) for id_ in ids]), self._index.encoder)
+            return retrieved("dense", part)
+
+        n = len(self._ids) // 3
+        yield "dense in the longest third", lambda: within(sorted(words, key=lambda name: -(words[name] or 0))[:n])()
+        yield "dense in the third by IFD", lambda: within(self._ifd_order(generator)[:n])()
+        for number in range(N_RANDOM_THIRDS):
+            yield f"dense in random third {number}", within(draw.permutation(self._ids)[:n].tolist())
+
+    def _ifd_order(self, generator: TransformersGenerator) -> list[str]:
+        """Demonstrations of an IFD below 1, highest first."""
+        scorer = ResponseScorer(Recipe.load("ica"), self._tokenizer, generator)
+        work = self._folder / "ifd.jsonl"
+        found = measure_scores(self._index.pool, "ifd", scorer, work, {"pool": self._index.pool.fingerprint})
+        self._check_time()
+        scored = with_scores(self._index.pool, "ifd", found)
+        return select(scored, "ifd", len(scored)).ids
+
     def _greedy(self, generator: TransformersGenerator, gains: Gains) -> list[str]:
         """Add, one at a time, what makes some training answers likeliest, among the best by mean gain."""
         path = self._folder / f"greedy-{self._seed}.json"
@@ -239,7 +259,7 @@ class Study:
         for name, find in self._conditions(generator, gains):
             wanted = [
                 (size, f"{name} {size}")
-                for size in SIZES
+                for size in ((3,) if " third" in name else SIZES)
                 if any((f"{name} {size}", question.id) not in done for question in self._held_out)
             ]
             chosen = find() if wanted else []
@@ -310,7 +330,10 @@ def report(folder: Path) -> dict[str, Any]:
         } | _fixed(whole)
     ceiling = _ceiling(folder)
     return {
-        "command": "python benchmarks/selection.py report",
+        "command": "python benchmarks/selection.py prepare --data ../shared/data\n"
+        "python benchmarks/selection.py measure --seed 0\n"
+        "python benchmarks/selection.py measure --seed 1\n"
+        "python benchmarks/selection.py report --out benchmarks/results/selection.json",
         "model": MODEL,
         "unit": "nats per token of the reference's first 32 tokens; higher is better",
         "pool": {"n": len(Index.open(folder / "index")), "max_tokens": MAX_TOKENS, "of": list(POOLS)},
@@ -321,8 +344,15 @@ def report(folder: Path) -> dict[str, Any]:
         },
         "seeds": seeds,
         "ceiling": ceiling,
-        "machine": [json.loads(path.read_text()) for path in sorted(folder.glob("machine-*.json"))],
+        **_machine(folder),
     }
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    """The machine of the last finished measurement."""
+    paths = sorted(folder.glob("machine-*.json"))
+    found: dict[str, Any] = json.loads(paths[-1].read_text()) if paths else {}
+    return found
 
 
 def _difference(values: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
