@@ -82,10 +82,7 @@ def test_one_demonstration_behind_the_prefix_equals_full_attention(world: World)
 def test_a_hundred_prompts_of_every_shape(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     folder = random_model(kind, tiny_model, tmp_path / "model")
-    # One shape also computes its prompts and pieces in several steps.
-    chunks = {"enable_chunked_prefill": True, "max_num_batched_tokens": 128, "max_num_seqs": 16}
-    options = chunks if kind == "qwen3" else {}
-    with make_world(folder, tmp_path, seed=len(kind), kv_cache_memory_bytes=2**26, **options) as made:
+    with make_world(folder, tmp_path, seed=len(kind), kv_cache_memory_bytes=2**26) as made:
         check(made, 100, seed=len(kind))
 
 
