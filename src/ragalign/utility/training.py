@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ragalign._progress import progress
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.encoders.locate import Located, locate
 from ragalign.encoders.quiet import quiet
@@ -142,7 +143,7 @@ def _train(
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
     name = str(located.folder) if located.folder is not None else located.id
     with quiet(), warnings.catch_warnings(), _no_dataset_bars():
@@ -180,7 +181,14 @@ def _train(
                 callbacks=[EarlyStoppingCallback(options.patience)],
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.train()
+            with progress("training", n_steps, "steps") as advance:
+
+                class Steps(TrainerCallback):  # type: ignore[misc]
+                    def on_step_end(self, *_: Any, **__: Any) -> None:
+                        advance(1)
+
+                trainer.add_callback(Steps())
+                trainer.train()
             losses = [
                 (entry["epoch"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry
             ]
