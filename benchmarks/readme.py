@@ -122,6 +122,14 @@ FIGURES = {
         "At the default threshold of 0.15, {r[thresholds][0.15][follow_ups_that_keep]:.1%} of follow-ups keep their "
         "demonstrations, and {r[thresholds][0.15][changes_noticed]:.1%} of topic changes are noticed."
     ),
+    "affinity_engines": (
+        "The same with two real engines (toy model, two busy cores, three requests at a time), least-busy and then "
+        "affinity, by round: {r[loads][even][none][prefilled_tokens_per_request]} and "
+        "{r[loads][even][prefix][prefilled_tokens_per_request]} tokens prefilled per request under even load, "
+        "{r[loads][skewed][none][prefilled_tokens_per_request]} and "
+        "{r[loads][skewed][prefix][prefilled_tokens_per_request]} under skewed load."
+    ),
+    "disk_index": "Pools larger than memory, built, opened and searched: [the table](../docs/scaling.md).",
     "affinity": "Prefix affinity against least-busy over four servers, simulated: [the table](../docs/serving.md).",
     "shift_testbed": "Token distribution shift on the testbed: [the study](../docs/shift.md).",
     "real": "Demonstrations and a real base model, measured without a judge: [its page](../docs/real.html).",
@@ -129,6 +137,7 @@ FIGURES = {
 }
 # Results of a script with another name, or of a command.
 SCRIPTS = {
+    "affinity_engines": "affinity",
     "bench_testbed": None,
     "gpu_8b": "gpu/price",
     "gpu_13b": "gpu/price",

@@ -23,10 +23,26 @@ import click
 import typer
 from griffe import Docstring, DocstringSectionKind
 from grouped import split_groups
-from results import affinity_results, gpu_results, planning_results, published_results, testbed_results
+from results import (
+    affinity_results,
+    disk_results,
+    gpu_results,
+    planning_results,
+    published_results,
+    scale_results,
+    testbed_results,
+)
 from table import table
 
-__all__ = ["affinity_results", "gpu_results", "planning_results", "published_results", "testbed_results"]
+__all__ = [
+    "affinity_results",
+    "disk_results",
+    "gpu_results",
+    "planning_results",
+    "published_results",
+    "scale_results",
+    "testbed_results",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 # Types in the help of commands that name no placeholder of their own, and what readers of help see.

@@ -76,6 +76,61 @@ def affinity_results() -> str:
     return f"{about}\n\n{table(head, rows)}"
 
 
+def disk_results() -> str:
+    """The index on disk, at every size that was measured."""
+    result = _result("disk_index")
+    rows = []
+    for size in result["sizes"].values():
+        build, use = size["build"], size["use"]
+        probe = use["probes"]["64"]
+        rows.append(
+            (
+                f"{size['n']:,}",
+                f"{build['build_s'] / 60:.0f} min",
+                f"{build['anonymous_gib']:g} / {build['peak_gib']:g}",
+                f"{use['open_s']:.2f} s",
+                f"{use['anonymous_gib']:g} / {use['peak_gib']:g}",
+                f"{probe['recall_at_10']:.3f}",
+                f"{probe['median_ms']:.1f} / {probe['p99_ms']:.1f} ms",
+            )
+        )
+    head = (
+        "vectors",
+        "build",
+        "its memory, GiB",
+        "open",
+        "search memory, GiB",
+        "recall of ten",
+        "a query, median / p99",
+    )
+    about = f"Measured on two cores that other work shared, {result['factory']}, 64 lists probed:"
+    return f"{about}\n\n{table(head, rows)}"
+
+
+def scale_results() -> str:
+    """What 100 million demonstrations take, calculated."""
+    r = _result("scale")
+    check = r["check"]
+    cores = ", ".join(f"{hours:g} on {n} cores" for n, hours in r["encode_hours_by_cores"].items())
+    gpus = ", ".join(f"{hours:g} on {n}" for n, hours in r["million_prompts_hours_by_gpus"].items())
+    rows = [
+        ("FAISS kind", f"`{r['factory']}`"),
+        ("disk", f"{r['disk_gb']:,} GB: vectors {r['vectors_gb']}, texts {r['texts_gb']}, lists {r['lists_gb']}"),
+        ("memory to search", f"{r['memory_gb']} GB, {r['memory_with_lists_cached_gb']} GB with all lists cached"),
+        ("a query, lists cached", f"{r['search_ms_64_probes_cached']} ms"),
+        ("encoding with MiniLM, hours", cores),
+        ("lists, hours on two cores", f"{r['index_hours_two_cores']:g}"),
+        ("a million prompts to an 8B model, hours by GPUs", gpus),
+    ]
+    build = check["build_s"]
+    about = (
+        "Calculated (`python benchmarks/scale.py`) from the runs above, `encoders.json` and `gpu_8b.json`. Check: the "
+        f"index of {check['to']:,} predicted from that of {check['from']:,} takes {build['predicted']:,} s to build; "
+        f"{build['measured']:,.0f} s were measured."
+    )
+    return f"{about}\n\n{table(('100 million demonstrations', 'calculated'), rows)}"
+
+
 def published_results() -> str:
     """Published figures that reports show beside measured ones."""
     with (ROOT / "src/ragalign/data/published.toml").open("rb") as file:

@@ -267,6 +267,17 @@ def test_no_cluster_where_one_is_named() -> None:
     assert "give --ray local, auto or an address" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:99999", ":6379"])
+def test_an_address_where_nothing_is_is_refused_at_once(address: str) -> None:
+    from ragalign.executors.cluster import _check_reachable
+
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="Ray cluster") as refused:
+        _check_reachable(address)
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - started < 5
+
+
 @pytest.mark.slow
 def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt: Any) -> None:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
@@ -285,3 +296,58 @@ def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt
             if sum(counts.values()) == 10:
                 os.kill(made.worker_pids()[0], signal.SIGKILL)
         assert counts == Counter(range(60))
+
+
+REUSE = """
+[template]
+form = "package:testbed/template.toml"
+[retriever]
+name = "dense"
+[reuse]
+enabled = true
+"""
+
+
+@pytest.mark.slow
+def test_benches_gains_and_stores_are_made_on_a_cluster(
+    cluster: Any,
+    tiny_model: Path,
+    starter_index: Path,
+    minilm: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    monkeypatch.setenv("RAGALIGN_CACHE", str(tmp_path / "cache"))
+    on_cluster = ("--ray", "local", "--workers", 2)
+    questions = tmp_path / "q.jsonl"
+    rows = ({"id": f"q{n}", "instruction": f"What is {n}?", "reference": f"{n} is a number."} for n in range(6))
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = ("--model", tiny_model, "--backend", "transformers", "--dtype", "float32")
+    bench = ("bench", "--recipe", "zero-shot", "--recipe", "urial", "--queries", questions, "--out", tmp_path / "bench")
+    bench += ("--rounds", 0, "--max-new-tokens", 4, "--metric", "reference-likelihood")
+    assert run(*bench, *model, *on_cluster, "--json").exit_code == 0
+    # What is finished there is finished here: no engine starts.
+    assert run(*bench, *model, "--json").exit_code == 0
+    gains = ("utility", "score", starter_index, "--queries", questions, "--candidates", 4)
+    for name, more in (("there", on_cluster), ("here", ())):
+        assert run(*gains, *model, "--out", tmp_path / f"{name}.jsonl", *more).exit_code == 0
+    there, here = (
+        {
+            (row["id"], row["candidate"]): row["gain"]
+            for row in map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+        }
+        for name in ("there", "here")
+    )
+    assert len(here) == 24
+    assert there == pytest.approx(here, abs=1e-3)
+    world = data_folder() / "testbed"
+    Index.build(Pool.load(world / "pool.jsonl")[:12], minilm).save(tmp_path / "short")
+    (tmp_path / "mine.toml").write_text(REUSE)
+    store = ("kv", "build", tmp_path / "short", "--recipe", tmp_path / "mine.toml", "--model", world / "model")
+    store += ("--dtype", "float32", "--store", tmp_path / "kv")
+    first = json.loads(run(*store, *on_cluster, "--json").stdout)
+    assert first["n_computed"] == 12
+    again = json.loads(run(*store, *on_cluster, "--json").stdout)
+    assert (again["n_computed"], again["n_present"]) == (0, 12)
+    assert run("kv", "verify", tmp_path / "kv").exit_code == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ragalign.generation.base import one_line
 
 # Seconds to wait for what another job, just over, has not given back yet.
 _PATIENCE_S = 10.0
+_CONNECT_S = 10.0
 # Ray reads these when it is imported, and a local cluster when it starts.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -92,7 +94,26 @@ def quiet_warnings() -> Iterator[None]:
         yield
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse an address that nothing listens on: Ray itself tries for minutes.
+
+    Raises:
+        ConfigError: so it is, or the address has no port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"a Ray cluster's address is local, auto or HOST:PORT, not {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from None
+
+
 def _init(ray: Any, address: str) -> None:
+    if address not in ("local", "auto"):
+        _check_reachable(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address == "local":
         options |= {"address": "local", "include_dashboard": False}

@@ -219,8 +219,10 @@ class Crew:
             )
 
     def _start(self, number: int) -> _Worker:
-        # One more thread, so that an engine that batches works on two runs at once.
-        options = {**self._need.options(), "max_concurrency": 2, "max_restarts": 0, "max_task_retries": 0}
+        # A second thread lets a batching engine work on two runs at once. On CPUs, vLLM depends on OpenMP settings of
+        # the thread that started it, so there the second run waits in the actor for the end of the first.
+        threads = 2 if self._need.gpus else 1
+        options = {**self._need.options(), "max_concurrency": threads, "max_restarts": 0, "max_task_retries": 0}
         made = self._ray.remote(EngineWorker).options(**options).remote(*self._arguments)
         self._started[number] = time.monotonic()
         return _Worker(number, made, made.start.remote())
