@@ -130,6 +130,7 @@ FIGURES = {
         "{r[loads][skewed][prefix][prefilled_tokens_per_request]} under skewed load."
     ),
     "disk_index": "Pools larger than memory, built, opened and searched: [the table](../docs/scaling.md).",
+    "scale": "What 100 million demonstrations take, calculated: [the table](../docs/scaling.md).",
     "affinity": "Prefix affinity against least-busy over four servers, simulated: [the table](../docs/serving.md).",
     "shift_testbed": "Token distribution shift on the testbed: [the study](../docs/shift.md).",
     "real": "Demonstrations and a real base model, measured without a judge: [its page](../docs/real.html).",

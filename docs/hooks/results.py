@@ -122,11 +122,13 @@ def scale_results() -> str:
         ("lists, hours on two cores", f"{r['index_hours_two_cores']:g}"),
         ("a million prompts to an 8B model, hours by GPUs", gpus),
     ]
-    build = check["build_s"]
+    parts = ", ".join(
+        f"{name} {check[name]['calculated']:g} ({check[name]['measured']:g})"
+        for name in ("vectors", "lists", "centroids")
+    )
     about = (
-        "Calculated (`python benchmarks/scale.py`) from the runs above, `encoders.json` and `gpu_8b.json`. Check: the "
-        f"index of {check['to']:,} predicted from that of {check['from']:,} takes {build['predicted']:,} s to build; "
-        f"{build['measured']:,.0f} s were measured."
+        "Calculated (`python benchmarks/scale.py`) from the run above, `encoders.json` and `gpu_8b.json`. Check at "
+        f"{check['n']:,}, bytes per vector calculated (measured): {parts}."
     )
     return f"{about}\n\n{table(('100 million demonstrations', 'calculated'), rows)}"
 
