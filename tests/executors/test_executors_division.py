@@ -120,6 +120,7 @@ def test_workers_by_the_cluster() -> None:
     assert plan_workers([CPU_NODE], None, gpus=1).options() == {"num_cpus": 8, "num_gpus": 0}
     assert plan_workers([CPU_NODE, CPU_NODE], 3, gpus=1).cpus == 4
     assert plan_workers([CPU_NODE], 7, gpus=1, reserved_cpus=1).cpus == 1
+    assert plan_workers([CPU_NODE], 2, gpus=1, reserved_cpus=1, free_cpus=6).cpus == 2
     assert fits([GPU_NODE, CPU_NODE], 5, 0) == 4
 
 

@@ -135,18 +135,24 @@ def fits(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
 
 
 def plan_workers(
-    nodes: Sequence[Mapping[str, float]], workers: int | None, *, gpus: float, reserved_cpus: float = 0.0
+    nodes: Sequence[Mapping[str, float]],
+    workers: int | None,
+    *,
+    gpus: float,
+    reserved_cpus: float = 0.0,
+    free_cpus: float | None = None,
 ) -> Need:
     """What to ask the cluster for.
 
     With GPUs, each worker takes `gpus` of them and one CPU, and there are as many workers as fit, if no number is
-    given. Without GPUs, one worker by default; the workers share the CPUs evenly, apart from the reserved ones.
+    given. Without GPUs, one worker by default; the workers share the free CPUs evenly, apart from the reserved ones.
 
     Args:
         nodes: the resources of each node, under Ray's names.
         workers: how many; None for the default.
         gpus: of each worker, if the cluster has any.
         reserved_cpus: CPUs that must stay free for other tasks, such as reading.
+        free_cpus: CPUs that no other job holds; None for all.
 
     Raises:
         ConfigError: the cluster is too small, with the numbers.
@@ -166,7 +172,8 @@ def plan_workers(
     most = int(n_cpus - reserved_cpus)
     if wanted > most:
         raise ConfigError(_too_small(wanted, "1 CPU", reserved_cpus, n_cpus, n_gpus, most, len(nodes)))
-    cpus = max((n_cpus - reserved_cpus) // wanted, 1)
+    usable = n_cpus if free_cpus is None else min(free_cpus, n_cpus)
+    cpus = max((usable - reserved_cpus) // wanted, 1)
     while cpus > 1 and fits(nodes, cpus, 0) < wanted:
         cpus -= 1
     return Need(wanted, cpus, 0)
@@ -183,6 +190,11 @@ def _too_small(wanted: int, each: str, reserved: float, n_cpus: float, n_gpus: f
 def node_resources(ray: Any) -> list[dict[str, float]]:
     """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def n_free_cpus(ray: Any) -> float:
+    """The CPUs that no job holds now."""
+    return float(ray.available_resources().get("CPU", 0.0))
 
 
 def wait_for_room(ray: Any, need: Need, reserved_cpus: float = 0.0, patience_s: float = _PATIENCE_S) -> None:

@@ -18,7 +18,15 @@ from ragalign.encoders.base import TextKind
 from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
 from ragalign.encoders.sentence_transformer import Precision
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.executors.cluster import connect, import_ray, node_resources, plan_workers, quiet_warnings, wait_for_room
+from ragalign.executors.cluster import (
+    connect,
+    import_ray,
+    n_free_cpus,
+    node_resources,
+    plan_workers,
+    quiet_warnings,
+    wait_for_room,
+)
 from ragalign.executors.worker import EncoderWorker
 from ragalign.generation._quiet import is_verbose
 from ragalign.generation.base import one_line
@@ -71,7 +79,8 @@ class RayEncoder(Encoder):
         try:
             self._ray = self._stack.enter_context(connect(address))
             nodes = node_resources(self._ray)
-            self._need = plan_workers(nodes, workers, gpus=1, reserved_cpus=_RESERVED_CPUS)
+            free = n_free_cpus(self._ray)
+            self._need = plan_workers(nodes, workers, gpus=1, reserved_cpus=_RESERVED_CPUS, free_cpus=free)
         except BaseException:
             self._stack.close()
             raise

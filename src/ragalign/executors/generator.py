@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
-from ragalign.executors.cluster import Need, connect, node_resources, plan_workers, wait_for_room
+from ragalign.executors.cluster import Need, connect, n_free_cpus, node_resources, plan_workers, wait_for_room
 from ragalign.executors.crew import Crew
 from ragalign.generation.base import BaseGenerator, SampledOutput
 from ragalign.generation.distributions import Distributions
@@ -34,7 +34,7 @@ class RayGenerator(BaseGenerator):
         backend: ``auto``, ``vllm`` or ``transformers``.
         address: ``local``, ``auto`` or an address; see `ragalign.executors.connect`.
         workers: number of engines; by default as many as the cluster has GPUs for, or one without GPUs.
-        cpus: CPUs of each engine; by default one beside a GPU, otherwise an even share of the cluster's.
+        cpus: CPUs of each engine; by default one beside a GPU, otherwise an even share of what is free.
         context_length: maximum tokens of prompt and completion together, if less than the model's.
         run_size: prompts given to an engine at a time.
         options: options of the engine, such as ``dtype="bfloat16"``.
@@ -66,7 +66,7 @@ class RayGenerator(BaseGenerator):
         try:
             ray = self._stack.enter_context(connect(address))
             gpus = float(options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1))
-            need = plan_workers(node_resources(ray), workers, gpus=gpus)
+            need = plan_workers(node_resources(ray), workers, gpus=gpus, free_cpus=n_free_cpus(ray))
             self._need = need if cpus is None else Need(need.workers, cpus, need.gpus)
             wait_for_room(ray, self._need)
             self._crew = Crew(ray, self._need, (backend, self._model, context_length, options), run_size)
