@@ -151,7 +151,7 @@ def _train(
         try:
             torch.manual_seed(options.seed)
             model = SentenceTransformer(name, revision=located.commit, local_files_only=located.folder is not None)
-            model.model_card_data.generate_widget_examples = False  # the card is our own
+            model.model_card_data.widget = [{}]  # examples for a card; ours is another, so they are not computed
             n_steps = math.ceil(len(rows) / options.batch_size) * options.epochs
             trainer = SentenceTransformerTrainer(
                 model=model,
