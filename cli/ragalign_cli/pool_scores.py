@@ -35,8 +35,15 @@ Out = Annotated[
 def score(
     pool: PoolFile,
     by: Rule,
-    model: options.Model,
     out: Out,
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            help="As for `ragalign generate`; not needed with --gains, nor for length if --tokenizer is given.",
+            show_default=False,
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     gains: Annotated[
         Optional[Path],
         typer.Option(
@@ -73,27 +80,33 @@ def score(
     from ragalign.bench.session import Engine
     from ragalign.errors import ConfigError
     from ragalign.measures.likelihood import supporting
+    from ragalign.models import locate_model
     from ragalign.pool import storage
     from ragalign.recipes import Recipe
+    from ragalign.tokenization import Tokenizer
     from ragalign.utility import GainFiles, PromptForm, pool_questions
     from ragalign.utility import pool_scores as scores
 
     storage.check_extension(out)
     if gains is not None and by != "utility":
         raise ConfigError("--gains goes with --by utility")
+    if model is None and not (gains or (by == "length" and tokenizer)):
+        raise ConfigError(f"--by {by} needs --model" + (" or --tokenizer, to count tokens" if by == "length" else ""))
     chosen = Recipe.load(recipe)
-    engine = Engine(model, backend, tokenizer, context_length, options.engine(dtype, tensor_parallel, gpu_memory))
-    engine.check()
     loaded = load([pool], "auto", None, "strict", False)
-    words = engine.load_tokenizer()
     work = out.with_name(f"{out.name}.{by}.partial.jsonl")
-    if by == "length":
-        found = scores.lengths(loaded, words)
-    elif gains is not None:
+    if gains is not None:
         measured = GainFiles(gains).read().mean_by_candidate()
         found = {name: measured.get(name) for name in loaded.ids}
+    elif by == "length":
+        found = scores.lengths(loaded, Tokenizer.load(tokenizer or locate_model(str(model))))
     else:
         options.check_gives_probabilities(backend)
+        engine = Engine(
+            str(model), backend, tokenizer, context_length, options.engine(dtype, tensor_parallel, gpu_memory)
+        )
+        engine.check()
+        words = engine.load_tokenizer()
         content = chosen.content()
         settings = {
             "rule": by, "model": model, **engine.settings, "pool": loaded.fingerprint, "template": content["template"],

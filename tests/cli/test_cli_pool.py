@@ -268,6 +268,11 @@ def test_scores_are_written_shown_and_selected_by(ragalign: Command, tiny_model:
     assert run.returncode == 0, run.stderr
     kept = [json.loads(line)["instruction"] for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert kept == ["Say 6.", "Say 5."]
+    # Lengths need a tokenizer and no model.
+    run = ragalign("pool", "score", given, "--by", "length", "--tokenizer", tiny_model, "--out", tmp_path / "l.jsonl")
+    assert run.returncode == 0, run.stderr
+    run = ragalign("pool", "score", given, "--by", "length", "--out", tmp_path / "l.jsonl")
+    assert (run.returncode, run.stderr) == (2, "error: --by length needs --model or --tokenizer, to count tokens\n")
 
 
 @pytest.mark.parametrize(
