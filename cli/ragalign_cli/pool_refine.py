@@ -81,7 +81,7 @@ def refine(
     gpu_memory: options.GpuMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print all verdicts as JSON.")] = False,
 ) -> None:
-    """Rewrite weak demonstrations, and keep what the base model finds better.
+    """Rewrite weak demonstrations where that helps.
 
     The pool needs scores by the rule. An instruction-tuned model rewrites the
     weakest responses; a rewrite replaces the original only if the base

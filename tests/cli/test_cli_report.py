@@ -99,7 +99,7 @@ def test_upstreams_files_of_several_protocols_make_one_report(ragalign: Command,
         (("verdicts.jsonl", "--protocol", "ica"), 2, "has verdicts of the protocol mt-bench, not ica"),
         (("verdicts.jsonl", "--index", "nowhere"), 1, "nowhere"),
         (("verdicts.jsonl", "--answers", "queries.jsonl"), 1, "not an answer"),
-        (("verdicts.jsonl", "--out", "verdicts.jsonl/report.html"), 1, "verdicts.jsonl"),
+        (("verdicts.jsonl", "--out", "verdicts.jsonl/report.html"), 2, "is not a folder"),
         ((), 2, "missing argument"),
     ],
 )

@@ -130,7 +130,11 @@ def test_the_answer_follows_as_the_template_has_it(form: str, tiny_model: Path) 
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(answer=st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable() or "\n" in text))
+@given(
+    answer=st.text(min_size=1, max_size=30).filter(
+        lambda text: bool(text.strip()) and (text.isprintable() or "\n" in text)
+    )
+)
 def test_whatever_the_seam_the_tokens_spell_the_answer(answer: str, tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -115,8 +115,9 @@ def test_saving_replaces_only_what_is_whole(tmp_path: Path, monkeypatch: pytest.
 def test_saving_where_it_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown extension '.csv' for a pool; use .parquet or .jsonl"):
         small().save(tmp_path / "p.csv")
-    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\); check the folder"):
-        small().save(tmp_path / "nowhere" / "p.jsonl")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be written \(File exists\); check the folder"):
+        small().save(tmp_path / "file" / "p.jsonl")
 
 
 def test_saved_files_have_the_usual_permissions(tmp_path: Path) -> None:

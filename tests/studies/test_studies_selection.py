@@ -131,6 +131,7 @@ def test_reference_likelihood_answers_nothing(
 
         model, context_length, shares_cpu = engine.model, engine.context_length, True
         distributions = staticmethod(engine.distributions)
+        token_logprobs = staticmethod(engine.token_logprobs)
 
     tokenizer = Tokenizer.load(tiny_model)
     found = made.run(lambda: (Reading(), tokenizer))  # type: ignore[arg-type, return-value]
