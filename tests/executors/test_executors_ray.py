@@ -204,6 +204,7 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_commands_make_the_same_files(
     cluster: Any, tiny_model: Path, minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

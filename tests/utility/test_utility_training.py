@@ -51,6 +51,7 @@ def trained(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tr
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_learns_what_helps(trained: Trained) -> None:
     assert trained.before.n == trained.after.n == 6
     assert trained.epochs > 0
@@ -63,6 +64,7 @@ def test_it_learns_what_helps(trained: Trained) -> None:
     assert found.chosen > found.mean + 0.8 * (found.best - found.mean)
 
 
+@pytest.mark.slow
 def test_the_result_is_an_encoder_folder_with_a_card(trained: Trained, tmp_path: Path) -> None:
     card = (trained.folder / "README.md").read_text()
     assert "288 measured gains of 24 questions; 6 other questions were held out" in card
@@ -78,6 +80,7 @@ def test_the_result_is_an_encoder_folder_with_a_card(trained: Trained, tmp_path:
     assert [hit.id for hit in dense] == [hit.id for hit in found]
 
 
+@pytest.mark.slow
 def test_it_reranks_the_neighbours_of_another_encoder(trained: Trained, minilm: Encoder) -> None:
     index = Index.build(Pool.from_demonstrations(planted().demonstrations.values()), minilm)
     asked = ["Tell me about the shape of a penguin.", "Tell me about the price of a beaver."]
@@ -91,6 +94,7 @@ def test_it_reranks_the_neighbours_of_another_encoder(trained: Trained, minilm: 
     assert found[0][0].score == pytest.approx(0.5, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_set_stops_when_the_next_costs_more_than_it_adds(trained: Trained, minilm: Encoder) -> None:
     index = Index.build(Pool.from_demonstrations(planted().demonstrations.values()), minilm)
     asked = ["Tell me about the shape of a penguin."]
