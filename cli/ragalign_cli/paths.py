@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 # The formats of pools.
-_POOL_ENDINGS = (".jsonl", ".parquet")
+_POOL_ENDINGS = (".parquet", ".jsonl")
 
 
 def out_file(path: Path | None) -> Path | None:

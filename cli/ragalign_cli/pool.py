@@ -11,12 +11,12 @@ import typer
 
 from ragalign_cli import console, pool_refine, pool_scores
 from ragalign_cli.help import Command, group
-from ragalign_cli.paths import out_pool
 from ragalign_cli.pool_options import (
     LISTED,
     Fields,
     Metadata,
     OnError,
+    PoolOut,
     Shape,
     Unwrap,
     file_records,
@@ -41,10 +41,6 @@ Files = Annotated[
         help="JSON Lines, JSON, CSV, TSV or Parquet files, or datasets (name, name:split, name:config:split).",
         show_default=False,
     ),
-]
-Out = Annotated[
-    Path,
-    typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False, callback=out_pool),
 ]
 
 
@@ -103,7 +99,7 @@ def inspect(
 @app.command("convert", cls=Command)
 def convert(
     files: Files,
-    out: Out,
+    out: PoolOut,
     shape: Shape = "auto",
     field: Fields = None,
     on_error: OnError = "strict",
@@ -136,7 +132,7 @@ def convert(
 @app.command("dedupe", cls=Command)
 def dedupe(
     files: Files,
-    out: Out,
+    out: PoolOut,
     near: Annotated[
         float | None,
         typer.Option(

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ragalign_cli import console
+from ragalign_cli.paths import out_pool
 
 if TYPE_CHECKING:
     from ragalign.pool import LoadReport, Pool
 
 LISTED = 20
 
+PoolOut = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False, callback=out_pool),
+]
 Shape = Annotated[
     str,
     typer.Option(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from ragalign_cli import console, options
-from ragalign_cli.pool_options import load
-from ragalign_cli.pool_scores import Out, PoolFile
+from ragalign_cli.pool_options import PoolOut, load
+from ragalign_cli.pool_scores import PoolFile
 
 if TYPE_CHECKING:
     from ragalign.utility.refining import Verdict
@@ -37,7 +37,7 @@ def refine(
         ),
     ],
     model: options.Model,
-    out: Out,
+    out: PoolOut,
     by: Annotated[
         Literal["ifd", "perplexity"],
         typer.Option(help="The base model's score: chooses the weak ones, and has to improve."),
@@ -103,13 +103,11 @@ def refine(
     from ragalign.errors import ConfigError
     from ragalign.judging.judges import Judge
     from ragalign.measures.likelihood import supporting
-    from ragalign.pool import storage
     from ragalign.recipes import Recipe
     from ragalign.utility import refining
     from ragalign.utility.pool_scores import ResponseScorer
     from ragalign.utility.rewriting import RewriteOptions, rewrite
 
-    storage.check_extension(out)
     if Path(pool).exists() and out.exists() and Path(pool).samefile(out):
         raise ConfigError(f"--out {out} is the pool itself; name another file, so that the originals are kept")
     if not -1 <= min_similarity <= 1:

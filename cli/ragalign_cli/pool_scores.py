@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from ragalign_cli import console, options
-from ragalign_cli.paths import out_file
-from ragalign_cli.pool_options import load
+from ragalign_cli.pool_options import PoolOut, load
 
 if TYPE_CHECKING:
     from ragalign.pool import Pool
@@ -26,16 +25,12 @@ Rule = Annotated[
 PoolFile = Annotated[
     str, typer.Argument(metavar="POOL", help="A file of demonstrations, or a dataset.", show_default=False)
 ]
-Out = Annotated[
-    Path,
-    typer.Option(metavar="FILE", help="The .jsonl or .parquet file to write.", show_default=False, callback=out_file),
-]
 
 
 def score(
     pool: PoolFile,
     by: Rule,
-    out: Out,
+    out: PoolOut,
     model: Annotated[
         Optional[str],
         typer.Option(
@@ -81,13 +76,11 @@ def score(
     from ragalign.errors import ConfigError
     from ragalign.measures.likelihood import supporting
     from ragalign.models import locate_model
-    from ragalign.pool import storage
     from ragalign.recipes import Recipe
     from ragalign.tokenization import Tokenizer
     from ragalign.utility import GainFiles, PromptForm, pool_questions
     from ragalign.utility import pool_scores as scores
 
-    storage.check_extension(out)
     if gains is not None and by != "utility":
         raise ConfigError("--gains goes with --by utility")
     if model is None and not (gains or (by == "length" and tokenizer)):
@@ -143,7 +136,7 @@ def select(
     pool: PoolFile,
     by: Rule,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Demonstrations to keep.", show_default=False)],
-    out: Out,
+    out: PoolOut,
     diverse: Annotated[
         bool, typer.Option("--diverse", help="Skip demonstrations that are similar to a better one.")
     ] = False,
@@ -167,10 +160,8 @@ def select(
           --out best.jsonl
     """
     from ragalign.encoders import DEFAULT_ENCODER, Encoder
-    from ragalign.pool import storage
     from ragalign.utility import pool_scores as scores
 
-    storage.check_extension(out)
     loaded = load([pool], "auto", None, "strict", False)
     scores.require(loaded, by)
     vectors = Encoder.load(encoder or DEFAULT_ENCODER).encode(loaded.instructions) if diverse else None

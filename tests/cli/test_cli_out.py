@@ -10,6 +10,8 @@ from fixtures.command import Command, Run
 FILES = (
     ("pool", "convert", "nowhere.jsonl"),
     ("pool", "dedupe", "nowhere.jsonl"),
+    ("pool", "score", "nowhere.jsonl", "--by", "length"),
+    ("pool", "select", "nowhere.jsonl", "--by", "length", "--top", "1"),
     ("plan", "nowhere", "--queries", "nowhere.jsonl", "--tokenizer", "nowhere"),
     ("report", "nowhere"),
 )

@@ -25,8 +25,9 @@ def save(table: pa.Table, path: Path) -> None:
         ConfigError: the extension is neither ``.parquet`` nor ``.jsonl``.
         DataError: the file cannot be written.
     """
-    check_extension(path)
-    write = _write_parquet if path.suffix.lower() == ".parquet" else _write_jsonl
+    write = {".parquet": _write_parquet, ".jsonl": _write_jsonl}.get(path.suffix.lower())
+    if write is None:
+        raise ConfigError(f"{path}: unknown extension {path.suffix!r} for a pool; use .parquet or .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -40,16 +41,6 @@ def save(table: pa.Table, path: Path) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from None
-
-
-def check_extension(path: Path) -> None:
-    """Reject a file that a pool cannot be saved as.
-
-    Raises:
-        ConfigError: the extension is neither ``.parquet`` nor ``.jsonl``.
-    """
-    if path.suffix.lower() not in (".parquet", ".jsonl"):
-        raise ConfigError(f"{path}: unknown extension {path.suffix!r} for a pool; use .parquet or .jsonl")
 
 
 def read_saved_parquet(path: Path) -> pa.Table | None:
