@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
+from ragalign.retrieval.batch import unit
 from ragalign.retrieval.calibration import TextForm
 from ragalign.retrieval.texts import texts_in_form
 from ragalign.utility.files import Gain, Gains
@@ -43,11 +44,11 @@ def evaluate(encoder: Encoder, gains: Gains, lists: Mapping[str, Sequence[Gain]]
     vectors = dict(
         zip(
             names,
-            _unit(encoder.encode(texts_in_form(text, [gains.demonstrations[name] for name in names]))),
+            unit(encoder.encode(texts_in_form(text, [gains.demonstrations[name] for name in names]))),
             strict=True,
         )
     )
-    asked = _unit(encoder.encode([gains.questions[name] for name in questions], kind="query"))
+    asked = unit(encoder.encode([gains.questions[name] for name in questions], kind="query"))
     similar, measured, chosen, correlations = [], [], [], []
     for question, vector in zip(questions, asked, strict=True):
         cosines = np.array([float(vector @ vectors[gain.candidate]) for gain in lists[question]])
@@ -77,20 +78,8 @@ def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]
 
 
 def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    first, second = _ranks(x), _ranks(y)
-    if not first.std() or not second.std():
+    if x.min() == x.max() or y.min() == y.max():
         return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, with the mean rank for equal values."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    found: NDArray[np.float64] = (ends - (counts - 1) / 2)[which]
-    return found
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)
+    return float(spearmanr(x, y).statistic)
