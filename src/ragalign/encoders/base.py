@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +171,68 @@ class Encoder(ABC):
         return np.zeros(len(texts), dtype=np.bool_)
 
 
-class _LoadedEncoder(Encoder):
+class CachedEncoder(Encoder):
+    """An encoder that encodes equal texts once and keeps documents' vectors in the embedding cache.
+
+    Attributes:
+        cache_folder: where the embedding cache is; None for none.
+    """
+
+    cache_folder: Path | None = None
+
+    def encode(
+        self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
+
+        Only documents use the embedding cache: queries would fill it for little benefit.
+
+        Raises:
+            ConfigError: `kind` is neither ``document`` nor ``query``.
+            DataError: a text cannot be tokenized, such as one with a lone surrogate.
+            GenerationError: encoding on a cluster failed.
+        """
+        if kind not in get_args(TextKind):
+            raise ConfigError(f"kind must be 'document' or 'query', not {kind!r}")
+        if isinstance(texts, str):
+            raise ConfigError("encode takes a sequence of texts, not one text")
+        slots: dict[str, int] = {}
+        rows = np.fromiter((slots.setdefault(text, len(slots)) for text in texts), dtype=np.int64, count=len(texts))
+        unique = list(slots)
+        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
+        prompt = self.document_prompt if kind == "document" else self.query_prompt
+        cache = None
+        if self.cache_folder is not None and kind == "document":
+            cache = EmbeddingCache(self.cache_folder / f"{self.fingerprint}.sqlite", self.dimension)
+        missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
+        # Longest first: a batch is padded to its longest text.
+        missing.sort(key=lambda position: -len(unique[position]))
+        in_chunks = cache is not None or show_progress
+        bar = progress("encoding", len(missing), "texts") if show_progress else nullcontext(_ignore)
+        with bar as advance:
+            if missing:
+                for done, found in self._encoded([unique[place] for place in missing], kind, in_chunks=in_chunks):
+                    places = [missing[row] for row in done]
+                    vectors[places] = found
+                    if cache is not None:
+                        cache.write(prompt, [unique[place] for place in places], found)
+                    advance(len(places))
+        return vectors if len(unique) == len(texts) else vectors[rows]
+
+    @abstractmethod
+    def _encoded(
+        self, texts: list[str], kind: TextKind, *, in_chunks: bool
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Encode different texts, yielding (rows, vectors ``[m, d]``) in any order.
+
+        Args:
+            texts: one text or more, longest first.
+            kind: which of the two prompts to prepend.
+            in_chunks: whether to yield often, so that progress shows and an interruption loses little.
+        """
+
+
+class _LoadedEncoder(CachedEncoder):
     """An encoder over a sentence-transformers model."""
 
     def __init__(
@@ -189,7 +250,7 @@ class _LoadedEncoder(Encoder):
             "query": model.prompts.get("query", "") if query_prompt is None else query_prompt,
             "document": model.prompts.get("document", "") if document_prompt is None else document_prompt,
         }
-        self._cache_folder = cache
+        self.cache_folder = cache
 
     @property
     def id(self) -> str:
@@ -235,44 +296,14 @@ class _LoadedEncoder(Encoder):
     def content_digest(self) -> str:
         return self._model.content_digest
 
-    def encode(
-        self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
-    ) -> NDArray[np.float32]:
-        """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
-
-        Only documents use the embedding cache: queries would fill it for little benefit.
-
-        Raises:
-            ConfigError: `kind` is neither ``document`` nor ``query``.
-            DataError: a text cannot be tokenized, such as one with a lone surrogate.
-        """
-        if kind not in self._prompts:
-            raise ConfigError(f"kind must be 'document' or 'query', not {kind!r}")
-        if isinstance(texts, str):
-            raise ConfigError("encode takes a sequence of texts, not one text")
-        slots: dict[str, int] = {}
-        rows = np.fromiter((slots.setdefault(text, len(slots)) for text in texts), dtype=np.int64, count=len(texts))
-        unique = list(slots)
-        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
-        prompt = self._prompts[kind]
-        cache = None
-        if self._cache_folder is not None and kind == "document":
-            cache = EmbeddingCache(self._cache_folder / f"{self.fingerprint}.sqlite", self.dimension)
-        missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
-        # Longest first across chunks too, so that chunking does not add padding.
-        missing.sort(key=lambda position: -len(unique[position]))
-        size = _CHUNK_SIZE if cache is not None or show_progress else max(1, len(missing))
-        bar = progress("encoding", len(missing), "texts") if show_progress else nullcontext(_ignore)
-        with bar as advance:
-            for start in range(0, len(missing), size):
-                chunk = missing[start : start + size]
-                vectors[chunk] = self._model.encode(
-                    [unique[position] for position in chunk], prompt, normalize=self._normalize
-                )
-                if cache is not None:
-                    cache.write(prompt, [unique[position] for position in chunk], vectors[chunk])
-                advance(len(chunk))
-        return vectors if len(unique) == len(texts) else vectors[rows]
+    def _encoded(
+        self, texts: list[str], kind: TextKind, *, in_chunks: bool
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        size = _CHUNK_SIZE if in_chunks else len(texts)
+        for start in range(0, len(texts), size):
+            chunk = texts[start : start + size]
+            vectors = self._model.encode(chunk, self._prompts[kind], normalize=self._normalize)
+            yield list(range(start, start + len(chunk))), vectors
 
     def truncated(self, texts: Sequence[str], *, kind: TextKind = "document") -> NDArray[np.bool_]:
         found = np.zeros(len(texts), dtype=np.bool_)

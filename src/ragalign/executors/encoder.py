@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +12,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign._progress import progress
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
-from ragalign.encoders.base import TextKind
-from ragalign.encoders.cache import EmbeddingCache, default_cache_folder
+from ragalign.encoders.base import CachedEncoder, TextKind
+from ragalign.encoders.cache import default_cache_folder
 from ragalign.encoders.sentence_transformer import Precision
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.executors.cluster import (
@@ -36,7 +35,7 @@ _RESERVED_CPUS = 1
 BATCH_SIZE = 256
 
 
-class RayEncoder(Encoder):
+class RayEncoder(CachedEncoder):
     """Encodes texts in actors of Ray Data on a cluster; everything else is that of the same encoder here.
 
     Texts are encoded once each, and those of the embedding cache of this machine are not sent. Vectors are those of a
@@ -72,7 +71,7 @@ class RayEncoder(Encoder):
         self._here = Encoder.load(**self._options, cache=None)
         # The same weights on every node, also where the Hub has newer ones by now.
         self._options["precision"] = self._here.precision
-        self._cache_folder = default_cache_folder() if cache == "default" else cache
+        self.cache_folder = default_cache_folder() if cache == "default" else None if cache is None else Path(cache)
         self._batch_size = batch_size
         self._stack = ExitStack()
         import_ray()
@@ -140,38 +139,6 @@ class RayEncoder(Encoder):
         """A hash of the weights, configuration and tokenizer."""
         return self._here.content_digest
 
-    def encode(
-        self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False
-    ) -> NDArray[np.float32]:
-        """Encode texts: float32, C-contiguous, ``[n, dimension]``. Equal texts are encoded once.
-
-        Raises:
-            ConfigError: `kind` is neither ``document`` nor ``query``.
-            GenerationError: other jobs use the cluster, or encoding failed there.
-        """
-        if kind not in ("document", "query"):
-            raise ConfigError(f"kind must be 'document' or 'query', not {kind!r}")
-        slots: dict[str, int] = {}
-        rows = np.fromiter((slots.setdefault(text, len(slots)) for text in texts), dtype=np.int64, count=len(texts))
-        unique = list(slots)
-        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
-        prompt = self.document_prompt if kind == "document" else self.query_prompt
-        cache = None
-        if self._cache_folder is not None and kind == "document":
-            cache = EmbeddingCache(Path(self._cache_folder) / f"{self.fingerprint}.sqlite", self.dimension)
-        missing = list(range(len(unique))) if cache is None else cache.read(prompt, unique, vectors)
-        # Neighbours of similar length, since a batch is padded to its longest text.
-        missing.sort(key=lambda position: -len(unique[position]))
-        with progress("encoding", len(missing), "texts") if show_progress else ExitStack() as advance:
-            for done, found in self._encoded([unique[position] for position in missing], kind) if missing else ():
-                places = [missing[row] for row in done]
-                vectors[places] = found
-                if cache is not None:
-                    cache.write(prompt, [unique[place] for place in places], found)
-                if callable(advance):
-                    advance(len(places))
-        return vectors if len(unique) == len(texts) else vectors[rows]
-
     def truncated(self, texts: Sequence[str], *, kind: TextKind = "document") -> NDArray[np.bool_]:
         """Which texts are longer than `max_tokens`: bool ``[n]``."""
         return self._here.truncated(texts, kind=kind)
@@ -188,8 +155,9 @@ class RayEncoder(Encoder):
     ) -> None:
         self.close()
 
-    def _encoded(self, texts: list[str], kind: TextKind) -> Any:
-        """Yield the rows and the vectors ``[m, d]`` of batches, in any order."""
+    def _encoded(
+        self, texts: list[str], kind: TextKind, *, in_chunks: bool
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         wait_for_room(self._ray, self._need, _RESERVED_CPUS)
         with quiet_warnings():
             import pyarrow as pa
