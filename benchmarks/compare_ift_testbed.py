@@ -38,7 +38,7 @@ from ragalign.pool import Pool
 from ragalign.pool.queries import read_queries
 from ragalign.recipes import data_folder
 from ragalign.studies.fine_tuning.cells import METHODS, Cell, drawn
-from ragalign.studies.fine_tuning.figures import Point, break_even, points
+from ragalign.studies.fine_tuning.figures import CurvePoint, break_even, points
 from ragalign.studies.fine_tuning.page import write_pages
 from ragalign.studies.fine_tuning.running import FineTuningSettings, run
 from ragalign.studies.fine_tuning.training import Training
@@ -73,7 +73,7 @@ def coverage(pool: Pool, queries: list[Query], sizes: list[int], seeds: int) -> 
     return found
 
 
-def checks(found: list[Point], covered: dict[int, float]) -> dict[str, dict[str, object]]:
+def checks(found: list[CurvePoint], covered: dict[int, float]) -> dict[str, dict[str, object]]:
     """Each thing that the construction implies, the figures that decide it, and whether it holds."""
     quality = {(result.method, result.n): result.quality.value for result in found}
     whole, zero = quality["retrieved-pool", None], quality["zero-shot", None]

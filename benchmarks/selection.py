@@ -35,11 +35,11 @@ from ragalign.statistics import mean, paired_difference
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Query, Turn
 from ragalign.utility import (
+    AnsweredQuestion,
     GainFiles,
     GainRun,
     Gains,
     PromptForm,
-    Question,
     ScoreOptions,
     TrainOptions,
     pool_questions,
@@ -118,7 +118,7 @@ class Study:
         self._index = Index.open(folder / "index")
         rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))[:first]
         self._held_out = [
-            Question(Query(row["id"], (Turn("user", row["instruction"]),)), row["reference"]) for row in rows
+            AnsweredQuestion(Query(row["id"], (Turn("user", row["instruction"]),)), row["reference"]) for row in rows
         ]
         self._form = PromptForm(
             Recipe.load("ica"), self._index.pool, self._tokenizer, max_reference_tokens=REFERENCE_TOKENS

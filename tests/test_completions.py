@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ragalign import Aligner, Index
-from ragalign.completions import CompletionFile, FileReport, generation_settings
+from ragalign.completions import CompletionFile, CompletionReport, generation_settings
 from ragalign.errors import BudgetError, ConfigError, DataError
 from ragalign.generation import TransformersGenerator
 from ragalign.recipes import Recipe
@@ -48,7 +48,7 @@ def settings(index: Index) -> dict[str, Any]:
     return generation_settings(Recipe.load("ica"), SHORT, "tiny", index)
 
 
-def answer(aligner: Aligner, queries: Sequence[Query], path: Path, settings: dict[str, Any]) -> FileReport:
+def answer(aligner: Aligner, queries: Sequence[Query], path: Path, settings: dict[str, Any]) -> CompletionReport:
     with CompletionFile(path, queries, settings) as file:
         return file.generate(aligner, decoding=SHORT)
 

@@ -116,14 +116,14 @@ def measure(
 
     from ragalign.reuse.keeping import connector_config
     from ragalign.reuse.pieces import piece_name
-    from ragalign.reuse.store import Manifest, Store
+    from ragalign.reuse.store import Store, StoreManifest
     from ragalign.reuse_plan import ReusePlan
 
     prompts = {name: _prompts(folder, name.removesuffix("-hot"), limit) for name in names}
     lengths, prefix = _pieces(folder, limit)
     store_folder = Path(tempfile.mkdtemp(prefix="ragalign-kv-")) / "store"
     precision, memory = options["precision"], int(options["memory"] * 2**30)
-    Store.create(store_folder, Manifest(tuple(prefix), "benchmark", "llama-2", precision))
+    Store.create(store_folder, StoreManifest(tuple(prefix), "benchmark", "llama-2", precision))
     config = connector_config(store_folder, memory=memory)
     config["kv_connector_extra_config"]["volatile"] = True
     engine: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "block_size": BLOCK_SIZE}

@@ -10,7 +10,7 @@ import typer
 from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
-    from ragalign.studies.fine_tuning.figures import BreakEven, Point
+    from ragalign.studies.fine_tuning.figures import BreakEven, CurvePoint
 
 _METHODS = ("zero-shot", "constant", "retrieved", "retrieved-pool", "lora", "full")
 _SIZES = (3, 10, 30, 100, 300, 1000)
@@ -164,7 +164,7 @@ def compare_ift(
         console.note(f"-> {out}/compare-ift.html, compare-ift.json, quality.svg; answers in {out}/answers")
 
 
-def _show(found: list[Point], pairs: list[BreakEven], *, lower_is_better: bool) -> None:
+def _show(found: list[CurvePoint], pairs: list[BreakEven], *, lower_is_better: bool) -> None:
     from ragalign.reports.formats import interval, number
     from ragalign.studies.fine_tuning.page import queries
 

@@ -53,7 +53,7 @@ def generate(
           --ray auto --workers 8 --queries q.jsonl --out a.jsonl
     """
     from ragalign.aligner import Aligner
-    from ragalign.completions import CompletionFile, FileReport, generation_settings
+    from ragalign.completions import CompletionFile, CompletionReport, generation_settings
     from ragalign.indexes import Index
     from ragalign.recipes import Recipe
 
@@ -89,7 +89,7 @@ def generate(
                 start = time.perf_counter()
                 report = file.generate(aligner, decoding=settings)
         else:
-            report = FileReport(0, file.n_present, ())
+            report = CompletionReport(0, file.n_present, ())
         seconds = time.perf_counter() - start
     for failure in report.failures:
         console.error(f"query {failure.query.id}: {failure.error}")

@@ -193,7 +193,7 @@ def check(
     from ragalign.errors import DataError
     from ragalign.generation import VllmGenerator
     from ragalign.pool.queries import read_queries
-    from ragalign.reuse.checking import Limits
+    from ragalign.reuse.checking import ReuseLimits
     from ragalign.reuse.checking import check as compare
     from ragalign.types import Prompt
 
@@ -224,7 +224,7 @@ def check(
             for prompt, reference in zip(packed, references, strict=True)
             if isinstance(prompt, Prompt)
         ]
-        limits = Limits(max_difference, min_same_top1)
+        limits = ReuseLimits(max_difference, min_same_top1)
         found = compare(aligner.generator, prompts, answers, limits=limits, advance=advance)
     result: dict[str, Any] = {name: _rounded(value) for name, value in asdict(found).items()}
     if json:

@@ -11,7 +11,7 @@ from ragalign_cli import console, options, query_options
 from ragalign_cli.paths import out_file
 
 if TYPE_CHECKING:
-    from ragalign.planning import Point
+    from ragalign.planning import FrontierPoint
 
 _COLUMNS = [
     ("setting", "left"),
@@ -111,7 +111,7 @@ def plan(
     asked = options.first_of(query_options.read(queries, field, metadata), first)
     aligner = Aligner.from_recipe(chosen, index=index, tokenizer=tokenizer, context_length=context_length)
     capacity = None if cache_tokens is None else max(1, cache_tokens // base.block_size)
-    points: list[Point] = []
+    points: list[FrontierPoint] = []
     with progress("planning", len(settings), "settings") as advance:
         for point in frontier(
             aligner.packer,
@@ -152,7 +152,7 @@ def plan(
         console.note(f"frontier -> {out}")
 
 
-def _row(point: Point, plain: Point) -> list[str]:
+def _row(point: FrontierPoint, plain: FrontierPoint) -> list[str]:
     setting: str = point.strategy
     if setting == "reorder":
         setting += f", {point.personal} last"

@@ -13,7 +13,7 @@ from ragalign_cli.pool_options import PoolOut, load
 from ragalign_cli.pool_scores import PoolFile
 
 if TYPE_CHECKING:
-    from ragalign.utility.refining import Verdict
+    from ragalign.utility.refining import RewriteVerdict
 
 
 def refine(
@@ -157,6 +157,6 @@ def refine(
     console.note(f"wrote {len(refined):,} demonstrations to {out}")
 
 
-def _show(verdicts: list[Verdict]) -> None:
+def _show(verdicts: list[RewriteVerdict]) -> None:
     counts = Counter(verdict.reason or "kept" for verdict in verdicts)
     console.print_table([("rewrites", "left"), ("", "right")], [[reason, f"{n:,}"] for reason, n in counts.items()])

@@ -10,7 +10,7 @@ import typer
 from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
-    from ragalign.studies.selection_result import Selection
+    from ragalign.studies.selection_result import SelectionResult
 
 
 def select(
@@ -115,7 +115,7 @@ def select(
     console.note(f"-> {out / 'recipe.toml'}")
 
 
-def _show(found: Selection) -> None:
+def _show(found: SelectionResult) -> None:
     from ragalign.reports.formats import interval, number, signed
 
     names = {demonstration.id: demonstration for demonstration in found.constants}

@@ -15,7 +15,7 @@ from ragalign_cli.paths import out_folder
 if TYPE_CHECKING:
     from ragalign.generation.distributions import SupportsDistributions
     from ragalign.indexes import Index as LoadedIndex
-    from ragalign.utility import Question
+    from ragalign.utility import AnsweredQuestion
 
 app = group("Measure how much demonstrations help, and train an encoder on it.")
 
@@ -237,7 +237,7 @@ def _questions(
     seed: int,
     field: list[str] | None,
     metadata: list[str] | None,
-) -> list[Question]:
+) -> list[AnsweredQuestion]:
     """The questions of a file with their references; a file of demonstrations has both, too."""
     from ragalign.errors import DataError
     from ragalign.pool import Pool

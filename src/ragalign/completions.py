@@ -29,7 +29,7 @@ _KEYS = ("id", "instruction", "response", QUERY)
 
 
 @dataclass(frozen=True, slots=True)
-class FileReport:
+class CompletionReport:
     """The outcome of `CompletionFile.generate`: completions written, already present, and failures."""
 
     n_written: int
@@ -75,7 +75,7 @@ class CompletionFile:
 
     def generate(
         self, aligner: Aligner, *, decoding: Decoding | None = None, generator: str | None = None
-    ) -> FileReport:
+    ) -> CompletionReport:
         """Answer the missing queries. Failures are not written, so a later run retries them.
 
         Args:
@@ -101,7 +101,7 @@ class CompletionFile:
                     self._file.append(_record(query, result) | made_by | {QUERY: query_fingerprint(query)})
                     answered.add(query.id)
                 advance(1)
-        report = FileReport(len(answered), self.n_present, tuple(failures))
+        report = CompletionReport(len(answered), self.n_present, tuple(failures))
         self.missing = [query for query in asked if query.id not in answered]
         self.n_present += len(answered)
         return report

@@ -12,13 +12,13 @@ from fixtures.command import Command
 from ragalign.indexes import Index
 from ragalign.recipes import data_folder
 from ragalign.reuse.pieces import Piece, piece_name
-from ragalign.reuse.store import Manifest, Store
+from ragalign.reuse.store import Store, StoreManifest
 
 BLOOM = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", "n_layer": 2, "hidden_size": 32, "n_head": 2}
 
 
 def filled(folder: Path) -> Store:
-    store = Store.create(folder, Manifest((1, 2), "template", "tokenizer"))
+    store = Store.create(folder, StoreManifest((1, 2), "template", "tokenizer"))
     store.write(piece_name([3, 4]), Piece(torch.ones(2, 1, 2, 1, 4)))
     return store
 

@@ -19,10 +19,10 @@ from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import missing
 from ragalign.reuse.opening import check_same_model
 from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
-from ragalign.reuse.store import Manifest, Store
+from ragalign.reuse.store import Store, StoreManifest
 from ragalign.reuse.tiers import Tiers
 
-MANIFEST = Manifest((1, 2, 3), "template", "tokenizer")
+MANIFEST = StoreManifest((1, 2, 3), "template", "tokenizer")
 
 
 def piece(n: int = 5, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Piece:
@@ -64,10 +64,10 @@ def test_another_key_is_refused_with_what_differs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype: bfloat16 there, float32 here"):
         Store(tmp_path / "kv").bind({"weights": "a", "dtype": "float32"})
     for other in (
-        Manifest((1, 2), "template", "tokenizer"),
-        Manifest((1, 2, 3), "another", "tokenizer"),
-        Manifest((1, 2, 3), "template", "another"),
-        Manifest((1, 2, 3), "template", "tokenizer", precision="int8"),
+        StoreManifest((1, 2), "template", "tokenizer"),
+        StoreManifest((1, 2, 3), "another", "tokenizer"),
+        StoreManifest((1, 2, 3), "template", "another"),
+        StoreManifest((1, 2, 3), "template", "tokenizer", precision="int8"),
     ):
         with pytest.raises(ConfigError, match="another") as caught:
             Store.create(tmp_path / "kv", other)

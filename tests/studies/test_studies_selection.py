@@ -20,7 +20,7 @@ from ragalign.generator import Generator
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.studies.selection import Search
-from ragalign.studies.selection_result import SearchOptions, Selection
+from ragalign.studies.selection_result import SearchOptions, SelectionResult
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Decoding, Demonstration
 
@@ -64,7 +64,7 @@ def engine(tiny_model: Path) -> Iterator[TransformersGenerator]:
         yield generator
 
 
-Find = Callable[..., Selection]
+Find = Callable[..., SelectionResult]
 
 
 @pytest.fixture

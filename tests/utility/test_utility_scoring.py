@@ -17,9 +17,9 @@ from ragalign.recipes import Recipe
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Query, Turn
 from ragalign.utility import (
+    AnsweredQuestion,
     GainFiles,
     GainRun,
-    Question,
     ScoreOptions,
     pool_questions,
     query_questions,
@@ -33,7 +33,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def plain_gain(
-    model: Any, tokenizer: Any, index: Index, question: Question, candidate: str, n: int | None
+    model: Any, tokenizer: Any, index: Index, question: AnsweredQuestion, candidate: str, n: int | None
 ) -> tuple[float, int]:
     """One text at a time, written out by hand in the form of the recipe `ica`, summed over the reference."""
     import torch
@@ -173,8 +173,8 @@ def test_an_interrupted_run_resumes(
 def test_what_cannot_be_measured_is_said(
     starter: Index, engine: TransformersGenerator, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    long = Question(Query("long", (Turn("user", "Count."),)), "word " * 3000)
-    fits = Question(Query("fits", (Turn("user", "Count."),)), "One, two.")
+    long = AnsweredQuestion(Query("long", (Turn("user", "Count."),)), "word " * 3000)
+    fits = AnsweredQuestion(Query("fits", (Turn("user", "Count."),)), "One, two.")
     made = GainRun(
         starter, [long, fits], tmp_path, recipe=Recipe.load("ica"), tokenizer=tokenizer, settings={},
         options=ScoreOptions(candidates=2),

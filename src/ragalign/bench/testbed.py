@@ -25,7 +25,7 @@ from ragalign.packing import Packing
 from ragalign.pool import Pool
 from ragalign.recipes import ConstantSettings, Recipe, RetrieverSettings, TemplateSettings, data_folder
 from ragalign.retrieval import RandomRetriever, Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.ranking import Ranking
 from ragalign.reuse.settings import ReuseSettings
 from ragalign.types import Decoding, Demonstration
@@ -123,13 +123,13 @@ class OneAmongOthers(Retriever):
         self._topics = topics
         self._random = RandomRetriever(index)
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
         of = np.array([demonstration.metadata.get("topic") for demonstration in self.pool], dtype=object)
 
         def draw(rows: NDArray[np.int64], depth: int) -> Ranking:
             out = Ranking.empty(len(rows), depth)
-            shuffled = self._random.rank(Batch([batch.texts[row] for row in rows], len(self.pool)), len(self.pool))
+            shuffled = self._random.rank(QueryBatch([batch.texts[row] for row in rows], len(self.pool)), len(self.pool))
             for i, row in enumerate(rows):
                 order = shuffled.positions[i]
                 same = of[order] == self._topics[batch.texts[row]]

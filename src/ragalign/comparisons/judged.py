@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ragalign.comparisons.completions import Completions
 from ragalign.comparisons.computed import is_pairwise
-from ragalign.comparisons.sources import Source
+from ragalign.comparisons.sources import VerdictSource
 from ragalign.comparisons.texts import Texts
 from ragalign.judging.base import Verdict
 from ragalign.judging.protocols.grouping import group, merge_orders
@@ -75,7 +75,7 @@ class ModelVerdicts:
     judged: tuple[Judged, ...]
 
 
-def verdicts_by_model(sources: Sequence[Source], completions: Completions) -> list[ModelVerdicts]:
+def verdicts_by_model(sources: Sequence[VerdictSource], completions: Completions) -> list[ModelVerdicts]:
     """Group verdicts by protocol, model, baseline and judge, in order of first appearance."""
     found = []
     for of_protocol in group(sources, lambda source: source.protocol):
@@ -90,7 +90,7 @@ def verdicts_by_model(sources: Sequence[Source], completions: Completions) -> li
 @dataclass(frozen=True, slots=True)
 class _Entry:
     verdict: Verdict
-    source: Source
+    source: VerdictSource
 
     @property
     def unit(self) -> Hashable:

@@ -24,7 +24,7 @@ _OURS = {"item_id", "protocol", "judge", "model"}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class VerdictSource:
     """The verdicts of one protocol in one file.
 
     Attributes:
@@ -44,7 +44,7 @@ class Source:
 
 def read_sources(
     paths: Sequence[str | Path], *, protocol: str | None = None, questions: str | Path | None = None
-) -> list[Source]:
+) -> list[VerdictSource]:
     """Read judgement files.
 
     Args:
@@ -67,7 +67,7 @@ def read_sources(
     return [source for file in files for source in _read(file, protocol, categories)]
 
 
-def _read(file: Path, protocol: str | None, categories: Mapping[str, str]) -> list[Source]:
+def _read(file: Path, protocol: str | None, categories: Mapping[str, str]) -> list[VerdictSource]:
     first = next((row.value for row in read_rows(file) if row.value is not None), None)
     if first is None:
         raise DataError(f"{file} contains no JSON object; give verdicts.jsonl or a judgement file of an upstream tool")
@@ -76,16 +76,17 @@ def _read(file: Path, protocol: str | None, categories: Mapping[str, str]) -> li
     name = protocol_of_file(protocol, file) if protocol is not None else _tell(first, file)
     options = {"categories": categories} if name == "mt-bench" and categories else {}
     replayed = replay(make_protocol(name, **options), [file])
-    return [Source(str(file), name, replayed.verdicts, recorded_texts(name, file), replayed.problems)]
+    return [VerdictSource(str(file), name, replayed.verdicts, recorded_texts(name, file), replayed.problems)]
 
 
-def _own(file: Path, protocol: str | None) -> list[Source]:
+def _own(file: Path, protocol: str | None) -> list[VerdictSource]:
     verdicts = read_verdicts(file)
     for number, verdict in enumerate(verdicts, start=1):
         if problem := _problem(verdict):
             raise DataError(f"{file} verdict {number}: not a valid verdict: {problem}")
     sources = [
-        Source(str(file), members[0].protocol, tuple(members)) for members in group(verdicts, lambda v: v.protocol)
+        VerdictSource(str(file), members[0].protocol, tuple(members))
+        for members in group(verdicts, lambda v: v.protocol)
     ]
     for source in sources:
         if protocol is not None and source.protocol not in (protocol, f"{protocol}-pairwise"):

@@ -22,7 +22,7 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkerCompletion:
     """A completion without its prompt, which the driver has."""
 
     outputs: tuple[Output, ...]
@@ -64,7 +64,7 @@ class EngineWorker:
             pid=os.getpid(),
         )
 
-    def answer(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, Answer]]:
+    def answer(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[tuple[int, WorkerCompletion]]:
         """Answer prompts, yielding (position, answer) as each finishes.
 
         Raises:
@@ -73,7 +73,7 @@ class EngineWorker:
         for position, found in self._generator.iter_generate(list(prompts), decoding):
             yield (
                 position,
-                Answer(
+                WorkerCompletion(
                     found.outputs, found.n_cached_tokens, found.latency_s, found.first_token_s, found.n_reused_tokens
                 ),
             )

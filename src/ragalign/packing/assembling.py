@@ -13,7 +13,7 @@ import numpy as np
 from ragalign.errors import BudgetError
 from ragalign.packing.beginnings import Beginning, Beginnings
 from ragalign.packing.choosing import Choice
-from ragalign.packing.pieces import Ids, Piece
+from ragalign.packing.pieces import DemonstrationTokens, Ids
 from ragalign.packing.settings import Packing
 from ragalign.templates import Constant
 from ragalign.tokenization import Tokenizer
@@ -72,7 +72,7 @@ class Assembler:
         choice: Choice,
         ordered: Sequence[Hit],
         dropped: Sequence[DroppedDemonstration],
-        pieces: Mapping[str, Piece],
+        pieces: Mapping[str, DemonstrationTokens],
     ) -> Prompt:
         """Assemble the prompt with the demonstrations `ordered`, dropping the least similar ones if it is too long.
 
@@ -106,7 +106,7 @@ class Assembler:
         beginning: Beginning,
         ordered: Sequence[Hit],
         dropped: Sequence[DroppedDemonstration],
-        pieces: Mapping[str, Piece],
+        pieces: Mapping[str, DemonstrationTokens],
         query_text: str,
         query_ids: list[int],
     ) -> Prompt:

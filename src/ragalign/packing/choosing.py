@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragalign.packing.beginnings import Beginning, Beginnings
-from ragalign.packing.pieces import Piece
+from ragalign.packing.pieces import DemonstrationTokens
 from ragalign.packing.settings import Packing
 from ragalign.types import DroppedDemonstration, DropReason, Hit
 
@@ -77,7 +77,7 @@ class Chooser:
     def choose(
         self,
         hits: Sequence[Hit],
-        pieces: Mapping[str, Piece],
+        pieces: Mapping[str, DemonstrationTokens],
         n_plain: int | None,
         *,
         system: str,

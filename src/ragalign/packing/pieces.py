@@ -21,7 +21,7 @@ _MAX_IN_MEMORY = 65_536
 _TOGETHER = 1024
 
 
-class Piece(NamedTuple):
+class DemonstrationTokens(NamedTuple):
     """A demonstration's text in the prompt and its ids: after another part, and at the start of the prompt.
 
     The lengths are stored too: getting them from the arrays would take longer than the rest of choosing.
@@ -53,9 +53,9 @@ class Pieces:
         self._render = render
         self._encode = encode
         self._store = store
-        self._known: dict[str, Piece] = {}
+        self._known: dict[str, DemonstrationTokens] = {}
 
-    def load(self, ids: Collection[str], get: Callable[[str], Demonstration]) -> Mapping[str, Piece]:
+    def load(self, ids: Collection[str], get: Callable[[str], Demonstration]) -> Mapping[str, DemonstrationTokens]:
         """Return the pieces of the demonstrations `ids` (and others), calling `get` for those not cached."""
         # Threads share a packer. Each keeps the dictionary that it started with, to which pieces are only added.
         known = self._known
@@ -67,7 +67,7 @@ class Pieces:
             self._known = known
         return known
 
-    def _make(self, demonstrations: list[Demonstration]) -> dict[str, Piece]:
+    def _make(self, demonstrations: list[Demonstration]) -> dict[str, DemonstrationTokens]:
         texts = [self._render(demonstration) for demonstration in demonstrations]
         found = self._store.get(texts) if self._store else {}
         new = [text for text in texts if text not in found]
@@ -81,7 +81,7 @@ class Pieces:
         for demonstration, text in zip(demonstrations, texts, strict=True):
             ids, start_ids = found[text]
             lengths = len(ids), max(len(ids), len(start_ids))
-            pieces[demonstration.id] = Piece(text, demonstration.source_id, ids, start_ids, *lengths)
+            pieces[demonstration.id] = DemonstrationTokens(text, demonstration.source_id, ids, start_ids, *lengths)
         return pieces
 
 

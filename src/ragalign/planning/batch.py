@@ -12,7 +12,7 @@ from ragalign.types import Hit
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CandidateBatch:
     """Queries whose prompts have the same beginning, and their candidates: m queries, n columns, p demonstrations.
 
     The first columns are the plain choice (without planning), the others are further candidates; both best first.
@@ -49,7 +49,7 @@ class Batch:
         *,
         n_before: int,
         block_size: int,
-    ) -> Batch:
+    ) -> CandidateBatch:
         """Make a batch from hits: for each query the plain choice and the other candidates, both best first."""
         number: dict[str, int] = {}
         rows = [[*first, *rest] for first, rest in zip(plain, others, strict=True)]
@@ -126,7 +126,7 @@ class Selection:
     own: NDArray[np.bool_]
     order: Sequence[int]
 
-    def n_tokens(self, batch: Batch) -> int:
+    def n_tokens(self, batch: CandidateBatch) -> int:
         """Tokens of demonstrations to prefill, counting shared runs once and ignoring blocks."""
         total = int(np.where(self.own, batch.tokens, 0).sum())
         lengths = batch.lengths.tolist()

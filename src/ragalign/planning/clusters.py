@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.planning.batch import Batch
+from ragalign.planning.batch import CandidateBatch
 
 _DIMENSION = 64
 _ROUNDS = 6
 _ROWS = 2048
 
 
-def cluster(batch: Batch, n: int) -> NDArray[np.int64]:
+def cluster(batch: CandidateBatch, n: int) -> NDArray[np.int64]:
     """Assign queries to at most `n` clusters, int64 [m], by k-means over sketches of their candidates.
 
     The candidates of a query, weighted by their gains, are a sparse vector over all demonstrations. A random projection

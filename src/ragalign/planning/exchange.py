@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ragalign.planning.batch import Batch, Selection, depth_first, discounts
+from ragalign.planning.batch import CandidateBatch, Selection, depth_first, discounts
 
 # Cost of each token by which an exchange shortens a prompt. At 0 the cheapest plans have the shortest demonstrations;
 # at 1 prompts grow towards their budget; with this value they stay as long as without planning.
@@ -42,7 +42,7 @@ class _State:
 
 
 def exchange(
-    batch: Batch,
+    batch: CandidateBatch,
     *,
     price: float,
     personal: int,
@@ -75,7 +75,7 @@ def exchange(
 
 
 def _grow(
-    batch: Batch,
+    batch: CandidateBatch,
     state: _State,
     active: NDArray[np.int64],
     parents: list[int],
@@ -136,7 +136,7 @@ def _grow(
 
 
 def _worth(
-    batch: Batch, state: _State, queries: NDArray[np.int64], price: float, personal: int
+    batch: CandidateBatch, state: _State, queries: NDArray[np.int64], price: float, personal: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """The worth of each candidate to each query as the next of its run, where it is positive.
 
@@ -158,7 +158,7 @@ def _worth(
 
 
 def _displace(
-    batch: Batch,
+    batch: CandidateBatch,
     queries: NDArray[np.int64],
     used: NDArray[np.bool_],
     own: NDArray[np.bool_],

@@ -21,7 +21,7 @@ _WITH_FLOOR: tuple[Strategy, ...] = ("relax", "backbone", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class FrontierPoint:
     """The result of one setting on a workload, as means over the prompts that fit.
 
     Attributes:
@@ -72,7 +72,7 @@ def frontier(
     n_plain: int | None = None,
     more: More | None = None,
     capacity: int | None = None,
-) -> Iterator[Point]:
+) -> Iterator[FrontierPoint]:
     """Plan a workload with each setting and measure the plans, in the given order.
 
     A plan for a high floor also satisfies a lower one. A setting therefore uses the plan of a higher floor, of `FLOORS`
@@ -89,16 +89,16 @@ def frontier(
         capacity: blocks of the simulated cache; None for no limit.
     """
     asked = list(settings)
-    found: dict[PlannerSettings, Point] = {}
+    found: dict[PlannerSettings, FrontierPoint] = {}
 
-    def planned(setting: PlannerSettings) -> Point:
+    def planned(setting: PlannerSettings) -> FrontierPoint:
         if setting not in found:
             start = time.perf_counter()
             plan = Planner(packer, setting).plan(conversations, hits, n_plain=n_plain, more=more)
             found[setting] = measure(plan, setting, capacity=capacity, seconds=time.perf_counter() - start)
         return found[setting]
 
-    def best(setting: PlannerSettings) -> Point:
+    def best(setting: PlannerSettings) -> FrontierPoint:
         floor = setting.min_relevance
         floors = {*FLOORS, *(other.min_relevance for other in asked if replace(other, min_relevance=floor) == setting)}
         if setting.strategy not in _WITH_FLOOR:
@@ -111,14 +111,16 @@ def frontier(
         yield best(setting)
 
 
-def measure(plan: Plan, settings: PlannerSettings, *, capacity: int | None = None, seconds: float = 0.0) -> Point:
+def measure(
+    plan: Plan, settings: PlannerSettings, *, capacity: int | None = None, seconds: float = 0.0
+) -> FrontierPoint:
     """Measure one plan."""
     prompts = [prompt for prompt in plan.prompts if isinstance(prompt, Prompt)]
     n = max(len(prompts), 1)
     used = [demonstration for prompt in prompts for demonstration in prompt.demonstrations]
     served = simulate(plan, settings.block_size, capacity)
     scores = [demonstration.score for demonstration in used if demonstration.score is not None]
-    return Point(
+    return FrontierPoint(
         strategy=settings.strategy,
         min_relevance=settings.min_relevance,
         personal=settings.personal,
@@ -147,9 +149,9 @@ def n_prefilled(plan: Plan, block_size: int, capacity: int | None = None) -> int
     return sum(part.n_computed for part in simulate(plan, block_size, capacity))
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
+def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """The points that no other point beats in both tokens and relevance, most tokens first."""
-    best: list[Point] = []
+    best: list[FrontierPoint] = []
     for point in sorted(points, key=lambda point: (-point.relevance, point.n_prefilled)):
         if not best or point.n_prefilled < best[-1].n_prefilled:
             best.append(point)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ragalign.errors import BudgetError
 from ragalign.packing import Choice, More, Packer, without_collector
-from ragalign.planning.batch import Batch
+from ragalign.planning.batch import CandidateBatch
 from ragalign.planning.candidates import others_of
 from ragalign.planning.strategies import PlannerSettings, select
 from ragalign.types import Hit, Prompt, Turn
@@ -110,7 +110,7 @@ class Planner:
         group = [choices[position] for position in positions]
         others = others_of(self.packer, group, [hits[position] for position in positions], self.n_candidates)
         ids = {hit.id for choice, rest in zip(group, others, strict=True) for hit in (*choice.chosen, *rest)}
-        batch = Batch.of(
+        batch = CandidateBatch.of(
             [choice.chosen for choice in group],
             others,
             self.packer.token_counts(ids),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from ragalign.planning.frontier import Point
+from ragalign.planning.frontier import FrontierPoint
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 150, 48, 58
@@ -16,7 +16,7 @@ _STYLE = """text { font: 12px system-ui, sans-serif; fill: #333 }
 .order { stroke-dasharray: 6 4; opacity: .7 } .place { stroke-dasharray: 1 4; stroke-width: 2; opacity: .7 }"""
 
 
-def frontier_svg(points: Sequence[Point], title: str = "Tokens prefilled against relevance kept") -> str:
+def frontier_svg(points: Sequence[FrontierPoint], title: str = "Tokens prefilled against relevance kept") -> str:
     """Plot the points of a frontier, with the bounds for the same demonstrations as dashed and dotted lines."""
     low = min((point.relevance for point in points), default=0.9)
     ticks_x = _ticks(min(low, 0.995), 1.0)

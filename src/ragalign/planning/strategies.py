@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
-from ragalign.planning.batch import Batch, Selection
+from ragalign.planning.batch import CandidateBatch, Selection
 from ragalign.planning.clusters import cluster
 from ragalign.planning.exchange import exchange
 from ragalign.planning.sharing import share
@@ -70,30 +70,30 @@ class PlannerSettings:
                 raise ConfigError(f"planner: {name} must be 1 or more, not {getattr(self, name)}")
 
 
-def select(batch: Batch, settings: PlannerSettings) -> Selection:
+def select(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     """Apply the strategy of the settings to a batch; if that saves nothing, keep the plain sets."""
     found = _STRATEGIES[settings.strategy](batch, settings)
     usual = _reorder(batch, settings) if settings.strategy == "relax" else _none(batch, settings)
     return found if found.n_tokens(batch) <= usual.n_tokens(batch) else usual
 
 
-def _none(batch: Batch, settings: PlannerSettings) -> Selection:
+def _none(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     nothing = np.zeros_like(batch.plain)
     return Selection([[] for _ in range(len(batch))], nothing, batch.plain, range(len(batch)))
 
 
-def _reorder(batch: Batch, settings: PlannerSettings) -> Selection:
+def _reorder(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     return _share(batch, _none(batch, settings), settings, _PASSES)
 
 
-def _relax(batch: Batch, settings: PlannerSettings) -> Selection:
+def _relax(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     def choose(price: float) -> Selection:
         return exchange(batch, price=price, personal=settings.personal)
 
     return _share(batch, _cheapest_above(batch, settings, choose), settings, _PASSES_AFTER_EXCHANGE)
 
 
-def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
+def _backbone(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     clusters = cluster(batch, max(1, round(len(batch) / settings.cluster_size)))
 
     def choose(price: float) -> Selection:
@@ -102,7 +102,7 @@ def _backbone(batch: Batch, settings: PlannerSettings) -> Selection:
     return _cheapest_above(batch, settings, choose)
 
 
-def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
+def _hybrid(batch: CandidateBatch, settings: PlannerSettings) -> Selection:
     """Constant demonstrations, then as few of the most similar ones as the floor allows."""
     there = batch.items >= 0
     totals = np.bincount(batch.items[there], batch.gains[there], len(batch.lengths))
@@ -133,7 +133,7 @@ def _hybrid(batch: Batch, settings: PlannerSettings) -> Selection:
     return Selection(paths, shared, own, order)
 
 
-_STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = {
+_STRATEGIES: Mapping[Strategy, Callable[[CandidateBatch, PlannerSettings], Selection]] = {
     "none": _none,
     "reorder": _reorder,
     "relax": _relax,
@@ -142,7 +142,9 @@ _STRATEGIES: Mapping[Strategy, Callable[[Batch, PlannerSettings], Selection]] = 
 }
 
 
-def _cheapest_above(batch: Batch, settings: PlannerSettings, choose: Callable[[float], Selection]) -> Selection:
+def _cheapest_above(
+    batch: CandidateBatch, settings: PlannerSettings, choose: Callable[[float], Selection]
+) -> Selection:
     """Find the cheapest selection that keeps the floor, by searching for the price of relevance.
 
     Relevance grows with the price, and usually the cost too. The search is a secant method in the logarithms of price
@@ -183,7 +185,7 @@ def _next_price(points: list[tuple[float, float]], wanted: float, low: float, hi
     return price
 
 
-def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: int) -> Selection:
+def _share(batch: CandidateBatch, chosen: Selection, settings: PlannerSettings, passes: int) -> Selection:
     """Reorder the same demonstrations to be shared."""
     used = chosen.shared | chosen.own
     free = used.copy()
@@ -204,7 +206,7 @@ def _share(batch: Batch, chosen: Selection, settings: PlannerSettings, passes: i
     return Selection(paths, shared, used & ~shared, order)
 
 
-def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+def _most_similar(batch: CandidateBatch, shared: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
     """The best `n` of the plain choice that are not shared and fit the rest of the budget."""
     left = batch.budgets - np.where(shared, batch.tokens, 0).sum(axis=1)
     own: NDArray[np.bool_] = batch.plain & ~shared
@@ -213,7 +215,7 @@ def _most_similar(batch: Batch, shared: NDArray[np.bool_], n: int) -> NDArray[np
     return own
 
 
-def _kept(batch: Batch, shared: NDArray[np.bool_], own: NDArray[np.bool_]) -> float:
+def _kept(batch: CandidateBatch, shared: NDArray[np.bool_], own: NDArray[np.bool_]) -> float:
     """Relevance kept, averaged over the queries with a plain choice."""
     kept = batch.relevance(shared | own)[batch.n_plain > 0]
     return float(kept.mean()) if len(kept) else 1.0

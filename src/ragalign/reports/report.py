@@ -15,7 +15,7 @@ from ragalign.comparisons.differences import Difference, differences, strengths
 from ragalign.comparisons.distributions import Distribution, distribution
 from ragalign.comparisons.judged import ModelVerdicts, verdicts_by_model
 from ragalign.comparisons.metrics import Metric, metrics, scale_of
-from ragalign.comparisons.sources import Source, read_sources
+from ragalign.comparisons.sources import VerdictSource, read_sources
 from ragalign.comparisons.summary import Summary, summarise
 from ragalign.errors import DataError
 from ragalign.judging.base import Verdict
@@ -150,7 +150,7 @@ class Report:
             DataError: there is none.
         """
         by_protocol = group(verdicts, lambda verdict: verdict.protocol)
-        sources = [Source("", members[0].protocol, tuple(members)) for members in by_protocol]
+        sources = [VerdictSource("", members[0].protocol, tuple(members)) for members in by_protocol]
         return _build(sources, texts or Completions(), title, pools=pools, against=against)
 
     @property
@@ -177,7 +177,7 @@ class Report:
 
 
 def _build(
-    sources: Sequence[Source],
+    sources: Sequence[VerdictSource],
     texts: Completions,
     title: str | None,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragalign.retrieval.base import Exclusion, Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.bm25 import Bm25Retriever
 from ragalign.retrieval.dense import DenseRetriever
 from ragalign.retrieval.dpp import DppRetriever
@@ -17,7 +17,6 @@ from ragalign.retrieval.rerank import RerankRetriever
 from ragalign.retrieval.utility import UtilityRetriever
 
 __all__ = [
-    "Batch",
     "Bm25Retriever",
     "DenseRetriever",
     "DppRetriever",
@@ -25,6 +24,7 @@ __all__ = [
     "FixedRetriever",
     "HybridRetriever",
     "MmrRetriever",
+    "QueryBatch",
     "RandomRetriever",
     "Ranking",
     "RerankRetriever",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ragalign.errors import ConfigError
 from ragalign.pool import Pool
 from ragalign.pool.wrappers import question_key
-from ragalign.retrieval.batch import Batch, Near, Space
+from ragalign.retrieval.batch import Near, QueryBatch, Space
 from ragalign.retrieval.filters import Filters
 from ragalign.retrieval.options import number, whole
 from ragalign.retrieval.ranking import Ranking
@@ -55,8 +55,8 @@ class Exclusion:
 class Retriever(ABC):
     """Finds demonstrations for queries.
 
-    A strategy implements `rank`. Strategies are combined by calling each other's `rank` with the same `Batch`, so that
-    filters and exclusions are resolved once and apply at every stage.
+    A strategy implements `rank`. Strategies are combined by calling each other's `rank` with the same `QueryBatch`, so
+    that filters and exclusions are resolved once and apply at every stage.
 
     Attributes:
         pool: the demonstrations to retrieve.
@@ -84,7 +84,7 @@ class Retriever(ABC):
         return self._space
 
     @abstractmethod
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """Rank positions for each query of the batch: the best k, or fewer if fewer are allowed.
 
         Filters and exclusions of the batch are applied *before* the cut to k.
@@ -137,11 +137,11 @@ class Retriever(ABC):
 
     def _resolve(
         self, asked: list[tuple[str, ...]], exclude: Exclusion | None, where: Mapping[str, Any] | None
-    ) -> Batch:
+    ) -> QueryBatch:
         texts = [own[0] for own in asked]
         allowed = self._filters.mask(where) if where else None
         if exclude is None:
-            return Batch(texts, len(self.pool), allowed=allowed)
+            return QueryBatch(texts, len(self.pool), allowed=allowed)
         if exclude.ids:
             inside = ~np.isin(self._ids, list(exclude.ids))
             allowed = inside if allowed is None else allowed & inside
@@ -154,7 +154,7 @@ class Retriever(ABC):
             if self._space is None:
                 raise ConfigError("exclusion: near needs an encoder, but this retriever has no index; remove near")
             near = Near(exclude.near, self._space)
-        return Batch(texts, len(self.pool), allowed=allowed, forbidden=forbidden, near=near)
+        return QueryBatch(texts, len(self.pool), allowed=allowed, forbidden=forbidden, near=near)
 
     @cached_property
     def _ids(self) -> NDArray[np.object_]:

@@ -15,7 +15,7 @@ from ragalign.retrieval.ranking import Ranking
 
 _log = logging.getLogger(__name__)
 
-# Ranks the given rows of the batch to a given depth, with `Batch.allowed` already applied.
+# Ranks the given rows of the batch to a given depth, with `QueryBatch.allowed` already applied.
 Rank = Callable[[NDArray[np.int64], int], Ranking]
 
 # Maximum bytes of temporary vectors or similarities; strategies process larger batches in parts.
@@ -47,7 +47,7 @@ class Near:
     space: Space
 
 
-class Batch:
+class QueryBatch:
     """Distinct queries, and the demonstrations allowed for each.
 
     Restrictions for all queries are a mask over the pool. Restrictions of a single query (demonstrations with its own

@@ -13,7 +13,7 @@ from ragalign._optional import require
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.options import number
 from ragalign.retrieval.ranking import Ranking, top
 from ragalign.retrieval.texts import indexed_texts
@@ -62,7 +62,7 @@ class Bm25Retriever(Retriever):
             raise ConfigError(f"bm25: stopwords: {error}") from None
         self._stopwords = frozenset(known)
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
 
         def search(rows: NDArray[np.int64], depth: int) -> Ranking:

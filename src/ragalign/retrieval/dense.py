@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.ranking import Ranking
 
 
@@ -25,7 +25,7 @@ class DenseRetriever(Retriever):
         super().__init__(index.pool, index)
         self._index = index
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
         if not batch.n_allowed:
             return Ranking.empty(len(batch), 0)

@@ -14,7 +14,7 @@ from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.ranking import Ranking
 from ragalign.types import Demonstration
 
@@ -60,7 +60,7 @@ class FixedRetriever(Retriever):
             super().__init__(index.pool, index)
             self._order = np.array([index.pool.position(name) for name in dict.fromkeys(ids or ())], dtype=np.int64)
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
         order = self._order if batch.allowed is None else self._order[batch.allowed[self._order]]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import CHUNK_BYTES, Batch, unit
+from ragalign.retrieval.batch import CHUNK_BYTES, QueryBatch, unit
 from ragalign.retrieval.dense import DenseRetriever
 from ragalign.retrieval.options import whole
 from ragalign.retrieval.ranking import Ranking
@@ -58,7 +58,7 @@ class GreedyRetriever(Retriever):
             candidates, the last scores are -inf.
         """
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
         candidates = self._first.rank(batch, max(k, self._n_candidates)).positions
         k = min(k, candidates.shape[1])

@@ -10,7 +10,7 @@ import numpy as np
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.bm25 import Bm25Retriever
 from ragalign.retrieval.dense import DenseRetriever
 from ragalign.retrieval.options import number, whole
@@ -56,7 +56,7 @@ class HybridRetriever(Retriever):
         self._constant = number("hybrid", "constant", constant, low=0)
         self._n_candidates = whole("hybrid", "n_candidates", n_candidates)
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
         k = min(k, batch.n_allowed)
         n = len(self.pool)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.options import whole
 from ragalign.retrieval.ranking import Ranking, top
 
@@ -36,7 +36,7 @@ class RandomRetriever(Retriever):
         super().__init__(index.pool, index)
         self._seed = whole("random", "seed", seed, low=0)
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`."""
 
         def draw(rows: NDArray[np.int64], depth: int) -> Ranking:

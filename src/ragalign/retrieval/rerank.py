@@ -14,7 +14,7 @@ from ragalign.encoders.quiet import quiet
 from ragalign.errors import ConfigError, DataError
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch
+from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.dense import DenseRetriever
 from ragalign.retrieval.options import whole
 from ragalign.retrieval.ranking import Ranking
@@ -61,7 +61,7 @@ class RerankRetriever(Retriever):
         self._batch_size = whole("rerank", "batch_size", batch_size)
         self._device = device
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`.
 
         Raises:

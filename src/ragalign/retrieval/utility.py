@@ -13,7 +13,7 @@ from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
 from ragalign.retrieval.base import Retriever
-from ragalign.retrieval.batch import Batch, unit
+from ragalign.retrieval.batch import QueryBatch, unit
 from ragalign.retrieval.calibration import Calibration
 from ragalign.retrieval.dense import DenseRetriever
 from ragalign.retrieval.options import number, whole
@@ -74,7 +74,7 @@ class UtilityRetriever(Retriever):
             )
         self._calibration = Calibration.read(Path(self._name))
 
-    def rank(self, batch: Batch, k: int) -> Ranking:
+    def rank(self, batch: QueryBatch, k: int) -> Ranking:
         """See `Retriever.rank`. With `token_cost`, a row can end before k."""
         positions = self._first.rank(batch, max(k, self._n_candidates)).positions
         distinct, which = np.unique(positions, return_inverse=True)

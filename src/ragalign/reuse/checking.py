@@ -22,7 +22,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ReuseLimits:
     """The limits of an acceptable result.
 
     Attributes:
@@ -37,7 +37,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ReuseCheck:
     """How reused and full attention compare.
 
     Attributes:
@@ -67,7 +67,7 @@ class Check:
     n_exact: int
     exact_difference: float
     verdict: Literal["pass", "fail"]
-    limits: Limits
+    limits: ReuseLimits
 
 
 def check(
@@ -75,10 +75,10 @@ def check(
     prompts: Sequence[Prompt],
     answers: Sequence[Sequence[int]],
     *,
-    limits: Limits | None = None,
+    limits: ReuseLimits | None = None,
     n_exact: int = 8,
     advance: Callable[[int], None] = lambda _: None,
-) -> Check:
+) -> ReuseCheck:
     """Compare both ways.
 
     Args:
@@ -92,7 +92,7 @@ def check(
     Raises:
         DataError: no demonstration of any prompt is kept, or no prompt has an answer.
     """
-    limits = limits or Limits()
+    limits = limits or ReuseLimits()
     pairs = [
         (prompt, list(answer)) for prompt, answer in zip(prompts, answers, strict=True) if prompt.reuse and len(answer)
     ]
@@ -120,7 +120,7 @@ def check(
     found = mean(np.array(reused_nll) - np.array(full_nll))
     same_top1 = float(np.concatenate(same).mean())
     passes = found.value <= limits.difference and same_top1 >= limits.same_top1 and exact_difference <= limits.exact
-    return Check(
+    return ReuseCheck(
         n=len(pairs),
         n_tokens=sum(len(answer) for _, answer in pairs),
         n_reused_tokens=float(np.mean([prompt.reuse.n_tokens for prompt, _ in pairs if prompt.reuse])),

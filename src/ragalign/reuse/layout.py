@@ -9,7 +9,7 @@ from ragalign.errors import BudgetError
 from ragalign.packing import Choice, More, Packer
 from ragalign.reuse.eight_bit import Precision
 from ragalign.reuse.pieces import piece_name
-from ragalign.reuse.store import KeptPieces, Manifest
+from ragalign.reuse.store import KeptPieces, StoreManifest
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Hit, Prompt, Turn, UsedDemonstration
 
@@ -137,9 +137,9 @@ class ReusingPacker:
         return self.store.has(piece_name(prompt.ids[used.span]))
 
 
-def manifest_for(packer: Packer, precision: Precision = "model") -> Manifest:
+def manifest_for(packer: Packer, precision: Precision = "model") -> StoreManifest:
     """The manifest of a store for this packer's prompts, without the model."""
-    return Manifest(
+    return StoreManifest(
         prefix_ids=_prefix_ids(packer),
         template=packer.template.fingerprint,
         tokenizer=packer.tokenizer.fingerprint,

@@ -32,7 +32,7 @@ _ABANDONED_S = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class StoreManifest:
     """Everything that the keys and values of a store depend on.
 
     Attributes:
@@ -83,7 +83,7 @@ class KeptPieces(Protocol):
     """What a packer asks a store."""
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> StoreManifest:
         """What the pieces were computed with."""
 
     @property
@@ -102,7 +102,7 @@ class KeptPieces(Protocol):
 class AssumedStore:
     """Holds every piece, as it is said; for simulations."""
 
-    manifest: Manifest
+    manifest: StoreManifest
 
     @property
     def key(self) -> str:
@@ -134,7 +134,7 @@ class Store:
         self.manifest = _read_manifest(self.folder)
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest) -> Store:
+    def create(cls, folder: str | Path, manifest: StoreManifest) -> Store:
         """Create an empty store, or open an existing one that was created with the same settings.
 
         Raises:
@@ -157,7 +157,7 @@ class Store:
         """A digest of everything that changes a value."""
         return self.manifest.key
 
-    def check(self, wanted: Manifest) -> None:
+    def check(self, wanted: StoreManifest) -> None:
         """Compare with the wanted manifest; `wanted.model` can be None, for any model.
 
         Raises:
@@ -268,7 +268,7 @@ def _differences(names: Sequence[str], here: Mapping[str, Any], there: Mapping[s
     return " and another ".join(name.replace("prefix_ids", "prefix") for name in names)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> StoreManifest:
     path = folder / "manifest.json"
     nothing = f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"
     try:
@@ -282,7 +282,7 @@ def _read_manifest(folder: Path) -> Manifest:
     if record.get("format") != FORMAT:
         raise DataError(f"{path}: not of format {FORMAT}; remove {folder} and build it again")
     try:
-        manifest = Manifest(
+        manifest = StoreManifest(
             prefix_ids=tuple(int(id_) for id_ in record["prefix_ids"]),
             template=str(record["template"]),
             tokenizer=str(record["tokenizer"]),
@@ -297,7 +297,7 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
+def _write_manifest(folder: Path, manifest: StoreManifest) -> None:
     content = json.dumps(manifest.record(), indent=1) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".manifest", delete=False, encoding="utf-8") as file:
         file.write(content)

@@ -29,7 +29,7 @@ from ragalign.pool.wrappers import question_key
 from ragalign.recipes import ConstantSettings, Recipe
 from ragalign.runs import LineFile, RunFolder, write_lines
 from ragalign.statistics import Estimate, mean, paired_difference
-from ragalign.studies.selection_result import SearchOptions, Selection, Step
+from ragalign.studies.selection_result import SearchOptions, SelectionResult, Step
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Demonstration
 
@@ -138,7 +138,7 @@ class Search:
         start: Callable[[], tuple[Generator, Tokenizer]],
         *,
         on_evaluation: Callable[[int, int], None] = lambda *_: None,
-    ) -> Selection:
+    ) -> SelectionResult:
         """Search, evaluate on the held-out prompts, and write the recipe.
 
         Args:
@@ -153,7 +153,7 @@ class Search:
             self.known.update(_read(self.scores_file))
             return self._search(_Measure(self, start), on_evaluation)
 
-    def _search(self, measure: _Measure, on_evaluation: Callable[[int, int], None]) -> Selection:
+    def _search(self, measure: _Measure, on_evaluation: Callable[[int, int], None]) -> SelectionResult:
         n = 0
 
         def seen(ids: Ids) -> float:
@@ -179,7 +179,7 @@ class Search:
                 break
             chosen = (*chosen, added)
         gains = [self._gain(measure, chosen, held_out=held_out) for held_out in (False, True)]
-        selection = Selection(
+        selection = SelectionResult(
             constants=tuple(self._demonstrations[id_] for id_ in chosen),
             n_begun=len(self._begun),
             steps=tuple(steps),
@@ -215,7 +215,7 @@ class Search:
         gained = paired_difference(list(after.values()), list(before.values()), list(after))
         return gained.scaled(self._sign)
 
-    def _write(self, selection: Selection) -> None:
+    def _write(self, selection: SelectionResult) -> None:
         """Write the constants, and the recipe with these constants."""
         rows = [_row(demonstration) for demonstration in selection.constants]
         write_lines(self.folder / _CONSTANTS, rows)

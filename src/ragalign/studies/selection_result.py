@@ -58,7 +58,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class SelectionResult:
     """The result of a search.
 
     Attributes:

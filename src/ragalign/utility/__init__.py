@@ -5,18 +5,18 @@
 
 from ragalign.utility.files import Gain, GainFiles, Gains
 from ragalign.utility.prompts import PromptForm
-from ragalign.utility.questions import Question, pool_questions, query_questions
+from ragalign.utility.questions import AnsweredQuestion, pool_questions, query_questions
 from ragalign.utility.scoring import GainRun, ScoreOptions, score_gains
 from ragalign.utility.trained import Trained, TrainOptions
 from ragalign.utility.training import train_encoder
 
 __all__ = [
+    "AnsweredQuestion",
     "Gain",
     "GainFiles",
     "GainRun",
     "Gains",
     "PromptForm",
-    "Question",
     "ScoreOptions",
     "TrainOptions",
     "Trained",

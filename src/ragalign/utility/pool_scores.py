@@ -31,7 +31,7 @@ from ragalign.runs import OutputFile
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Demonstration, Turn
 from ragalign.utility.prompts import PromptForm, Scored, score_references
-from ragalign.utility.questions import Question
+from ragalign.utility.questions import AnsweredQuestion
 
 Rule = Literal["length", "ifd", "utility", "perplexity"]
 SCORES = "scores"
@@ -138,7 +138,7 @@ def measure_scores(
 
 def measure_utilities(
     pool: Pool,
-    questions: Sequence[Question],
+    questions: Sequence[AnsweredQuestion],
     form: PromptForm,
     generator: SupportsDistributions,
     work: Path,

@@ -13,7 +13,7 @@ from ragalign.pool import Pool
 from ragalign.recipes import Recipe
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Demonstration, Hit, Prompt
-from ragalign.utility.questions import Question
+from ragalign.utility.questions import AnsweredQuestion
 
 _NO_LIMIT = 10**9
 
@@ -69,7 +69,7 @@ class PromptForm:
         text = self._packer.template.render_demonstration(demonstration)
         return len(self._packer.tokenizer.encode(text)) <= self._limit
 
-    def prompt(self, question: Question, demonstrations: Sequence[str] = ()) -> Prompt:
+    def prompt(self, question: AnsweredQuestion, demonstrations: Sequence[str] = ()) -> Prompt:
         """The prompt of a question with demonstrations by id, the most useful first.
 
         Raises:
@@ -81,7 +81,7 @@ class PromptForm:
             raise BudgetError(f"the demonstrations of question {question.id!r} do not fit into the model's context")
         return prompt
 
-    def reference(self, prompt: Prompt, question: Question) -> list[int]:
+    def reference(self, prompt: Prompt, question: AnsweredQuestion) -> list[int]:
         """The ids of the reference that are scored after a prompt.
 
         Raises:
@@ -91,7 +91,7 @@ class PromptForm:
         return ids[: self._max_reference_tokens]
 
 
-Asked = tuple[Question, Sequence[str]]
+Asked = tuple[AnsweredQuestion, Sequence[str]]
 
 
 def score_references(

@@ -13,7 +13,7 @@ from ragalign.types import Query, Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AnsweredQuestion:
     """A question and a good answer to it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Question:
         return self.query.id
 
 
-def pool_questions(pool: Pool, n: int | None = None, seed: int = 0) -> list[Question]:
+def pool_questions(pool: Pool, n: int | None = None, seed: int = 0) -> list[AnsweredQuestion]:
     """A pool's own pairs as questions, named after their demonstrations.
 
     Args:
@@ -41,10 +41,12 @@ def pool_questions(pool: Pool, n: int | None = None, seed: int = 0) -> list[Ques
     places = np.arange(len(pool))
     if n is not None and n < len(pool):
         places = np.random.default_rng(seed).permutation(len(pool))[:n]
-    return [Question(Query(one.id, (Turn("user", one.instruction),)), one.response) for one in pool.take(places)]
+    return [
+        AnsweredQuestion(Query(one.id, (Turn("user", one.instruction),)), one.response) for one in pool.take(places)
+    ]
 
 
-def query_questions(queries: Iterable[Query]) -> tuple[list[Question], int]:
+def query_questions(queries: Iterable[Query]) -> tuple[list[AnsweredQuestion], int]:
     """The queries that have a reference answer, and the number of those that have none.
 
     The reference is the metadata field ``reference`` (of a list, the first), or else a field in which pools have their
@@ -54,7 +56,7 @@ def query_questions(queries: Iterable[Query]) -> tuple[list[Question], int]:
     for query in queries:
         reference = _reference(query)
         if reference:
-            found.append(Question(query, reference))
+            found.append(AnsweredQuestion(query, reference))
         else:
             n_without += 1
     return found, n_without

@@ -26,7 +26,7 @@ REFINED = "refined"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RewriteVerdict:
     """What became of a rewrite.
 
     Attributes:
@@ -69,7 +69,7 @@ def judge_rewrites(
     settings: Mapping[str, Any],
     *,
     min_similarity: float = 0.7,
-) -> list[Verdict]:
+) -> list[RewriteVerdict]:
     """Decide which rewrites are kept.
 
     Args:
@@ -100,7 +100,7 @@ def judge_rewrites(
     verdicts = []
     for one in originals:
         if one.id not in changed:
-            verdicts.append(Verdict(one.id, False, _why_none(one, texts)))
+            verdicts.append(RewriteVerdict(one.id, False, _why_none(one, texts)))
             continue
         new = changed[one.id]
         before, after = scores[one.id], scores[new.id]
@@ -112,12 +112,12 @@ def judge_rewrites(
             reason = f"the base model's {rule} does not improve"
         elif similarity < min_similarity:
             reason = "its meaning differs"
-        verdicts.append(Verdict(one.id, not reason, reason, before, after, similarity))
+        verdicts.append(RewriteVerdict(one.id, not reason, reason, before, after, similarity))
     return verdicts
 
 
 def with_rewrites(
-    pool: Pool, texts: Mapping[str, str | None], verdicts: Sequence[Verdict], rule: OwnRule, writer: str
+    pool: Pool, texts: Mapping[str, str | None], verdicts: Sequence[RewriteVerdict], rule: OwnRule, writer: str
 ) -> Pool:
     """The pool with the kept rewrites in place of the originals, each with its provenance in the metadata."""
     kept = {verdict.id: verdict for verdict in verdicts if verdict.is_kept}

@@ -18,7 +18,7 @@ from ragalign.tokenization import Tokenizer
 from ragalign.utility.candidates import Kind, choose_candidates
 from ragalign.utility.files import KEYS, GainFiles
 from ragalign.utility.prompts import Asked, PromptForm, Scored, score_references
-from ragalign.utility.questions import Question
+from ragalign.utility.questions import AnsweredQuestion
 
 # Questions scored together. More share more of their candidates, and fewer lose less when interrupted.
 _BLOCK = 256
@@ -69,7 +69,7 @@ class GainRun:
     def __init__(
         self,
         index: Index,
-        questions: Sequence[Question],
+        questions: Sequence[AnsweredQuestion],
         out: str | Path,
         *,
         recipe: Recipe,
@@ -205,7 +205,7 @@ class GainRun:
 
 def score_gains(
     index: Index,
-    questions: Sequence[Question],
+    questions: Sequence[AnsweredQuestion],
     generator: SupportsDistributions,
     out: str | Path,
     *,

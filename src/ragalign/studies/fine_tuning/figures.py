@@ -20,7 +20,7 @@ TRAINING_WEIGHT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """A method with `n` demonstrations (None if the number does not matter), over all seeds.
 
     Attributes:
@@ -82,8 +82,8 @@ class BreakEven:
             machine and of prefix caches, which make constant demonstrations nearly free.
     """
 
-    tuned: Point
-    in_context: Point
+    tuned: CurvePoint
+    in_context: CurvePoint
     by_seconds: float
     by_tokens: float
 
@@ -98,7 +98,7 @@ class BreakEven:
         }
 
 
-def points(results: Sequence[Result]) -> list[Point]:
+def points(results: Sequence[Result]) -> list[CurvePoint]:
     """One point for each method and number of demonstrations, in the order of methods."""
     groups: dict[tuple[str, int | None], list[Result]] = {}
     for result in results:
@@ -107,7 +107,7 @@ def points(results: Sequence[Result]) -> list[Point]:
     return [_point(method, n, groups[method, n]) for method, n in order]
 
 
-def break_even(found: Sequence[Point]) -> list[BreakEven]:
+def break_even(found: Sequence[CurvePoint]) -> list[BreakEven]:
     """Compare each fine-tuned point with the in-context points with as many demonstrations or the whole pool."""
     pairs = []
     for tuned in found:
@@ -129,14 +129,14 @@ def _queries(once: float, own: float, others: float) -> float:
     return math.inf if others <= own else float(math.ceil(once / (others - own)))
 
 
-def _point(method: str, n: int | None, results: Sequence[Result]) -> Point:
+def _point(method: str, n: int | None, results: Sequence[Result]) -> CurvePoint:
     scores = [(id_, score) for result in results for id_, score in result.scores.items()]
     trained = [result.training or {} for result in results]
 
     def average(key: str) -> float:
         return float(np.mean([float(training.get(key, 0.0)) for training in trained]))
 
-    return Point(
+    return CurvePoint(
         method=method,
         n=n,
         quality=_quality([score for _, score in scores], [id_ for id_, _ in scores]),

@@ -17,13 +17,13 @@ from ragalign.reports.rendering import asset, policy
 from ragalign.reports.rendering import render as render_template
 from ragalign.runs.machine import version
 from ragalign.studies.fine_tuning.cells import METHODS
-from ragalign.studies.fine_tuning.figures import BreakEven, Point
+from ragalign.studies.fine_tuning.figures import BreakEven, CurvePoint
 from ragalign.studies.fine_tuning.running import FineTuningSettings
 
 
 def write_pages(
     settings: FineTuningSettings,
-    found: Sequence[Point],
+    found: Sequence[CurvePoint],
     pairs: Sequence[BreakEven],
     n_prompts: int,
     folder: Path,
@@ -40,7 +40,7 @@ def write_pages(
 
 def render(
     settings: FineTuningSettings,
-    found: Sequence[Point],
+    found: Sequence[CurvePoint],
     pairs: Sequence[BreakEven],
     n_prompts: int,
     *,
@@ -79,12 +79,12 @@ def render(
     )
 
 
-def shown_methods(found: Sequence[Point]) -> list[str]:
+def shown_methods(found: Sequence[CurvePoint]) -> list[str]:
     """The methods that were run, in their order."""
     return [method for method in METHODS if any(point.method == method for point in found)]
 
 
-def quality(found: Sequence[Point], *, lower_is_better: bool = False) -> str:
+def quality(found: Sequence[CurvePoint], *, lower_is_better: bool = False) -> str:
     """The plot of quality against the number of demonstrations; methods without one are dashed lines."""
     sizes = sorted({point.n for point in found if point.n is not None})
     places = {n: math.log(n) for n in sizes}
@@ -113,7 +113,7 @@ def quality(found: Sequence[Point], *, lower_is_better: bool = False) -> str:
     )
 
 
-def _table(found: Sequence[Point]) -> str:
+def _table(found: Sequence[CurvePoint]) -> str:
     columns = [
         Column("method, demonstrations", kind="text"),
         Column("score"),
