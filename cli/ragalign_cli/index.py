@@ -13,6 +13,7 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.help import Command, group
+from ragalign_cli.index_report import info_rows, print_built
 from ragalign_cli.options import Ray, Workers, check_cluster
 from ragalign_cli.paths import out_folder
 from ragalign_cli.pool_options import (
@@ -21,17 +22,13 @@ from ragalign_cli.pool_options import (
     OnError,
     Shape,
     Unwrap,
-    file_records,
     load,
     note_unused,
-    print_files,
     warn_of_skipped,
 )
 
 if TYPE_CHECKING:
     from ragalign.encoders import Encoder
-    from ragalign.indexes import Index
-    from ragalign.indexes.manifest import Manifest
     from ragalign.pool import Pool
 
 app = group()
@@ -182,7 +179,7 @@ def index(
             show_progress=True,
         )
     built.save(out)
-    _report(built, pool, out, time.perf_counter() - start, json)
+    print_built(built, pool, out, time.perf_counter() - start, json)
 
 
 @app.command(cls=Command)
@@ -215,7 +212,7 @@ def add(
     note_unused(pool.report)
     grown = Index.open(folder).add(pool, show_progress=True)
     grown.save(folder)
-    _report(grown, pool, folder, time.perf_counter() - start, json)
+    print_built(grown, pool, folder, time.perf_counter() - start, json)
 
 
 @app.command(cls=Command)
@@ -247,7 +244,7 @@ def remove(
     opened = Index.open(folder)
     smaller = opened.remove(_ids(opened.pool, ids))
     smaller.save(folder)
-    _report(smaller, None, folder, time.perf_counter() - start, json)
+    print_built(smaller, None, folder, time.perf_counter() - start, json)
 
 
 @app.command(cls=Command)
@@ -281,7 +278,7 @@ def info(folder: Folder, json: Json = False) -> None:
     if json:
         console.print_json({"index": str(folder), **manifest.to_dict()})
     else:
-        console.print_table([("", "left"), ("", "left")], _info_rows(manifest))
+        console.print_table([("", "left"), ("", "left")], info_rows(manifest))
 
 
 def _encoder_on(ray: str, workers: int | None, encoder: str, **options: Any) -> Encoder:
@@ -305,57 +302,3 @@ def _ids(pool: Pool, given: list[str]) -> list[str]:
     for id_, source_id in zip(pool.ids, pool.table["source_id"].to_pylist(), strict=True):
         by_source.setdefault(source_id, []).append(id_)
     return [id_ for name in given for id_ in by_source.get(name, [name])]
-
-
-def _report(index: Index, pool: Pool | None, folder: Path, seconds: float, json: bool) -> None:
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    about = index.manifest
-    if json:
-        record: dict[str, Any] = {"index": str(folder), "n_demonstrations": len(index)}
-        record |= {"dimension": about.encoder.dimension, "factory": about.factory, "metric": about.metric}
-        record |= {
-            "n_truncated": about.n_truncated,
-            "encoder": about.encoder.id,
-            "seconds": round(seconds, 3),
-            "bytes": size,
-        }
-        console.print_json(record | ({"files": file_records(pool.report)} if pool is not None else {}))
-        return
-    if pool is not None:
-        print_files(pool.report)
-    console.stdout().print(
-        f"\n{folder}: {len(index):,} demonstrations x {about.encoder.dimension} dimensions, {about.factory}, "
-        f"{about.metric}, {size / 1e6:,.1f} MB, {seconds:.1f} s"
-    )
-    if about.encoder.packaged:
-        console.note(
-            f"{about.encoder.id}: the Hugging Face Hub is unreachable, so the packaged copy of the weights was used"
-        )
-
-
-def _info_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    encoder = manifest.encoder
-    packaged = ", packaged copy" if encoder.packaged else ""
-    prompts = f"{encoder.query_prompt!r}, {encoder.document_prompt!r}"
-    return [
-        ("demonstrations", f"{manifest.n_demonstrations:,}"),
-        ("encoder", f"{encoder.id} (revision {encoder.revision[:12]}{packaged})"),
-        ("dimension", f"{encoder.dimension}, {'normalised' if encoder.normalize else 'not normalised'}"),
-        ("query, document prompt", prompts),
-        ("text", manifest.text),
-        ("truncated", _truncated(manifest)),
-        ("metric", manifest.metric),
-        ("FAISS", f"{manifest.factory} {dict(manifest.search) or ''}".rstrip()),
-        ("pool fingerprint", manifest.pool_fingerprint[:16]),
-        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
-    ]
-
-
-def _truncated(manifest: Manifest) -> str:
-    limit = manifest.encoder.max_tokens
-    if manifest.n_truncated is None:
-        return "not counted: the index was built by an older version"
-    if limit is None:
-        return "none: the encoder has no token limit"
-    n = manifest.n_demonstrations
-    return f"{manifest.n_truncated:,} of {n:,} texts are longer than the encoder's {limit:,} tokens"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 from ragalign.aligner.batches import FEW, MANY, Failure, iter_answers
 from ragalign.aligner.building import parts_of
-from ragalign.aligner.cleaning import cleaned
+from ragalign.aligner.cleaning import cleaned, cleaned_parts
 from ragalign.aligner.messages import Message, to_query
 from ragalign.errors import BudgetError, ConfigError
 from ragalign.generator import ClosableIterator, Generator
@@ -22,7 +21,6 @@ from ragalign.recipes import Recipe
 from ragalign.retrieval import Exclusion, Retriever
 from ragalign.reuse.layout import ReusingPacker, manifest_for
 from ragalign.reuse.store import AssumedStore
-from ragalign.templates.streaming import CleanStream
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Completion, Decoding, Delta, Hit, Prompt, Query
 
@@ -286,24 +284,8 @@ class Aligner:
             BudgetError, DataError, GenerationError: as `chat`.
         """
         prompt = self.pack(messages, decoding=decoding)
-        return self._cleaned_parts(prompt, self.generator.stream(prompt, decoding or self.decoding))
-
-    def _cleaned_parts(self, prompt: Prompt, deltas: ClosableIterator[Delta]) -> ClosableIterator[Delta]:
-        clean = CleanStream(self.packer.template)
-        with closing(deltas):
-            for delta in deltas:
-                text = clean.push(delta.text)
-                reason = delta.finish_reason
-                # The answer is over, but the model continues; where tokens are counted as they come, stop here.
-                if clean.ended and (reason is not None or delta.n_tokens):
-                    reason = "stop"
-                if reason is not None:
-                    self.online.learn(prompt, delta.n_cached_tokens)
-                    text += clean.finish(finished=reason != "length")
-                if text or reason is not None:
-                    yield replace(delta, text=text, finish_reason=reason)
-                if reason is not None:
-                    break
+        deltas = self.generator.stream(prompt, decoding or self.decoding)
+        return cleaned_parts(deltas, self.packer.template, partial(self.online.learn, prompt))
 
     def generate(
         self, queries: Sequence[Query | str | Sequence[Message]], *, decoding: Decoding | None = None

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ragalign.bench.answers import Answered
 from ragalign.bench.cases import Cases
-from ragalign.bench.running import Answered
 from ragalign.bench.timing import Timings
 from ragalign.measures.shape import length_ratio, repetition
 from ragalign.reports.costs import Costs, FirstToken

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ragalign.bench.running import Answered
+from ragalign.bench.answers import Answered
 from ragalign.bench.testbed import REUSED
 from ragalign.reports.bench_result import Bench, Measured
 from ragalign.reports.formats import interval, number, signed

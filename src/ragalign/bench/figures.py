@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from ragalign.bench.answers import Answered
 from ragalign.bench.costs import costs_of
 from ragalign.bench.judging import texts
-from ragalign.bench.running import Answered, Run
+from ragalign.bench.running import Run
 from ragalign.bench.timing import read_timings
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Verdict

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ragalign.bench.answers import Answered
 from ragalign.bench.cases import Case, Cases
-from ragalign.bench.running import Answered
 from ragalign.comparisons.completions import Completions
 from ragalign.errors import ConfigError, DataError
 from ragalign.judging.answers import load_items

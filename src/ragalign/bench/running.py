@@ -12,20 +12,19 @@ prefilled are then those of a run that was never interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ragalign.aligner import Aligner, Failure
+from ragalign.bench.answers import Answered, condition_folders, read_answers
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import Condition
-from ragalign.bench.likelihood import Key, Row, keep_likelihoods, missing_likelihoods, read_likelihoods
+from ragalign.bench.likelihood import keep_likelihoods, missing_likelihoods, read_likelihoods
 from ragalign.bench.reusing import bytes_per_token, create_store, keep_used, reusing, store_folder
 from ragalign.completions import CompletionFile, index_settings
 from ragalign.errors import ConfigError
@@ -43,28 +42,6 @@ _LIKELIHOOD = "likelihood.jsonl"
 _FORMAT = 2
 # Warms up the engine, so that the first condition is not slower.
 _WARM_UP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The answers of a condition.
-
-    Attributes:
-        condition: the condition.
-        rows: its completions by turn (from 0), each by the case's id; a case that failed is missing.
-        likelihoods: how likely the model finds the references, by turn (from 1) and the case's id, where measured.
-        bytes_per_reused_token: size of a token's kept keys and values; None without reuse.
-    """
-
-    condition: Condition
-    rows: tuple[Mapping[str, Mapping[str, Any]], ...]
-    likelihoods: Mapping[Key, Row] = field(default_factory=dict)
-    bytes_per_reused_token: float | None = None
-
-    def requests(self) -> Iterator[Mapping[str, Any]]:
-        """The completions of all turns."""
-        for turn in self.rows:
-            yield from turn.values()
 
 
 class Run:
@@ -108,7 +85,7 @@ class Run:
             "indexes": {name: index_settings(index) for name, index in indexes.items()},
             "conditions": {condition.name: condition.settings() for condition in conditions},
         }
-        self._places = {name: self.folder / place for name, place in _places(self.conditions).items()}
+        self._places = {name: self.folder / place for name, place in condition_folders(self.conditions).items()}
         self._session = uuid.uuid4().hex
         self._run = RunFolder(folder, record=_RUN)
         self._run.claim(self.settings, work="conditions/*")
@@ -123,7 +100,7 @@ class Run:
 
     def missing(self, condition: Condition, turn: int) -> list[str]:
         """Ids of the cases without an answer in a turn (from 1)."""
-        present = _read(self._file(condition, turn))
+        present = read_answers(self._file(condition, turn))
         return [case.id for case in self.cases.cases if len(case.turns) >= turn and case.id not in present]
 
     @property
@@ -191,7 +168,7 @@ class Run:
         for condition in self.conditions:
             rows = self._rows(condition)
             path = self._places[condition.name] / _CACHED
-            for row in _read(path).values() if path.exists() else ():
+            for row in read_answers(path).values() if path.exists() else ():
                 turn, name = json.loads(row["id"])
                 if name in rows[turn - 1]:
                     rows[turn - 1][name] = {**rows[turn - 1][name], "n_cached_tokens": row["n_cached_tokens"]}
@@ -270,7 +247,7 @@ class Run:
         """The completions of each turn, in the order of the cases."""
         found = []
         for turn in self._turns:
-            present = _read(self._file(condition, turn))
+            present = read_answers(self._file(condition, turn))
             found.append({case.id: present[case.id] for case in self.cases.cases if case.id in present})
         return found
 
@@ -309,7 +286,7 @@ class Run:
         n_timed = sum(piece["n"] for piece in pieces)
         whole = n_timed == sum(map(len, rows)) and len({piece["session"] for piece in pieces}) == 1
         whole = whole and len({piece["turn"] for piece in pieces}) == len(pieces)
-        return not whole and len(_read(folder / _CACHED)) < sum(map(len, rows))
+        return not whole and len(read_answers(folder / _CACHED)) < sum(map(len, rows))
 
     def _measure(self, aligner: Aligner, condition: Condition, *, can_reset: bool) -> None:
         """Count the cached tokens of all prompts in order, as if nothing had been interrupted.
@@ -343,20 +320,3 @@ def _warm_up(aligner: Aligner, cases: Cases) -> None:
     decoding = replace(aligner.decoding, max_tokens=2, n=1)
     for _ in aligner.iter_generate([case.query for case in cases.cases[:_WARM_UP]], decoding=decoding):
         pass
-
-
-def _places(conditions: Sequence[Condition]) -> dict[str, Path]:
-    """The folder name of a condition: its name, as far as file names allow."""
-    places = {}
-    for condition in conditions:
-        plain = re.sub(r"[^\w.+=-]+", "-", condition.name).strip("-.")[:80]
-        if plain != condition.name:
-            # Keep names apart that differ only in replaced characters or past the cut.
-            plain = f"{plain}-{hashlib.sha256(condition.name.encode()).hexdigest()[:6]}"
-        places[condition.name] = Path("conditions") / plain
-    return places
-
-
-def _read(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The rows of a file by id, without an unfinished last line."""
-    return {str(row["id"]): row for row in LineFile(path, ("id",)).read()}

@@ -11,9 +11,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from ragalign.bench.answers import Answered
 from ragalign.bench.cases import Case, Cases
 from ragalign.bench.measuring import BUILT_IN, Record, UnscoredError, measures_of
-from ragalign.bench.running import Answered
 from ragalign.comparisons.computed import COMPUTED
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Verdict

@@ -16,10 +16,10 @@ from typing import Any
 import tomli_w
 
 from ragalign.aligner import Aligner, Failure
+from ragalign.bench.answers import Answered
 from ragalign.bench.cases import Cases
 from ragalign.bench.conditions import as_condition
 from ragalign.bench.likelihood import measure_likelihoods
-from ragalign.bench.running import Answered
 from ragalign.bench.scoring import Scorer, score_all
 from ragalign.errors import ConfigError, DataError
 from ragalign.generator import Generator
