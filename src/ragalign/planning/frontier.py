@@ -26,7 +26,7 @@ class FrontierPoint:
 
     Attributes:
         strategy, min_relevance, personal: the planner settings.
-        relevance: relevance kept, as in `ragalign.planning.batch.Batch.relevance`.
+        relevance: relevance kept, as in `ragalign.planning.batch.CandidateBatch.relevance`.
         similarity: score of the retrieved demonstrations.
         n_demonstrations: demonstrations in a prompt, constant ones included.
         n_prompt_tokens: tokens of a prompt.
