@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files of tests are spread over the cores there are; each process starts one engine for all that need it.
-PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Files of tests are spread over the cores; each process starts one engine for all tests that need one. With a process
+# per core, threads of PyTorch and FAISS would only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 READY := $(VENV)/.ready
 
 # Nothing here needs a model hub: everything that is tested loads from local folders.
