@@ -73,9 +73,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     turns = [[Turn("user", text)] for text in queries]
     hits = workload.candidates(100)[: options.queries]
     drawn = [pool[int(row)] for row in np.random.default_rng(0).permutation(len(pool))[:100]]
-    constants = as_constants(
-        template, [demonstration for demonstration in drawn if len(demonstration.response) < 600][:N_CONSTANTS]
-    )
+    first = [demonstration for demonstration in drawn if len(demonstration.response) < 600][:N_CONSTANTS]
+    constants = as_constants(template, first)
+    others = [demonstration for demonstration in drawn if demonstration not in first]
     tokenizer = Tokenizer.load(model)
     packings = {"ica": Packing(max_tokens=3000)}
     if options.counts:
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             choices = packer.choose_many(turns, [found[: packing.max_demonstrations] for found in hits])
             wanted = {hit.id for choice in choices for hit in choice.chosen}
             n_kept += keep(store, engine, [ids for ids, _ in packer.token_ids(sorted(wanted))], lambda _: None)
-            same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(drawn, 1)]
+            same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(others, 1)]
             fixed = []
             for choice in choices:
                 as_many = packer.with_packing(

@@ -8,15 +8,17 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ragalign.errors import ConfigError, DataError
-from ragalign.reuse.eight_bit import packed, unpacked
+from ragalign.reuse.eight_bit import packed
 from ragalign.reuse.pieces import Piece
 from ragalign.reuse.recording import Capture, Recorder, slots_of
 from ragalign.reuse.rotation import Mover, Rotation
 from ragalign.reuse.store import Store
 from ragalign.reuse.tiers import Tiers
+from ragalign.reuse.writing import AllAtOnce, LayerByLayer, Turn
 
 _log = logging.getLogger(__name__)
 # Pieces that are written at the same time; hashing and writing leave Python's lock.
@@ -160,11 +162,11 @@ class Worker:
         return {} if self._tiers is None else {**self._tiers.counts, "bytes_in_memory": self._tiers.n_bytes}
 
     def _load(self, load: Load) -> None:
-        import torch
-
         assert self._tiers is not None
-        size, end = self._config.cache_config.block_size, load.first
-        parts = []
+        size = self._config.cache_config.block_size
+        slots = slots_of(load.blocks, load.first, load.end, size, self._device)
+        write = LayerByLayer if self._device.type == "cpu" else AllAtOnce
+        writer = write(self._layers, self._updates, self._config.model_config.dtype, slots)
         for segment in load.segments:
             first, after = max(segment.start, load.first), min(segment.end, load.end)
             try:
@@ -177,41 +179,25 @@ class Worker:
                 # The engine computes whole blocks, so their present content does not matter.
                 self._failed.update(load.blocks[first // size : -(-load.end // size)])
                 break
-            kv = unpacked(piece, self._config.model_config.dtype)
-            parts.append(self._in_place(kv[:, :, first - segment.start : after - segment.start], segment, first))
+            writer.add(piece, slice(first - segment.start, after - segment.start), self._turns(segment, first, after))
             self._tiers.done(segment.name, piece)
-            end = after
-        if not parts:
-            return
-        # All layers of a piece are turned at once and all pieces of a layer are written at once: on a GPU the number
-        # of operations is what takes time on the host.
-        kv = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        slots = slots_of(load.blocks, load.first, end, size, self._device)
-        for number, layer in enumerate(self._layers):
-            self._updates[number](layer, kv[0, number], kv[1, number], layer.kv_cache, slots)
-        self._tiers.counts["tokens_loaded"] += end - load.first
-        self._tiers.counts["bytes_loaded"] += kv.numel() * kv.element_size()
+        writer.finish()
+        self._tiers.counts["tokens_loaded"] += writer.n_tokens
+        self._tiers.counts["bytes_loaded"] += writer.n_bytes
 
-    def _in_place(self, kv: Any, segment: Segment, first: int) -> Any:
-        """Keys and values [2, layers, n, heads, features] as they are from position `first` on; a new tensor."""
+    def _turns(self, segment: Segment, first: int, end: int) -> list[tuple[Turn | None, list[int]]]:
+        """What turns a segment's keys to the positions [first, end), and in which layers; None leaves them."""
         import torch
 
-        kv = kv.clone()
         n_prefix = len(self._store.manifest.prefix_ids)
         if not segment.moved or segment.start == n_prefix:
-            return kv
-        new = torch.arange(first, first + kv.shape[2], device=self._device)
+            return [(None, list(range(len(self._layers))))]
+        new = torch.arange(first, end, device=self._device)
         old = new - segment.start + n_prefix
-        for mover, numbers in self._groups:
-            if mover is None:
-                continue
-            turn = mover.turn(old, new)
-            if len(numbers) == len(self._layers):
-                mover.apply_(kv[0], turn)
-            else:
-                for number in numbers:
-                    mover.apply_(kv[0, number], turn)
-        return kv
+        return [
+            (None if mover is None else partial(mover.apply_, turn=mover.turn(old, new)), numbers)
+            for mover, numbers in self._groups
+        ]
 
     def _shape(self, segment: Segment) -> tuple[int, ...]:
         """The shape of a segment's piece on this device."""

@@ -52,6 +52,11 @@ class Piece:
         tensors = (self.kv,) if self.scales is None else (self.kv, self.scales)
         return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
 
+    def layer(self, number: int) -> Piece:
+        """One layer of the piece, as views."""
+        part = slice(number, number + 1)
+        return Piece(self.kv[:, part], None if self.scales is None else self.scales[:, part])
+
 
 def write_piece(path: Path, piece: Piece) -> None:
     """Write a piece atomically: if the program is killed, the file is complete or unchanged."""
