@@ -9,7 +9,8 @@ Questions and pool are those of `planning_workload.py`, the budget is ICA's. A m
 weights. All settings answer the same questions in one engine whose caches are empty at the beginning, question by
 question in turns, as a service receives them:
 
-    fixed      the three constant demonstrations, then the same ones in every prompt, as many as are retrieved
+    fixed      the three constant demonstrations, then the same ones in every prompt, as many as are retrieved and of
+               about their mean length
     plain      the constant ones, then retrieved ones, most similar last
     reuse-N    the same, kept; the N most similar ones computed all the same
 
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = Packer(template, tokenizer, pool, packing=packings[next(iter(packings))], constants=constants)
     store_folder = options.store or scratch / "kv"
     Store.create(store_folder, manifest_for(base, options.precision))
-    longest = 4096 if not options.counts else 500 * (max(options.counts) + N_CONSTANTS) + 2048
+    longest = 8192 if not options.counts else 500 * (max(options.counts) + N_CONSTANTS) + 2048
     context = longest  # for a shape, whatever positions it was made for: its weights are random
     with VllmGenerator(
         model,
@@ -106,7 +107,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             choices = packer.choose_many(turns, [found[: packing.max_demonstrations] for found in hits])
             wanted = {hit.id for choice in choices for hit in choice.chosen}
             n_kept += keep(store, engine, [ids for ids, _ in packer.token_ids(sorted(wanted))], lambda _: None)
-            same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(others, 1)]
+            n_tokens = packer.token_counts(wanted | {demonstration.id for demonstration in others})
+            mean = statistics.mean(n_tokens[hit.id] for choice in choices for hit in choice.chosen)
+            alike = sorted(others, key=lambda demonstration: abs(n_tokens[demonstration.id] - mean))
+            same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(alike, 1)]
+            # The best comes last, so the fewer are the beginning of the more if they are given in reverse.
             fixed = []
             for choice in choices:
                 as_many = packer.with_packing(
@@ -114,7 +119,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 fixed.append((as_many, len(choice.chosen)))
             asked[f"fixed {label}"] = [
-                packer_n.pack(turn, same[:n]) for (packer_n, n), turn in zip(fixed, turns, strict=True)
+                packer_n.pack(turn, same[:n][::-1]) for (packer_n, n), turn in zip(fixed, turns, strict=True)
             ]
             asked[f"plain {label}"] = [packer.finish(choice) for choice in choices]
             for real in (0, 1, 2):
