@@ -85,6 +85,22 @@ FIGURES = {
         "{r[settings][ica-order][requests_per_s]} without, {r[settings][fixed-3000][requests_per_s]} with the same "
         "demonstrations in every prompt. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
     ),
+    "reuse_160m": (
+        "A Llama of 160M parameters: with kept keys and values the first token takes "
+        "{r[settings][reuse-0 ica][first_token_over_fixed]:.2f} times as long as with as many fixed demonstrations and "
+        "a request {r[settings][reuse-0 ica][request_over_fixed]:.2f} times; without them "
+        "{r[settings][plain ica][first_token_over_fixed]:.1f} and {r[settings][plain ica][request_over_fixed]:.1f} "
+        "times. {r[queries]} questions with "
+        "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
+    ),
+    "reuse_gemma": (
+        "Gemma 3 270M: with kept keys and values the first token takes "
+        "{r[settings][reuse-0 ica][first_token_over_fixed]:.2f} times as long as with as many fixed demonstrations and "
+        "a request {r[settings][reuse-0 ica][request_over_fixed]:.2f} times; without them "
+        "{r[settings][plain ica][first_token_over_fixed]:.1f} and {r[settings][plain ica][request_over_fixed]:.1f} "
+        "times. {r[queries]} questions with "
+        "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
+    ),
     "reuse_check_gemma": (
         "Reuse adds {r[checks][model][difference]:.4f} nats per token to GPT-4's answers under Gemma 3 270M (95 % "
         "interval {r[checks][model][low]:.4f} to {r[checks][model][high]:.4f}; {r[checks][model][n]} questions), and "

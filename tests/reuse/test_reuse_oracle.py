@@ -86,6 +86,17 @@ def test_a_hundred_prompts_of_every_shape(kind: str, tiny_model: Path, tmp_path:
         check(made, 100, seed=len(kind))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_prompts_that_are_computed_in_chunks(tiny_model: Path, tmp_path: Path) -> None:
+    """Pieces are kept from several steps, and requests wait behind their loaded tokens with a part of their own."""
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 24, "max_num_seqs": 8}
+    with make_world(tiny_model, tmp_path, seed=3, kv_cache_memory_bytes=2**26, **chunked) as made:
+        assert max(map(len, made.pieces)) > chunked["max_num_batched_tokens"]
+        check(made, 40, seed=3)
+
+
 def random_model(kind: str, tiny_model: Path, folder: Path) -> Path:
     """A random model of this family with the tiny model's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
