@@ -101,6 +101,11 @@ FIGURES = {
         "times. {r[queries]} questions with "
         "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
     ),
+    "reuse_gemma_counts": (
+        "The same with 1 to 50 demonstrations: a request with 50 retrieved ones takes "
+        "{r[settings][plain 50][request_over_fixed]:.1f} times as long as with as many fixed ones, and "
+        "{r[settings][reuse-0 50][request_over_fixed]:.2f} times with kept keys and values ([Reuse](../docs/reuse.md))."
+    ),
     "reuse_check_gemma": (
         "Reuse adds {r[checks][model][difference]:.4f} nats per token to GPT-4's answers under Gemma 3 270M (95 % "
         "interval {r[checks][model][low]:.4f} to {r[checks][model][high]:.4f}; {r[checks][model][n]} questions), and "

@@ -10,8 +10,8 @@ at most 256 new tokens; all else is the recipe's own. For each recipe:
 - leaked: the answer shows a delimiter of the prompt's form, or a fence that closes no code block;
 - repeated: the mean share of an answer's 4-grams of words that occurred in it before.
 
-Each recipe's figures are written as they are known; the same command continues an interrupted run, and --recipe
-measures a recipe again.
+The keys and values that a recipe reuses are computed first. Each recipe's figures are written as they are known; the
+same command continues an interrupted run, and --recipe measures a recipe again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from ragalign.tokenization import Tokenizer
 from ragalign.types import Completion
 
 MODEL = "packaged:gemma-3-270m"
+CONTEXT = 8192
 # What a reader would take for a part of the prompt: headings and labels of all packaged forms, at a line's beginning.
 DELIMITER = re.compile(
     r"^(?:# ?(?:Query|Answer|Question|User|Assistant|Instruction)\b|Question:|Here’s an example answer:)", re.MULTILINE
@@ -73,6 +76,22 @@ def figures(completions: list[Completion]) -> dict[str, Any]:
     }
 
 
+def aligners(recipes: list[Recipe], folder: Path, encoder: Encoder) -> Iterator[tuple[Recipe, Aligner]]:
+    """An aligner for each recipe: one that reuses keys and values has an engine of its own, the others share one."""
+    plain = [recipe for recipe in recipes if not recipe.reuse.enabled]
+    if plain:
+        index, tokenizer = Index.open(folder, encoder=encoder), Tokenizer.load(MODEL)
+        with VllmGenerator(MODEL, max_model_len=CONTEXT) as generator:
+            for recipe in plain:
+                yield recipe, Aligner.from_recipe(recipe, index=index, model=generator, tokenizer=tokenizer)
+    for recipe in recipes:
+        if recipe.reuse.enabled:
+            build = ("kv", "build", folder, "--recipe", recipe.name, "--model", MODEL, "--context-length", CONTEXT)
+            subprocess.run([Path(sys.executable).with_name("ragalign"), *map(str, build)], check=True)
+            with Aligner.from_recipe(recipe, index=folder, model=MODEL, context_length=CONTEXT) as aligner:
+                yield recipe, aligner
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--queries", type=Path, required=True, help="JSON or JSON Lines with `instruction`")
@@ -102,11 +121,10 @@ def main() -> None:
             result["recipes"] = before["recipes"]
     if not given.recipe:
         recipes = [recipe for recipe in recipes if recipe.name not in result["recipes"]]
-    with tempfile.TemporaryDirectory() as folder, VllmGenerator(MODEL, max_model_len=8192) as generator:
-        Index.build(Pool.load(data_folder() / "starter.jsonl"), encoder).save(folder)
-        index, tokenizer = Index.open(folder, encoder=encoder), Tokenizer.load(MODEL)
-        for recipe in recipes:
-            aligner = Aligner.from_recipe(recipe, index=index, model=generator, tokenizer=tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "index")
+        Index.build(Pool.load(data_folder() / "starter.jsonl"), encoder).save(place)
+        for recipe, aligner in aligners(recipes, place, encoder):
             decoding = replace(recipe.decoding, temperature=0.0, n=1, max_tokens=given.max_new_tokens)
             completions = aligner.generate(questions, decoding=decoding)
             result["recipes"][recipe.name] = figures(completions)

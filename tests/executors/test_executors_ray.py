@@ -284,6 +284,19 @@ def test_an_address_where_nothing_is_is_refused_at_once(address: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_node_that_goes_away_costs_only_its_unfinished_prompts(tiny_model: Path) -> None:
+    script = Path(__file__).parents[1] / "fixtures" / "ray_nodes.py"
+    run = subprocess.run([sys.executable, script, tiny_model], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["counts"] == [[position, 1] for position in range(40)]
+    assert len(found["before"]) == 2
+    assert len(found["after"]) == 1
+    assert found["after"][0] in found["before"]
+    assert found["nodes"] == 2  # of three, with the head
+
+
+@pytest.mark.slow
 def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt: Any) -> None:
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     from ragalign.executors import RayGenerator
