@@ -285,7 +285,7 @@ def test_an_address_where_nothing_is_is_refused_at_once(address: str) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_goes_away_costs_only_its_unfinished_prompts(tiny_model: Path) -> None:
-    script = Path(__file__).parents[1] / "fixtures" / "ray_nodes.py"
+    script = Path(__file__).with_name("lost_node.py")
     run = subprocess.run([sys.executable, script, tiny_model], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout.splitlines()[-1])
@@ -293,7 +293,6 @@ def test_a_node_that_goes_away_costs_only_its_unfinished_prompts(tiny_model: Pat
     assert len(found["before"]) == 2
     assert len(found["after"]) == 1
     assert found["after"][0] in found["before"]
-    assert found["nodes"] == 2  # of three, with the head
 
 
 @pytest.mark.slow
