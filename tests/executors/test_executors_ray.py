@@ -272,7 +272,9 @@ def test_no_cluster_where_one_is_named() -> None:
     assert "give --ray local, auto or an address" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:99999", ":6379"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:99999", "127.0.0.1:0", ":6379"]
+)
 def test_an_address_where_nothing_is_is_refused_at_once(address: str) -> None:
     from ragalign.executors.cluster import _check_reachable
 

@@ -127,7 +127,7 @@ def test_interrupting_leaves_no_process_behind(tmp_path: Path, tiny_model: Path,
         generator = start()
         print("ready", flush=True)
         try:
-            answer(generator, n_prompts=3000, max_tokens=1500)
+            answer(generator, n_prompts=300, max_tokens=1500)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
             failure(lambda: answer(generator))

@@ -101,12 +101,13 @@ def _check_reachable(address: str) -> None:
         ConfigError: so it is, or the address has no port.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    # The C library takes a port modulo 65,536, and so would find whatever listens there.
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"a Ray cluster's address is local, auto or HOST:PORT, not {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    except OSError as error:
+        reason = error.strerror or error
         raise ConfigError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from None
 
 
