@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Optional
 
 import typer
@@ -64,7 +65,7 @@ def chat(
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     options.check_model(model, backend, context_length, engine_options)
     with Aligner.from_recipe(
-        chosen,
+        replace(chosen, decoding=settings),
         index=index,
         model=model,
         backend=backend,
@@ -74,14 +75,14 @@ def chat(
     ) as aligner:
         if asked is None:
             console.note("/help lists the commands; an empty line ends the conversation")
-            Conversation(aligner, settings, system).run()
+            Conversation(aligner, system).run()
             return
         turns = [*([Turn("system", system)] if system else []), Turn("user", asked)]
         if json:
-            completion = aligner.chat(turns, decoding=settings)
+            completion = aligner.chat(turns)
             answer = {"response": completion.text, "finish_reason": completion.finish_reason}
             counts = {"n_output_tokens": completion.n_output_tokens, "n_cached_tokens": completion.n_cached_tokens}
             prompt = prompts.prompt_record("0", completion.prompt, aligner.packer.context_length)
             console.print_json(answer | counts | {"prompt": prompt})
         else:
-            say(aligner, turns, settings)
+            say(aligner, turns)

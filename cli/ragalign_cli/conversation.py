@@ -9,7 +9,7 @@ from ragalign_cli import console, prompts
 
 if TYPE_CHECKING:
     from ragalign.aligner import Aligner
-    from ragalign.types import Decoding, Turn
+    from ragalign.types import Turn
 
 COMMANDS = {
     "/help": "show these commands",
@@ -26,13 +26,11 @@ class Conversation:
 
     Args:
         aligner: the aligner that answers.
-        decoding: how to decode.
         system: the initial system message.
     """
 
-    def __init__(self, aligner: Aligner, decoding: Decoding, system: str | None = None) -> None:
+    def __init__(self, aligner: Aligner, system: str | None = None) -> None:
         self._aligner = aligner
-        self._decoding = decoding
         self._system = system
         self._turns: list[Turn] = []
         self._last: list[Turn] = []
@@ -77,7 +75,7 @@ class Conversation:
         if not self._last:
             console.note("no question asked yet")
             return
-        prompt = self._aligner.pack(self._last, decoding=self._decoding)
+        prompt = self._aligner.pack(self._last)
         prompts.show_prompt(prompt)
         prompts.show_budget(prompt, self._aligner.packer.context_length)
 
@@ -87,13 +85,13 @@ class Conversation:
         spoken = [*self._turns, Turn("user", text)]
         asked = [Turn("system", self._system), *spoken] if self._system else spoken
         self._last = asked
-        self._turns = [*spoken, Turn("assistant", say(self._aligner, asked, self._decoding))]
+        self._turns = [*spoken, Turn("assistant", say(self._aligner, asked))]
 
 
-def say(aligner: Aligner, turns: list[Turn], decoding: Decoding) -> str:
+def say(aligner: Aligner, turns: list[Turn]) -> str:
     """Print an answer as it is generated, and return it."""
     pieces = []
-    for delta in aligner.stream(turns, decoding=decoding):
+    for delta in aligner.stream(turns):
         pieces.append(delta.text)
         sys.stdout.write(delta.text)
         sys.stdout.flush()

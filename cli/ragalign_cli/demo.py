@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -148,9 +149,9 @@ def _questions(
     console.note(f"indexed the starter pool: {len(index)} demonstrations, encoder {encoder.id}")
     console.note("starting the engine (half a minute on two CPU cores) ...")
     with Aligner.from_recipe(
-        chosen, index=index, model=model, backend=backend, context_length=context_length
+        replace(chosen, decoding=settings), index=index, model=model, backend=backend, context_length=context_length
     ) as aligner:
-        completions = aligner.generate(_QUESTIONS, decoding=settings)
+        completions = aligner.generate(_QUESTIONS)
         length = aligner.generator.context_length
     for question, completion in zip(_QUESTIONS, completions, strict=True):
         if json:

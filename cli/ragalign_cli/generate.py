@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -76,7 +77,7 @@ def generate(
         if file.missing:
             options.check_model(model, backend, context_length, engine_options)
             with Aligner.from_recipe(
-                chosen,
+                replace(chosen, decoding=settings),
                 index=opened,
                 model=model,
                 backend=backend,
@@ -87,7 +88,7 @@ def generate(
                 **engine_options,
             ) as aligner:
                 start = time.perf_counter()
-                report = file.generate(aligner, decoding=settings)
+                report = file.generate(aligner)
         else:
             report = CompletionReport(0, file.n_present, ())
         seconds = time.perf_counter() - start

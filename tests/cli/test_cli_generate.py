@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fixtures.command import Command
+from fixtures.scripted_server import ScriptedServer
 
 from ragalign.aligner import Aligner
 from ragalign.runs import OutputFile
@@ -330,3 +331,26 @@ def test_options_are_checked_before_a_model_is_loaded(
 def test_an_empty_question_is_refused(ragalign: Command, tiny_model: Path) -> None:
     run = ragalign("chat", "--recipe", "zero-shot", "--model", tiny_model, "--question", " ")
     assert (run.returncode, run.stderr) == (2, "error: the question is empty\n")
+
+
+@pytest.mark.filterwarnings("always:recipe .* ignoring")
+@pytest.mark.parametrize("recipe", ["zero-shot", "urial", "hybrid", "ica"])
+def test_an_endpoint_that_lacks_a_penalty_answers_without_it(
+    ragalign: Command, starter_index: Path, tiny_model: Path, tmp_path: Path, recipe: str
+) -> None:
+    queries, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    queries.write_text(json.dumps({"id": "q", "instruction": "Name a colour."}) + "\n")
+    with ScriptedServer(lambda _: "Red.") as server:
+        common = (
+            *(starter_index, "--recipe", recipe, "--model", "m", "--tokenizer", tiny_model, "--context-length", 4096),
+            *("--backend", server.base_url, "--max-new-tokens", 7),
+        )
+        written = ragalign("generate", *common, "--queries", queries, "--out", out)
+        said = ragalign("chat", *common, "--question", "Name a colour.")
+        talked = ragalign("chat", *common, "--question", "Name a colour.", "--json")
+    assert written.returncode == said.returncode == talked.returncode == 0, (written.stderr, said.stderr, talked.stderr)
+    assert json.loads(out.read_text().splitlines()[0])["response"] == "Red."
+    assert ("ignoring output_repetition_penalty" in written.stderr) == (recipe != "ica")
+    assert said.stdout == "Red.\n"
+    assert json.loads(talked.stdout)["response"] == "Red."
+    assert {received.body["max_tokens"] for received in server.received} == {7}
