@@ -27,6 +27,13 @@ pools, prompts and tokenizers that a command names.
 """
 
 # What a result shows, as a format string over its JSON.
+_REUSE = (
+    "with kept keys and values the first token takes {r[settings][reuse-0 ica][first_token_over_fixed]:.2f} times as "
+    "long as with as many fixed demonstrations and a request {r[settings][reuse-0 ica][request_over_fixed]:.2f} times; "
+    "without them {r[settings][plain ica][first_token_over_fixed]:.1f} and "
+    "{r[settings][plain ica][request_over_fixed]:.1f} times. {r[queries]} questions with "
+    "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
+)
 FIGURES = {
     "bench_testbed": "Recipes on the testbed: [the table](../docs/results.md) and [its report](../docs/testbed.html).",
     "testbed": "Why the testbed's conditions differ: [the controls](testbed/README.md).",
@@ -85,22 +92,8 @@ FIGURES = {
         "{r[settings][ica-order][requests_per_s]} without, {r[settings][fixed-3000][requests_per_s]} with the same "
         "demonstrations in every prompt. One round of {r[queries]} questions: a first look ([Reuse](../docs/reuse.md))."
     ),
-    "reuse_160m": (
-        "A Llama of 160M parameters: with kept keys and values the first token takes "
-        "{r[settings][reuse-0 ica][first_token_over_fixed]:.2f} times as long as with as many fixed demonstrations and "
-        "a request {r[settings][reuse-0 ica][request_over_fixed]:.2f} times; without them "
-        "{r[settings][plain ica][first_token_over_fixed]:.1f} and {r[settings][plain ica][request_over_fixed]:.1f} "
-        "times. {r[queries]} questions with "
-        "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
-    ),
-    "reuse_gemma": (
-        "Gemma 3 270M: with kept keys and values the first token takes "
-        "{r[settings][reuse-0 ica][first_token_over_fixed]:.2f} times as long as with as many fixed demonstrations and "
-        "a request {r[settings][reuse-0 ica][request_over_fixed]:.2f} times; without them "
-        "{r[settings][plain ica][first_token_over_fixed]:.1f} and {r[settings][plain ica][request_over_fixed]:.1f} "
-        "times. {r[queries]} questions with "
-        "{r[settings][reuse-0 ica][demonstrations]} demonstrations ([Reuse](../docs/reuse.md))."
-    ),
+    "reuse_160m": f"A Llama shape of 160M random parameters: {_REUSE}",
+    "reuse_gemma": f"Gemma 3 270M: {_REUSE}",
     "reuse_gemma_counts": (
         "The same with 1 to 50 demonstrations: a request with 50 retrieved ones takes "
         "{r[settings][plain 50][request_over_fixed]:.1f} times as long as with as many fixed ones, and "

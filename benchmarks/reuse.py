@@ -111,13 +111,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             mean = statistics.mean(n_tokens[hit.id] for choice in choices for hit in choice.chosen)
             alike = sorted(others, key=lambda demonstration: abs(n_tokens[demonstration.id] - mean))
             same = [Hit(demonstration.id, 0.0, rank) for rank, demonstration in enumerate(alike, 1)]
-            # The best comes last, so the fewer are the beginning of the more if they are given in reverse.
             fixed = []
             for choice in choices:
                 as_many = packer.with_packing(
                     replace(packing, max_demonstrations=N_CONSTANTS + len(choice.chosen), max_tokens=10**6)
                 )
                 fixed.append((as_many, len(choice.chosen)))
+            # The best comes last; in reverse, a smaller set is the beginning of a larger one.
             asked[f"fixed {label}"] = [
                 packer_n.pack(turn, same[:n][::-1]) for (packer_n, n), turn in zip(fixed, turns, strict=True)
             ]

@@ -89,7 +89,7 @@ def test_a_hundred_prompts_of_every_shape(kind: str, tiny_model: Path, tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_prompts_that_are_computed_in_chunks(tiny_model: Path, tmp_path: Path) -> None:
-    """Pieces are kept from several steps, and requests wait behind their loaded tokens with a part of their own."""
+    """Pieces are recorded over several steps, and prompts are computed in chunks after their loaded tokens."""
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 24, "max_num_seqs": 8}
     with make_world(tiny_model, tmp_path, seed=3, kv_cache_memory_bytes=2**26, **chunked) as made:

@@ -101,9 +101,11 @@ def _check_reachable(address: str) -> None:
         ConfigError: so it is, or the address has no port.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    # The C library takes a port modulo 65,536, and so would find whatever listens there.
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal():
         raise ConfigError(f"a Ray cluster's address is local, auto or HOST:PORT, not {address!r}")
+    # The C library takes a port modulo 65,536, and so would find whatever listens there.
+    if not 0 < int(port) < 2**16:
+        raise ConfigError(f"no Ray cluster at {address}: a port is between 1 and 65535")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Two ways to write pieces into the engine's cache, turned to where they are needed.
+"""Two ways to write pieces into the engine's cache, with their keys turned to the new positions.
 
-A GPU's host spends its time on the number of operations: all layers of a piece are turned at once, and all pieces of a
-layer are written at once. A CPU spends its time on memory: one layer of one piece stays in the processor's cache from
-reading to writing, and no copy of the whole is made.
+On a GPU, launching operations is the bottleneck: all layers of a piece are turned at once, and all pieces of a layer
+are written at once. On a CPU, memory traffic is: each layer of a piece is read, turned and written while it is in the
+processor's cache.
 """
 
 from __future__ import annotations
