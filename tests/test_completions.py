@@ -40,7 +40,9 @@ def engine(tiny_model: Path) -> TransformersGenerator:
 
 @pytest.fixture(scope="module")
 def aligner(index: Index, tiny_model: Path, engine: TransformersGenerator) -> Aligner:
-    return Aligner.from_recipe("ica", index=index, model=engine, tokenizer=tiny_model)
+    return Aligner.from_recipe(
+        replace(Recipe.load("ica"), decoding=SHORT), index=index, model=engine, tokenizer=tiny_model
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def settings(index: Index) -> dict[str, Any]:
 
 def answer(aligner: Aligner, queries: Sequence[Query], path: Path, settings: dict[str, Any]) -> CompletionReport:
     with CompletionFile(path, queries, settings) as file:
-        return file.generate(aligner, decoding=SHORT)
+        return file.generate(aligner)
 
 
 def test_every_query_gets_one_line(aligner: Aligner, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -73,14 +73,11 @@ class CompletionFile:
         self.missing = [query for query in queries if query.id not in present]
         self.n_present = len(queries) - len(self.missing)
 
-    def generate(
-        self, aligner: Aligner, *, decoding: Decoding | None = None, generator: str | None = None
-    ) -> CompletionReport:
+    def generate(self, aligner: Aligner, *, generator: str | None = None) -> CompletionReport:
         """Answer the missing queries. Failures are not written, so a later run retries them.
 
         Args:
-            aligner: answers the queries.
-            decoding: decoding parameters; the aligner's by default.
+            aligner: answers the queries, with its decoding parameters.
             generator: the name that judges see for these answers; the model's by default.
 
         Raises:
@@ -93,7 +90,7 @@ class CompletionFile:
         asked, failures = self.missing, []
         answered: set[str] = set()
         with progress("generating", len(asked), "queries") as advance:
-            for position, result in aligner.iter_generate(asked, decoding=decoding) if asked else ():
+            for position, result in aligner.iter_generate(asked) if asked else ():
                 if isinstance(result, Failure):
                     failures.append(result)
                 else:

@@ -379,7 +379,9 @@ def test_prompts_beyond_a_known_context_are_not_sent() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_url": "localhost:8000"}, "base_url must begin with http"),
+        ({"base_url": "localhost:8000"}, "base_url must be http:// or https://"),
+        ({"base_url": "http://"}, "with a host, and a port"),
+        ({"base_url": "http://localhost:99999/v1"}, "port from 1 to 65535 if any, not 'http://localhost:99999"),
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"timeout_s": 0}, "timeout_s must be above 0"),
         ({"max_retries": -1}, "max_retries must be at least 0"),

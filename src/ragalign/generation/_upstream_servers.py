@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import httpx
 
+from ragalign._urls import SERVER_URL, is_server_url
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._upstream_answers import MAX_EVENT_BYTES, BadAnswerError, parse_object
 from ragalign.generation.affinity import DEFAULT_MARGIN, ranked
@@ -146,8 +147,8 @@ async def _check(client: httpx.AsyncClient, server: Server) -> None:
 
 
 def _api_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"an upstream's URL must begin with http:// or https://, not {url!r}")
+    if not is_server_url(url):
+        raise ConfigError(f"an upstream's URL must be {SERVER_URL}, not {url!r}")
     url = url.rstrip("/")
     return url if url.endswith("/v1") else f"{url}/v1"
 

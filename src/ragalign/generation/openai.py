@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from ragalign._optional import require
+from ragalign._urls import SERVER_URL, is_server_url
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._completions import decoding_fields, extension_fields
 from ragalign.generation._upstream_answers import token_count
@@ -68,8 +69,8 @@ class OpenAIGenerator(BaseGenerator):
         context_length: int | None = None,
         send: Literal["token_ids", "text"] = "token_ids",
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        if not is_server_url(base_url):
+            raise ConfigError(f"base_url must be {SERVER_URL}, not {base_url!r}")
         if concurrency < 1:
             raise ConfigError(f"concurrency must be at least 1, not {concurrency}")
         if not timeout_s > 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from ragalign._urls import SERVER_URL, is_server_url
 from ragalign.errors import ConfigError
 from ragalign.judging.base import Protocol
 
@@ -38,13 +39,9 @@ class Judge:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ConfigError("a judge needs a model name, such as gpt-4.1 or my-model@http://localhost:8000/v1")
-        try:
-            url = urlsplit(self.base_url)
-            is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-        except ValueError:
-            is_usable = False
-        if not is_usable:
-            raise ConfigError(f"judge {self.model!r}: its URL must start with http:// or https:// and name a host")
+        if not is_server_url(self.base_url):
+            raise ConfigError(f"judge {self.model!r}: its URL must be {SERVER_URL}")
+        url = urlsplit(self.base_url)
         if url.username is not None or url.password is not None or url.query or url.fragment:
             raise ConfigError(
                 f"judge {self.model!r}: its URL must not have a user, password, query or fragment; "
