@@ -41,8 +41,8 @@ class Engine:
     ) -> AsyncIterator[Delta]:
         assert prompt.reuse is not None
         assert prompt.reuse.keep
-        self.asked.append(prompt)
         await asyncio.sleep(0)
+        self.asked.append(prompt)  # and kept before anybody else runs: tests wait for this
         if self.fails:
             raise UnavailableError("not now")
         ids = prompt.ids[prompt.reuse.n_prefix_tokens :] if prompt.reuse.lengths else prompt.ids
