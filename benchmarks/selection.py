@@ -15,47 +15,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from selection_study import FIXED, KEYS, MODEL, SIZES, Study
 
 from ragalign.encoders import Encoder
-from ragalign.generation import TransformersGenerator
 from ragalign.indexes import Index
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe
-from ragalign.retrieval import Exclusion, make_retriever
-from ragalign.runs import LineFile, machine_facts, write_json
+from ragalign.runs import LineFile, write_json
 from ragalign.statistics import mean, paired_difference
 from ragalign.tokenization import Tokenizer
-from ragalign.types import Query, Turn
-from ragalign.utility import (
-    AnsweredQuestion,
-    GainFiles,
-    GainRun,
-    Gains,
-    PromptForm,
-    ScoreOptions,
-    TrainOptions,
-    pool_questions,
-    train_encoder,
-)
-from ragalign.utility.pool_scores import ResponseScorer, lengths, measure_scores, select, with_scores
-from ragalign.utility.prompts import Scored, score_references
+from ragalign.utility import GainFiles
 
-MODEL = "packaged:gemma-3-270m"
 POOLS = ("lima_1k.jsonl", "alpaca_en_demo.json", "refined_alpaca_1k_longest.json")
 QUESTIONS = "alpaca_eval/v2/gpt4_1106_preview.model_outputs.json"
-MAX_TOKENS, REFERENCE_TOKENS = 150, 32
-SIZES = (1, 3, 9)
-FIXED, N_RANDOM_THIRDS = 5, 3
-GREEDY_CANDIDATES, GREEDY_QUESTIONS = 12, 24
-_KEYS = ("condition", "question", "logprob")
+MAX_TOKENS = 150
 
 
 def main() -> int:
@@ -108,206 +87,6 @@ def prepare(data: Path, folder: Path) -> None:
     write_json(folder / "questions.json", drawn)
 
 
-class Study:
-    """One seed's measurement in a folder."""
-
-    def __init__(self, folder: Path, seed: int, train: int, candidates: int, first: int, limit_s: float) -> None:
-        self._folder, self._seed, self._train, self._candidates = folder, seed, train, candidates
-        self._ends = time.monotonic() + limit_s
-        self._tokenizer = Tokenizer.load(MODEL)
-        self._index = Index.open(folder / "index")
-        rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))[:first]
-        self._held_out = [
-            AnsweredQuestion(Query(row["id"], (Turn("user", row["instruction"]),)), row["reference"]) for row in rows
-        ]
-        self._form = PromptForm(
-            Recipe.load("ica"), self._index.pool, self._tokenizer, max_reference_tokens=REFERENCE_TOKENS
-        )
-        self._ids = np.array(self._index.pool.ids, dtype=object)
-
-    def run(self) -> bool:
-        """Do what is missing; returns whether everything is there."""
-        with TransformersGenerator(MODEL, device="cpu") as generator:
-            try:
-                gains = self._gains(generator)
-                self._train_encoder(gains)
-                self._score(generator, gains)
-            except TimeoutError:
-                return False
-        write_json(self._folder / f"machine-{self._seed}.json", machine_facts())
-        return True
-
-    def _gains(self, generator: TransformersGenerator) -> Gains:
-        run = GainRun(
-            self._index,
-            pool_questions(self._index.pool, self._train),
-            self._folder / "gains",
-            recipe=Recipe.load("ica"),
-            tokenizer=self._tokenizer,
-            settings={"model": MODEL, "backend": "transformers", "tokenizer": None, "context_length": None},
-            options=ScoreOptions(self._candidates, REFERENCE_TOKENS),
-        )
-        run.run(lambda: generator, on_pairs=lambda _: self._check_time())
-        return run.files.read()
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self._ends:
-            raise TimeoutError
-
-    @property
-    def _encoder(self) -> Path:
-        return self._folder / f"encoder-{self._seed}"
-
-    def _train_encoder(self, gains: Gains) -> None:
-        if not self._encoder.is_dir():
-            options = TrainOptions(seed=self._seed, text="both")
-            start = time.perf_counter()
-            trained = train_encoder(gains, self._encoder, encoder=self._index.encoder.id, options=options)
-            facts = {**trained.to_dict(), "folder": self._encoder.name, "seconds": round(time.perf_counter() - start)}
-            write_json(self._folder / f"training-{self._seed}.json", facts)
-        self._check_time()
-
-    def _conditions(
-        self, generator: TransformersGenerator, gains: Gains
-    ) -> Iterator[tuple[str, Callable[[], list[list[str]]]]]:
-        """Names and, for each held-out question, the nine demonstrations, best first."""
-        most = max(SIZES)
-        queries = [question.query for question in self._held_out]
-
-        def retrieved(name: str, index: Index | None = None, **options: Any) -> Callable[[], list[list[str]]]:
-            def find() -> list[list[str]]:
-                hits = make_retriever(name, index or self._index, **options).retrieve(
-                    queries, most, exclude=Exclusion()
-                )
-                return [[hit.id for hit in found] for found in hits]
-
-            return find
-
-        def constant(ids: Sequence[str]) -> Callable[[], list[list[str]]]:
-            return lambda: [list(ids)] * len(queries)
-
-        yield "dense", retrieved("dense")
-        yield "bm25", retrieved("bm25")
-        yield "mmr", retrieved("mmr")
-        yield "hybrid", retrieved("hybrid")
-        yield "random", retrieved("random", seed=self._seed)
-        draw = np.random.default_rng(self._seed + 100)
-        for number in range(FIXED):
-            yield f"fixed {number}", constant(draw.permutation(self._ids)[:most].tolist())
-        yield "best-fixed", constant(gains.ranking()[:most])
-        yield "greedy-fixed", lambda: [self._greedy(generator, gains)] * len(queries)
-        words = lengths(self._index.pool, self._tokenizer)
-        yield "longest", constant(sorted(words, key=lambda name: -(words[name] or 0))[:most])
-
-        def learned() -> list[list[str]]:
-            index = Index.build(self._index.pool, Encoder.load(self._encoder), text="both")
-            return retrieved("dense", index)()
-
-        yield "learned", learned
-        yield "utility", retrieved("utility", model=str(self._encoder))
-
-        def within(ids: Sequence[str]) -> Callable[[], list[list[str]]]:
-            pool = self._index.pool
-            part = Index.build(pool.take([pool.position(id_) for id_ in ids]), self._index.encoder)
-            return retrieved("dense", part)
-
-        n = len(self._ids) // 3
-        yield "dense in the longest third", lambda: within(sorted(words, key=lambda name: -(words[name] or 0))[:n])()
-        yield "dense in the third by IFD", lambda: within(self._ifd_order(generator)[:n])()
-        for number in range(N_RANDOM_THIRDS):
-            yield f"dense in random third {number}", within(draw.permutation(self._ids)[:n].tolist())
-
-    def _ifd_order(self, generator: TransformersGenerator) -> list[str]:
-        """Demonstrations of an IFD below 1, highest first."""
-        scorer = ResponseScorer(Recipe.load("ica"), self._tokenizer, generator)
-        work = self._folder / "ifd.jsonl"
-        found = measure_scores(self._index.pool, "ifd", scorer, work, {"pool": self._index.pool.fingerprint})
-        self._check_time()
-        scored = with_scores(self._index.pool, "ifd", found)
-        return select(scored, "ifd", len(scored)).ids
-
-    def _greedy(self, generator: TransformersGenerator, gains: Gains) -> list[str]:
-        """Add, one at a time, what makes some training answers likeliest, among the best by mean gain."""
-        path = self._folder / f"greedy-{self._seed}.json"
-        if path.is_file():
-            kept: list[str] = json.loads(path.read_text())
-            return kept
-        pairs = pool_questions(self._index.pool, self._train)
-        places = np.random.default_rng(self._seed).permutation(len(pairs))[:GREEDY_QUESTIONS]
-        questions = [pairs[place] for place in places]
-        own = {question.id for question in questions}
-        sieved = [name for name in gains.ranking() if name not in own][:GREEDY_CANDIDATES]
-        chosen: list[str] = []
-        while len(chosen) < max(SIZES):
-            means = {}
-            for name in sieved:
-                if name not in chosen:
-                    asked = [(question, [*chosen, name]) for question in questions]
-                    scored = [found for _, found in score_references(self._form, generator, asked)]
-                    means[name] = fmean(each.logprob / each.n_tokens for each in scored if isinstance(each, Scored))
-                    self._check_time()
-            chosen.append(max(means, key=lambda name: means[name]))
-        write_json(path, chosen)
-        return chosen
-
-    def _score(self, generator: TransformersGenerator, gains: Gains) -> None:
-        """Score condition by condition, with none first and the ceiling last."""
-        lines = LineFile(self._folder / f"scores-{self._seed}.jsonl", _KEYS)
-        done = {(row["condition"], row["question"]) for row in lines.read()}
-        tokens = {name: len(self._tokenizer.encode(text)) for name, text in self._texts().items()}
-        self._work(generator, lines, done, "none", [[] for _ in self._held_out], tokens)
-        for name, find in self._conditions(generator, gains):
-            wanted = [
-                (size, f"{name} {size}")
-                for size in ((3,) if " third" in name else SIZES)
-                if any((f"{name} {size}", question.id) not in done for question in self._held_out)
-            ]
-            chosen = find() if wanted else []
-            for size, condition in wanted:
-                self._work(generator, lines, done, condition, [ids[:size] for ids in chosen], tokens)
-        self._ceiling(generator)
-
-    def _texts(self) -> dict[str, str]:
-        template, _ = Recipe.load("ica").make_template()
-        return {one.id: template.render_demonstration(one) for one in self._index.pool}
-
-    def _work(
-        self,
-        generator: TransformersGenerator,
-        lines: LineFile,
-        done: set[tuple[str, str]],
-        condition: str,
-        chosen: Sequence[Sequence[str]],
-        tokens: dict[str, int],
-    ) -> None:
-        asked = [
-            (question, ids)
-            for question, ids in zip(self._held_out, chosen, strict=True)
-            if (condition, question.id) not in done
-        ]
-        for place, found in score_references(self._form, generator, asked):
-            question, ids = asked[place]
-            if not isinstance(found, Scored):
-                raise SystemExit(f"{condition}, {question.id}: {found}")
-            row = {"condition": condition, "question": question.id, "logprob": found.logprob}
-            lines.append(row | {"n_tokens": found.n_tokens, "shown_tokens": sum(tokens[id_] for id_ in ids)})
-            self._check_time()
-        if asked:
-            print(f"{condition}: {len(asked)} questions", flush=True)
-
-    def _ceiling(self, generator: TransformersGenerator) -> None:
-        """All candidates of the held-out questions, so that the best of them by true gain is known."""
-        GainRun(
-            self._index,
-            self._held_out,
-            self._folder / "ceiling",
-            recipe=Recipe.load("ica"),
-            tokenizer=self._tokenizer,
-            settings={"model": MODEL},
-            options=ScoreOptions(self._candidates, REFERENCE_TOKENS),
-        ).run(lambda: generator, on_pairs=lambda _: self._check_time())
-
-
 def report(folder: Path) -> dict[str, Any]:
     """The figures: nats per token, and paired differences to dense retrieval of the same size."""
     gains = GainFiles(folder / "gains").read()
@@ -315,7 +94,7 @@ def report(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("scores-*.jsonl")):
         values: dict[str, dict[str, float]] = {}
         shown: dict[str, list[int]] = {}
-        for row in LineFile(path, _KEYS).read():
+        for row in LineFile(path, KEYS).read():
             values.setdefault(row["condition"], {})[row["question"]] = row["logprob"] / row["n_tokens"]
             shown.setdefault(row["condition"], []).append(row["shown_tokens"])
         n = len(values["none"])
@@ -382,10 +161,9 @@ def _fixed(values: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def _ceiling(folder: Path) -> dict[str, Any] | None:
     """Gains over no demonstration among the held-out questions' candidates, shown alone."""
-    try:
-        lists = GainFiles(folder / "ceiling").read().by_question()
-    except Exception:
+    if not (folder / "ceiling").is_dir():
         return None
+    lists = GainFiles(folder / "ceiling").read().by_question()
     gains = [[gain.per_token for gain in found] for found in lists.values()]
     return {
         "n": len(gains),
