@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -12,60 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.command import Command, repeated
+from fixtures.bench_metrics import METRICS
+from fixtures.command import Command
 from fixtures.judge_server import JudgeServer
-from fixtures.reward_model import build_reward_model
-
-from ragalign.encoders import Encoder
-from ragalign.indexes import Index
-from ragalign.pool import Pool
-from ragalign.types import Demonstration
 
 DECODING = ("--backend", "transformers", "--max-new-tokens", "4", "--temperature", "0")
 SMALL = "[packing]\nmax_demonstrations = 2\nmax_tokens = 1500\n"
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "q.jsonl"
-    rows = [{"id": f"q{n}", "instruction": f"Tell me about {n}.", "reference": ["yes", f"no {n}"]} for n in range(3)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def short_index(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index over demonstrations that even the tiny model's tokenizer keeps short."""
-    folder = tmp_path_factory.mktemp("short") / "index"
-    pool = [Demonstration(f"Tell me about {n}.", f"It is {n}.") for n in range(2, 14)]
-    Index.build(Pool.from_demonstrations(pool), minilm).save(folder)
-    return folder
-
-
-@pytest.fixture
-def recipes(tmp_path: Path) -> list[str]:
-    """No demonstrations, one constant, one retrieved, one random."""
-    one = tmp_path / "one.jsonl"
-    one.write_text('{"instruction": "Name a river.", "response": "The Nile."}\n')
-    texts = {
-        "fixed": '[constants]\nfile = "one.jsonl"\n[retriever]\nname = "none"\n',
-        "mine": f'[retriever]\nname = "dense"\n{SMALL}',
-        "drawn": f'[retriever]\nname = "random"\n{SMALL}',
-    }
-    for name, text in texts.items():
-        (tmp_path / f"{name}.toml").write_text(text)
-    return ["zero-shot", *(str(tmp_path / f"{name}.toml") for name in texts)]
-
-
-@pytest.fixture
-def arguments(recipes: list[str], prompts: Path, tiny_model: Path, short_index: Path) -> tuple[object, ...]:
-    chosen = (*repeated("--recipe", recipes), "--queries", prompts, "--model", tiny_model, "--index", short_index)
-    return ("bench", *chosen, *DECODING)
-
-
-def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_from_prompts_to_the_page(ragalign: Command, bench_arguments: tuple[object, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run = ragalign(*arguments, "--out", out, "--metric", "exact-match", "--json")
+    run = ragalign(*bench_arguments, "--out", out, "--metric", "exact-match", "--json")
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
     assert report == json.loads((out / "report.json").read_text())
@@ -102,7 +58,7 @@ def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ..
         assert one["costs"]["prompt_tokens"]["value"] == pytest.approx(mean)
     assert "<title>" in (out / "report.html").read_text()
 
-    again = ragalign(*arguments, "--out", out, "--metric", "exact-match")
+    again = ragalign(*bench_arguments, "--out", out, "--metric", "exact-match")
     assert again.returncode == 0, again.stderr
     assert "all 12 answers exist: no engine is needed" in again.stderr
     assert "starting the engine" not in again.stderr
@@ -115,10 +71,10 @@ def test_from_prompts_to_the_page(ragalign: Command, arguments: tuple[object, ..
 
 
 def test_without_a_judge_it_tells_cost_and_speed(
-    ragalign: Command, arguments: tuple[object, ...], tmp_path: Path
+    ragalign: Command, bench_arguments: tuple[object, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = ragalign(*arguments, "--out", out, "--first", "2")
+    run = ragalign(*bench_arguments, "--out", out, "--first", "2")
     assert run.returncode == 0, run.stderr
     assert "Cost and speed, per request" in run.stdout
     assert "minus" not in run.stdout
@@ -131,182 +87,20 @@ def test_without_a_judge_it_tells_cost_and_speed(
     assert "Lengths and ends" in page
 
 
-NO_COMMA = "punctuation:no_comma"
-METRICS = """
-def words(record):
-    assert set(record) == {
-        "id", "instruction", "messages", "response", "references", "finish_reason", "demonstrations", "recipe",
-        "turn", "category", "metadata",
-    }
-    return len(record["response"].split())
-
-def picky(record):
-    if record["id"] == "q0":
-        raise KeyError("q0")
-    return None if record["id"] == "q1" else 0.5
-
-def silent(record):
-    return None
-
-def errors(record):
-    return len(record["response"])
-
-errors.lower_is_better = True
-
-def two(response, reference):
-    return 1.0
-
-async def later(record):
-    return 1.0
-"""
-
-
-def test_a_metric_of_ones_own(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
-    file, out = tmp_path / "score.py", tmp_path / "out"
-    file.write_text(METRICS)
-    run = ragalign(*arguments, "--out", out, "--metric", f"{file}:words", "--json")
-    assert run.returncode == 0, run.stderr
-    for one in json.loads(run.stdout)["bench"]["conditions"]:
-        [path] = (out / "conditions").glob(f"{one['name']}*/turn-1.jsonl")
-        lengths = [len(json.loads(line)["response"].split()) for line in path.read_text().splitlines()]
-        assert one["quality"]["estimate"]["value"] == pytest.approx(sum(lengths) / 3)
-    # The answers are there, so each further metric costs nothing. What has no score is counted, with the reason.
-    picky = ragalign(*arguments, "--out", out, "--metric", f"{file}:picky", "--json")
-    assert all(one["quality"]["estimate"]["n"] == 1 for one in json.loads(picky.stdout)["bench"]["conditions"])
-    rows = [json.loads(line) for line in (out / "judged" / "verdicts.jsonl").read_text().splitlines()]
-    assert {row["reason"] for row in rows} == {None, "the metric gave no score", "the metric failed: KeyError: 'q0'"}
-    silent = ragalign(*arguments, "--out", out, "--metric", f"{file}:silent")
-    assert silent.returncode == 1
-    assert "the metric 'silent' scored no answer; the first reason: the metric gave no score" in silent.stderr
-    assert len(silent.stderr.splitlines()) == 2
-
-
-def test_several_metrics_with_a_direction_each(
-    ragalign: Command, arguments: tuple[object, ...], tmp_path: Path
-) -> None:
-    file, out = tmp_path / "score.py", tmp_path / "out"
-    file.write_text(METRICS)
-    names = repeated("--metric", [f"{file}:errors", f"{file}:words", f"{file}:picky"])
-    run = ragalign(*arguments, "--rounds", "0", "--out", out, *names, "--json")
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
-    bench = report["bench"]
-    assert [(one["name"], one["lower_is_better"]) for one in bench["metrics"]] == [
-        ("errors", True), ("words", False), ("picky", False),
-    ]  # fmt: skip
-    values = {
-        name: {one["name"]: one["qualities"][name]["estimate"]["value"] for one in bench["conditions"]}
-        for name in ("errors", "words", "picky")
-    }
-    assert values["errors"][bench["best"]["errors"]] == min(values["errors"].values())
-    assert values["words"][bench["best"]["words"]] == max(values["words"].values())
-    # What one metric cannot score, the others do.
-    assert {one["qualities"]["picky"]["estimate"]["n"] for one in bench["conditions"]} == {1}
-    assert {one["qualities"]["errors"]["estimate"]["n"] for one in bench["conditions"]} == {3}
-    [comparison] = report["comparisons"]
-    ranked = [one["name"] if "name" in one else one["model"] for one in comparison["models"]]
-    assert [values["errors"][name] for name in ranked] == sorted(values["errors"].values())
-    for one in comparison["differences"]:
-        test, pair = one["sign_test"], (one["n_better"], one["n_worse"])
-        signs = (test["n_positive"], test["n_negative"])
-        assert pair == (signs[::-1] if one["metric"] == "errors" else signs)
-    assert {one["metric"] for one in comparison["differences"]} == {"errors", "words", "picky"}
-    # The direction is in the verdicts, so another report of them has it too.
-    again = ragalign("report", out / "judged" / "verdicts.jsonl", "--json")
-    [other] = json.loads(again.stdout)["comparisons"]
-    assert other["metrics"] == comparison["metrics"]
-    shown = ragalign(*arguments, "--rounds", "0", "--out", out, *names).stdout
-    assert "Errors (lower is better)" in shown
-    assert f"{bench['best']['errors']} *" in shown
-
-
-def test_reference_likelihood_and_similarity(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    metrics = repeated("--metric", ["reference-likelihood", "answer-similarity"])
-    command = (*arguments, "--out", out, *metrics, "--rounds", "0", "--json")
-    run = ragalign(*command)
-    assert run.returncode == 0, run.stderr
-    assert "likelihood of 3 references" in run.stderr
-    bench = json.loads(run.stdout)["bench"]
-    assert [one["name"] for one in bench["metrics"]] == ["nll", "nll_first32", "bits_per_token", "answer_similarity"]
-    assert [one["lower_is_better"] for one in bench["metrics"]] == [True, True, True, False]
-    assert bench["timing"] is None
-    for one in bench["conditions"]:
-        found = one["reference_likelihood"]
-        assert (found["n"], found["n_unscored"]) == (3, 0)
-        assert found["bits_per_token"] == pytest.approx(found["nll"] / math.log(2))
-        assert found["nll"] == pytest.approx(found["nll_first32"]), "the references are short"
-        low, high = found["intervals"]["nll"]
-        assert 0 < low <= found["nll"] <= high
-        assert (one["name"] == "fixed") == (not found["differences"])
-        if found["differences"]:
-            difference = found["differences"]["nll"]
-            assert difference["low"] <= difference["value"] <= difference["high"]
-        assert -1 <= one["qualities"]["answer_similarity"]["estimate"]["value"] <= 1
-        shape = one["costs"]["shape"]
-        assert 0 <= shape["stopped"]["value"] <= 100
-        assert shape["length_ratio"]["value"] > 0
-        # As its lines say.
-        [path] = (out / "conditions").glob(f"{one['name']}*/likelihood.jsonl")
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        assert found["nll"] == pytest.approx(sum(row["nll"] for row in rows) / 3)
-        assert {row["n_references"] for row in rows} == {2}
-    again = ragalign(*command)
-    assert again.returncode == 0, again.stderr
-    assert "no engine is needed" in again.stderr
-    assert json.loads(again.stdout)["bench"] == bench
-    page = (out / "report.html").read_text()
-    assert "NLL per token, nats" in page
-    assert "repeated 4-grams" in page
-
-
-def test_instructions_are_checked_and_a_reward_model_judges(
-    ragalign: Command, tiny_model: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("if_verifiable")
-    rows = [
-        {"key": 7, "prompt": "No commas.", "instruction_id_list": [NO_COMMA], "kwargs": [{}]},
-        {"key": 8, "prompt": "Unknown.", "instruction_id_list": ["x:y"], "kwargs": [{"n": None}]},
-        {"key": 9, "prompt": "Two.", "instruction_id_list": [NO_COMMA, "startend:quotation"], "kwargs": [{}, {}]},
-    ]
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "out"
-    command = ("bench", "--recipe", "zero-shot", "--queries", prompts, "--model", tiny_model, "--out", out, *DECODING)
-    command = (*command, "--rounds", "0", "--json")
-    run = ragalign(*command, "--metric", "ifeval")
-    assert run.returncode == 0, run.stderr
-    [condition] = json.loads(run.stdout)["bench"]["conditions"]
-    names = ["prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"]
-    assert list(condition["qualities"]) == names
-    estimate = condition["qualities"]["prompt_strict"]["estimate"]
-    assert (estimate["n"], estimate["n_unscored"]) == (2, 1)
-    assert estimate["value"] in (0, 50, 100)
-    # Instructions are counted, and intervals resample prompts: the same figure as `judge aggregate` gives.
-    estimate = condition["qualities"]["instruction_strict"]["estimate"]
-    assert (estimate["n"], estimate["n_prompts"], estimate["n_unscored"]) == (3, 2, 1)
-    [answers] = (out / "conditions").glob("*/turn-1.jsonl")
-    aggregate = ragalign("judge", "aggregate", "--protocol", "ifeval", "--prompts", prompts, answers, "--json")
-    assert aggregate.returncode == 0, aggregate.stderr
-    assert json.loads(aggregate.stdout)["instruction_strict"] == pytest.approx(estimate["value"])
-    assert json.loads(aggregate.stdout)["n_unscored"] == 1
-
-    judged = ragalign(*command, "--judge", f"reward:{build_reward_model(tmp_path / 'reward', tiny_model)}")
-    assert judged.returncode == 0, judged.stderr
-    assert "no engine is needed" in judged.stderr
-    [condition] = json.loads(judged.stdout)["bench"]["conditions"]
-    assert condition["quality"]["estimate"]["n"] == 3
-
-
 def test_a_sweep_has_a_plot_per_factor(
-    ragalign: Command, prompts: Path, tiny_model: Path, short_index: Path, recipes: list[str], tmp_path: Path
+    ragalign: Command,
+    bench_prompts: Path,
+    tiny_model: Path,
+    short_index: Path,
+    bench_recipes: list[str],
+    tmp_path: Path,
 ) -> None:
     grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text(
         'recipe = "mine.toml"\ndesign = "one-at-a-time"\n[factors]\ndemonstrations = [2, 0, 1]\n'
         'order = ["most_similar_last", "random"]\nretriever = ["dense", "bm25"]\n'
     )
-    chosen = ("--queries", prompts, "--model", tiny_model, "--index", short_index, "--first", "2")
+    chosen = ("--queries", bench_prompts, "--model", tiny_model, "--index", short_index, "--first", "2")
     run = ragalign("bench", "--sweep", grid, *chosen, *DECODING, "--out", out, "--metric", "exact-match", "--json")
     assert run.returncode == 0, run.stderr
     bench = json.loads(run.stdout)["bench"]
@@ -323,15 +117,15 @@ def test_a_sweep_has_a_plot_per_factor(
     assert page.count("<figcaption><b>") >= 3
 
 
-def test_judged_by_a_model(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_judged_by_a_model(ragalign: Command, bench_arguments: tuple[object, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with JudgeServer() as server:
         judged = ("--judge", f"judge@{server.base_url}", "--protocol", "ica", "--baseline", "zero-shot")
-        run = ragalign(*arguments, "--out", out, *judged, "--json")
+        run = ragalign(*bench_arguments, "--out", out, *judged, "--json")
         assert run.returncode == 0, run.stderr
         n_asked = len(server.log)
         assert n_asked == 3 * 3, "three recipes against the baseline"
-        again = ragalign(*arguments, "--out", out, *judged, "--json")
+        again = ragalign(*bench_arguments, "--out", out, *judged, "--json")
         assert len(server.log) == n_asked
     report = json.loads(run.stdout)
     assert json.loads(again.stdout)["bench"] == report["bench"]
@@ -340,18 +134,18 @@ def test_judged_by_a_model(ragalign: Command, arguments: tuple[object, ...], tmp
     assert all(measured[name]["estimate"]["n"] == 3 for name in ("fixed", "mine", "drawn"))
     # Published figures for this protocol are shown, with their source.
     assert all(one["source"] for one in report["bench"]["published"])
-    assert "Published by others" in ragalign(*arguments, "--out", out, *judged).stdout
+    assert "Published by others" in ragalign(*bench_arguments, "--out", out, *judged).stdout
 
 
 def test_a_pool_is_indexed_first(
-    ragalign: Command, recipes: list[str], prompts: Path, tiny_model: Path, tmp_path: Path
+    ragalign: Command, bench_recipes: list[str], bench_prompts: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     pool, out = tmp_path / "pool.jsonl", tmp_path / "out"
     rows: list[dict[str, Any]] = [{"instruction": f"Tell me about {n}.", "response": f"It is {n}."} for n in range(6)]
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = recipes[2]
+    mine = bench_recipes[2]
     run = ragalign(
-        "bench", "--recipe", mine, "--queries", prompts, "--model", tiny_model, "--pool", pool, "--out", out,
+        "bench", "--recipe", mine, "--queries", bench_prompts, "--model", tiny_model, "--pool", pool, "--out", out,
         *DECODING, "--json",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -389,11 +183,16 @@ def test_a_pool_is_indexed_first(
     ],
 )
 def test_wrong_options_get_one_line_and_no_folder(
-    ragalign: Command, arguments: tuple[object, ...], more: tuple[str, ...], code: int, message: str, tmp_path: Path
+    ragalign: Command,
+    bench_arguments: tuple[object, ...],
+    more: tuple[str, ...],
+    code: int,
+    message: str,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "score.py").write_text(METRICS)
     more = tuple(one.format(score=tmp_path / "score.py") for one in more)
-    run = ragalign(*arguments, *more, "--out", tmp_path / "out")
+    run = ragalign(*bench_arguments, *more, "--out", tmp_path / "out")
     assert run.returncode == code
     assert message in run.stderr
     assert len(run.stderr.splitlines()) == 1
@@ -401,32 +200,32 @@ def test_wrong_options_get_one_line_and_no_folder(
 
 
 def test_wrong_names_of_a_baseline_cost_nothing(
-    ragalign: Command, arguments: tuple[object, ...], tmp_path: Path
+    ragalign: Command, bench_arguments: tuple[object, ...], tmp_path: Path
 ) -> None:
     for option in ("--baseline", "--fixed"):
-        run = ragalign(*arguments, option, "magic", "--out", tmp_path / "out")
+        run = ragalign(*bench_arguments, option, "magic", "--out", tmp_path / "out")
         assert run.returncode == 2
         assert "no recipe of this run is called 'magic'; there are zero-shot, fixed, mine, drawn" in run.stderr
         assert "starting the engine" not in run.stderr
 
 
 def test_a_retrieving_recipe_wants_somewhere_to_retrieve_from(
-    ragalign: Command, prompts: Path, tiny_model: Path, tmp_path: Path
+    ragalign: Command, bench_prompts: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    run = ragalign("bench", "--queries", prompts, "--model", tiny_model, "--out", tmp_path / "out")
+    run = ragalign("bench", "--queries", bench_prompts, "--model", tiny_model, "--out", tmp_path / "out")
     assert run.returncode == 2
     assert "the recipe 'ica-random' retrieves demonstrations: give an index or a pool" in run.stderr
     assert "a benchmark needs --model and --queries" in ragalign("bench", "--out", tmp_path / "out").stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_answered(ragalign: Command, arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_answered(ragalign: Command, bench_arguments: tuple[object, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     many = tmp_path / "many.jsonl"
     many.write_text(
         "".join(json.dumps({"id": f"q{n}", "instruction": f"Tell me about {n}."}) + "\n" for n in range(64))
     )
-    command = [*map(str, arguments), "--queries", str(many), "--max-new-tokens", "32", "--out", str(out)]
+    command = [*map(str, bench_arguments), "--queries", str(many), "--max-new-tokens", "32", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", "from ragalign_cli.main import main; main()", *command],
         stderr=subprocess.PIPE,

@@ -36,7 +36,6 @@ from ragalign.judging.replay import replay
 from ragalign.judging.requests import Answer, Item, JudgeReply
 
 pytestmark = pytest.mark.slow
-
 Upstream = Callable[..., str]
 MODEL = "Qwen-14B-Chat"
 JUDGE = "gpt-4-1106-preview"

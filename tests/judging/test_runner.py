@@ -4,65 +4,20 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.judge_runs import assert_nothing_invented, make_items, options
 from fixtures.judge_server import ANSWERED, BAD_ANSWERS, FAILURES, JudgeServer, good_text, request_key
 
 from ragalign.errors import ConfigError, DataError, JudgeError
-from ragalign.judging.budget import Budget
 from ragalign.judging.cache import ReplyCache, reply_key
 from ragalign.judging.judges import Judge
-from ragalign.judging.pricing import Price, PriceTable
 from ragalign.judging.protocols.alpaca_eval import AlpacaEval2
 from ragalign.judging.protocols.ica import Ica
 from ragalign.judging.requests import Answer, Item
 from ragalign.judging.retries import RetryPolicy
-from ragalign.judging.runner import plan_judge, run_judge
-from ragalign.judging.runs import JudgeRun, RunOptions
-
-QUICK = RetryPolicy(base_s=0.01, max_wait_s=0.05)
-PRICES = PriceTable({"judge": Price(1000.0, 2000.0)})
-
-
-def make_items(count: int, *, start: int = 0) -> list[Item]:
-    return [
-        Item(str(i), (f"Question {i}?",), Answer("ours", (f"Our answer {i}.",)), Answer("theirs", ("Another answer.",)))
-        for i in range(start, start + count)
-    ]
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[ReplyCache]:
-    with ReplyCache(tmp_path / "replies.sqlite") as opened:
-        yield opened
-
-
-def options(**changes: object) -> RunOptions:
-    return RunOptions(**{"retry": QUICK, "timeout_s": 5.0, "prices": PRICES, **changes})  # type: ignore[arg-type]
-
-
-def assert_nothing_invented(run: JudgeRun, server: JudgeServer, model: str) -> None:
-    """Every verdict of one judge is what the server's log says about its question."""
-    answered = server.answered()
-    for judgement in run.judgements:
-        verdict, request = judgement.verdict, judgement.request
-        if verdict.judge != model:
-            continue
-        assert request is not None
-        assert verdict.is_scored != bool(verdict.reason)
-        found = answered.get(request_key({"model": model, **request.as_body()}), [])
-        if not found:
-            assert not verdict.is_scored
-            assert verdict.raw == ""
-            continue
-        assert len(found) == 1, "asked again although it was answered"
-        assert verdict.is_scored == (found[0].kind == "ok")
-        assert verdict.raw == found[0].text
-        if verdict.is_scored:
-            first, second = found[0].text.split("\n")[0].split(" ")
-            assert (verdict.scores["model"], verdict.scores["baseline"]) == (float(first), float(second))
+from ragalign.judging.runner import run_judge
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -243,96 +198,6 @@ def test_a_judge_that_dies_midway_keeps_what_it_said(cache: ReplyCache) -> None:
     run = run_judge(Ica(), make_items(60), [judge], cache=cache, options=options(retry=RetryPolicy(2, 0.01)))
     assert run.verdicts[:n_alive] == alive.verdicts
     assert run.n_unanswered == 30
-
-
-def test_budget_of_requests(cache: ReplyCache) -> None:
-    with JudgeServer(fault_rate=0.3, faults=("500",), seed=3) as server:
-        judge = Judge("judge", server.base_url)
-        limited = options(budget=Budget(max_requests=25), concurrency=8)
-        run = run_judge(Ica(), make_items(60), [judge], cache=cache, options=limited)
-        assert len(server.log) == 25 == run.spending["judge"].n_requests
-        assert_nothing_invented(run, server, "judge")
-        scored = [verdict for verdict in run.verdicts if verdict.is_scored]
-        assert len(scored) == run.spending["judge"].n_answered == len(cache)
-        assert run.reasons == {"budget: the limit of 25 requests is reached": 60 - len(scored)}
-        assert run.n_unanswered == 60 - len(scored)
-
-        rest = run_judge(Ica(), make_items(60), [judge], cache=cache, options=options())
-        assert all(verdict.is_scored for verdict in rest.verdicts)
-        assert all(len(entries) == 1 for entries in server.answered().values())
-
-
-def test_a_spent_budget_ends_the_waiting_for_retries(cache: ReplyCache) -> None:
-    def script(body: dict, _count: int) -> str:
-        return "429" if "Question 0?" in body["messages"][-1]["content"] else "ok"
-
-    with JudgeServer(script=script, retry_after_s=60) as server:
-        judge, started = Judge("judge", server.base_url), time.monotonic()
-        limited = options(budget=Budget(max_requests=5))
-        run = run_judge(Ica(), make_items(9), [judge], cache=cache, options=limited)
-        assert len(server.log) == 5
-    assert time.monotonic() - started < 10
-    assert run.reasons == {"budget: the limit of 5 requests is reached": 5}
-
-
-def test_budget_of_nothing_asks_nothing(cache: ReplyCache) -> None:
-    with JudgeServer() as server:
-        judge = Judge("judge", server.base_url)
-        for budget in (Budget(max_requests=0), Budget(max_cost=0)):
-            run = run_judge(Ica(), make_items(5), [judge], cache=cache, options=options(budget=budget))
-            assert run.n_unanswered == 5
-        assert server.log == []
-
-
-@pytest.mark.parametrize("concurrency", [1, 16])
-def test_budget_of_money_is_never_exceeded(cache: ReplyCache, concurrency: int) -> None:
-    with JudgeServer(latency_s=0.005) as server:
-        judge = Judge("judge", server.base_url)
-        [plan] = plan_judge(Ica(), make_items(40), [judge], cache=cache, options=options())
-        assert plan.cost_high is not None
-        # All 40 would cost at most cost_high, so a third of it cannot pay for all at most, but for a good many.
-        limit = plan.cost_high / 3
-        limited = options(budget=Budget(max_cost=limit), concurrency=concurrency)
-        run = run_judge(Ica(), make_items(40), [judge], cache=cache, options=limited)
-    cost = run.spending["judge"].cost
-    assert cost is not None
-    assert 0 < cost <= limit
-    assert plan.cost_low is not None
-    assert run.spending["judge"].n_answered > 10
-    if run.n_unanswered:
-        assert all("$" in reason for reason in run.reasons)
-
-
-def test_a_limit_on_cost_needs_prices(cache: ReplyCache) -> None:
-    with JudgeServer() as server:
-        judge = Judge("nameless", server.base_url)
-        with pytest.raises(ConfigError, match="nameless"):
-            run_judge(Ica(), make_items(1), [judge], cache=cache, options=options(budget=Budget(max_cost=1)))
-        assert server.log == []
-
-
-def test_plan_foretells_the_run(cache: ReplyCache) -> None:
-    items = [*make_items(30), *make_items(5)]  # five are asked twice with the same words
-    with JudgeServer() as server:
-        judge = Judge("judge", server.base_url)
-        run_judge(Ica(), make_items(10), [judge], cache=cache, options=options())
-        n_before = len(server.log)
-        [plan] = plan_judge(Ica(), items, [judge], cache=cache, options=options())
-        assert len(server.log) == n_before
-        assert (plan.n_verdicts, plan.n_settled, plan.n_cached, plan.n_requests) == (35, 0, 10, 20)
-        run = run_judge(Ica(), items, [judge], cache=cache, options=options())
-        assert len(server.log) - n_before == 20
-    spent = run.spending["judge"]
-    assert spent.n_cached == 10
-    assert spent.cost is not None
-    assert plan.cost_low is not None
-    assert plan.cost_high is not None
-    assert spent.cost <= plan.cost_high
-    assert spent.usage.n_prompt_tokens <= plan.usage.n_prompt_tokens <= 2 * spent.usage.n_prompt_tokens
-    [unpriced] = plan_judge(Ica(), items, [Judge("x", server.base_url)], cache=cache, options=options())
-    assert unpriced.cost_high is None
-    assert unpriced.to_dict()["cost_low"] is None
-    assert len(run.verdicts) == 35
 
 
 def test_both_orders_are_two_questions(cache: ReplyCache) -> None:

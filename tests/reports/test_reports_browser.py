@@ -11,83 +11,13 @@ from typing import Any
 
 import pytest
 from fixtures.judged_data import ATTACKS, MODELS, completion_rows, pairwise_rows, write_lines, write_run
+from fixtures.report_page import LAPTOP, PHONE, ROWS, Page
 
 from ragalign.indexes import Index
 from ragalign.reports.page import write_page
 from ragalign.reports.report import Report
 
 NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
-ROWS = "#rows tbody tr[aria-selected]"
-LAPTOP, PHONE = (1280, 800), (390, 844)
-
-
-class Page:
-    """The page as a person meets it."""
-
-    def __init__(self, driver: Any, path: Path, *, size: tuple[int, int] = LAPTOP, scheme: str = "light") -> None:
-        self.driver = driver
-        driver.get_log("browser")
-        driver.get_log("performance")
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        driver.get(path.as_uri())
-
-    def __call__(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(f"return {script}", *arguments)
-
-    def select(self, query: str) -> list[Any]:
-        found: list[Any] = self.driver.find_elements("css selector", query)
-        return found
-
-    def one(self, query: str) -> Any:
-        (element,) = self.select(query)
-        return element
-
-    def click(self, query: str) -> None:
-        # Through the page's own events: a sticky header or the fold must not decide.
-        self.driver.execute_script("document.querySelector(arguments[0]).click()", query)
-
-    def keys(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def search(self, words: str) -> None:
-        # Without the pause that waits for more letters.
-        self.driver.execute_async_script(
-            "const [words, done] = arguments; const box = document.getElementById('search'); box.value = words;"
-            "box.dispatchEvent(new Event('input', {bubbles: true})); setTimeout(done, 250);",
-            words,
-        )
-
-    def choose(self, select: str, label: str) -> None:
-        from selenium.webdriver.support.ui import Select
-
-        Select(self.one(f"#{select}")).select_by_visible_text(label)
-
-    @property
-    def total(self) -> int:
-        place = self.one("#place").text
-        return 0 if place == "0 answers" else int(place.split(" of ")[1].replace(",", ""))
-
-    @property
-    def rows(self) -> list[str]:
-        rows: list[str] = self(f"[...document.querySelectorAll('{ROWS}')].map((row) => row.innerText)")
-        return rows
-
-    @property
-    def detail(self) -> str:
-        text: str = self("document.getElementById('detail').textContent")
-        return text
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
 
 @pytest.fixture(scope="module")

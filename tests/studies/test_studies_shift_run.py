@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.command import Command
-from fixtures.tiny_model import TEXTS
+from fixtures.tiny_model import TEXTS, build_tuned
 
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation import TransformersGenerator, build_toy_model
@@ -35,18 +35,7 @@ QUERIES = [Query(f"q/{number}", (Turn("user", text),)) for number, text in enume
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with the tokenizer of the tiny one and weights near its own: what tuning would have made."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("tuned")
-    build_toy_model(folder, TEXTS * 4, seed=0, vocab_size=768, context_length=2048)
-    weights = load_file(folder / "model.safetensors")
-    drawn = torch.Generator().manual_seed(1)
-    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
-        weights[name] += 0.1 * torch.randn(weights[name].shape, generator=drawn)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return build_tuned(tmp_path_factory.mktemp("tuned"))
 
 
 @pytest.fixture(scope="module")
