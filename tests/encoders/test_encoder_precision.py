@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ragalign.encoders import Encoder
-from ragalign.encoders.sentence_transformer import _precision_of
+from ragalign.encoders.sentence_transformer import fastest_precision
 from ragalign.errors import ConfigError, IndexMismatchError
 from ragalign.indexes import Index
 from ragalign.pool import Pool
@@ -67,7 +67,7 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, capabilities: 
     import torch
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert _precision_of("cpu") == expected
+    assert fastest_precision("cpu") == expected
 
 
 def test_other_precisions_are_refused(minilm_folder: Path) -> None:

@@ -132,14 +132,14 @@ def load_model(
             # Foreign weights and code can raise anything; show one line of it.
             reason = str(error).strip().splitlines()
             raise ConfigError(f"cannot load the encoder {located.id!r}: {reason[0] if reason else error!r}") from error
-    chosen = _precision_of(model.device.type) if precision == "auto" else precision
+    chosen = fastest_precision(model.device.type) if precision == "auto" else precision
     if chosen == "bfloat16":
         model = model.bfloat16()
     return SentenceTransformerModel(model, located, folder, chosen)
 
 
-def _precision_of(device: str) -> Precision:
-    """The precision that ``auto`` chooses for a device."""
+def fastest_precision(device: str) -> Precision:
+    """The precision in which a device computes fastest; what ``auto`` chooses."""
     import torch
 
     if device == "cuda":

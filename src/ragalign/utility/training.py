@@ -22,6 +22,7 @@ from ragalign._progress import progress
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.encoders.locate import Located, locate
 from ragalign.encoders.quiet import quiet
+from ragalign.encoders.sentence_transformer import fastest_precision
 from ragalign.errors import ConfigError, DataError, GenerationError
 from ragalign.retrieval.calibration import Calibration, TextForm
 from ragalign.retrieval.texts import texts_in_form
@@ -161,6 +162,9 @@ def _train(
                     per_device_train_batch_size=options.batch_size,
                     per_device_eval_batch_size=options.batch_size,
                     learning_rate=options.learning_rate,
+                    # Weights stay in float32; about three times as fast on processors with instructions for it.
+                    bf16=fastest_precision(model.device.type) == "bfloat16",
+                    use_cpu=model.device.type == "cpu",
                     warmup_steps=max(1, n_steps // 10),
                     eval_strategy="epoch",
                     eval_on_start=True,
