@@ -26,7 +26,7 @@ from machine import about, peak_gib, report
 from made_vectors import Maker, sentences
 
 from ragalign.encoders import Encoder
-from ragalign.indexes.on_disk import DiskIndex
+from ragalign.indexes import DiskIndex
 from ragalign.pool import Pool
 from ragalign.types import Demonstration
 
@@ -93,7 +93,7 @@ def truth(folder: Path, n: int) -> dict[str, Any]:
     index, queries = DiskIndex.open(folder / "index"), np.load(folder / "queries.npy")
     best = np.full((len(queries), 0), -np.inf), np.full((len(queries), 0), -1)
     for start in range(0, n, SHARD):
-        scores = queries @ np.asarray(index._vectors[start : start + SHARD]).T
+        scores = queries @ np.asarray(index.vectors[start : start + SHARD]).T
         places = np.argpartition(-scores, K, axis=1)[:, :K]
         joined = np.concatenate([best[0], np.take_along_axis(scores, places, axis=1)], axis=1)
         rows = np.concatenate([best[1], places + start], axis=1)
@@ -124,7 +124,7 @@ def use(folder: Path, _n: int) -> dict[str, Any]:
         }
     started = time.perf_counter()
     for place in expected[:, 0]:
-        index[int(place)]
+        index.pool[int(place)]
     return {
         "open_s": round(open_s, 3),
         "probes": settings,

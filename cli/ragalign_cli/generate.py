@@ -55,7 +55,7 @@ def generate(
     """
     from ragalign.aligner import Aligner
     from ragalign.completions import CompletionFile, CompletionReport, generation_settings
-    from ragalign.indexes import Index
+    from ragalign.indexes import open_index
     from ragalign.recipes import Recipe
 
     console.be_quiet(quiet)
@@ -66,7 +66,7 @@ def generate(
     )
     options.check_index(index, chosen, "generate")
     asked = options.with_system(options.first_of(query_options.read(queries, field, metadata), first), system)
-    opened = Index.open(index) if index is not None and chosen.retriever.name != "none" else None
+    opened = open_index(index) if index is not None and chosen.retriever.name != "none" else None
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     others = {"backend": backend, "tokenizer": tokenizer, "context_length": context_length}
     if dtype is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ragalign_cli import console
+from ragalign_cli import console, index_on_disk
 from ragalign_cli.help import Command, group
 from ragalign_cli.index_report import info_rows, print_built
 from ragalign_cli.options import Ray, Workers, check_cluster
@@ -108,6 +108,13 @@ def index(
     metadata: Metadata = None,
     unwrap: Unwrap = False,
     near_duplicates: Near = None,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Keep vectors and texts on disk, for pools larger than memory. Files are read one at a time.",
+        ),
+    ] = False,
     cache: Annotated[bool, typer.Option(help="Cache embeddings for the next build.")] = True,
     ray: Ray = None,
     workers: Workers = None,
@@ -127,6 +134,8 @@ def index(
       ragalign index --recipe indexes/starter.toml
       ragalign index --pool large.parquet --out indexes/large \\
           --ray auto --workers 8
+      ragalign index --pool part-0.parquet --pool part-1.parquet \\
+          --on-disk --out indexes/huge
     """
     if context.invoked_subcommand is not None:
         return
@@ -148,17 +157,23 @@ def index(
         raise ConfigError("give --out DIR, the index folder to write")
     out_folder(out)
     start = time.perf_counter()
-    pool = load(
-        pools or settings.pool,
-        shape if shape != "auto" else settings.shape,
-        field or [f"{name}={own}" for name, own in settings.fields.items()],
-        "skip" if "skip" in (on_error, settings.on_error) else "strict",
-        unwrap or settings.unwrap,
-        metadata or settings.metadata,
+    near = near_duplicates or settings.near_duplicates
+    sources = list(pools or settings.pool)
+    load_pool = partial(
+        load,
+        shape=shape if shape != "auto" else settings.shape,
+        field=field or [f"{name}={own}" for name, own in settings.fields.items()],
+        on_error="skip" if "skip" in (on_error, settings.on_error) else "strict",
+        unwrap=unwrap or settings.unwrap,
+        metadata=metadata or settings.metadata,
     )
-    pool = _without_near_duplicates(pool, near_duplicates or settings.near_duplicates)
-    warn_of_skipped(pool.report)
-    note_unused(pool.report)
+    pool = None
+    if on_disk:
+        _check_on_disk(out, near)
+    else:
+        pool = _without_near_duplicates(load_pool(sources), near)
+        warn_of_skipped(pool.report)
+        note_unused(pool.report)
     load_encoder = Encoder.load if ray is None else partial(_encoder_on, ray, workers)
     with ExitStack() as stack:
         chosen = load_encoder(
@@ -170,14 +185,14 @@ def index(
             cache="default" if cache else None,
         )
         stack.callback(getattr(chosen, "close", lambda: None))
-        built = Index.build(
-            pool,
-            chosen,
-            kind=kind or settings.kind,
-            metric=metric or settings.metric,
-            text=text or settings.text,
-            show_progress=True,
-        )
+        options: dict[str, Any] = {
+            "kind": kind or settings.kind, "metric": metric or settings.metric, "text": text or settings.text
+        }  # fmt: skip
+        if pool is None:
+            stored = index_on_disk.build(sources, load_pool, chosen, out, **options)
+            index_on_disk.print_built(stored, time.perf_counter() - start, json)
+            return
+        built = Index.build(pool, chosen, **options, show_progress=True)
     built.save(out)
     print_built(built, pool, out, time.perf_counter() - start, json)
 
@@ -249,15 +264,15 @@ def remove(
 
 @app.command(cls=Command)
 def verify(folder: Folder, json: Json = False) -> None:
-    """Verify the hash of every file of an index.
+    """Verify every file of an index.
 
     \b
     Example:
       ragalign index verify indexes/mine
     """
-    from ragalign.indexes import Index
+    from ragalign.indexes import DiskIndex, Index, is_on_disk
 
-    manifest = Index.verify(folder)
+    manifest = (DiskIndex if is_on_disk(folder) else Index).verify(folder)
     if json:
         console.print_json({"index": str(folder), "ok": True, "n_demonstrations": manifest.n_demonstrations})
     else:
@@ -272,8 +287,15 @@ def info(folder: Folder, json: Json = False) -> None:
     Example:
       ragalign index info indexes/mine --json
     """
-    from ragalign.indexes import Index
+    from ragalign.indexes import DiskIndex, Index, is_on_disk
 
+    if is_on_disk(folder):
+        about = DiskIndex.open(folder).manifest
+        if json:
+            console.print_json({"index": str(folder), **asdict(about)})
+        else:
+            console.print_table([("", "left"), ("", "left")], index_on_disk.info_rows(about))
+        return
     manifest = Index.open(folder, verify="size").manifest
     if json:
         console.print_json({"index": str(folder), **manifest.to_dict()})
@@ -285,6 +307,18 @@ def _encoder_on(ray: str, workers: int | None, encoder: str, **options: Any) -> 
     from ragalign.executors import RayEncoder
 
     return RayEncoder(encoder, address=ray, workers=workers, **options)
+
+
+def _check_on_disk(out: Path, near: float | None) -> None:
+    from ragalign.errors import ConfigError
+
+    if near is not None:
+        raise ConfigError(
+            "--near-duplicates compares all demonstrations in memory: remove them from each file first, "
+            "with `ragalign pool dedupe`"
+        )
+    if out.exists():
+        raise ConfigError(f"{out} exists; an index on disk is not replaced: choose another folder, or remove it")
 
 
 def _without_near_duplicates(pool: Pool, near: float | None) -> Pool:

@@ -12,7 +12,7 @@ import typer
 from ragalign_cli import console, options, query_options
 
 if TYPE_CHECKING:
-    from ragalign.retrieval import Retriever
+    from ragalign.retrieval import SupportsRetrieve
     from ragalign.types import Hit, Query
 
 _BATCH = 1024
@@ -84,7 +84,7 @@ def search(
     """
     from ragalign._progress import progress
     from ragalign.errors import ConfigError
-    from ragalign.indexes import Index
+    from ragalign.indexes import open_index
     from ragalign.retrieval import Exclusion, make_retriever
     from ragalign.types import Query, Turn
 
@@ -97,7 +97,7 @@ def search(
         asked = [Query("1", (Turn("user", _checked(text)),))]
     else:
         asked = options.first_of(query_options.read(queries or Path(), field, metadata), first)
-    found = make_retriever(retriever, Index.open(index), **given)
+    found = make_retriever(retriever, open_index(index), **given)
     results: list[list[Hit]] = []
     with progress("searching", len(asked), "queries") as advance:
         for start in range(0, len(asked), _BATCH):
@@ -113,13 +113,12 @@ def search(
 class _JsonLines:
     """Prints each query's hits as one JSON object."""
 
-    def __init__(self, retriever: Retriever) -> None:
-        pool = retriever.pool
-        self._source_id_of = dict(zip(pool.ids, pool.table["source_id"].to_pylist(), strict=True))
+    def __init__(self, retriever: SupportsRetrieve) -> None:
+        self._pool = retriever.pool
 
     def __call__(self, query: Query, hits: Sequence[Hit]) -> None:
         found = [
-            {"id": hit.id, "score": hit.score, "rank": hit.rank, "source_id": self._source_id_of[hit.id]}
+            {"id": hit.id, "score": hit.score, "rank": hit.rank, "source_id": self._pool.get(hit.id).source_id}
             for hit in hits
         ]
         console.print_json({"id": query.id, "hits": found})
@@ -128,7 +127,7 @@ class _JsonLines:
 class _Tables:
     """Prints each query's hits as a table that fits the terminal."""
 
-    def __init__(self, retriever: Retriever, *, titles: bool) -> None:
+    def __init__(self, retriever: SupportsRetrieve, *, titles: bool) -> None:
         self._pool = retriever.pool
         self._titles = titles
 

@@ -194,10 +194,10 @@ class _Loader:
 
     def open_index(self) -> None:
         """Open the index, so that its faults show before the engine starts."""
-        from ragalign.indexes import Index
+        from ragalign.indexes import open_index
 
         if self._folder is not None:
-            self._index = Index.open(self._folder)
+            self._index = open_index(self._folder)
 
     def use(self, tokenizer: str, context_length: int | None) -> None:
         """Load the model's tokenizer."""
@@ -227,12 +227,12 @@ class _Loader:
     def _reopen(self, folder: Path) -> Any:
         """Open the index again, keeping the encoder in memory unless the index needs another."""
         from ragalign.errors import IndexMismatchError
-        from ragalign.indexes import Index
+        from ragalign.indexes import open_index
 
         try:
-            return Index.open(folder, encoder=self._last.encoder)
+            return open_index(folder, encoder=self._last.encoder)
         except IndexMismatchError:
-            return Index.open(folder)
+            return open_index(folder)
 
 
 def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[str, Recipe]:

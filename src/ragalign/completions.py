@@ -19,7 +19,7 @@ from typing import Any, Self
 from ragalign._progress import progress
 from ragalign.aligner import Aligner, Failure
 from ragalign.errors import DataError
-from ragalign.indexes import Index
+from ragalign.indexes import DiskIndex, Index, Manifest
 from ragalign.recipes import Recipe
 from ragalign.runs import OutputFile, fingerprint
 from ragalign.types import Completion, Decoding, Query
@@ -125,7 +125,7 @@ class CompletionFile:
 
 
 def generation_settings(
-    recipe: Recipe, decoding: Decoding, model: str, index: Index | None = None, **others: Any
+    recipe: Recipe, decoding: Decoding, model: str, index: Index | DiskIndex | None = None, **others: Any
 ) -> dict[str, Any]:
     """Everything that determines a recipe's answers: its content, decoding, model and index.
 
@@ -148,18 +148,19 @@ def generation_settings(
     }
 
 
-def index_settings(index: Index) -> dict[str, Any]:
+def index_settings(index: Index | DiskIndex) -> dict[str, Any]:
     """The settings that identify an index, as JSON values."""
     about = index.manifest
+    encoder = about.encoder
     return {
         "pool": index.pool.fingerprint,
         "n": len(index),
-        "encoder": about.encoder.id,
-        "encoder_fingerprint": about.encoder.fingerprint,
+        "encoder": encoder and encoder.id,
+        "encoder_fingerprint": encoder and encoder.fingerprint,
         "text": about.text,
         "metric": about.metric,
         "factory": about.factory,
-        "search": dict(about.search),
+        "search": dict(about.search) if isinstance(about, Manifest) else {},
     }
 
 

@@ -89,3 +89,12 @@ def test_random_states_and_excepthook_are_kept() -> None:
         random.seed(9), np.random.seed(9), torch.manual_seed(9)
     assert draw() == expected
     assert sys.excepthook is hook
+
+
+def test_what_c_code_printed_and_kept_back_is_silenced_too() -> None:
+    code = (
+        "import ctypes\nfrom ragalign.generation._quiet import quiet\nc = ctypes.CDLL(None)\nc.puts(b'before')\n"
+        "with quiet():\n    c.puts(b'inside')\nc.puts(b'after')\nc.fflush(None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["before", "after"]

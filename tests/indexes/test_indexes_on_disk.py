@@ -11,8 +11,8 @@ import pytest
 
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
-from ragalign.indexes import Index
-from ragalign.indexes.on_disk import DiskIndex, read_batches
+from ragalign.indexes import DiskIndex, Index
+from ragalign.indexes.batches import encoded, stored_pools
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 from ragalign.types import Demonstration
@@ -47,7 +47,7 @@ def vectors() -> np.ndarray:
 @pytest.fixture(scope="module")
 def folder(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("disk") / "index"
-    DiskIndex.build(path, batches(vectors), factory="IVF64,PQ8", shard=2_000, encoder="e")
+    DiskIndex.build(path, batches(vectors), factory="IVF64,PQ8", shard=2_000)
     return path
 
 
@@ -78,37 +78,34 @@ def test_lists_are_mapped_and_texts_are_read_by_row(folder: Path, vectors: np.nd
     lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index._index).invlists)
     assert isinstance(lists, faiss.OnDiskInvertedLists)
     assert len(index) == N
-    assert index._pool.num_row_groups == -(-N // 2048)
+    assert index.pool._file.num_row_groups == -(-N // 2048)
     for position in (0, 2047, 2048, 5000, N - 1):
-        assert index[position] == pool_of(position, position + 1)[0]
-    [found] = index.hits(vectors[[4321]], 3)
-    hit, demonstration = found[0]
-    assert (hit.id, hit.rank, demonstration.source_id) == (demonstration.id, 1, "4321")
-    assert hit.score == pytest.approx(1.0, abs=1e-4)
-    assert index._read.cache_info().currsize <= 64
+        [expected] = pool_of(position, position + 1)
+        assert index.pool[position] == expected
+        assert index.pool.position(expected.id) == position
+        assert index.pool.get(expected.id) == expected
+    scores, positions = index.search(vectors[[4321]], 3)
+    assert positions[0][0] == 4321
+    assert scores[0][0] == pytest.approx(1.0, abs=1e-4)
+    assert index.pool._read.cache_info().currsize <= 64
+    assert index.pool.fingerprint == pool_of(0, N).fingerprint
+    for wrong in ("0" * 16, "f" * 16, "no id", "", "é" * 16):
+        with pytest.raises(DataError, match="no demonstration with the id"):
+            index.pool.get(wrong)
     with pytest.raises(IndexError):
-        index[N]
+        index.pool[N]
 
 
 def test_it_finds_what_an_index_in_memory_finds(minilm: Encoder, tmp_path: Path) -> None:
     pool = Pool.load(data_folder() / "starter.jsonl")
     pool.save(tmp_path / "pool.parquet")
-    source = read_batches([tmp_path / "pool.parquet"], minilm.encode, rows=60)
-    disk = DiskIndex.build(tmp_path / "disk", source, factory="IVF4,PQ48x4", encoder=minilm.fingerprint)
+    source = encoded(stored_pools([tmp_path / "pool.parquet"], rows=60), minilm)
+    disk = DiskIndex.build(tmp_path / "disk", source, factory="IVF4,PQ48x4", encoder=minilm)
     memory = Index.build(pool, minilm)
     queries = minilm.encode(["How do I bake bread?", "Write a poem about rain."], kind="query")
     expected = [[pool.ids[place] for place in row] for row in memory.search(queries, 5)[1]]
-    found = disk.hits(queries, 5, probes=4, candidates=20)
-    assert [[hit.id for hit, _ in row] for row in found] == expected
-
-
-def test_repetitions_are_returned_once(tmp_path: Path) -> None:
-    vectors = made(600)
-    twice = [(pool_of(0, 300), vectors[:300]), (pool_of(0, 300), vectors[:300])]
-    index = DiskIndex.build(tmp_path / "i", twice, factory="IVF4,PQ8x4")
-    [found] = index.hits(vectors[[7]], 5, probes=4)
-    assert len({hit.id for hit, _ in found}) == 5
-    assert [hit.rank for hit, _ in found] == [1, 2, 3, 4, 5]
+    found = disk.search(queries, 5, probes=4, candidates=20)[1]
+    assert [[disk.pool[place].id for place in row] for row in found] == expected
 
 
 def test_one_batch_is_in_memory_at_a_time(vectors: np.ndarray, tmp_path: Path) -> None:
@@ -161,7 +158,7 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, tmp_path: Path) -
         assert "\n" not in str(refused.value)
 
     refuses(tmp_path / "none")
-    for name in ("lists.faiss", "lists.ivf", "vectors.f32", "pool.parquet", "index.json"):
+    for name in ("lists.faiss", "lists.ivf", "vectors.f32", "pool.parquet", "ids.bin", "index.json"):
         copy = shutil.copytree(folder, tmp_path / name)
         with (copy / name).open("r+b") as file:
             file.truncate((copy / name).stat().st_size // 2)
@@ -171,7 +168,7 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, tmp_path: Path) -
     (other / "index.json").write_text(json.dumps(about | {"format": "ragalign-disk-index-9"}))
     refuses(other)
     moved = shutil.copytree(folder, tmp_path / "moved")
-    assert len(DiskIndex.open(moved).hits(made(1), 3)[0]) == 3
+    assert DiskIndex.open(moved).search(made(1), 3)[1].min() >= 0
 
 
 def test_wrong_queries(folder: Path) -> None:

@@ -14,11 +14,11 @@ from ragalign.aligner.cleaning import cleaned, cleaned_parts
 from ragalign.aligner.messages import Message, to_query
 from ragalign.errors import BudgetError, ConfigError
 from ragalign.generator import ClosableIterator, Generator
-from ragalign.indexes import Index
+from ragalign.indexes import DiskIndex, Index
 from ragalign.packing import More, Packer, Packing
 from ragalign.planning import OnlinePlanner, Plan, Planner, PlannerSettings, PrefixMemory
 from ragalign.recipes import Recipe
-from ragalign.retrieval import Exclusion, Retriever
+from ragalign.retrieval import Exclusion, SupportsRetrieve
 from ragalign.reuse.layout import ReusingPacker, manifest_for
 from ragalign.reuse.store import AssumedStore
 from ragalign.tokenization import Tokenizer
@@ -46,7 +46,7 @@ class Aligner:
     def __init__(
         self,
         packer: Packer,
-        retriever: Retriever | None = None,
+        retriever: SupportsRetrieve | None = None,
         generator: Generator | None = None,
         *,
         decoding: Decoding | None = None,
@@ -75,7 +75,7 @@ class Aligner:
         cls,
         recipe: str | Path | Recipe,
         *,
-        index: str | Path | Index | None = None,
+        index: str | Path | Index | DiskIndex | None = None,
         model: str | Path | Generator | None = None,
         backend: str = "auto",
         tokenizer: str | Path | Tokenizer | None = None,
@@ -157,7 +157,7 @@ class Aligner:
         store = AssumedStore(manifest_for(self.packer))
         return self._with(reuse=ReusingPacker(self.packer, store, real), planner=PlannerSettings())
 
-    def with_retriever(self, retriever: Retriever | None) -> Self:
+    def with_retriever(self, retriever: SupportsRetrieve | None) -> Self:
         """Return a copy with another retriever over the same pool."""
         return self._with(retriever=retriever)
 

@@ -10,12 +10,13 @@ from typing import Any
 from ragalign.errors import ConfigError
 from ragalign.generation.presets import without_unsupported
 from ragalign.generator import Generator
-from ragalign.indexes import Index
+from ragalign.indexes import DiskIndex, Index, open_index
 from ragalign.models import locate_model
 from ragalign.packing import Packer
 from ragalign.pool import Pool
+from ragalign.pool.stored import Demonstrations
 from ragalign.recipes import Recipe
-from ragalign.retrieval import Exclusion, Retriever, make_retriever
+from ragalign.retrieval import Exclusion, SupportsRetrieve, make_retriever
 from ragalign.reuse.opening import (
     check_backend,
     check_model,
@@ -33,7 +34,7 @@ from ragalign.types import Decoding
 def parts_of(
     recipe: Recipe,
     *,
-    index: str | Path | Index | None,
+    index: str | Path | Index | DiskIndex | None,
     model: str | Path | Generator | None,
     backend: str,
     tokenizer: str | Path | Tokenizer | None,
@@ -49,7 +50,7 @@ def parts_of(
     """
     template, constants = recipe.make_template()
     index, retriever = _retriever(recipe, index)
-    pool = retriever.pool if retriever is not None else Pool.from_demonstrations([])
+    pool: Demonstrations = retriever.pool if retriever is not None else Pool.from_demonstrations([])
     folder = index.folder if index is not None else None
     cache = None if folder is None else folder.with_name(f"{folder.name}.tokens")
     tokenizer = _tokenizer(tokenizer, model)
@@ -90,13 +91,15 @@ def parts_of(
     }
 
 
-def _retriever(recipe: Recipe, index: str | Path | Index | None) -> tuple[Index | None, Retriever | None]:
+def _retriever(
+    recipe: Recipe, index: str | Path | Index | DiskIndex | None
+) -> tuple[Index | DiskIndex | None, SupportsRetrieve | None]:
     if recipe.retriever.name == "none":
         return None, None
     if index is None:
         raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: name an index")
-    if not isinstance(index, Index):
-        index = Index.open(index)
+    if not isinstance(index, Index | DiskIndex):
+        index = open_index(index)
     return index, make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
 
 

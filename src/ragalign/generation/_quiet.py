@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -80,6 +81,11 @@ def _forward(reading: int, started: threading.Event) -> None:
                 sys.stderr.flush()
 
 
+def _flush_c() -> None:
+    """Write what C code has printed: where stdout is no terminal, its library keeps output back."""
+    ctypes.CDLL(None).fflush(None)
+
+
 @contextmanager
 def _redirected(descriptor: int, name: str, target: int) -> Iterator[None]:
     stream = getattr(sys, name)
@@ -94,9 +100,11 @@ def _redirected(descriptor: int, name: str, target: int) -> Iterator[None]:
             stream.flush()
             replacement = os.fdopen(os.dup(saved), "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
             setattr(sys, name, replacement)
+        _flush_c()
         os.dup2(target, descriptor)
         yield
     finally:
+        _flush_c()
         os.dup2(saved, descriptor)
         os.close(saved)
         if replacement is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.encoders import Encoder
-from ragalign.errors import DataError, IndexMismatchError
+from ragalign.errors import ConfigError, DataError, IndexMismatchError, RagalignError
 from ragalign.indexes.manifest import EncoderRecord, TextForm
 from ragalign.indexes.vectors import measurable
 from ragalign.pool import Pool
@@ -49,6 +49,28 @@ def encode_pool(pool: Pool, encoder: Encoder, text: TextForm, show_progress: boo
             encoder.id,
         )
     return np.ascontiguousarray(vectors, dtype=np.float32), n_truncated
+
+
+def load_recorded(record: EncoderRecord, folder: Path | None) -> Encoder:
+    """Load the encoder that made an index's vectors.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+        IndexMismatchError: the loaded encoder differs from the one that made the vectors.
+    """
+    try:
+        encoder = Encoder.load(
+            record.id,
+            revision=record.revision,
+            normalize=record.normalize,
+            query_prompt=record.query_prompt,
+            document_prompt=record.document_prompt,
+            precision=record.precision,
+        )
+    except RagalignError as error:
+        raise ConfigError(f"the index's encoder cannot be loaded; open the index with encoder=...: {error}") from error
+    require_same_encoder(folder, record, encoder)
+    return encoder
 
 
 def require_same_encoder(folder: Path | None, record: EncoderRecord, encoder: Encoder) -> None:

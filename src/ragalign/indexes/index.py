@@ -18,7 +18,7 @@ from ragalign.errors import (
     RagalignError,
 )
 from ragalign.indexes import checking, faiss_backend, store
-from ragalign.indexes.encoding import encode_pool, require_same_encoder, texts_of
+from ragalign.indexes.encoding import encode_pool, load_recorded, require_same_encoder, texts_of
 from ragalign.indexes.faiss_backend import FaissIndex, Found
 from ragalign.indexes.kinds import choose
 from ragalign.indexes.manifest import EncoderRecord, Manifest, Metric, TextForm
@@ -240,22 +240,7 @@ class Index:
             IndexMismatchError: the loaded encoder differs from the one that made the vectors.
         """
         if self._encoder is None:
-            record = self.manifest.encoder
-            try:
-                encoder = Encoder.load(
-                    record.id,
-                    revision=record.revision,
-                    normalize=record.normalize,
-                    query_prompt=record.query_prompt,
-                    document_prompt=record.document_prompt,
-                    precision=record.precision,
-                )
-            except RagalignError as error:
-                raise ConfigError(
-                    f"the index's encoder cannot be loaded; open the index with encoder=...: {error}"
-                ) from error
-            require_same_encoder(self._origin[0] if self._origin else None, record, encoder)
-            self._encoder = encoder
+            self._encoder = load_recorded(self.manifest.encoder, self._origin[0] if self._origin else None)
         return self._encoder
 
     def search(self, vectors: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:

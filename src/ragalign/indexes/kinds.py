@@ -20,6 +20,10 @@ _PROBES_MIN, _PROBES_SHARE = 64, 1 / 16
 # FAISS recommends at least this many training vectors per centroid.
 _VECTORS_PER_LIST = 39
 
+# Lists on disk of up to this many vectors take half a gigabyte with MiniLM's 384 dimensions.
+_BYTES_MAX = 1_000_000
+_GRAPH_LISTS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -57,6 +61,19 @@ def choose(kind: str, n: int) -> Kind:
     if "HNSW" in kind:
         return Kind(kind, {"efSearch": _EF_SEARCH})
     return Kind(kind, {})
+
+
+def choose_on_disk(n: int, dimension: int) -> str:
+    """Choose the factory string for an index on disk: inverted lists as for ``ivf``, of compressed vectors.
+
+    Up to `_BYTES_MAX` vectors each is compressed to one byte per dimension, above that to a byte for eight dimensions.
+    Many lists are found through a graph.
+    """
+    lists = _n_lists(n)
+    codes = "SQ8"
+    if n > _BYTES_MAX:
+        codes = f"PQ{max(m for m in range(1, max(dimension // 8, 1) + 1) if dimension % m == 0)}"
+    return f"IVF{lists}{'_HNSW32' if lists >= _GRAPH_LISTS else ''},{codes}"
 
 
 def _n_lists(n: int) -> int:

@@ -24,6 +24,8 @@ Verification = Literal["full", "size"]
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
+DISK_MANIFEST = "index.json"
+"""The description of a `ragalign.indexes.on_disk.DiskIndex`."""
 EXTENSIONS = {"pool": ".parquet", "vectors": ".npy", "faiss": ".faiss"}
 
 _LOCK = ".lock"
@@ -66,6 +68,10 @@ def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
     except (FileNotFoundError, NotADirectoryError):
         if not folder.is_dir():
             raise IndexFormatError(f"no index folder {folder}; build one with `ragalign index`") from None
+        if (folder / DISK_MANIFEST).is_file():
+            raise IndexFormatError(
+                f"{folder} is an index on disk, which cannot be used here; build one without --on-disk"
+            ) from None
         raise IndexFormatError(f"{folder} has no {MANIFEST}: not an index, or its build was interrupted") from None
     except OSError as error:
         raise IndexFormatError(f"cannot read {path}: {error.strerror or error}") from None

@@ -18,7 +18,7 @@ from ragalign.packing.joins import Join
 from ragalign.packing.pieces import Ids, Pieces, TokenStore
 from ragalign.packing.refilling import GROWTH, MOST_WHEN_TIGHT, deeper
 from ragalign.packing.settings import Packing
-from ragalign.pool import Pool
+from ragalign.pool.stored import Demonstrations
 from ragalign.templates import Constant, Template
 from ragalign.templates.turns import system_text
 from ragalign.tokenization import Tokenizer
@@ -31,7 +31,7 @@ class _Parts:
 
     template: Template
     tokenizer: Tokenizer
-    pool: Pool
+    pool: Demonstrations
     constants: tuple[Constant, ...]
     context_length: int | None
     beginnings: Beginnings
@@ -58,7 +58,7 @@ class Packer:
         self,
         template: Template,
         tokenizer: Tokenizer,
-        pool: Pool,
+        pool: Demonstrations,
         *,
         packing: Packing | None = None,
         constants: Sequence[Constant] = (),
@@ -123,7 +123,7 @@ class Packer:
         return self._parts.tokenizer
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> Demonstrations:
         """The pool of the hits."""
         return self._parts.pool
 

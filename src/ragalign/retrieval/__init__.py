@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragalign.retrieval.base import Exclusion, Retriever
+from ragalign.retrieval.base import Exclusion, Retriever, SupportsRetrieve
 from ragalign.retrieval.batch import QueryBatch
 from ragalign.retrieval.bm25 import Bm25Retriever
 from ragalign.retrieval.dense import DenseRetriever
@@ -10,6 +10,7 @@ from ragalign.retrieval.dpp import DppRetriever
 from ragalign.retrieval.fixed import FixedRetriever
 from ragalign.retrieval.hybrid import HybridRetriever
 from ragalign.retrieval.mmr import MmrRetriever
+from ragalign.retrieval.on_disk import DiskRetriever
 from ragalign.retrieval.random import RandomRetriever
 from ragalign.retrieval.ranking import Ranking
 from ragalign.retrieval.registry import make_retriever, retriever_names, retriever_options
@@ -19,6 +20,7 @@ from ragalign.retrieval.utility import UtilityRetriever
 __all__ = [
     "Bm25Retriever",
     "DenseRetriever",
+    "DiskRetriever",
     "DppRetriever",
     "Exclusion",
     "FixedRetriever",
@@ -29,6 +31,7 @@ __all__ = [
     "Ranking",
     "RerankRetriever",
     "Retriever",
+    "SupportsRetrieve",
     "UtilityRetriever",
     "make_retriever",
     "retriever_names",

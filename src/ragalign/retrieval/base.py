@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
 from ragalign.pool import Pool
+from ragalign.pool.stored import Demonstrations
 from ragalign.pool.wrappers import question_key
 from ragalign.retrieval.batch import Near, QueryBatch, Space
 from ragalign.retrieval.filters import Filters
@@ -50,6 +51,30 @@ class Exclusion:
         object.__setattr__(self, "ids", frozenset(self.ids))
         if self.near is not None:
             number("exclusion", "near", self.near, low=-1.0, high=1.0)
+
+
+class SupportsRetrieve(Protocol):
+    """What an `ragalign.Aligner` needs of a retriever: a `Retriever`, or a `DiskRetriever`."""
+
+    name: ClassVar[str]
+
+    @property
+    def pool(self) -> Demonstrations:
+        """The demonstrations to retrieve."""
+
+    @property
+    def space(self) -> Space | None:
+        """The vectors of the pool and their encoder."""
+
+    def retrieve(
+        self,
+        queries: Sequence[str | Query],
+        k: int,
+        *,
+        exclude: Exclusion | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """See `Retriever.retrieve`."""
 
 
 class Retriever(ABC):
@@ -118,7 +143,7 @@ class Retriever(ABC):
         whole("retrieve", "k", k)
         if not len(queries):
             return []
-        asked = [_own_texts(query) for query in queries]
+        asked = [own_texts(query) for query in queries]
         row_of = {texts: row for row, texts in enumerate(dict.fromkeys(asked))}
         hits = self.rank(self._resolve(list(row_of), exclude, where), k).hits(self._ids)
         found = hits if len(row_of) == len(queries) else [list(hits[row_of[texts]]) for texts in asked]
@@ -174,7 +199,12 @@ class Retriever(ABC):
         return {text: np.array(found, dtype=np.int64) for text, found in positions.items()}
 
 
-def _own_texts(query: object) -> tuple[str, ...]:
+def own_texts(query: object) -> tuple[str, ...]:
+    """The texts that are the query's own, the first of which is retrieved for.
+
+    Raises:
+        ConfigError: it is neither text nor a query.
+    """
     if isinstance(query, Query):
         return query.own_texts
     if isinstance(query, str):

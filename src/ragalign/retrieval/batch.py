@@ -170,8 +170,13 @@ class QueryBatch:
             # encoders with different prompts for queries and documents.
             queries = unit(self.vectors(self._near.space.encoder, "document")[rows])
             documents = unit(self._near.space.vectors[np.maximum(positions, 0)])
-            keep &= np.matmul(documents, queries[:, :, None])[:, :, 0] < self._near.threshold - _ROUNDING
+            keep &= ~is_near(np.matmul(documents, queries[:, :, None])[:, :, 0], self._near.threshold)
         return keep
+
+
+def is_near(cosines: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Which cosines reach the threshold, up to rounding."""
+    return np.asarray(cosines >= threshold - _ROUNDING)
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from keyword import iskeyword
-from typing import Any
+from typing import Any, overload
 
 from ragalign.errors import ConfigError
 from ragalign.indexes import Index
+from ragalign.indexes.on_disk import DiskIndex
 from ragalign.retrieval.base import Retriever
 from ragalign.retrieval.bm25 import Bm25Retriever
 from ragalign.retrieval.dense import DenseRetriever
@@ -16,6 +17,7 @@ from ragalign.retrieval.dpp import DppRetriever
 from ragalign.retrieval.fixed import FixedRetriever
 from ragalign.retrieval.hybrid import HybridRetriever
 from ragalign.retrieval.mmr import MmrRetriever
+from ragalign.retrieval.on_disk import DiskRetriever
 from ragalign.retrieval.random import RandomRetriever
 from ragalign.retrieval.rerank import RerankRetriever
 from ragalign.retrieval.utility import UtilityRetriever
@@ -58,11 +60,15 @@ def retriever_options(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: no such retriever.
     """
-    return tuple(parameter.rstrip("_") for parameter in _parameters(name))
+    return tuple(parameter.rstrip("_") for parameter in _parameters(retriever_class(name)))
 
 
-def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
-    """Create the retriever ``name`` over ``index``.
+@overload
+def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever: ...
+@overload
+def make_retriever(name: str, index: Index | DiskIndex, /, **options: Any) -> Retriever | DiskRetriever: ...
+def make_retriever(name: str, index: Index | DiskIndex, /, **options: Any) -> Retriever | DiskRetriever:
+    """Create the retriever ``name`` over ``index``; over an index on disk, only ``dense``.
 
     Options are the arguments of its class; ``lambda`` means ``lambda_``. Options that are retrievers (``first``,
     ``retrievers``) can be names, as in ``first="bm25"``, or mappings with a name and options, as in
@@ -71,12 +77,19 @@ def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
     Raises:
         ConfigError: the name, an option or its value is invalid; the message lists the valid names or options.
     """
-    parameters = _parameters(name)
+    chosen: type[Retriever | DiskRetriever] = retriever_class(name)
+    if isinstance(index, DiskIndex):
+        if name != DiskRetriever.name:
+            raise ConfigError(f"{index.folder} is an index on disk, which has no retriever {name!r}; use 'dense'")
+        chosen = DiskRetriever
+    parameters = _parameters(chosen)
     given = {f"{option}_" if iskeyword(option) else option: value for option, value in options.items()}
     unknown = [option.rstrip("_") for option in given if option not in parameters]
     if unknown:
-        valid = ", ".join(retriever_options(name)) or "none"
+        valid = ", ".join(parameter.rstrip("_") for parameter in parameters) or "none"
         raise ConfigError(f"retriever {name!r} has no option {', '.join(map(repr, unknown))}; its options: {valid}")
+    if isinstance(index, DiskIndex):
+        return DiskRetriever(index, **given)
     if given.get("first") is not None:
         given["first"] = _stage(given["first"], index)
     if given.get("retrievers") is not None:
@@ -87,8 +100,8 @@ def make_retriever(name: str, index: Index, /, **options: Any) -> Retriever:
     return retriever_class(name)(index, **given)  # type: ignore[arg-type]
 
 
-def _parameters(name: str) -> list[str]:
-    signature = inspect.signature(retriever_class(name))
+def _parameters(chosen: type[Retriever | DiskRetriever]) -> list[str]:
+    signature = inspect.signature(chosen)
     return [parameter.name for parameter in signature.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
 
 
