@@ -19,6 +19,7 @@ from ragalign.measures.shape import length_ratio, repetition
 from ragalign.measures.similarity import AnswerSimilarity
 from ragalign.runs import LineFile
 from ragalign.templates import Template
+from real import jobs
 
 Key = tuple[str, int]
 """A question's id, and which of its observations: instructions of a question are several."""
@@ -102,7 +103,12 @@ def load(folder: Path, data: Path) -> Measured:
 
 
 def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return LineFile(folder / "measured" / f"{name}.jsonl", ("condition", "question")).read()
+    """What was measured, in the order of the jobs: an engine finishes short answers first."""
+    _, groups, _ = jobs.load(folder)
+    keys = (job.key for group in groups if group.file == name for job in group.jobs)
+    places = {key: place for place, key in enumerate(keys)}
+    rows = LineFile(folder / "measured" / f"{name}.jsonl", ("condition", "question")).read()
+    return sorted(rows, key=lambda row: places[row["condition"], row["question"]])
 
 
 def _prompts(data: Path) -> dict[str, InstructionPrompt]:

@@ -29,6 +29,7 @@ from results import (
     gpu_results,
     planning_results,
     published_results,
+    real_results,
     scale_results,
     testbed_results,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "gpu_results",
     "planning_results",
     "published_results",
+    "real_results",
     "scale_results",
     "testbed_results",
 ]

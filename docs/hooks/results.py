@@ -145,3 +145,47 @@ def published_results() -> str:
 
 def _result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def real_results() -> str:
+    """The conditions on the real base model, and their differences to nine retrieved demonstrations."""
+    result = _result("real")
+    alpaca, ifeval = result["alpaca"], result["ifeval"]
+    sizes = result["settings"]["conditions"]
+    against = alpaca["against"]["retrieved 9"]
+    rows = []
+    for name, found in alpaca["means"].items():
+        own = [size for place, size in sizes.items() if place == f"alpaca/{name}" or _is_set(place, name)]
+        difference = against.get(name, {}).get("nll_first32")
+        rows.append(
+            (
+                name,
+                f"{sum(size['prompt_tokens'] for size in own) / len(own):,.0f}",
+                f"{found['nll']['value']:.3f}",
+                f"{found['nll_first32']['value']:.3f}",
+                f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+                if difference
+                else "",
+                f"{found['similarity']['value']:.2f}",
+                f"{found['stopped']['value']:.0f}",
+                f"{ifeval['means'][name]['instruction_loose']['value']:.1f}",
+            )
+        )
+    head = (
+        "demonstrations",
+        "prompt tokens",
+        "reference, nats",
+        "its first 32 tokens",
+        "minus retrieved 9, 95 %",
+        "similarity",
+        "stopped, %",
+        "IFEval, instructions, %",
+    )
+    n = alpaca["means"]["fixed"]["nll"]["n_questions"]
+    n_ifeval = ifeval["means"]["fixed"]["instruction_loose"]["n_questions"]
+    about = f"{n} questions of AlpacaEval and {n_ifeval} of IFEval, on {result['machine']}:"
+    return f"{about}\n\n{table(head, rows)}"
+
+
+def _is_set(place: str, condition: str) -> bool:
+    return condition == "fixed" and place.startswith("alpaca/fixed ")
