@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from ragalign._parsing import parse_toml
 from ragalign.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 T = TypeVar("T")
+
+# pydantic's errors in the words of TOML.
+_EXPECTED = {
+    "missing": "is missing",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "dataclass_type": "must be a table",
+}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -38,9 +58,40 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {key}: {first['msg'].lower()}") from None
+        raise ConfigError(f"{where}: {_first(error)}") from None
+
+
+def from_flat_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """As `from_table`, for dataclasses without nested ones; converts nothing, such as 1 to true or "1" to 1.
+
+    Raises:
+        ConfigError: as `from_table`.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    _check_keys(kind, table, where)
+    hints = get_type_hints(kind)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    described: type[Any] = kind
+    for each in fields(described):
+        if each.name not in given and each.default is MISSING and each.default_factory is MISSING:
+            raise ConfigError(f"{where}: {each.name} is missing")
+    for key, value in given.items():
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_first(error, key)}") from None
+    return kind(**given)
+
+
+def _first(error: ValidationError, *place: str) -> str:
+    """The first problem, in the words of TOML."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in (*place, *first["loc"]))
+    problem = _EXPECTED.get(first["type"])
+    if first["type"] == "literal_error":
+        problem = f"must be {first['ctx']['expected']}, not {first['input']!r}"
+    return f"{key} {problem}" if problem else f"{key}: {first['msg'].lower()}"
 
 
 def _check_keys(kind: type[Any], table: Mapping[str, Any], where: str) -> None:

@@ -82,13 +82,13 @@ def test_many_demonstrations_get_as_many_candidates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "factors: field required"),
+        ("", "factors is missing"),
         ("[factors]\n", "names nothing that varies"),
         ("[factors]\ntemperature = []\n", "'temperature' has no levels"),
         ("[factors]\nheat = [1]\n", "unknown factor 'heat'; use recipe, encoder, demonstrations"),
         ('[factors]\ntemperature = ["hot"]\n', "temperature"),
         ("[factors]\ntemperature = [9.0]\n", "temperature must be a number"),
-        ('[factors]\norder = ["sideways"]\n', "order: input should be 'most_similar_last'"),
+        ('[factors]\norder = ["sideways"]\n', "order must be 'most_similar_last'"),
         ("[factors]\ntemperature = [0.5, 0.5]\n", "two recipes are called"),
         ('design = "some"\n[factors]\ntop_p = [1.0]\n', "design"),
         ("factor = 1\n", "factor"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._parsing import parse_toml
+from ragalign._settings import from_flat_table
 from ragalign.errors import ConfigError
 from ragalign.judging.requests import JudgeRequest, JudgeUsage
 
@@ -103,9 +104,10 @@ def _parse(text: str, where: str) -> dict[str, Price]:
 
 
 def _price(entry: Any, where: str) -> Price:
-    if not isinstance(entry, dict) or set(entry) != {"input", "output"}:
-        raise ConfigError(f"{where}: needs input and output, in US dollars per million tokens, and nothing else")
-    for name, value in entry.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"{where}: {name} must be a number of at least 0, not {value!r}")
-    return Price(float(entry["input"]), float(entry["output"]))
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: needs input and output, in US dollars per million tokens")
+    price = from_flat_table(Price, entry, where)
+    for name, value in (("input", price.input), ("output", price.output)):
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{where}: {name} must be at least 0 and finite, not {value!r}")
+    return price

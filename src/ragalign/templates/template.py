@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from ragalign._parsing import parse_toml
+from ragalign._settings import from_flat_table
 from ragalign.errors import ConfigError, DataError
 from ragalign.templates.checking import check_delimiters
 from ragalign.templates.escaping import MARK, Escaper, escaper_for
@@ -116,28 +117,7 @@ class Template:
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "template") -> Template:
         """Create a template from the keys of a TOML file; `where` opens error messages."""
-        kinds = {field.name: field.type for field in fields(cls)}
-        for key, value in values.items():
-            if key not in kinds:
-                raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(kinds)}")
-            kind = kinds[key]
-            right = (
-                isinstance(value, bool)
-                if kind == "bool"
-                else isinstance(value, list) and all(isinstance(item, str) for item in value)
-                if kind == "tuple[str, ...]"
-                else isinstance(value, str)
-            )
-            if not right:
-                expected = {"bool": "true or false", "tuple[str, ...]": "a list of strings"}.get(str(kind), "a string")
-                raise ConfigError(f"{where}: {key!r} must be {expected}")
-        missing = [key for key in ("name", "opening", "middle", "closing") if key not in values]
-        if missing:
-            raise ConfigError(f"{where}: missing {', '.join(map(repr, missing))}")
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**settings)
+        return from_flat_table(cls, values, where)
 
     @cached_property
     def delimiters(self) -> tuple[str, ...]:
