@@ -6,6 +6,8 @@ from ragalign.templates.escaping import MARK, Escaper, in_skeleton, n_visible
 
 # Text held back beyond this multiple of the delimiters' reach has runs of white space or invisible characters.
 _LONG = 8
+# Marks are examined again when one in so many of the characters at hand is new, so that each costs a fixed amount.
+_SHARE = 32
 
 
 class UnescapeStream:
@@ -54,9 +56,8 @@ class UnescapeStream:
     def _is_due(self) -> bool:
         """Whether the first mark can be decided, and examining the held text is worth the cost."""
         length = self._n_held + self._n_context
-        return self._n_after > self._escaper.reach and (
-            length <= _LONG * self._escaper.reach or self._n_new >= length // 2
-        )
+        share = _SHARE if length <= _LONG * self._escaper.reach else 2
+        return self._n_after > self._escaper.reach and self._n_new >= length // share
 
     def _decide(self) -> str:
         """Pass on everything before the first mark that is not followed by enough visible characters."""
