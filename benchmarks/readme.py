@@ -99,6 +99,12 @@ FIGURES = {
         "{r[settings][plain 50][request_over_fixed]:.1f} times as long as with as many fixed ones, and "
         "{r[settings][reuse-0 50][request_over_fixed]:.2f} times with kept keys and values ([Reuse](../docs/reuse.md))."
     ),
+    "reuse_pool": (
+        "With 1,000 to 100,000 demonstrations and 1 GiB of host memory: from a store of 31 GB on a machine with 25 GB, "
+        "{r[pools][4][from_disk]:.0%} of the demonstrations are read from disk, and the first token takes "
+        "{r[pools][4][reused][first_token_over_fixed]:.2f} times as long as with fixed ones; computed, they take "
+        "{r[pools][4][plain][first_token_over_fixed]:.1f} times as long ([Reuse](../docs/reuse.md))."
+    ),
     "reuse_check_gemma": (
         "Reuse adds {r[checks][model][difference]:.4f} nats per token to GPT-4's answers under Gemma 3 270M (95 % "
         "interval {r[checks][model][low]:.4f} to {r[checks][model][high]:.4f}; {r[checks][model][n]} questions), and "

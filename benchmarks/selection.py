@@ -6,7 +6,8 @@
 
 `prepare` builds the pool: LIMA's, Alpaca's and Refined-Alpaca's pairs of at most 150 tokens. `measure` scores 300 of
 its own pairs with 20 candidates each, trains an encoder on that, and scores 150 questions of AlpacaEval under all
-conditions at 1, 3 and 9 demonstrations; run it again to resume. `--seed 1` shares the gains and draws all else again.
+conditions at 1, 3 and 9 demonstrations; run it again to resume. `--seed 1` shares the gains and the conditions in
+which nothing is drawn.
 References are cut to their first 32 tokens, prompts have the form of the recipe `ica`, weights are bfloat16.
 """
 
@@ -91,18 +92,20 @@ def report(folder: Path) -> dict[str, Any]:
     """The figures: nats per token, and paired differences to dense retrieval of the same size."""
     gains = GainFiles(folder / "gains").read()
     seeds = {}
-    for path in sorted(folder.glob("scores-*.jsonl")):
+    shared = list(LineFile(folder / "scores-shared.jsonl", KEYS).read())
+    for path in sorted(folder.glob("scores-[0-9]*.jsonl")):
         values: dict[str, dict[str, float]] = {}
-        shown: dict[str, list[int]] = {}
-        for row in LineFile(path, KEYS).read():
+        shown: dict[str, dict[str, int]] = {}
+        for row in [*shared, *LineFile(path, KEYS).read()]:
             values.setdefault(row["condition"], {})[row["question"]] = row["logprob"] / row["n_tokens"]
-            shown.setdefault(row["condition"], []).append(row["shown_tokens"])
-        n = len(values["none"])
-        whole = {name: of for name, of in values.items() if len(of) == n}
+            shown.setdefault(row["condition"], {})[row["question"]] = row["shown_tokens"]
+        # Questions that are scored under all conditions.
+        ids = set.intersection(*(set(of) for of in values.values()))
+        whole = {name: {id_: of[id_] for id_ in sorted(ids)} for name, of in values.items()}
         seeds[path.stem.removeprefix("scores-")] = {
             name: {
                 "log_likelihood": mean(list(of.values())).to_dict(),
-                "shown_tokens": round(fmean(shown[name]), 1),
+                "shown_tokens": round(fmean(shown[name][id_] for id_ in of), 1),
                 **_difference(whole, name),
             }
             for name, of in whole.items()

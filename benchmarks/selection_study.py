@@ -38,6 +38,10 @@ SIZES = (1, 3, 9)
 FIXED = 5
 KEYS = ("condition", "question", "logprob")
 _N_RANDOM_THIRDS = 3
+_THIRDS_SIZES = (3,)
+_TOKEN_COST = 0.0001
+# Questions that are scored under all conditions before the next ones.
+_ROUND = 50
 _GREEDY_CANDIDATES, _GREEDY_QUESTIONS = 12, 24
 
 
@@ -102,8 +106,8 @@ class Study:
 
     def _conditions(
         self, generator: TransformersGenerator, gains: Gains
-    ) -> Iterator[tuple[str, Callable[[], list[list[str]]]]]:
-        """Names and, for each held-out question, the nine demonstrations, best first."""
+    ) -> Iterator[tuple[str, bool, Sequence[int], Callable[[], list[list[str]]]]]:
+        """Names, whether the seed matters, sizes, and for each held-out question its demonstrations, best first."""
         most = max(SIZES)
         queries = [question.query for question in self._held_out]
 
@@ -119,25 +123,28 @@ class Study:
         def constant(ids: Sequence[str]) -> Callable[[], list[list[str]]]:
             return lambda: [list(ids)] * len(queries)
 
-        yield "dense", retrieved("dense")
-        yield "bm25", retrieved("bm25")
-        yield "mmr", retrieved("mmr")
-        yield "hybrid", retrieved("hybrid")
-        yield "random", retrieved("random", seed=self._seed)
+        yield "dense", False, SIZES, retrieved("dense")
+        yield "bm25", False, SIZES, retrieved("bm25")
+        yield "mmr", False, SIZES, retrieved("mmr")
+        yield "hybrid", False, SIZES, retrieved("hybrid")
+        yield "random", True, SIZES, retrieved("random", seed=self._seed)
         draw = np.random.default_rng(self._seed + 100)
         for number in range(FIXED):
-            yield f"fixed {number}", constant(draw.permutation(self._ids)[:most].tolist())
-        yield "best-fixed", constant(gains.ranking()[:most])
-        yield "greedy-fixed", lambda: [self._greedy(generator, gains)] * len(queries)
+            yield f"fixed {number}", True, SIZES, constant(draw.permutation(self._ids)[:most].tolist())
+        yield "best-fixed", False, SIZES, constant(gains.ranking()[:most])
+        yield "greedy-fixed", True, SIZES, lambda: [self._greedy(generator, gains)] * len(queries)
         words = lengths(self._index.pool, self._tokenizer)
-        yield "longest", constant(sorted(words, key=lambda name: -(words[name] or 0))[:most])
+        longest = sorted(words, key=lambda name: -(words[name] or 0))
+        yield "longest", False, SIZES, constant(longest[:most])
 
         def learned() -> list[list[str]]:
             index = Index.build(self._index.pool, Encoder.load(self._encoder), text="both")
             return retrieved("dense", index)()
 
-        yield "learned", learned
-        yield "utility", retrieved("utility", model=str(self._encoder))
+        yield "learned", True, SIZES, learned
+        yield "utility", True, SIZES, retrieved("utility", model=str(self._encoder))
+        stopping = retrieved("utility", model=str(self._encoder), token_cost=_TOKEN_COST)
+        yield "utility, stopping at", True, SIZES[-1:], stopping
 
         def within(ids: Sequence[str]) -> Callable[[], list[list[str]]]:
             pool = self._index.pool
@@ -145,10 +152,19 @@ class Study:
             return retrieved("dense", part)
 
         n = len(self._ids) // 3
-        yield "dense in the longest third", lambda: within(sorted(words, key=lambda name: -(words[name] or 0))[:n])()
-        yield "dense in the third by IFD", lambda: within(self._ifd_order(generator)[:n])()
+        yield (
+            "dense in the longest third",
+            False,
+            lambda: within(sorted(words, key=lambda name: -(words[name] or 0))[:n])(),
+        )
+        yield "dense in the third by IFD", False, _THIRDS_SIZES, lambda: within(self._ifd_order(generator)[:n])()
         for number in range(_N_RANDOM_THIRDS):
-            yield f"dense in random third {number}", within(draw.permutation(self._ids)[:n].tolist())
+            yield (
+                f"dense in random third {number}",
+                True,
+                _THIRDS_SIZES,
+                within(draw.permutation(self._ids)[:n].tolist()),
+            )
 
     def _ifd_order(self, generator: TransformersGenerator) -> list[str]:
         """Demonstrations of an IFD below 1, highest first."""
@@ -184,20 +200,24 @@ class Study:
         return chosen
 
     def _score(self, generator: TransformersGenerator, gains: Gains) -> None:
-        """Score condition by condition, with none first and the ceiling last."""
-        lines = LineFile(self._folder / f"scores-{self._seed}.jsonl", KEYS)
-        done = {(row["condition"], row["question"]) for row in lines.read()}
+        """Score some questions under all conditions, then the next ones; the ceiling comes last."""
+        seeded, shared = (LineFile(self._folder / f"scores-{name}.jsonl", KEYS) for name in (self._seed, "shared"))
+        done = {(row["condition"], row["question"]) for lines in (seeded, shared) for row in lines.read()}
         tokens = {name: len(self._tokenizer.encode(text)) for name, text in self._texts().items()}
-        self._work(generator, lines, done, "none", [[] for _ in self._held_out], tokens)
-        for name, find in self._conditions(generator, gains):
-            wanted = [
-                (size, f"{name} {size}")
-                for size in ((3,) if " third" in name else SIZES)
-                if any((f"{name} {size}", question.id) not in done for question in self._held_out)
-            ]
-            chosen = find() if wanted else []
-            for size, condition in wanted:
-                self._work(generator, lines, done, condition, [ids[:size] for ids in chosen], tokens)
+        wanted: list[tuple[str, LineFile, list[list[str]]]] = [("none", shared, [[] for _ in self._held_out])]
+        for name, drawn, sizes, find in self._conditions(generator, gains):
+            chosen = find()
+            lines = seeded if drawn else shared
+            wanted += [(f"{name} {size}", lines, [ids[:size] for ids in chosen]) for size in sizes]
+        for first in range(0, len(self._held_out), _ROUND):
+            questions = self._held_out[first : first + _ROUND]
+            for condition, lines, chosen in wanted:
+                asked = [
+                    (question, ids)
+                    for question, ids in zip(questions, chosen[first : first + _ROUND], strict=True)
+                    if (condition, question.id) not in done
+                ]
+                self._work(generator, lines, condition, asked, tokens)
         self._ceiling(generator)
 
     def _texts(self) -> dict[str, str]:
@@ -208,16 +228,10 @@ class Study:
         self,
         generator: TransformersGenerator,
         lines: LineFile,
-        done: set[tuple[str, str]],
         condition: str,
-        chosen: Sequence[Sequence[str]],
+        asked: Sequence[tuple[AnsweredQuestion, Sequence[str]]],
         tokens: dict[str, int],
     ) -> None:
-        asked = [
-            (question, ids)
-            for question, ids in zip(self._held_out, chosen, strict=True)
-            if (condition, question.id) not in done
-        ]
         for place, found in score_references(self._form, generator, asked):
             question, ids = asked[place]
             if not isinstance(found, Scored):
@@ -226,7 +240,7 @@ class Study:
             lines.append(row | {"n_tokens": found.n_tokens, "shown_tokens": sum(tokens[id_] for id_ in ids)})
             self._check_time()
         if asked:
-            print(f"{condition}: {len(asked)} questions", flush=True)
+            print(f"{condition}: {asked[0][0].id} and {len(asked) - 1} more", flush=True)
 
     def _ceiling(self, generator: TransformersGenerator) -> None:
         """All candidates of the held-out questions, so that the best of them by true gain is known."""

@@ -19,6 +19,8 @@ _ROWS: Mapping[str, tuple[int, int, int, int, int, int, int, float]] = MappingPr
         "llama-2-13b": (5120, 13824, 40, 40, 40, 32000, 4096, 10000.0),
         # JackFram/llama-160m: as small as Llamas that people use get.
         "llama-160m": (768, 3072, 12, 12, 12, 32000, 2048, 10000.0),
+        # The same with one key-value head, whose keys and values take a twelfth of the space.
+        "llama-160m-mqa": (768, 3072, 12, 12, 1, 32000, 2048, 10000.0),
         # For CPUs: enough work per token that a step is more than overhead; and hardly any work at all.
         "small": (512, 1376, 6, 8, 8, 32000, 4096, 10000.0),
         "tiny": (64, 128, 2, 2, 1, 32000, 4096, 10000.0),
