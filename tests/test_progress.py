@@ -33,6 +33,20 @@ def test_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_what_existed_and_a_warm_up_do_not_count_as_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = PlainProgress("keeping", 1000, "pieces", clock=clock)
+    clock.now += 70
+    shown.advance(500)
+    for _ in range(60):
+        clock.now += 1
+        shown.advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "keeping: 500 of 1,000 pieces (50%)",
+        "keeping: 560 of 1,000 pieces (56%), about 7 min left",
+    ]
+
+
 def test_without_a_total_it_counts(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     shown = PlainProgress("reading", None, "rows", clock=clock)

@@ -138,10 +138,10 @@ def serve(
         )
     if model is not None and not upstream:
         options.check_model(model, "vllm", context_length, engine_options)
-    recipes = _recipes(recipe, also, has_index=index is not None)
+    opened = _open_index(index)
+    recipes = _recipes(recipe, also, opened)
     store = _store(store, index, recipes, model, own_engine=not upstream)
-    loader = _Loader(index, recipes, store)
-    loader.open_index()
+    loader = _Loader(index, opened, recipes, store)
     listener = bind(host, port)
     generator: Any
     if upstream:
@@ -183,21 +183,14 @@ def serve(
 class _Loader:
     """Creates the aligners of all recipes, which share index, tokenizer and encoder; called again at each reload."""
 
-    def __init__(self, index: Path | None, recipes: Mapping[str, Recipe], store: Path | None) -> None:
-        self._folder = index
+    def __init__(self, folder: Path | None, opened: Any, recipes: Mapping[str, Recipe], store: Path | None) -> None:
+        self._folder = folder
         self._store = store
         self._recipes = recipes
-        self._index: Any = None
+        self._index = opened
         self._last: Any = None
         self._tokenizer: Any = None
         self._context_length: int | None = None
-
-    def open_index(self) -> None:
-        """Open the index, so that its faults show before the engine starts."""
-        from ragalign.indexes import open_index
-
-        if self._folder is not None:
-            self._index = open_index(self._folder)
 
     def use(self, tokenizer: str, context_length: int | None) -> None:
         """Load the model's tokenizer."""
@@ -235,23 +228,35 @@ class _Loader:
             return open_index(folder)
 
 
-def _recipes(default: str, also: list[str] | None, *, has_index: bool) -> dict[str, Recipe]:
+def _open_index(folder: Path | None) -> Any:
+    """Open the index, so that its faults show before the engine starts."""
+    from ragalign.indexes import open_index
+
+    return None if folder is None else open_index(folder)
+
+
+def _recipes(default: str, also: list[str] | None, index: Any) -> dict[str, Recipe]:
     """The recipes to serve, by name; without `also`, all packaged recipes that can be served."""
     from ragalign.errors import ConfigError
     from ragalign.recipes import Recipe, packaged_recipes
+    from ragalign.retrieval import make_retriever, retriever_names
 
+    available = ("none", *(() if index is None else retriever_names(index)))
     first = Recipe.load(default)
     found = {first.name: first}
     for name in packaged_recipes() if also is None else also:
         recipe = Recipe.load(name)
         if recipe.name in found:
             continue
-        if also is None and ((recipe.retriever.name != "none" and not has_index) or recipe.reuse.enabled):
-            continue  # recipes added by default must not require an index or stored keys and values
+        if also is None and (recipe.retriever.name not in available or recipe.reuse.enabled):
+            continue  # recipes added by default must not require another index or stored keys and values
         found[recipe.name] = recipe
     for recipe in found.values():
-        if recipe.retriever.name != "none" and not has_index:
+        if recipe.retriever.name == "none":
+            continue
+        if index is None:
             raise ConfigError(f"the recipe {recipe.name!r} retrieves demonstrations: give the folder of an index")
+        make_retriever(recipe.retriever.name, index, **recipe.retriever.options)
     return found
 
 

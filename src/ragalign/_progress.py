@@ -46,7 +46,8 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
 class PlainProgress:
     """Lines such as ``generating: 1,200 of 5,000 queries (24 %), about 12 min left``.
 
-    The first line comes after a minute; shorter work prints nothing.
+    The first line comes after a minute; shorter work prints nothing. The time left is estimated without the first call
+    of `advance`, which counts what existed already, or includes a warm-up.
 
     Args:
         description: the work, such as "generating".
@@ -61,22 +62,26 @@ class PlainProgress:
         self._description, self._total, self._unit, self._clock = description, total, unit, clock
         self._started = self._shown = clock()
         self._n_done = 0
+        self._first: tuple[float, int] | None = None
 
     def advance(self, done: int) -> None:
         """Count `done` more units, and print a line if one is due."""
         self._n_done += done
         now = self._clock()
+        self._first = self._first or (now, self._n_done)
         if now - self._shown >= INTERVAL_S:
             self._shown = now
-            print(self._line(now - self._started), file=sys.stderr, flush=True)
+            print(self._line(now), file=sys.stderr, flush=True)
 
-    def _line(self, seconds: float) -> str:
+    def _line(self, now: float) -> str:
         unit = f" {self._unit}" if self._unit else ""
         if not self._total:
-            return f"{self._description}: {self._n_done:,}{unit} after {_duration(seconds)}"
+            return f"{self._description}: {self._n_done:,}{unit} after {_duration(now - self._started)}"
         line = f"{self._description}: {self._n_done:,} of {self._total:,}{unit} ({self._n_done / self._total:.0%})"
-        if 0 < self._n_done < self._total:
-            line += f", about {_duration(seconds * (self._total / self._n_done - 1))} left"
+        since, n_before = self._first or (now, self._n_done)
+        if n_before < self._n_done < self._total:
+            per_unit = (now - since) / (self._n_done - n_before)
+            line += f", about {_duration(per_unit * (self._total - self._n_done))} left"
         return line
 
 

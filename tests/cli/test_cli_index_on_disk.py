@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
+import httpx
 import pytest
+from fixtures.chat import ask, post
 from fixtures.command import Command
+from fixtures.live import LiveCommand
+from fixtures.scripted_server import ScriptedServer
 
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
@@ -49,10 +56,37 @@ def test_commands_take_it_like_any_index(
     command = ("generate", folder, "--model", tiny_model, "--backend", "transformers", "--max-new-tokens", "4")
     assert ragalign(*command, "--queries", queries, "--out", out).returncode == 0
     assert "nothing to do" in ragalign(*command, "--queries", queries, "--out", out).stderr
+    chat = ("Why is the sky blue?", *command[2:], "--json")
+    shown = [json.loads(ragalign("chat", index, *chat).stdout)["prompt"]["text"] for index in (folder, starter_index)]
+    assert shown[0] == shown[1] != ""
+    plans = [
+        json.loads(line)
+        for index in (folder, starter_index)
+        for line in ragalign(
+            "plan", index, "--queries", queries, "--tokenizer", tiny_model, "--json"
+        ).stdout.splitlines()[:1]
+    ]
+    assert [plan["prefix_bound"] for plan in plans] == [plans[0]["prefix_bound"]] * 2
     info = json.loads(ragalign("index", "info", folder, "--json").stdout)
     assert info["n_demonstrations"] == len(Pool.load(STARTER))
     assert "on disk" in ragalign("index", "info", folder).stdout
     assert ragalign("index", "verify", folder).returncode == 0
+
+
+@pytest.mark.slow
+def test_it_is_served_and_reloaded(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with ScriptedServer(lambda _: "An answer.") as server:
+        arguments = (folder, "--upstream", server.base_url, "--model", "m", "--tokenizer", tiny_model)
+        with LiveCommand(tmp_path / "log", *arguments, "--name", "tiny") as running:
+            for generation in (1, 2):
+                until = time.monotonic() + 30
+                while httpx.get(f"{running.url}/ready").json()["index_generation"] != generation:
+                    assert time.monotonic() < until, running.log.read_text()
+                    time.sleep(0.1)
+                answer = post(running.url, ask("Why is the sky blue?"))
+                assert answer.status_code == 200, answer.text
+                assert running.process is not None
+                os.kill(running.process.pid, signal.SIGHUP)
 
 
 def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, folder: Path, tmp_path: Path) -> None:
@@ -64,6 +98,7 @@ def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, 
         (("index", "add", folder, "--pool", STARTER), "is an index on disk"),
         (("search", folder, "Why?", "--retriever", "bm25"), "no retriever 'bm25'"),
         (("search", folder, "Why?", "--where", "category=maths"), "no filters"),
+        (("serve", folder, "--also", "ica-random", "--upstream", "http://127.0.0.1:9"), "no retriever 'random'"),
         (("bench", "--index", folder, "--queries", STARTER, "--model", "m", "--out", tmp_path / "b"), "on disk"),
     ):
         run = ragalign(*command)

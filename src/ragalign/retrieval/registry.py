@@ -38,9 +38,9 @@ _STRATEGIES: Mapping[str, type[Retriever]] = {
 }
 
 
-def retriever_names() -> tuple[str, ...]:
-    """The names of all retrievers, for `make_retriever`."""
-    return tuple(_STRATEGIES)
+def retriever_names(index: Index | DiskIndex | None = None) -> tuple[str, ...]:
+    """The names of all retrievers, or of those over this index, for `make_retriever`."""
+    return (DiskRetriever.name,) if isinstance(index, DiskIndex) else tuple(_STRATEGIES)
 
 
 def retriever_class(name: str) -> type[Retriever]:
@@ -79,7 +79,7 @@ def make_retriever(name: str, index: Index | DiskIndex, /, **options: Any) -> Re
     """
     chosen: type[Retriever | DiskRetriever] = retriever_class(name)
     if isinstance(index, DiskIndex):
-        if name != DiskRetriever.name:
+        if name not in retriever_names(index):
             raise ConfigError(f"{index.folder} is an index on disk, which has no retriever {name!r}; use 'dense'")
         chosen = DiskRetriever
     parameters = _parameters(chosen)
