@@ -143,8 +143,8 @@ FIGURES = {
         "demonstrations, and {r[thresholds][0.15][changes_noticed]:.1%} of topic changes are noticed."
     ),
     "affinity_engines": (
-        "The same with two real engines (toy model, two busy cores, three requests at a time), least-busy and then "
-        "affinity, by round: {r[loads][even][none][prefilled_tokens_per_request]} and "
+        "Least-busy routing, then prefix affinity, over two real engines (toy model, two busy cores, three requests at "
+        "a time), in each round: {r[loads][even][none][prefilled_tokens_per_request]} and "
         "{r[loads][even][prefix][prefilled_tokens_per_request]} tokens prefilled per request under even load, "
         "{r[loads][skewed][none][prefilled_tokens_per_request]} and "
         "{r[loads][skewed][prefix][prefilled_tokens_per_request]} under skewed load."

@@ -152,11 +152,7 @@ class Study:
             return retrieved("dense", part)
 
         n = len(self._ids) // 3
-        yield (
-            "dense in the longest third",
-            False,
-            lambda: within(sorted(words, key=lambda name: -(words[name] or 0))[:n])(),
-        )
+        yield "dense in the longest third", False, _THIRDS_SIZES, lambda: within(longest[:n])()
         yield "dense in the third by IFD", False, _THIRDS_SIZES, lambda: within(self._ifd_order(generator)[:n])()
         for number in range(_N_RANDOM_THIRDS):
             yield (

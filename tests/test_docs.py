@@ -208,7 +208,7 @@ def test_paths_in_contributing_exist() -> None:
 
 def test_every_room_is_in_contributing_and_the_api_pages() -> None:
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = next(each["layers"] for each in contract["contracts"] if each["name"] == "floors")
+    layers = next(each["layers"] for each in contract["contracts"] if each["name"] == "layers")
     rooms = [room for room in re.findall(r"ragalign\.(\w+)", " ".join(layers)) if not room.startswith("_")]
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert [room for room in rooms if not re.search(rf"`{room}(/|\.py)`", table)] == []

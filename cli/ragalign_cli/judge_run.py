@@ -65,9 +65,9 @@ def run(
         Path | None, typer.Option(help="The judge's prompt, as a file of the upstream tool.")
     ] = None,
     concurrency: Annotated[int, typer.Option(help="Maximum concurrent requests per judge.")] = 16,
-    tokens_per_minute: Annotated[int | None, typer.Option(help="Maximum tokens per minute and judge.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Maximum tokens per minute for each judge.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds before a request is cancelled and retried.")] = 120.0,
-    tries: Annotated[int, typer.Option(help="How often to ask until a reply can be parsed.")] = 1,
+    tries: Annotated[int, typer.Option(help="Maximum attempts to get a reply that can be parsed.")] = 1,
     token_limit: TokenLimitName = "auto",
     max_cost: Annotated[float | None, typer.Option(help="Maximum US dollars to spend.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Maximum requests to send, retries included.")] = None,
@@ -185,7 +185,7 @@ def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:
         for plan in plans
     ]
     console.print_table([(heading, "right" if heading != "judge" else "left") for heading in headings], rows)
-    console.note("token counts are estimates, retries come on top; no request was sent")
+    console.note("token counts are estimates and exclude retries; no request was sent")
 
 
 def _show_run(done: JudgeRun, figures: list[Figures], files: list[Path], *, as_json: bool) -> None:

@@ -173,7 +173,9 @@ def check(
     ] = None,
     reference_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a reference answer.")] = 256,
     max_difference: Annotated[float, typer.Option(help="Largest acceptable increase in nats per token.")] = 0.02,
-    min_same_top1: Annotated[float, typer.Option(help="Smallest acceptable share of equal most likely tokens.")] = 0.94,
+    min_same_top1: Annotated[
+        float, typer.Option(help="Minimum share of positions where both have the same most likely token.")
+    ] = 0.94,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:

@@ -40,14 +40,17 @@ def refine(
     out: PoolOut,
     by: Annotated[
         Literal["ifd", "perplexity"],
-        typer.Option(help="The base model's score: chooses the weak ones, and has to improve."),
+        typer.Option(help="Base model's score that selects the weak demonstrations, and that a rewrite must improve."),
     ] = "ifd",
     weakest: Annotated[int, typer.Option(metavar="N", min=1, help="Demonstrations to rewrite.")] = 100,
     min_similarity: Annotated[
         float, typer.Option(metavar="S", help="The lowest cosine of original and rewrite.")
     ] = 0.7,
     encoder: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="Compares them; by default MiniLM.", show_default=False)
+        Optional[str],
+        typer.Option(
+            metavar="NAME", help="Encoder that compares original and rewrite; by default MiniLM.", show_default=False
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="The recipe whose template applies.")] = "ica",
     max_requests: Annotated[
@@ -83,11 +86,11 @@ def refine(
 ) -> None:
     """Rewrite weak demonstrations where that helps.
 
-    The pool needs scores by the rule. An instruction-tuned model rewrites the
+    The pool must have scores by the rule given with --by. An instruction-tuned model rewrites the
     weakest responses; a rewrite replaces the original only if the base
     model's own score improves and its meaning stays near. The original, who
     rewrote it and both scores are kept in metadata.refined. If it is
-    interrupted, run the same command again: nothing is paid twice.
+    interrupted, run the same command again: nothing is paid for twice.
 
     \b
     Examples:
@@ -148,7 +151,8 @@ def refine(
     if rewrites.problems:
         reason = next(iter(rewrites.problems.values()))
         console.warning(
-            f"{len(rewrites.problems):,} were not rewritten, such as: {reason}; run the same command again to try them"
+            f"{len(rewrites.problems):,} were not rewritten, for example: {reason}; run the same command "
+            "again to retry them"
         )
     else:
         for path in (replies, scores):

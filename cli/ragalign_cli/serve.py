@@ -35,8 +35,8 @@ def serve(
     affinity: Annotated[
         Literal["prefix", "none"],
         typer.Option(
-            help="Which --upstream gets a request: prefix sends requests that begin alike to the same one, unless it "
-            "has 4 requests more than the least busy one; none always picks the least busy one."
+            help="Which --upstream gets a request: prefix sends requests that begin alike to the same server, "
+            "unless it has over 4 requests more than the least busy one; none always picks the least busy one."
         ),
     ] = "prefix",
     recipe: Annotated[str, typer.Option(help="The default recipe, used for the plain model name.")] = "ica",
@@ -73,7 +73,11 @@ def serve(
     max_running: Annotated[int, typer.Option(help="Maximum concurrent requests.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Maximum queued requests; further ones get status 429.")] = 256,
     rate_limit: Annotated[
-        Optional[int], typer.Option(help="Maximum requests per minute and key or address.", show_default=False)
+        Optional[int],
+        typer.Option(
+            help="Maximum requests per minute for each API key, or each client address without keys.",
+            show_default=False,
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds before a request is cancelled.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that a shutdown waits for running requests.")] = 60.0,
@@ -81,8 +85,8 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Seconds that a shutdown by SIGTERM still answers new requests, with /ready false, so that a load "
-            "balancer can notice.",
+            help="Seconds to keep answering new requests after SIGTERM, with /ready false, so that a load balancer "
+            "can notice.",
         ),
     ] = 0.0,
     cors: Annotated[

@@ -146,7 +146,7 @@ def score(
             [("candidates", "left"), ("pairs", "right"), ("gain, nats/token", "right"), ("helpful", "right")], rows
         )
     if summary["n_unmeasured"]:
-        console.warning(f"{summary['n_unmeasured']:,} pairs could not be measured, such as: {summary['reason']}")
+        console.warning(f"{summary['n_unmeasured']:,} pairs could not be measured, for example: {summary['reason']}")
     console.note(f"-> {run.files.path}")
 
 

@@ -173,9 +173,9 @@ def packaged_models() -> str:
 
 
 def floors() -> str:
-    """The floors of the import-linter contract, the highest first."""
+    """The layers of the import-linter contract, the highest first."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = next(entry["layers"] for entry in contract["contracts"] if entry["name"] == "floors")
+    layers = next(entry["layers"] for entry in contract["contracts"] if entry["name"] == "layers")
     rows = []
     for layer in layers:
         rooms = [room.strip().removeprefix("ragalign.") for room in layer.replace(":", "|").split("|")]

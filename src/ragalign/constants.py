@@ -177,7 +177,7 @@ def _random_answers_ood(
     pool: Pool, n: int, seed: int = 0, base: Sequence[Demonstration] = (), answers: Pool | None = None
 ) -> tuple[Demonstration, ...]:
     if answers is None:
-        raise ConfigError("out-of-domain answers come from another pool: name it (answers)")
+        raise ConfigError("out-of-domain answers come from another pool: set answers to it")
     return random_answers(pool, n, seed, base, answers)
 
 

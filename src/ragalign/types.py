@@ -322,7 +322,7 @@ class Decoding:
         seed: random seed; None samples differently each time.
         repetition_penalty: applies to prompt *and* output tokens in vLLM and transformers (1 is none).
         output_repetition_penalty: the same formula over output tokens only (1 is none); not supported by endpoints.
-        presence_penalty, frequency_penalty: apply to output tokens only (0 is none).
+        presence_penalty, frequency_penalty: penalty over output tokens only (0 is none).
         stop: stop strings in addition to the template's.
         top_k: sample from the `top_k` most likely tokens; 0 is all.
         min_p: sample from tokens with at least this share of the highest probability, in [0, 1]; 0 is all.

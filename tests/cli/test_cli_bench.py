@@ -205,7 +205,7 @@ def test_wrong_names_of_a_baseline_cost_nothing(
     for option in ("--baseline", "--fixed"):
         run = ragalign(*bench_arguments, option, "magic", "--out", tmp_path / "out")
         assert run.returncode == 2
-        assert "no recipe of this run is called 'magic'; there are zero-shot, fixed, mine, drawn" in run.stderr
+        assert "no recipe of this run is called 'magic'; choose one of zero-shot, fixed, mine, drawn" in run.stderr
         assert "starting the engine" not in run.stderr
 
 

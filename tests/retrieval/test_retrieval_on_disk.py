@@ -93,7 +93,7 @@ def test_what_an_index_on_disk_cannot_do_is_said_in_one_line(disk: DiskIndex, fo
         retriever.retrieve(QUESTIONS, 3, where={"category": "maths"})
     with pytest.raises(ConfigError, match="not a single text"):
         retriever.retrieve("why?", 3)
-    with pytest.raises(IndexFormatError, match="is an index on disk, which cannot be used here"):
+    with pytest.raises(IndexFormatError, match="is an index on disk, which this operation does not support"):
         Index.open(folder)
 
 

@@ -160,7 +160,7 @@ def test_a_broken_index_leaves_the_old_one(make_aligners: Any, upstream_service:
     with ScriptedServer() as server, upstream_service(server, load=lambda: make_aligners(tmp_path)) as running:
         answer = httpx.post(f"{running.url}/admin/reload")
         assert answer.status_code == 409
-        assert "the old index stays" in answer.json()["error"]["message"]
+        assert "the old one stays in use" in answer.json()["error"]["message"]
         assert post(running.url).status_code == 200
 
 

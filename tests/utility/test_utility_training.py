@@ -95,7 +95,9 @@ def test_it_reranks_the_neighbours_of_another_encoder(trained: Trained, minilm: 
 
 
 @pytest.mark.slow
-def test_a_set_stops_when_the_next_costs_more_than_it_adds(trained: Trained, minilm: Encoder) -> None:
+def test_a_set_stops_when_the_next_costs_more_than_it_adds(
+    trained: Trained, minilm: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
     index = Index.build(Pool.from_demonstrations(planted().demonstrations.values()), minilm)
     asked = ["Tell me about the shape of a penguin."]
     sizes = []
@@ -111,6 +113,9 @@ def test_a_set_stops_when_the_next_costs_more_than_it_adds(trained: Trained, min
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[2]
     assert sizes[-1] == 0
+    assert caplog.messages == [
+        "utility: 1 of 1 questions have no hit: no demonstration is predicted to gain more than its tokens cost"
+    ]
 
 
 def test_an_encoder_without_gains_is_refused(minilm: Encoder, minilm_folder: Path, tmp_path: Path) -> None:

@@ -150,9 +150,9 @@ def _generator(
             backend, model=str(model), context_length=context_length, ray=ray, workers=workers, **options
         )
     if ray is not None or workers is not None:
-        raise ConfigError("a Ray cluster runs a model by its name, not a generator that is already here")
+        raise ConfigError("ray and workers need the model's name or folder, not a generator object")
     if options:
-        raise ConfigError(f"generator options ({', '.join(options)}) without a model: name one")
+        raise ConfigError(f"generator options ({', '.join(options)}) need a model: pass its name or folder")
     return model
 
 

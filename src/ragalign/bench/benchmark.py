@@ -123,7 +123,7 @@ class Benchmark:
         notes: Sequence[str] = (),
     ) -> None:
         if scorers and judging is not None:
-            raise ConfigError("give metrics or judges, not both: the same folder takes the other afterwards")
+            raise ConfigError("give metrics or judges, not both; to add the other, run again with the same folder")
         if judging is not None:
             check_judges(judging.protocol, judging.judges)
             for judge in judging.judges:

@@ -109,7 +109,7 @@ def check_named(names: Sequence[str], name: str | None) -> str | None:
         ConfigError: no condition has it.
     """
     if name is not None and name not in names:
-        raise ConfigError(f"no recipe of this run is called {name!r}; there are {', '.join(names)}")
+        raise ConfigError(f"no recipe of this run is called {name!r}; choose one of {', '.join(names)}")
     return name
 
 

@@ -45,7 +45,7 @@ def read_likelihoods(path: Path, cases: Cases) -> dict[Key, Row]:
         key = (row["turn"], row["id"])
         if row["references"] == wanted.get(key):
             if "reason" not in row and not isinstance(row.get("nll"), float):
-                raise DataError(f"{path} is damaged: delete it, and the same command measures again")
+                raise DataError(f"{path} is damaged: delete it and run the same command again")
             found[key] = row
     return found
 

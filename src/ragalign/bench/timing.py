@@ -112,7 +112,7 @@ def read_timings(folder: Path) -> Timings | None:
             control=tuple(map(float, found["control"])),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is damaged: delete it, and the same command measures again") from None
+        raise DataError(f"{path} is damaged: delete it and run the same command again") from None
 
 
 def measure(

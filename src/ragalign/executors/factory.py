@@ -33,7 +33,7 @@ def start_generator(
     """
     if ray is None:
         if workers is not None:
-            raise ConfigError("workers are engines on a Ray cluster: name one, such as ray='local'")
+            raise ConfigError("workers needs a Ray cluster: pass ray, such as ray='local'")
         return make_generator(backend, model=model, context_length=context_length, **options)
     from ragalign.executors.generator import RayGenerator
 

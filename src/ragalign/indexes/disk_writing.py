@@ -50,8 +50,8 @@ def write_rows(folder: Path, batches: Iterable[Batch], metric: Metric) -> Writte
             dimension = dimension or vectors.shape[-1]
             if vectors.shape != (len(pool), dimension) or not measurable(vectors).all():
                 raise DataError(
-                    f"the batch at {n:,} has {len(pool):,} demonstrations and vectors of shape {list(vectors.shape)}, "
-                    "or some that are not finite"
+                    f"the batch that starts at demonstration {n:,} needs finite vectors of shape "
+                    f"[{len(pool)}, {dimension}], and has some of shape {list(vectors.shape)}; check the encoder"
                 )
             file.write(for_metric(vectors, metric).astype("<f4", copy=False).data)
             write(pool.table)

@@ -209,7 +209,7 @@ class Index:
         """
         index = cls.open(folder)
         if index.pool.fingerprint != index.manifest.pool_fingerprint:
-            raise IndexFormatError(f"the pool in {folder} does not match the manifest")
+            raise IndexFormatError(f"{folder} is damaged: the pool does not match the manifest; build the index again")
         if problem := checking.any_problem(index.vectors, index._faiss, index.manifest, index.pool.ids):
             raise IndexFormatError(f"{folder} is damaged: {problem}; build the index again")
         return index.manifest

@@ -70,7 +70,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, tuple[int, int]]:
             raise IndexFormatError(f"no index folder {folder}; build one with `ragalign index`") from None
         if (folder / DISK_MANIFEST).is_file():
             raise IndexFormatError(
-                f"{folder} is an index on disk, which cannot be used here; build one without --on-disk"
+                f"{folder} is an index on disk, which this operation does not support; build an index without --on-disk"
             ) from None
         raise IndexFormatError(f"{folder} has no {MANIFEST}: not an index, or its build was interrupted") from None
     except OSError as error:
@@ -104,7 +104,7 @@ def read_folder(folder: Path, load: Callable[[Manifest, Mapping[str, Path]], T],
             raise
         except OSError as error:
             raise IndexFormatError(f"cannot read {error.filename or folder}: {error.strerror or error}") from None
-    raise IndexFormatError(f"{folder} was replaced {_MAX_READS} times while it was being opened")
+    raise IndexFormatError(f"{folder} was replaced {_MAX_READS} times while it was being opened; try again")
 
 
 def write_folder(

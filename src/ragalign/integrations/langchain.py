@@ -84,7 +84,9 @@ def _query(variables: Mapping[str, str], key: str | None) -> str:
         raise DataError(f"the input variables must be a mapping, not {type(given).__name__}")
     if key is None:
         if len(variables) != 1:
-            raise ConfigError(f"which input variable is the query ({', '.join(variables) or 'none'})? Set input_key")
+            raise ConfigError(
+                f"cannot tell which input variable is the query ({', '.join(variables) or 'none'}); set input_key"
+            )
         [key] = variables
     if key not in variables:
         raise ConfigError(f"no input variable {key!r}; the variables are {', '.join(variables)}")

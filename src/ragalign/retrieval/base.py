@@ -90,7 +90,7 @@ class Retriever(ABC):
     """
 
     name: ClassVar[str] = "retriever"
-    reason_for_no_hit: ClassVar[str] = "no demonstration passes the filter and the exclusion"
+    reason_for_no_hit: str = "no demonstration passes the filter and the exclusion"
 
     def __init__(self, pool: Pool, space: Space | None = None) -> None:
         """Set the pool and its vectors.

@@ -35,7 +35,7 @@ class Bm25Retriever(Retriever):
     """
 
     name: ClassVar[str] = "bm25"
-    reason_for_no_hit: ClassVar[str] = "no allowed demonstration shares a word with them"
+    reason_for_no_hit: str = "no allowed demonstration shares a word with them"
 
     def __init__(
         self, index: Index, *, k1: float = 1.5, b: float = 0.75, stopwords: str | Sequence[str] | None = "english"

@@ -67,6 +67,8 @@ class UtilityRetriever(Retriever):
         self._n_candidates = whole("utility", "n_candidates", n_candidates)
         self._token_cost = None if token_cost is None else number("utility", "token_cost", token_cost, low=0)
         self._device = device
+        if token_cost is not None:
+            self.reason_for_no_hit = "no demonstration is predicted to gain more than its tokens cost"
         if not Path(self._name).is_dir():
             raise ConfigError(
                 f"utility: {self._name!r} is not a folder of a trained encoder; name one (model), as made by "

@@ -52,7 +52,7 @@ def engine_settings(vllm_config: Any, known: Mapping[str, Any]) -> EngineSetting
     n_heads = model_config.get_total_num_kv_heads()
     if n_heads % parallel.tensor_parallel_size:
         raise ConfigError(
-            f"keys and values cannot be reused: {n_heads} key-value heads cannot be shared out to "
+            f"keys and values cannot be reused: {n_heads} key-value heads cannot be split evenly across "
             f"{parallel.tensor_parallel_size} devices; set tensor_parallel_size to a divisor of {n_heads}"
         )
     load_format = str(getattr(vllm_config.load_config.load_format, "value", vllm_config.load_config.load_format))

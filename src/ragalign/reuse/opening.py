@@ -54,7 +54,7 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
     """Check, before an engine starts, that the model's keys can be moved.
 
     Raises:
-        ConfigError: it is one, with its name and the reason.
+        ConfigError: they cannot; the message names the model type and the reason.
     """
     from transformers import AutoConfig
 

@@ -15,11 +15,11 @@ class ReuseSettings:
     """Whether and how demonstrations' kept keys and values are put into prompts.
 
     Attributes:
-        enabled: whether they are.
-        real: how many of the most similar demonstrations are computed all the same, last before the conversation.
+        enabled: whether to reuse kept keys and values.
+        real: number of most similar demonstrations to compute anyway; they come last, before the conversation.
         memory: bytes of host memory for the demonstrations used most recently, such as 8000000000 or "8 GB".
         gpu_memory: the same in GPU memory.
-        store: the folder that `ragalign kv build` fills; empty is one beside the index.
+        store: the folder that `ragalign kv build` fills; if empty, one beside the index.
 
     Raises:
         ConfigError: a value is out of range.

@@ -168,7 +168,7 @@ class Store:
         if names:
             raise ConfigError(
                 f"{self.folder}: these keys and values were computed with another {_differences(names, here, there)}; "
-                "build a store of its own for this one (`ragalign kv build --store FOLDER`)"
+                "build a separate store for this configuration (`ragalign kv build --store FOLDER`)"
             )
 
     def bind(self, model: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:

@@ -189,7 +189,7 @@ class Service:
                 aligners = await asyncio.to_thread(self._load)
             except RagalignError as error:
                 self.metrics.reloads.labels("refused").inc()
-                raise ApiError(409, f"the old index stays: {error}") from error
+                raise ApiError(409, f"the index was not reloaded, and the old one stays in use: {error}") from error
         except ApiError as error:
             log.error("not reloaded: %s", error)
             raise

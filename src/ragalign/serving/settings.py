@@ -19,22 +19,22 @@ class Limits:
     """Limits of a request, a client and the whole service.
 
     Attributes:
-        max_body_bytes: of a request.
-        max_messages: in a conversation.
-        max_prompt_tokens: of a packed prompt; None for what the model's context allows.
-        max_new_tokens: largest allowed `max_tokens`.
+        max_body_bytes: maximum size of a request's body.
+        max_messages: maximum number of messages in a conversation.
+        max_prompt_tokens: maximum tokens of a packed prompt; None for what the model's context allows.
+        max_new_tokens: maximum of `max_tokens`.
         max_n: maximum number of answers per request.
         max_running: maximum number of concurrent requests.
         max_waiting: maximum number of queued requests; further ones get 429.
-        requests_per_minute: per API key, or per client address without keys; None for no limit.
+        requests_per_minute: maximum per API key, or per client address without keys; None for no limit.
         timeout_s: seconds after which a request is cancelled (504), waiting included.
-        body_timeout_s: seconds in which a request's body must have come in.
-        max_url_bytes: of path and query together.
-        max_headers: header fields of a request.
-        max_header_bytes: of all header fields together.
-        head_timeout_s: seconds in which a request's head must have come in.
+        body_timeout_s: seconds within which a request's body must arrive.
+        max_url_bytes: maximum size of path and query together.
+        max_headers: maximum number of header fields.
+        max_header_bytes: maximum size of all header fields together.
+        head_timeout_s: seconds within which a request's head must arrive.
         write_timeout_s: seconds after which a client that reads nothing of its answer is cut off.
-        max_connections: open at once.
+        max_connections: maximum number of open connections.
         max_conversations: conversations whose demonstrations are remembered; the least recently used go first.
     """
 
