@@ -143,6 +143,7 @@ def index(
     from ragalign.encoders import DEFAULT_ENCODER, Encoder
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
+    from ragalign.indexes.store import refuse_other_folders
     from ragalign.recipes import IndexSettings, Recipe
 
     settings = IndexSettings()
@@ -157,20 +158,25 @@ def index(
         raise ConfigError("give --out DIR, the index folder to write")
     out_folder(out)
     start = time.perf_counter()
-    near = near_duplicates or settings.near_duplicates
+    near = settings.near_duplicates if near_duplicates is None else near_duplicates
     sources = list(pools or settings.pool)
+    given_shape = shape if shape != "auto" else settings.shape
+    given_fields = field or [f"{name}={own}" for name, own in settings.fields.items()]
+    unwrap = unwrap or settings.unwrap
+    metadata = metadata or list(settings.metadata)
     load_pool = partial(
         load,
-        shape=shape if shape != "auto" else settings.shape,
-        field=field or [f"{name}={own}" for name, own in settings.fields.items()],
+        shape=given_shape,
+        field=given_fields,
         on_error="skip" if "skip" in (on_error, settings.on_error) else "strict",
-        unwrap=unwrap or settings.unwrap,
-        metadata=metadata or settings.metadata,
+        unwrap=unwrap,
+        metadata=metadata,
     )
     pool = None
     if on_disk:
         _check_on_disk(out, near)
     else:
+        refuse_other_folders(out)
         pool = _without_near_duplicates(load_pool(sources), near)
         warn_of_skipped(pool.report)
         note_unused(pool.report)
@@ -189,7 +195,8 @@ def index(
             "kind": kind or settings.kind, "metric": metric or settings.metric, "text": text or settings.text
         }  # fmt: skip
         if pool is None:
-            stored = index_on_disk.build(sources, load_pool, chosen, out, **options)
+            as_stored = given_shape == "auto" and not (given_fields or unwrap or metadata)
+            stored = index_on_disk.build(sources, load_pool, chosen, out, as_stored=as_stored, **options)
             index_on_disk.print_built(stored, time.perf_counter() - start, json)
             return
         built = Index.build(pool, chosen, **options, show_progress=True)

@@ -22,6 +22,7 @@ def build(
     encoder: Encoder,
     out: Path,
     *,
+    as_stored: bool,
     kind: str,
     metric: Metric,
     text: TextForm,
@@ -29,8 +30,9 @@ def build(
     """Build an index on disk.
 
     Args:
-        files: the files of demonstrations; those that ragalign wrote as Parquet are read in parts, others whole.
-        load: reads a file of any other kind.
+        files: the files of demonstrations.
+        load: reads a file whole.
+        as_stored: whether files that ragalign wrote as Parquet are read in parts, without `load`.
         encoder: makes the vectors.
         out: the folder to write.
         kind: ``auto`` or a FAISS factory string.
@@ -46,7 +48,7 @@ def build(
 
     def pools() -> Iterator[Pool]:
         for file in files:
-            if is_stored(file):
+            if as_stored and is_stored(file):
                 yield from stored_pools([file])
             else:
                 pool = load([file])
@@ -67,7 +69,7 @@ def build(
 def print_built(index: DiskIndex, seconds: float, json: bool) -> None:
     """Print what was built."""
     about = index.manifest
-    size = sum(about.files.values())
+    size = sum(file.size for file in about.files)
     if json:
         console.print_json(
             {
@@ -96,5 +98,5 @@ def info_rows(about: DiskManifest) -> list[tuple[str, str]]:
         ("metric", about.metric),
         ("FAISS", about.factory),
         ("pool fingerprint", about.pool_fingerprint[:16]),
-        ("size", f"{sum(about.files.values()) / 1e6:,.1f} MB"),
+        ("size", f"{sum(file.size for file in about.files) / 1e6:,.1f} MB"),
     ]

@@ -94,7 +94,10 @@ def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, 
     for command, message in (
         (("index", "--pool", STARTER, "--on-disk", "--out", folder), "exists; an index on disk is not replaced"),
         (("index", "--pool", STARTER, "--on-disk", "--near-duplicates", "0.9", "--out", tmp_path / "b"), "in memory"),
-        (("index", "--pool", STARTER, "--on-disk", "--kind", "flat", "--out", tmp_path / "b"), "flat"),
+        (("index", "--pool", STARTER, "--on-disk", "--kind", "flat", "--out", tmp_path / "b"), "inverted lists"),
+        (("index", "--pool", STARTER, "--kind", "IVFnonsense", "--out", tmp_path / "b"), "'IVFnonsense' for 384 dimen"),
+        (("index", "--pool", STARTER, "--near-duplicates", "0", "--out", tmp_path / "b"), "0"),
+        (("index", "--pool", STARTER, "--out", tmp_path), "neither empty nor an index"),
         (("index", "add", folder, "--pool", STARTER), "is an index on disk"),
         (("search", folder, "Why?", "--retriever", "bm25"), "no retriever 'bm25'"),
         (("search", folder, "Why?", "--where", "category=maths"), "no filters"),
@@ -109,12 +112,35 @@ def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, 
     assert not (tmp_path / "b").exists()
 
 
+def test_options_of_the_form_hold_for_stored_files_too(ragalign: Command, tmp_path: Path) -> None:
+    wrapped = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    )
+    rows = [
+        {
+            "instruction": f"{wrapped}\n\n### Instruction:\nName {n} rivers.\n\n### Response:\n",
+            "response": f"River {n}.",
+        }
+        for n in range(50)
+    ]
+    (tmp_path / "w.json").write_text(json.dumps(rows))
+    assert ragalign("pool", "convert", tmp_path / "w.json", "--out", tmp_path / "w.parquet").returncode == 0
+    found = []
+    for name, more in (("a", ("--on-disk",)), ("b", ())):
+        index = ("index", "--pool", tmp_path / "w.parquet", "--unwrap", "--out", tmp_path / name, *more)
+        run = ragalign(*index)
+        assert run.returncode == 0, run.stderr
+        hits = json.loads(ragalign("search", tmp_path / name, "Name 7 rivers?", "-k", "3", "--json").stdout)["hits"]
+        found.append([hit["id"] for hit in hits])
+    assert found[0][0] == found[1][0]
+
+
 def test_a_damaged_one_is_refused(ragalign: Command, folder: Path) -> None:
     with (folder / "vectors.f32").open("r+b") as file:
         file.write(b"\xff" * 64)
     run = ragalign("index", "verify", folder)
     assert run.returncode != 0
-    assert "not finite" in run.stderr
+    assert "the SHA-256 of vectors.f32 does not match" in " ".join(run.stderr.split())
     (folder / "ids.bin").write_bytes(b"")
     run = ragalign("search", folder, "Why?")
     assert run.returncode != 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ragalign.encoders import Encoder
@@ -135,8 +139,8 @@ def test_nothing_is_left_of_a_build_that_fails(vectors: np.ndarray, tmp_path: Pa
     for source, factory, error, message in (
         (broken(vectors), "IVF4,PQ8", OSError, "the disk"),
         (iter([]), "IVF4,PQ8", DataError, "nothing to index"),
-        (iter([(pool_of(0, 5), vectors[:4])]), "IVF4,PQ8", DataError, "5 demonstrations"),
-        (iter([(pool_of(0, 300), bad)]), "IVF4,PQ8", DataError, "not finite"),
+        (iter([(pool_of(0, 5), vectors[:4])]), "IVF4,PQ8", DataError, r"shape \[5, 32\]"),
+        (iter([(pool_of(0, 300), bad)]), "IVF4,PQ8", DataError, "finite vectors of shape"),
         (batches(vectors[:900]), "Flat", ConfigError, "Flat"),
         (batches(vectors[:900]), "nonsense", ConfigError, "nonsense"),
         (batches(vectors[:900]), "IVF2000,PQ8", ConfigError, "IVF2000"),
@@ -149,9 +153,73 @@ def test_nothing_is_left_of_a_build_that_fails(vectors: np.ndarray, tmp_path: Pa
         DiskIndex.build(tmp_path / "i", batches(vectors), factory="IVF4,PQ8")
 
 
-def test_damaged_folders_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    import shutil
+def test_what_a_killed_build_left_is_removed_and_two_builds_are_one_too_many(
+    vectors: np.ndarray, tmp_path: Path
+) -> None:
+    left = tmp_path / ".i.writing"
+    left.mkdir()
+    (left / "vectors.f32").write_bytes(b"half of it")
 
+    def source() -> Iterator[tuple[Pool, np.ndarray]]:
+        with pytest.raises(ConfigError, match="another process is building"):
+            DiskIndex.build(tmp_path / "i", batches(vectors), factory="IVF4,PQ8")
+        yield from batches(vectors[:900])
+
+    umask = os.umask(0o022)
+    try:
+        DiskIndex.build(tmp_path / "i", source(), factory="IVF4,PQ8")
+    finally:
+        os.umask(umask)
+    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+    assert (tmp_path / "i").stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "i").iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize("name", ["lists.faiss", "lists.ivf", "vectors.f32", "pool.parquet", "ids.bin"])
+def test_verify_notices_every_changed_byte(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert len(DiskIndex.open(copy)) == DiskIndex.verify(copy).n_demonstrations
+    with (copy / name).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        [last] = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(IndexFormatError, match=name if name == "lists.ivf" else "."):
+        DiskIndex.verify(copy)
+
+
+def test_lists_that_name_other_vectors_are_damage(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lists = copy / "lists.ivf"
+    lists.write_bytes(b"\x7f" * lists.stat().st_size)
+    with pytest.raises(IndexFormatError, match="its lists name other vectors"):
+        DiskIndex.open(copy).search(made(1), 3)
+
+
+def test_a_factory_is_checked_before_anything_is_encoded(minilm: Encoder, tmp_path: Path) -> None:
+    def never() -> Iterator[tuple[Pool, np.ndarray]]:
+        raise AssertionError("it was read")
+        yield
+
+    for factory in ("flat", "Flat", "HNSW32", "nonsense", "IVF4,PQ7"):
+        with pytest.raises(ConfigError, match=f"cannot build '{factory}'"):
+            DiskIndex.build(tmp_path / "i", never(), factory=factory, encoder=minilm)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_of_an_edited_file_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pool_of(0, 5).save(path)
+    table = pq.read_table(path)
+    texts = table["instruction"].to_pylist()
+    edited = table.set_column(1, table.schema.field(1), pa.array([*texts[:3], "Another?", texts[4]], pa.large_string()))
+    pq.write_table(edited, path)
+    for read in (lambda: list(stored_pools([path], rows=2)), lambda: Pool.load(path)):
+        with pytest.raises(DataError, match="row 4: the id is not that of its texts"):
+            read()
+
+
+def test_damaged_folders_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     def refuses(path: Path) -> None:
         with pytest.raises(IndexFormatError) as refused:
             DiskIndex.open(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,33 @@ def test_verify_sets_damaged_pieces_aside_so_that_they_are_computed_again(tmp_pa
     assert str(path) in fault
     assert missing(store, [[0], [1], [2]]) == [[1]]
     assert verify(store) == []
+
+
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    name = piece_name([1])
+    store.write(name, piece())
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", failing)
+        assert verify(store) == [f"{store.path(name)}: Permission denied"]
+        store.clean()
+    assert verify(store) == []
+    assert list(store.names()) == [name]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        store = Store.create(tmp_path / "kv", MANIFEST)
+        store.write(piece_name([1]), piece())
+    finally:
+        os.umask(umask)
+    for path in (store.folder / "manifest.json", store.path(piece_name([1]))):
+        assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_piece_is_mapped_and_outlives_its_file(tmp_path: Path) -> None:

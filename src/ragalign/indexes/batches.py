@@ -15,6 +15,7 @@ from ragalign.indexes.disk_writing import Batch
 from ragalign.indexes.encoding import texts_of
 from ragalign.indexes.manifest import TextForm
 from ragalign.pool import Pool
+from ragalign.pool.storage import check_ids
 
 _ROWS = 50_000
 
@@ -44,14 +45,18 @@ def stored_pools(paths: Sequence[str | Path], *, rows: int = _ROWS) -> Iterator[
         rows: demonstrations per part.
 
     Raises:
-        DataError: a file cannot be read, or has other columns.
+        DataError: a file cannot be read, has other columns, or an id is not that of its texts.
     """
     for path in paths:
         if not is_stored(path):
             raise DataError(f"{path} is not a Parquet file with the columns of a pool; write one with Pool.save")
         with pq.ParquetFile(path) as file:
+            n_before = 0
             for batch in file.iter_batches(batch_size=rows):
-                yield Pool(pa.Table.from_batches([batch]).replace_schema_metadata(None))
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                check_ids(table, path, n_before)
+                n_before += len(table)
+                yield Pool(table)
 
 
 def is_stored(path: str | Path) -> bool:

@@ -88,6 +88,26 @@ def _grouped(path: Path) -> Iterator[Callable[[pa.Table], None]]:
             writer.close()
 
 
+def check_factory(factory: str, dimension: int) -> None:
+    """Check a factory string before anything slow starts.
+
+    Raises:
+        ConfigError: FAISS does not know it, or it has no inverted lists.
+    """
+    faiss = require("faiss", "an index")
+    try:
+        faiss.extract_index_ivf(faiss.index_factory(dimension, factory))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"FAISS cannot build {factory!r} on disk for {dimension} dimensions: {_reason(error)}; use auto, or a "
+            "factory string with inverted lists, such as IVF4096,SQ8"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rsplit(": ", 1)[-1]
+
+
 def write_lists(
     folder: Path, vectors: NDArray[np.float32], factory: str, *, inner_product: bool, shard: int, seed: int
 ) -> None:
@@ -119,9 +139,8 @@ def write_lists(
             merge_ondisk(index, names, str(folder / LISTS))
         faiss.write_index(index, str(folder / FAISS))
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()).rsplit(": ", 1)[-1]
         raise ConfigError(
-            f"FAISS cannot build {factory!r} on disk from {n:,} x {dimension} vectors: {reason}"
+            f"FAISS cannot build {factory!r} on disk from {n:,} x {dimension} vectors: {_reason(error)}"
         ) from None
     for name in names:
         Path(name).unlink()

@@ -61,10 +61,8 @@ class FaissIndex:
         faiss = _import_faiss()
         n, dimension = vectors.shape
         metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+        index = cls._new(faiss, factory, dimension, metric)
         try:
-            index = faiss.index_factory(dimension, factory, metric)
-            if index.metric_type != metric:  # it drops the metric silently
-                raise ConfigError(f"FAISS supports {factory!r} for the metric l2 only; use that metric or another kind")
             kept_alive = _prepare(faiss, index)
             if not index.is_trained:
                 index.train(vectors)
@@ -80,6 +78,29 @@ class FaissIndex:
                 f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}; "
                 "choose another kind (auto, flat, hnsw, ivf or a factory string)"
             ) from None
+
+    @classmethod
+    def check(cls, factory: str, dimension: int, *, inner_product: bool) -> None:
+        """Check a factory string before anything slow starts.
+
+        Raises:
+            ConfigError: FAISS does not know it, or does not support it for inner products.
+        """
+        faiss = _import_faiss()
+        cls._new(faiss, factory, dimension, faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2)
+
+    @staticmethod
+    def _new(faiss: Any, factory: str, dimension: int, metric: Any) -> Any:
+        try:
+            index = faiss.index_factory(dimension, factory, metric)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"FAISS cannot build {factory!r} for {dimension} dimensions: {_reason(error)}; "
+                "choose another kind (auto, flat, hnsw, ivf or a factory string)"
+            ) from None
+        if index.metric_type != metric:  # it drops the metric silently
+            raise ConfigError(f"FAISS supports {factory!r} for the metric l2 only; use that metric or another kind")
+        return index
 
     @classmethod
     def open(cls, path: Path, search: Mapping[str, int]) -> FaissIndex:

@@ -79,6 +79,7 @@ class Index:
             raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
         if text not in get_args(TextForm):
             raise ConfigError(f"text must be one of {', '.join(get_args(TextForm))}, not {text!r}")
+        FaissIndex.check(choose(kind, len(pool)).factory, encoder.dimension, inner_product=metric != "l2")
         vectors, n_truncated = encode_pool(pool, encoder, text, show_progress)
         record = EncoderRecord.of(encoder)
         return cls._assemble(

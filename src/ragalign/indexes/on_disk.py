@@ -3,7 +3,7 @@
 A search reads the lists that it probes and the raw vectors of its candidates, from memory-mapped files, and the texts
 of its hits by row group. So memory holds the coarse centroids and what the operating system keeps of the files.
 
-The folder has `index.json` (a description, with every file's size), `lists.faiss` (centroids and quantiser),
+The folder has `index.json` (a description, with every file's size and hash), `lists.faiss` (centroids and quantiser),
 `lists.ivf` (the inverted lists, FAISS's OnDiskInvertedLists), `vectors.f32` (raw, scaled for the metric),
 `pool.parquet` and `ids.bin` (see `ragalign.pool.stored`).
 """
@@ -16,28 +16,39 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ragalign._locks import LockedError, locked
 from ragalign._optional import require
+from ragalign._progress import progress
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
 from ragalign.generation._quiet import quiet
-from ragalign.indexes.disk_writing import FAISS, FILES, IDS, POOL, VECTORS, Batch, write_lists, write_rows
+from ragalign.indexes.disk_writing import (
+    FAISS,
+    FILES,
+    IDS,
+    POOL,
+    VECTORS,
+    Batch,
+    check_factory,
+    write_lists,
+    write_rows,
+)
 from ragalign.indexes.encoding import load_recorded, require_same_encoder, texts_of
 from ragalign.indexes.faiss_backend import Found
 from ragalign.indexes.kinds import choose_on_disk
-from ragalign.indexes.manifest import EncoderRecord, Metric, TextForm
-from ragalign.indexes.store import DISK_MANIFEST
+from ragalign.indexes.manifest import EncoderRecord, FileRecord, Metric, TextForm
+from ragalign.indexes.store import DISK_MANIFEST, flush, sha256_of
 from ragalign.indexes.vectors import for_metric, measurable
 from ragalign.pool.stored import StoredPool
 
-_FORMAT = "ragalign-disk-index-2"
-# Vectors that are quantised in memory before they go to disk, or read for a check.
+_FORMAT = "ragalign-disk-index-3"
+# Vectors that are quantised in memory before they go to disk.
 _SHARD = 500_000
 _PROBES, _CANDIDATES = 64, 10
 
@@ -57,7 +68,7 @@ class DiskManifest:
         text: the encoded texts: the ``instruction``, or ``both`` instruction and response.
         encoder: the encoder that made the vectors; None if they came from elsewhere.
         n_truncated: number of texts longer than the encoder's limit; None if there is no encoder.
-        files: size of each file in bytes.
+        files: the other files, with their sizes and hashes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -70,7 +81,7 @@ class DiskManifest:
     text: TextForm = "instruction"
     encoder: EncoderRecord | None = None
     n_truncated: int | None = None
-    files: dict[str, int] = field(default_factory=dict)
+    files: list[FileRecord] = field(default_factory=list)
     format: str = _FORMAT
 
 
@@ -132,8 +143,10 @@ class DiskIndex:
             raise ConfigError(f"{target} exists; choose another folder, or remove it")
         if metric not in get_args(Metric):
             raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
+        if encoder is not None and factory != "auto":
+            check_factory(factory, encoder.dimension)
         target.parent.mkdir(parents=True, exist_ok=True)
-        working = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        working = target.parent / f".{target.name}.writing"
         n_truncated = 0
 
         def counted() -> Iterator[Batch]:
@@ -145,21 +158,29 @@ class DiskIndex:
                 del pool, vectors
 
         try:
-            written = write_rows(working, counted(), metric)
-            n, dimension = written.n, written.dimension
-            vectors = np.memmap(working / VECTORS, dtype="<f4", mode="r", shape=(n, dimension))
-            chosen = choose_on_disk(n, dimension) if factory == "auto" else factory
-            write_lists(working, vectors, chosen, inner_product=metric != "l2", shard=shard, seed=seed)
-            record = None if encoder is None else EncoderRecord.of(encoder)
-            files = {name: (working / name).stat().st_size for name in FILES}
-            manifest = DiskManifest(
-                n, written.fingerprint, dimension, metric, chosen, text, record,
-                None if encoder is None else n_truncated, files,
-            )  # fmt: skip
-            (working / DISK_MANIFEST).write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
-            working.rename(target)
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
+            with locked(target.parent / f".{target.name}.lock"):
+                shutil.rmtree(working, ignore_errors=True)  # what a killed build has left
+                working.mkdir()
+                try:
+                    written = write_rows(working, counted(), metric)
+                    n, dimension = written.n, written.dimension
+                    vectors = np.memmap(working / VECTORS, dtype="<f4", mode="r", shape=(n, dimension))
+                    chosen = choose_on_disk(n, dimension) if factory == "auto" else factory
+                    write_lists(working, vectors, chosen, inner_product=metric != "l2", shard=shard, seed=seed)
+                    manifest = DiskManifest(
+                        n, written.fingerprint, dimension, metric, chosen, text,
+                        None if encoder is None else EncoderRecord.of(encoder),
+                        None if encoder is None else n_truncated, [_record(working / name) for name in FILES],
+                    )  # fmt: skip
+                    (working / DISK_MANIFEST).write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
+                    flush(working / DISK_MANIFEST)
+                    flush(working)
+                    working.rename(target)
+                    flush(target.parent)
+                finally:
+                    shutil.rmtree(working, ignore_errors=True)
+        except LockedError:
+            raise ConfigError(f"another process is building {target}; wait until it is done") from None
         if n_truncated and encoder is not None:
             _log.warning(
                 "%d of %d texts are longer than the %s tokens of the encoder %s: their ends are not searched",
@@ -187,9 +208,11 @@ class DiskIndex:
             if (found_format := json.loads(content).get("format")) != _FORMAT:
                 raise ValueError(f"format {found_format!r}")
             manifest = TypeAdapter(DiskManifest).validate_json(content)
-            for name, size in manifest.files.items():
-                if (found := (path / name).stat().st_size) != size:
-                    raise ValueError(f"{name} has {found:,} bytes instead of {size:,}")
+            if sorted(record.name for record in manifest.files) != sorted(FILES):
+                raise ValueError("its description names other files")
+            for record in manifest.files:
+                if (found := (path / record.name).stat().st_size) != record.size:
+                    raise ValueError(f"{record.name} has {found:,} bytes instead of {record.size:,}")
             faiss = require("faiss", "an index")
             with quiet():  # FAISS prints to stdout that the folder was moved
                 index = faiss.read_index(str(path / FAISS), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
@@ -205,27 +228,19 @@ class DiskIndex:
 
     @classmethod
     def verify(cls, folder: str | Path) -> DiskManifest:
-        """Read an index completely, part by part: sizes, ids, and that all vectors are valid.
+        """Compare every file with its hash, which reads all of them.
 
         Raises:
             IndexFormatError: the first problem found.
         """
         index = cls.open(folder)
-        n = len(index)
-        for start in range(0, n, _SHARD):
-            if not measurable(np.asarray(index.vectors[start : start + _SHARD])).all():
-                raise IndexFormatError(f"{folder} is damaged: a vector is not finite; build it again")
-        row = 0
-        try:
-            for part in index.pool.parts():
-                for demonstration in part:
-                    first = index.pool.position(demonstration.id)
-                    if first != row and index.pool[first].id != demonstration.id:
-                        raise ValueError(f"the id of row {row:,} leads to row {first:,}")
-                    row += 1
-        except (ValueError, DataError, IndexError, OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise IndexFormatError(f"{folder} is damaged: {reason}; build it again") from None
+        with progress("verifying", len(FILES), "files") as advance:
+            for record in index.manifest.files:
+                if sha256_of(index.folder / record.name) != record.sha256:
+                    raise IndexFormatError(
+                        f"{folder} is damaged: the SHA-256 of {record.name} does not match; build it again"
+                    )
+                advance(1)
         return index.manifest
 
     def __len__(self) -> int:
@@ -267,6 +282,7 @@ class DiskIndex:
             ConfigError: k, probes or candidates is below 1.
             IndexMismatchError: the vectors have another dimension.
             DataError: a vector contains NaN, infinity or huge values.
+            IndexFormatError: the files are damaged.
         """
         if min(k, probes, candidates) < 1:
             raise ConfigError(f"k, probes and candidates must be at least 1, not {k}, {probes} and {candidates}")
@@ -284,8 +300,15 @@ class DiskIndex:
         positions = np.full((len(queries), k), -1, dtype=np.int64)
         for row, (query, places) in enumerate(zip(queries, found, strict=True)):
             places = np.sort(places[places >= 0])  # in the file's order
+            if len(places) and places[-1] >= len(self):
+                raise IndexFormatError(f"{self.folder} is damaged: its lists name other vectors; build it again")
             raw = self.vectors[places]
             exact = raw @ query if metric != "l2" else -((raw - query) ** 2).sum(axis=1)
             best = np.lexsort((places, -exact))[:k]
             scores[row, : len(best)], positions[row, : len(best)] = exact[best], places[best]
         return scores, positions
+
+
+def _record(path: Path) -> FileRecord:
+    flush(path)
+    return FileRecord(path.name, path.stat().st_size, sha256_of(path))

@@ -127,7 +127,7 @@ def write_folder(
         IndexFormatError: it cannot be written; the existing index is unchanged.
     """
     try:
-        _refuse_other_folders(folder)
+        refuse_other_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / _LOCK):
             if expected is not None and expected != (now := _current(folder)) and now is not None:
@@ -155,17 +155,17 @@ def _write(folder: Path, manifest: Manifest, writers: Mapping[str, Callable[[Pat
     for role, extension in EXTENSIONS.items():
         path = workshop / f"{role}{extension}"
         writers[role](path)
-        _flush(path)
-        digest = _sha256(path)
+        flush(path)
+        digest = sha256_of(path)
         files[role] = FileRecord(f"{role}-{digest}{extension}", path.stat().st_size, digest)
         path.replace(folder / files[role].name)
-    _flush(folder)
+    flush(folder)
     content = replace(manifest, files=files).to_bytes()
     path = workshop / MANIFEST
     path.write_bytes(content)
-    _flush(path)
+    flush(path)
     path.replace(folder / MANIFEST)
-    _flush(folder)
+    flush(folder)
     return Manifest.from_bytes(content, str(folder / MANIFEST))
 
 
@@ -187,7 +187,12 @@ def _current(folder: Path) -> str | None:
     return read_manifest(folder).checksum if (folder / MANIFEST).exists() else None
 
 
-def _refuse_other_folders(folder: Path) -> None:
+def refuse_other_folders(folder: Path) -> None:
+    """Check that an index can be written to a folder.
+
+    Raises:
+        ConfigError: it is a file, or contains something other than an index.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder for the index")
     if not folder.is_dir():
@@ -208,16 +213,17 @@ def _check_file(path: Path, record: FileRecord, verify: Verification) -> None:
     size = path.stat().st_size
     if size != record.size:
         raise IndexFormatError(f"{path} is damaged: {size} bytes instead of {record.size}; build the index again")
-    if verify == "full" and _sha256(path) != record.sha256:
+    if verify == "full" and sha256_of(path) != record.sha256:
         raise IndexFormatError(f"{path} is damaged: its SHA-256 does not match; build the index again")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file or a folder's entries to disk, so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:

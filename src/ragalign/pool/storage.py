@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +11,8 @@ import pyarrow.parquet as pq
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.pool.table import ROWS_AT_ONCE, SCHEMA
+from ragalign.runs import replacing
+from ragalign.types import content_id
 
 _FORMAT_KEY = b"ragalign_pool"
 _FORMAT_VERSION = b"1"
@@ -29,16 +29,8 @@ def save(table: pa.Table, path: Path) -> None:
     if write is None:
         raise ConfigError(f"{path}: unknown extension {path.suffix!r} for a pool; use .parquet or .jsonl")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            os.close(handle)
+        with replacing(path) as temporary:
             write(table, temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from None
 
@@ -61,7 +53,22 @@ def read_saved_parquet(path: Path) -> pa.Table | None:
         raise DataError(f"{path}: not readable as Parquet ({reason}); download or save the file again") from None
     if not table.schema.equals(SCHEMA) or pc.count_distinct(table["id"]).as_py() != table.num_rows:
         raise DataError(f"{path}: marked as a saved pool, but its columns are not those of a pool; save it again")
+    check_ids(table, path)
     return table.replace_schema_metadata(None)
+
+
+def check_ids(table: pa.Table, path: str | Path, first_row: int = 0) -> None:
+    """Check that every id is that of its texts, which an edited file forgets.
+
+    Raises:
+        DataError: one is not.
+    """
+    columns = (table[name].to_pylist() for name in ("id", "instruction", "response"))
+    for row, (id_, instruction, response) in enumerate(zip(*columns, strict=True), first_row + 1):
+        if id_ != content_id(instruction, response):
+            raise DataError(
+                f"{path}: row {row:,}: the id is not that of its texts; remove the column `id` and load the file again"
+            )
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
@@ -76,9 +83,3 @@ def _write_jsonl(table: pa.Table, path: Path) -> None:
             for row in batch.to_pylist():
                 row["metadata"] = json.loads(row["metadata"])
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from ragalign.types import Demonstration
 
 # Rows that are read for one text, and row groups that are kept.
 ROW_GROUP, _GROUPS_KEPT = 2048, 64
+_ID = re.compile("[0-9a-f]{16}")
 # An id's 16 hexadecimal digits as a number, and the row that it is in.
 ID_ROW = np.dtype([("id", "<u8"), ("row", "<i8")])
 
@@ -111,10 +113,7 @@ class StoredPool:
 
 def id_number(id: str) -> int | None:  # noqa: A002
     """An id as a number; None for what is no id."""
-    try:
-        return int(id, 16) if len(id) == 16 else None
-    except ValueError:
-        return None
+    return int(id, 16) if _ID.fullmatch(id) else None
 
 
 def write_ids(path: Path, ids: Iterator[pa.ChunkedArray]) -> int:

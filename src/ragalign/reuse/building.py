@@ -11,7 +11,7 @@ from ragalign.generator import Generator
 from ragalign.packing import Packer
 from ragalign.reuse.keeping import keep, missing
 from ragalign.reuse.layout import piece_ids
-from ragalign.reuse.pieces import piece_name
+from ragalign.reuse.pieces import DamagedPieceError, piece_name
 from ragalign.reuse.store import Store
 
 
@@ -86,6 +86,7 @@ def verify(store: Store) -> list[str]:
                 store.read(name)
             except DataError as error:
                 faults.append(str(error))
-                store.set_aside(name)
+                if isinstance(error, DamagedPieceError):  # others can be readable again later
+                    store.set_aside(name)
             advance(1)
     return faults

@@ -13,7 +13,7 @@ from typing import Any
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import packed
-from ragalign.reuse.pieces import Piece
+from ragalign.reuse.pieces import DamagedPieceError, Piece
 from ragalign.reuse.recording import Capture, Recorder, slots_of
 from ragalign.reuse.rotation import Mover, Rotation
 from ragalign.reuse.store import Store
@@ -172,10 +172,11 @@ class Worker:
             try:
                 piece = self._tiers.get(segment.name)
                 if piece.shape != self._shape(segment):
-                    raise DataError(f"{self._store.path(segment.name)}: of another shape than this model's")
+                    raise DamagedPieceError(f"{self._store.path(segment.name)}: of another shape than this model's")
             except DataError as error:
                 _log.warning("%s; its tokens and those after it are computed", error)
-                self._store.set_aside(segment.name)
+                if isinstance(error, DamagedPieceError):  # others can be readable again later
+                    self._store.set_aside(segment.name)
                 # The engine computes whole blocks, so their present content does not matter.
                 self._failed.update(load.blocks[first // size : -(-load.end // size)])
                 break

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from ragalign.errors import DataError
+from ragalign.runs import replacing
 
-TEMPORARY = ".new"
-"""The suffix of files that are being written."""
+
+class DamagedPieceError(DataError):
+    """A piece is not what was written."""
 
 
 def piece_name(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
@@ -65,16 +65,8 @@ def write_piece(path: Path, piece: Piece) -> None:
     tensors = {"kv": piece.kv.contiguous()}
     if piece.scales is not None:
         tensors["scales"] = piece.scales.contiguous()
-    content = save(tensors, {"xxh3": _digest(tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=TEMPORARY)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, {"xxh3": _digest(tensors)}))
 
 
 def read_piece(path: Path) -> Piece:
@@ -84,34 +76,41 @@ def read_piece(path: Path) -> Piece:
     not, so copy what is to be used later.
 
     Raises:
-        DataError: the file is missing, cut short, of another format, or not what was written.
+        DamagedPieceError: the file is cut short, of another format, or not what was written.
+        DataError: it is missing or cannot be read.
     """
     import torch
     from safetensors import SafetensorError, safe_open
 
+    damaged = f"{path}: damaged; `ragalign kv build` computes it again"
     try:
         with safe_open(path, "pt") as file:
             digest = (file.metadata() or {}).get("xxh3")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if digest != _digest(tensors) or tensors["kv"].dim() != 5:
-            raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
+            raise DamagedPieceError(damaged)
         if tensors["kv"].dtype in (torch.int8, torch.float8_e4m3fn) and "scales" not in tensors:
-            raise DataError(f"{path}: damaged; `ragalign kv build` computes it again")
+            raise DamagedPieceError(damaged)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
-        raise DataError(f"{path}: damaged; `ragalign kv build` computes it again") from None
+        raise DamagedPieceError(damaged) from None
     return Piece(tensors["kv"], tensors.get("scales"))
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a file has the size that its header promises, which tells a torn file without reading all of it."""
+    """Whether a file has the size that its header promises, which tells a torn file without reading all of it.
+
+    True for a file that cannot be read, since that does not make it torn.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt"):
             return True
-    except (OSError, SafetensorError, ValueError):
+    except OSError:
+        return True
+    except (SafetensorError, ValueError):
         return False
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,8 @@ from ragalign._locks import LockedError, locked
 from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import BLOCK, PRECISIONS, Precision
-from ragalign.reuse.pieces import TEMPORARY, Piece, is_complete, piece_name, read_piece, write_piece
+from ragalign.reuse.pieces import Piece, is_complete, piece_name, read_piece, write_piece
+from ragalign.runs import TEMPORARY, write_json
 
 FORMAT = 1
 _SUFFIX = ".safetensors"
@@ -201,7 +201,7 @@ class Store:
         """Map a piece into memory; see `read_piece`.
 
         Raises:
-            DataError: it is missing or damaged.
+            DamagedPieceError, DataError: as `read_piece`.
         """
         return read_piece(self.path(name))
 
@@ -273,8 +273,10 @@ def _read_manifest(folder: Path) -> StoreManifest:
     nothing = f"{folder}: no store of keys and values; make one with `ragalign kv build INDEX --recipe R --model M`"
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _NoStoreError(nothing) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError:
         raise DataError(f"{path}: damaged; remove {folder} and build it again") from None
     if not isinstance(record, dict) or "prefix_ids" not in record:
@@ -298,7 +300,4 @@ def _read_manifest(folder: Path) -> StoreManifest:
 
 
 def _write_manifest(folder: Path, manifest: StoreManifest) -> None:
-    content = json.dumps(manifest.record(), indent=1) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".manifest", delete=False, encoding="utf-8") as file:
-        file.write(content)
-    Path(file.name).replace(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest.record())

@@ -28,6 +28,16 @@ from ragalign.runs.lines import LineFile
 from ragalign.runs.machine import machine_facts
 from ragalign.runs.output import OutputFile
 from ragalign.runs.settings import fingerprint
-from ragalign.runs.writing import write_json, write_lines
+from ragalign.runs.writing import TEMPORARY, replacing, write_json, write_lines
 
-__all__ = ["LineFile", "OutputFile", "RunFolder", "fingerprint", "machine_facts", "write_json", "write_lines"]
+__all__ = [
+    "TEMPORARY",
+    "LineFile",
+    "OutputFile",
+    "RunFolder",
+    "fingerprint",
+    "machine_facts",
+    "replacing",
+    "write_json",
+    "write_lines",
+]
