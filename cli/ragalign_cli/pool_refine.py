@@ -122,6 +122,8 @@ def refine(
     )
     engine.check()
     loaded = load([pool], "auto", None, "strict", False)
+    words = engine.load_tokenizer()
+    comparing = Encoder.load(encoder or DEFAULT_ENCODER)
     weak = refining.weakest(loaded, by, weakest)
     most = 2 * len(weak) if max_requests is None else max_requests
     limits = RewriteOptions(max_requests=most, max_tokens=max_new_tokens, concurrency=concurrency)
@@ -133,10 +135,10 @@ def refine(
         if any(rewrites.texts.values()):
             console.note(f"starting the engine for {model} ...")
             with engine.start() as generator:
-                scorer = ResponseScorer(chosen, engine.load_tokenizer(), supporting(generator))
+                scorer = ResponseScorer(chosen, words, supporting(generator))
                 settings = {"rule": by, "model": model, **engine.settings, "template": chosen.content()["template"]}
                 verdicts = refining.judge_rewrites(
-                    weak, rewrites.texts, by, scorer, Encoder.load(encoder or DEFAULT_ENCODER), scores, settings,
+                    weak, rewrites.texts, by, scorer, comparing, scores, settings,
                     min_similarity=min_similarity,
                 )  # fmt: skip
     except KeyboardInterrupt:

@@ -102,9 +102,14 @@ def score(
         words = engine.load_tokenizer()
         content = chosen.content()
         settings = {
-            "rule": by, "model": model, **engine.settings, "pool": loaded.fingerprint, "template": content["template"],
-            **({"questions": questions, "seed": seed} if by == "utility" else {}),
+            "rule": by, "model": model, **engine.settings, "pool": loaded.fingerprint, "template": content["template"]
         }  # fmt: skip
+        if by == "utility":
+            settings |= {
+                "questions": questions, "seed": seed, "constants": content["constants"],
+                "max_demonstration_tokens": chosen.packing.max_demonstration_tokens,
+            }  # fmt: skip
+        scores.check_output(work, settings)
         console.note(f"starting the engine for {model} ...")
         try:
             with engine.start() as generator:

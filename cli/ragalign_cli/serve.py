@@ -110,9 +110,10 @@ def serve(
           --upstream http://gpu2:8000
     """
     from ragalign.errors import ConfigError
+    from ragalign.models import locate_model
     from ragalign.serving import Limits, ServingSettings, create_app
     from ragalign.serving.server import bind, run
-    from ragalign.serving.settings import read_admin_key, read_api_keys
+    from ragalign.serving.settings import read_admin_key, read_api_keys, read_upstream_key
 
     if model is None and not upstream:
         raise ConfigError("give --model for an engine in this process, or --upstream for a server")
@@ -135,6 +136,7 @@ def serve(
     )
     if host not in _LOOPBACK and not settings.api_keys:
         console.warning(f"listening on {host} without API keys: anyone who can connect can use it")
+    upstream_key = read_upstream_key()
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     if upstream and engine_options:
         raise ConfigError(
@@ -146,13 +148,23 @@ def serve(
     recipes = _recipes(recipe, also, opened)
     store = _store(store, index, recipes, model, own_engine=not upstream)
     loader = _Loader(index, opened, recipes, store)
+    if not upstream:
+        # Located as a model, so that a GGUF file's weights and tokenizer are read in one pass.
+        loader.load_tokenizer(tokenizer or locate_model(model or ""))
+        loader.check(context_length)
     listener = bind(host, port)
     generator: Any
     if upstream:
         from ragalign.generation.upstream import Upstream
 
-        generator = Upstream(upstream, model=model, timeout_s=timeout, context_length=context_length, affinity=affinity)
-        tokenizer = tokenizer or generator.root
+        generator = Upstream(
+            upstream,
+            model=model,
+            api_key=upstream_key,
+            timeout_s=timeout,
+            context_length=context_length,
+            affinity=affinity,
+        )
     else:
         from ragalign.generation.vllm_async import AsyncVllmGenerator
 
@@ -164,9 +176,10 @@ def serve(
             kv_transfer_config=_connector(store, recipes),
             **engine_options,
         )
-        tokenizer = tokenizer or model
     try:
-        loader.use(tokenizer or "", generator.context_length)
+        if upstream:
+            loader.load_tokenizer(tokenizer or generator.root)
+        loader.context_length = generator.context_length
         aligners = loader()
         default = next(iter(aligners))
         app = create_app(
@@ -194,28 +207,39 @@ class _Loader:
         self._index = opened
         self._last: Any = None
         self._tokenizer: Any = None
-        self._context_length: int | None = None
+        self.context_length: int | None = None
 
-    def use(self, tokenizer: str, context_length: int | None) -> None:
+    def load_tokenizer(self, tokenizer: str) -> None:
         """Load the model's tokenizer."""
         from ragalign.tokenization import Tokenizer
 
         self._tokenizer = Tokenizer.load(tokenizer)
-        self._context_length = context_length
+
+    def check(self, context_length: int | None) -> None:
+        """Create the aligners once, so that the faults of their recipes and of the store show before an engine starts.
+
+        Raises:
+            ConfigError, DataError: a recipe, a file that it names, or the store is invalid.
+        """
+        self.context_length = context_length
+        self._aligners(self._index)
 
     def __call__(self) -> dict[str, Aligner]:
         """The aligners by recipe, the default first."""
-        from ragalign.aligner import Aligner
-
         if self._folder is not None and self._index is None:
             self._index = self._reopen(self._folder)
         index, self._last, self._index = self._index, self._index, None
+        return self._aligners(index)
+
+    def _aligners(self, index: Any) -> dict[str, Aligner]:
+        from ragalign.aligner import Aligner
+
         return {
             name: Aligner.from_recipe(
                 recipe,
                 index=index,
                 tokenizer=self._tokenizer,
-                context_length=self._context_length,
+                context_length=self.context_length,
                 store=self._store,
             )
             for name, recipe in self._recipes.items()
@@ -274,6 +298,8 @@ def _store(
 
     reusing = [recipe for recipe in recipes.values() if recipe.reuse.enabled]
     if not reusing:
+        if given is not None:
+            raise ConfigError("--store is for recipes with [reuse]: serve one, such as --recipe reuse, or leave it out")
         return None
     if len(reusing) > 1:
         names = " and ".join(recipe.name for recipe in reusing)

@@ -116,6 +116,9 @@ class RetrieverSettings:
         exclude_near: exclude demonstrations with at least this cosine similarity to the query.
         where: metadata values that demonstrations must match.
         options: arguments of the retriever's class.
+
+    Raises:
+        ConfigError: `candidates` is less than 1.
     """
 
     name: str = "dense"
@@ -124,6 +127,10 @@ class RetrieverSettings:
     exclude_near: float | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.candidates is not None and self.candidates < 1:
+            raise ConfigError(f"candidates must be at least 1, not {self.candidates}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -120,6 +121,36 @@ def test_an_engine_elsewhere_answers_while_questions_are_retrieved_for(
     assert isinstance(found.pop(3), Failure)
     packed = [one for one in aligner.pack_many(asked, decoding=SHORT) if isinstance(one, Prompt)]
     assert [found[place].text for place in sorted(found)] == [str(len(one.ids)) for one in packed]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("retriever", "message"),
+    [("exclude_near = 1.5", "near"), ('where = { colour = "red" }', "colour"), ("candidates = 0", "candidates")],
+)
+def test_recipes_are_checked_before_an_engine_starts(
+    starter_index: Path, tiny_model: Path, tmp_path: Path, retriever: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> Any:
+        pytest.fail("an engine was started")
+
+    monkeypatch.setattr("ragalign.executors.factory.start_generator", start)
+    path = tmp_path / "r.toml"
+    path.write_text(f'[template]\nform = "ica"\n[retriever]\nname = "dense"\n{retriever}\n')
+    with pytest.raises(ConfigError, match=message):
+        Aligner.from_recipe(path, index=starter_index, model=tiny_model)
+
+
+def test_a_model_without_a_tokenizer_takes_another_ones(tiny_model: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        if (tiny_model / name).exists():
+            shutil.copy(tiny_model / name, bare)
+    asked: dict[str, Any] = {"backend": "transformers", "dtype": "float32", "tokenizer": tiny_model}
+    with Aligner.from_recipe("zero-shot", model=bare, **asked) as aligner:
+        found = aligner.chat("Why?", decoding=SHORT).text
+    with Aligner.from_recipe("zero-shot", model=tiny_model, **asked) as aligner:
+        assert aligner.chat("Why?", decoding=SHORT).text == found
 
 
 def test_a_second_question_finds_its_prefix_in_the_cache(aligner: Aligner) -> None:

@@ -15,7 +15,9 @@ import pytest
 from fixtures.command import Command
 from fixtures.scripted_server import ScriptedServer
 
+from ragalign.bench.session import Engine
 from ragalign.pool import Pool
+from ragalign.runs import OutputFile
 from ragalign_cli.main import main
 
 
@@ -275,6 +277,34 @@ def test_scores_are_written_shown_and_selected_by(ragalign: Command, tiny_model:
     assert (run.returncode, run.stderr) == (2, "error: --by length needs --model or --tokenizer, to count tokens\n")
 
 
+def test_scores_of_another_recipe_are_not_resumed(
+    ragalign: Command, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"instruction": f"Say {n}.", "response": f"I say {n}."} for n in range(1, 7)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "constant.jsonl").write_text('{"instruction": "Say hello.", "response": "Hello."}\n')
+    for name, constants in (("a", ""), ("b", '[constants]\nfile = "constant.jsonl"\n')):
+        (tmp_path / f"{name}.toml").write_text(f'[template]\nform = "ica"\n{constants}')
+    score = ("pool", "score", tmp_path / "pool.jsonl", "--by", "utility", "--model", tiny_model, "--backend",
+             "transformers", "--questions", "2", "--out", tmp_path / "out.jsonl", "--recipe")  # fmt: skip
+    append, n_written = OutputFile.append, 0
+
+    def interrupted(self: OutputFile, *given: Any) -> None:
+        nonlocal n_written
+        if n_written == 2:
+            raise KeyboardInterrupt
+        append(self, *given)
+        n_written += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFile, "append", interrupted)
+        assert ragalign(*score, tmp_path / "a.toml").returncode == 130
+    monkeypatch.setattr(Engine, "start", lambda *_: pytest.fail("an engine was started"))
+    run = ragalign(*score, tmp_path / "b.toml")
+    assert run.returncode == 2
+    assert "constants was" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -321,10 +351,10 @@ def test_weak_demonstrations_are_refined_and_the_pool_stays(
         )  # fmt: skip
         short = ragalign(*refine, tmp_path / "refined.jsonl", "--max-requests", "1", "--concurrency", "1")
         assert short.returncode == 0, short.stderr
-        assert "2 were not rewritten, such as: the limit of 1 requests is reached" in short.stderr
+        assert "2 were not rewritten, for example: the limit of 1 requests is reached" in short.stderr
         run = ragalign(*refine, tmp_path / "refined.jsonl")
         assert run.returncode == 0, run.stderr
-        assert len(server.received) == 3, "nothing is paid twice"
+        assert len(server.received) == 3, "nothing is paid for twice"
         in_place = ragalign(*refine, given)
     assert in_place.returncode == 2
     assert "is the pool itself" in in_place.stderr

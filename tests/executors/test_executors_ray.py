@@ -105,6 +105,26 @@ def test_answers_are_those_of_one_engine(generator: Any, tiny_model: Path, make_
     assert list(generator.iter_generate([], decoding)) == []
 
 
+def test_a_call_to_all_outlives_a_worker(generator: Any) -> None:
+    os.kill(generator.worker_pids()[0], signal.SIGKILL)
+    assert not generator.reset_prefix_cache()  # transformers has none
+
+
+def test_workers_get_paths_that_hold_in_any_folder_and_the_same_weights(
+    minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragalign.executors import RayEncoder, generator
+
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert generator._absolute("models/m") == str(tmp_path / "models" / "m")
+    assert generator._absolute("owner/name") == "owner/name"
+    monkeypatch.chdir(minilm_folder.parent)
+    with RayEncoder(minilm_folder.name, address="local", workers=1, cache=None) as encoder:
+        assert encoder._options["id_or_folder"] == str(minilm_folder.resolve())
+        assert encoder._options["revision"] == encoder.content_digest
+
+
 @pytest.mark.parametrize("n_kills", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_kills_lose_nothing_and_repeat_nothing(generator: Any, make_prompt: Any, n_kills: int) -> None:
     prompts = prompts_of(make_prompt, 30 + 6 * n_kills)
@@ -171,7 +191,7 @@ def test_an_endpoint_needs_no_cluster(tiny_model: Path) -> None:
 
     with pytest.raises(ConfigError, match="an endpoint needs no Ray cluster"):
         RayGenerator(str(tiny_model), backend="http://localhost:8000/v1")
-    with pytest.raises(ConfigError, match="name one, such as ray='local'"):
+    with pytest.raises(ConfigError, match="workers needs a Ray cluster"):
         Aligner.from_recipe("zero-shot", model=str(tiny_model), workers=2)
 
 

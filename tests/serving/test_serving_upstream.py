@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -15,6 +17,10 @@ import openai
 import pytest
 from fixtures.chat import MESSAGES, ask
 from fixtures.scripted_server import Fault, ScriptedServer
+
+from ragalign.errors import ConfigError, GenerationError
+from ragalign.generation.upstream import Upstream
+from ragalign.serving.settings import read_upstream_key
 
 CHAT = "/v1/chat/completions"
 
@@ -37,6 +43,38 @@ def test_an_upstream_gets_the_exact_tokens(upstream_service: Any) -> None:
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["An answer."] * 2
     assert answer["usage"]["prompt_tokens"] == len(expected)
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+
+
+def test_the_servers_key_is_sent_and_asked_for() -> None:
+    with ScriptedServer(lambda _: "An answer.") as server:
+        upstream = Upstream([server.base_url], model="m", api_key="secret")
+        assert upstream._headers == {"Authorization": "Bearer secret"}
+    assert read_upstream_key({"RAGALIGN_UPSTREAM_KEY": " secret\n"}) == "secret"
+    assert read_upstream_key({}) is None
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        read_upstream_key({"RAGALIGN_UPSTREAM_KEY": "schlüssel"})
+
+
+def test_a_server_that_refuses_the_key_is_named(refusing: str) -> None:
+    with pytest.raises(GenerationError, match=r"refuses the API key \(status 401\); set RAGALIGN_UPSTREAM_KEY"):
+        Upstream([refusing])
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The address of a server that answers every GET with 401."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

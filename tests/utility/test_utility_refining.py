@@ -38,6 +38,15 @@ def options(**changes: Any) -> RewriteOptions:
     return RewriteOptions(**{"retry": FAST, "concurrency": 2, "timeout_s": 5.0, **changes})
 
 
+def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise DataError("cannot write r.jsonl: No space left on device")
+
+    monkeypatch.setattr("ragalign.runs.output.OutputFile.append", full)
+    with ScriptedServer(better) as server, pytest.raises(DataError, match="No space left"):
+        rewrite(list(POOL), Judge("writer", server.base_url), tmp_path / "r.jsonl", options())
+
+
 def test_faults_are_retried_and_every_rewrite_is_kept(tmp_path: Path) -> None:
     faults = [
         Fault("status", 503), Fault("drop"), Fault("truncate"), Fault("html"),

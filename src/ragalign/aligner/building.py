@@ -53,42 +53,50 @@ def parts_of(
     pool: Demonstrations = retriever.pool if retriever is not None else Pool.from_demonstrations([])
     folder = index.folder if index is not None else None
     cache = None if folder is None else folder.with_name(f"{folder.name}.tokens")
-    tokenizer = _tokenizer(tokenizer, model)
-    options = dict(generator_options)
-    kept = None
-    if recipe.reuse.enabled:
-        plain = Packer(template, tokenizer, pool, packing=recipe.packing, constants=constants, cache=cache)
-        kept = _open_store(recipe, plain, folder, model, store)
-        if kept is not None and isinstance(model, str | Path):
-            check_backend(backend)
-            check_model(model, context_length)
-            check_same_model(kept, model, generator_options.get("dtype"))
-            options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
-    generator = _generator(model, backend, context_length, options, ray, workers)
-    if generator is not None and context_length is None:
-        context_length = generator.context_length
+    loaded = _tokenizer(tokenizer, model)
+    settings = recipe.retriever
+    exclude = Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near)
+    if retriever is not None:
+        retriever.check_where(settings.where)
     packer = Packer(
         template,
-        tokenizer,
+        loaded,
         pool,
         packing=recipe.packing,
         constants=constants,
         context_length=context_length,
         cache=cache,
     )
-    settings = recipe.retriever
-    return {
-        "packer": packer,
-        "retriever": retriever,
-        "generator": generator,
-        "decoding": _supported_decoding(recipe, generator),
-        "candidates": settings.candidates,
-        "exclude": Exclusion(same_text=settings.exclude_same_text, near=settings.exclude_near),
-        "where": settings.where,
-        "planner": recipe.planner,
-        "name": recipe.name,
-        "reuse": None if kept is None else reusing(packer, kept, recipe.reuse),
-    }
+    options = dict(generator_options)
+    kept = None
+    if recipe.reuse.enabled:
+        kept = _open_store(recipe, packer, folder, model, store)
+        if kept is not None and isinstance(model, str | Path):
+            check_backend(backend)
+            check_model(model, context_length)
+            check_same_model(kept, model, generator_options.get("dtype"))
+            options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
+    named = tokenizer if isinstance(tokenizer, str | Path) else None
+    generator = _generator(model, backend, context_length, named, options, ray, workers)
+    try:
+        if generator is not None and context_length is None:
+            packer = packer.with_context_length(generator.context_length)
+        return {
+            "packer": packer,
+            "retriever": retriever,
+            "generator": generator,
+            "decoding": _supported_decoding(recipe, generator),
+            "candidates": settings.candidates,
+            "exclude": exclude,
+            "where": settings.where,
+            "planner": recipe.planner,
+            "name": recipe.name,
+            "reuse": None if kept is None else reusing(packer, kept, recipe.reuse),
+        }
+    except BaseException:
+        if generator is not None and generator is not model:
+            generator.close()
+        raise
 
 
 def _retriever(
@@ -139,6 +147,7 @@ def _generator(
     model: str | Path | Generator | None,
     backend: str,
     context_length: int | None,
+    tokenizer: str | Path | None,
     options: Mapping[str, Any],
     ray: str | None,
     workers: int | None,
@@ -147,7 +156,13 @@ def _generator(
         from ragalign.executors.factory import start_generator
 
         return start_generator(
-            backend, model=str(model), context_length=context_length, ray=ray, workers=workers, **options
+            backend,
+            model=str(model),
+            context_length=context_length,
+            tokenizer=tokenizer,
+            ray=ray,
+            workers=workers,
+            **options,
         )
     if ray is not None or workers is not None:
         raise ConfigError("ray and workers need the model's name or folder, not a generator object")

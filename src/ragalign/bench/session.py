@@ -79,8 +79,15 @@ class Engine:
             ConfigError, GenerationError: as `start_generator`.
         """
         options = {**self.options, **({} if connector is None else {"kv_transfer_config": connector})}
-        where: dict[str, Any] = {"ray": self.ray, "workers": self.workers}
-        return start_generator(self.backend, model=self.model, context_length=self.context_length, **where, **options)
+        return start_generator(
+            self.backend,
+            model=self.model,
+            context_length=self.context_length,
+            tokenizer=self.tokenizer,
+            ray=self.ray,
+            workers=self.workers,
+            **options,
+        )
 
     def load_tokenizer(self) -> Tokenizer:
         """The model's tokenizer.

@@ -80,11 +80,21 @@ class Crew:
                 self._see_first(self._workers)
 
     def call_all(self, method: str) -> list[Any]:
-        """Call a method of every worker, once all have started."""
+        """Call a method of every worker, once all have started; again if one dies meanwhile.
+
+        Raises:
+            RagalignError: the engine failed, or workers die too often.
+        """
         while waiting := [worker for worker in self._workers if worker.about is None]:
             self._see_first(waiting)
-        found: list[Any] = self._ray.get([getattr(worker.actor, method).remote() for worker in self._workers])
-        return found
+        asked = [(worker, getattr(worker.actor, method).remote()) for worker in self._workers]
+        found = []
+        for worker, answer in asked:
+            try:
+                found.append(self._ray.get(answer))
+            except Exception as error:
+                self._see_error(worker, error, None)
+        return found if len(found) == len(asked) else self.call_all(method)
 
     def end(self) -> None:
         """End the actors; the crew cannot be used afterwards."""

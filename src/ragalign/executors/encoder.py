@@ -69,8 +69,13 @@ class RayEncoder(CachedEncoder):
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
         self._options = {"id_or_folder": str(id_or_folder), **options}
         self._here = Encoder.load(**self._options, cache=None)
-        # The same weights on every node, also where the Hub has newer ones by now.
-        self._options["precision"] = self._here.precision
+        # The same weights on every node, also where the Hub or a node's cache has others by now, and whatever folder
+        # the node's processes start in.
+        self._options |= {
+            "id_or_folder": self._here.id,
+            "revision": self._here.revision,
+            "precision": self._here.precision,
+        }
         self.cache_folder = default_cache_folder() if cache == "default" else None if cache is None else Path(cache)
         self._batch_size = batch_size
         self._stack = ExitStack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ragalign.errors import ConfigError
@@ -13,6 +14,7 @@ def start_generator(
     *,
     model: str,
     context_length: int | None = None,
+    tokenizer: str | Path | None = None,
     ray: str | None = None,
     workers: int | None = None,
     **options: Any,
@@ -23,6 +25,7 @@ def start_generator(
         backend: as there.
         model: as there.
         context_length: as there.
+        tokenizer: as there.
         options: as there.
         ray: ``local``, ``auto``, an address, or None for this process; see `ragalign.executors.connect`.
         workers: number of engines on the cluster; by default as many as it has GPUs for.
@@ -34,7 +37,15 @@ def start_generator(
     if ray is None:
         if workers is not None:
             raise ConfigError("workers needs a Ray cluster: pass ray, such as ray='local'")
-        return make_generator(backend, model=model, context_length=context_length, **options)
+        return make_generator(backend, model=model, context_length=context_length, tokenizer=tokenizer, **options)
     from ragalign.executors.generator import RayGenerator
 
-    return RayGenerator(model, backend=backend, address=ray, workers=workers, context_length=context_length, **options)
+    return RayGenerator(
+        model,
+        backend=backend,
+        address=ray,
+        workers=workers,
+        context_length=context_length,
+        tokenizer=tokenizer,
+        **options,
+    )

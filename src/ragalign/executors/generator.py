@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class RayGenerator(BaseGenerator):
         workers: number of engines; by default as many as the cluster has GPUs for, or one without GPUs.
         cpus: CPUs of each engine; by default one beside a GPU, otherwise an even share of what is free.
         context_length: maximum tokens of prompt and completion together, if less than the model's.
+        tokenizer: as there.
         run_size: prompts given to an engine at a time.
         options: options of the engine, such as ``dtype="bfloat16"``.
 
@@ -54,6 +56,7 @@ class RayGenerator(BaseGenerator):
         workers: int | None = None,
         cpus: float | None = None,
         context_length: int | None = None,
+        tokenizer: str | Path | None = None,
         run_size: int = _RUN,
         **options: Any,
     ) -> None:
@@ -62,6 +65,8 @@ class RayGenerator(BaseGenerator):
         if run_size < 1:
             raise ConfigError(f"run_size must be at least 1, not {run_size}")
         self._model = str(model)
+        if tokenizer is not None:
+            options["tokenizer"] = _absolute(tokenizer)
         self._stack = ExitStack()
         try:
             ray = self._stack.enter_context(connect(address))
@@ -69,7 +74,7 @@ class RayGenerator(BaseGenerator):
             need = plan_workers(node_resources(ray), workers, gpus=gpus, free_cpus=n_free_cpus(ray))
             self._need = need if cpus is None else Need(need.workers, cpus, need.gpus)
             wait_for_room(ray, self._need)
-            self._crew = Crew(ray, self._need, (backend, self._model, context_length, options), run_size)
+            self._crew = Crew(ray, self._need, (backend, _absolute(model), context_length, options), run_size)
             self._stack.callback(self._crew.end)
             self._about = self._crew.first()
         except BaseException:
@@ -162,3 +167,9 @@ class RayGenerator(BaseGenerator):
         with closing(self._crew.run(prompts, lambda prompt: prompt.ids, "answer", decoding)) as results:
             for position, prompt, answer in results:
                 yield position, answer.completion(prompt)
+
+
+def _absolute(name: str | Path) -> str:
+    """A local path as workers need it, which may start in other folders; Hub ids and the like are unchanged."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else str(name)

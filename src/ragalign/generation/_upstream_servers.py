@@ -117,15 +117,20 @@ class Servers:
         Raises:
             GenerationError: no model is named, and no server reports one.
         """
+        refused = None
         for server in self._servers:
             try:
                 cards = _read_cards(f"{server.url}/models", self._headers)
                 found = [card for card in cards if model in (None, card["id"])]
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 server.alive = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+                    refused = f"{server.name} refuses the API key (status {error.response.status_code})"
                 continue
             if found:
                 return dict(found[0])
+        if model is None and refused:
+            raise GenerationError(f"{refused}; set RAGALIGN_UPSTREAM_KEY to the key of the upstream servers")
         if model is None:
             names = ", ".join(server.name for server in self._servers)
             raise GenerationError(f"no upstream server reports its model ({names}); start one, or set --model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from ragalign._optional import is_installed, require
@@ -17,7 +18,12 @@ _DTYPES = {
 
 
 def make_generator(
-    backend: str = "auto", *, model: str, context_length: int | None = None, **options: Any
+    backend: str = "auto",
+    *,
+    model: str,
+    context_length: int | None = None,
+    tokenizer: str | Path | None = None,
+    **options: Any,
 ) -> BaseGenerator:
     """Create a generator for `model`.
 
@@ -26,6 +32,7 @@ def make_generator(
             OpenAI-compatible endpoint; or "auto": vLLM if it is installed, else transformers.
         model: a folder or Hub id, or the name of the model on the endpoint.
         context_length: maximum tokens of prompt and completion together, if less than the model's.
+        tokenizer: a folder or Hub id, if not the model's; an endpoint has its own.
         options: arguments of the generator's class.
 
     Raises:
@@ -33,6 +40,8 @@ def make_generator(
         GenerationError, MissingDependencyError: as the generator's class.
     """
     kind, options = _resolved(backend, context_length, options)
+    if tokenizer is not None and "base_url" not in options:
+        options["tokenizer"] = tokenizer
     generator: BaseGenerator = kind(model=model, **options)
     return generator
 

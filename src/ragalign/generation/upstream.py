@@ -278,5 +278,5 @@ class Upstream:
             return UnavailableError(f"{server.name} is overloaded (status {status})")
         if status in (408, 504):
             return TookTooLongError(f"{server.name} timed out (status {status})")
-        hint = "; check the upstream's API key" if status in (401, 403) else ""
+        hint = "; check RAGALIGN_UPSTREAM_KEY, the servers' API key" if status in (401, 403) else ""
         return GenerationError(f"{server.name} responded with status {status}: {message}{hint}")

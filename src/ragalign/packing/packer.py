@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,12 @@ class Packer:
         """Return a packer with other limits, which shares the cache of tokenised demonstrations with this one."""
         other = object.__new__(type(self))
         other._set(self._parts, packing)
+        return other
+
+    def with_context_length(self, context_length: int | None) -> Packer:
+        """Return a packer for another context length, which shares the cache as `with_packing` does."""
+        other = object.__new__(type(self))
+        other._set(replace(self._parts, context_length=context_length), self._packing)
         return other
 
     def pack(

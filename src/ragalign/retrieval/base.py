@@ -76,6 +76,9 @@ class SupportsRetrieve(Protocol):
     ) -> list[list[Hit]]:
         """See `Retriever.retrieve`."""
 
+    def check_where(self, where: Mapping[str, Any]) -> None:
+        """See `Retriever.check_where`."""
+
 
 class Retriever(ABC):
     """Finds demonstrations for queries.
@@ -152,6 +155,15 @@ class Retriever(ABC):
                 "%s: %d of %d questions have no hit: %s", self.name, n_without, len(found), self.reason_for_no_hit
             )
         return found
+
+    def check_where(self, where: Mapping[str, Any]) -> None:
+        """Check the conditions of `retrieve` before anything slow starts.
+
+        Raises:
+            ConfigError: no demonstration has such a field, or a value is not a JSON value.
+        """
+        if where:
+            self._filters.mask(where)
 
     def _check_stage(self, stage: Retriever) -> None:
         """Reject another retriever that this one cannot combine with."""

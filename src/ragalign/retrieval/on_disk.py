@@ -53,6 +53,15 @@ class DiskRetriever:
         """The vectors and their encoder."""
         return self._index
 
+    def check_where(self, where: Mapping[str, Any]) -> None:
+        """See `ragalign.retrieval.Retriever.check_where`.
+
+        Raises:
+            ConfigError: there are conditions.
+        """
+        if where:
+            raise ConfigError("an index on disk has no filters: remove `where`, or build an index without --on-disk")
+
     def retrieve(
         self,
         queries: Sequence[str | Query],
@@ -69,8 +78,7 @@ class DiskRetriever:
         if isinstance(queries, str):
             raise ConfigError("retrieve: queries must be a list of texts, not a single text; wrap it in a list")
         whole("retrieve", "k", k)
-        if where:
-            raise ConfigError("an index on disk has no filters: remove `where`, or build an index without --on-disk")
+        self.check_where(where or {})
         if not len(queries):
             return []
         asked = [own_texts(query) for query in queries]

@@ -190,6 +190,10 @@ class Service:
             except RagalignError as error:
                 self.metrics.reloads.labels("refused").inc()
                 raise ApiError(409, f"the index was not reloaded, and the old one stays in use: {error}") from error
+            except Exception:
+                self.metrics.reloads.labels("refused").inc()
+                log.exception("not reloaded: internal error")
+                raise
         except ApiError as error:
             log.error("not reloaded: %s", error)
             raise

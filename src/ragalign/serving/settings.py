@@ -12,6 +12,7 @@ from ragalign.serving.hosts import HostCheck
 
 KEYS_VARIABLE = "RAGALIGN_API_KEYS"
 ADMIN_KEY_VARIABLE = "RAGALIGN_ADMIN_KEY"
+UPSTREAM_KEY_VARIABLE = "RAGALIGN_UPSTREAM_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +130,15 @@ def read_api_keys(file: Path | None = None, environment: Mapping[str, str] = os.
 def read_admin_key(environment: Mapping[str, str] = os.environ) -> str | None:
     """The key for ``/admin`` from RAGALIGN_ADMIN_KEY."""
     return environment.get(ADMIN_KEY_VARIABLE) or None
+
+
+def read_upstream_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key for completion servers from RAGALIGN_UPSTREAM_KEY.
+
+    Raises:
+        ConfigError: it cannot be sent in a header.
+    """
+    key = environment.get(UPSTREAM_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{UPSTREAM_KEY_VARIABLE}: only printable ASCII characters can be sent in a header")
+    return key or None

@@ -173,6 +173,17 @@ def measure_utilities(
     return found
 
 
+def check_output(work: Path, settings: Mapping[str, Any]) -> None:
+    """Check, before an engine starts, that scores can be written to `work` or resumed from it.
+
+    Raises:
+        ConfigError: they were made with other settings.
+        DataError: the file has other content, or another process is writing it.
+    """
+    with OutputFile(work, settings, _KEYS):
+        pass
+
+
 def lengths(pool: Pool, tokenizer: Tokenizer) -> dict[str, float | None]:
     """Tokens of each response."""
     return {one.id: float(len(tokenizer.encode(one.response))) for one in pool}

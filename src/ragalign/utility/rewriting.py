@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._progress import progress
-from ragalign.errors import GenerationError
+from ragalign.errors import GenerationError, RagalignError
 from ragalign.judging.budget import Budget, BudgetSpentError, Ledger
 from ragalign.judging.client import ChatClient
 from ragalign.judging.judges import Judge
@@ -136,6 +136,8 @@ class _Run:
         except* FatalError as group:
             first = group.exceptions[0]
             raise GenerationError(f"{self._writer.base_url} rejects all requests: {first}") from None
+        except* RagalignError as group:
+            raise group.exceptions[0] from None
         finally:
             self.n_requests = client.n_requests
             await client.aclose()

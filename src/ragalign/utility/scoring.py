@@ -107,7 +107,10 @@ class GainRun:
             "encoder": index.encoder.fingerprint,
             "text": index.manifest.text,
             "questions": fingerprint(
-                [[question.id, question.query.text, question.reference] for question in questions]
+                [
+                    [question.id, [[turn.role, turn.content] for turn in question.query.turns], question.reference]
+                    for question in questions
+                ]
             ),
             "form": {name: content[name] for name in ("template", "constants")},
             "max_demonstration_tokens": recipe.packing.max_demonstration_tokens,
