@@ -103,13 +103,18 @@ def report(folder: Path) -> dict[str, Any]:
         ids = set.intersection(*(set(of) for of in values.values()))
         whole = {name: {id_: of[id_] for id_ in sorted(ids)} for name, of in values.items()}
         seeds[path.stem.removeprefix("scores-")] = {
-            name: {
-                "log_likelihood": mean(list(of.values())).to_dict(),
-                "shown_tokens": round(fmean(shown[name][id_] for id_ in of), 1),
-                **_difference(whole, name),
+            "n": len(ids),
+            "conditions": {
+                name: {
+                    "log_likelihood": mean(list(of.values())).to_dict(),
+                    "shown_tokens": round(fmean(shown[name][id_] for id_ in of), 1),
+                    **_difference(whole, name),
+                }
+                for name, of in whole.items()
             }
-            for name, of in whole.items()
-        } | _fixed(whole)
+            | _fixed(whole, shown),
+            "thirds": _thirds(whole),
+        }
     ceiling = _ceiling(folder)
     return {
         "command": "python benchmarks/selection.py prepare --data ../shared/data\n"
@@ -147,16 +152,30 @@ def _difference(values: dict[str, dict[str, float]], name: str) -> dict[str, Any
     return {"minus_dense": paired_difference([of[id_] for id_ in ids], [dense[id_] for id_ in ids], ids).to_dict()}
 
 
-def _fixed(values: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _thirds(values: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What a third of the pool chosen by a rule adds to random thirds, whose mean is taken question by question."""
+    thirds = {name: of for name, of in values.items() if " third" in name}
+    random = [of for name, of in thirds.items() if "random" in name]
+    found = {}
+    for name, of in thirds.items():
+        if "random" not in name:
+            ids = sorted(of)
+            others = [fmean(each[id_] for each in random) for id_ in ids]
+            found[name] = paired_difference([of[id_] for id_ in ids], others, ids).to_dict()
+    return found
+
+
+def _fixed(values: dict[str, dict[str, float]], shown: dict[str, dict[str, int]]) -> dict[str, Any]:
     """The mean of the fixed sets, question by question."""
     found = {}
     for size in SIZES:
-        sets = [values[name] for number in range(FIXED) if (name := f"fixed {number} {size}") in values]
-        if len(sets) == FIXED:
-            means = {id_: fmean(of[id_] for of in sets) for id_ in sets[0]}
+        names = [name for number in range(FIXED) if (name := f"fixed {number} {size}") in values]
+        if len(names) == FIXED:
+            means = {id_: fmean(values[name][id_] for name in names) for id_ in values[names[0]]}
             name = f"fixed (mean of {FIXED}) {size}"
             found[name] = {
                 "log_likelihood": mean(list(means.values())).to_dict(),
+                "shown_tokens": round(fmean(fmean(shown[name].values()) for name in names), 1),
                 **_difference({**values, name: means}, name),
             }
     return found

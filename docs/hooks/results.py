@@ -189,3 +189,51 @@ def real_results() -> str:
 
 def _is_set(place: str, condition: str) -> bool:
     return condition == "fixed" and place.startswith("alpaca/fixed ")
+
+
+def selection_results() -> str:
+    """What each way to choose demonstrations adds to dense retrieval of as many, by seed where one matters."""
+    result = _result("selection")
+    seeds = {seed: found["conditions"] for seed, found in result["seeds"].items()}
+    first = next(iter(seeds.values()))
+    rows = []
+    for name in _SELECTIONS:
+        for seed, conditions in seeds.items():
+            if seed != next(iter(seeds)) and conditions.get(f"{name} 9") == first.get(f"{name} 9"):
+                continue  # nothing is drawn
+            drawn = any(other.get(f"{name} 9") != first.get(f"{name} 9") for other in seeds.values())
+            shown = [conditions.get(f"{name} {size}") for size in (1, 3, 9)]
+            tokens = " / ".join("" if found is None else f"{found['shown_tokens']:,.0f}" for found in shown).strip(" /")
+            rows.append((f"{name}, seed {seed}" if drawn else name, tokens, *map(_minus_dense, shown)))
+    head = ("demonstrations", "their tokens", "1: minus dense", "3", "9")
+    n = ", ".join(str(found["n"]) for found in result["seeds"].values())
+    nats = [f"{first[f'dense {size}']['log_likelihood']['value']:.3f}" for size in (1, 3, 9)]
+    none = first["none"]["log_likelihood"]["value"]
+    about = (
+        f"{n} questions by seed, nats per token and 95 % intervals. Without demonstrations the log-likelihood is "
+        f"{none:.3f}, with one, three and nine dense ones {', '.join(nats[:2])} and {nats[2]}:"
+    )
+    return f"{about}\n\n{table(head, rows)}"
+
+
+_SELECTIONS = (
+    *("learned", "utility", "utility, stopping at", "bm25", "mmr", "hybrid", "random", "fixed (mean of 5)"),
+    *("best-fixed", "greedy-fixed", "longest"),
+)
+
+
+def _minus_dense(found: Any) -> str:
+    if found is None or "minus_dense" not in found:
+        return ""
+    difference = found["minus_dense"]
+    return f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+
+
+def thirds_results() -> str:
+    """What thirds of the pool chosen by a rule add to random thirds."""
+    rows = []
+    for seed, found in _result("selection")["seeds"].items():
+        for name, difference in found["thirds"].items():
+            shown = f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+            rows.append((name.removeprefix("dense in the ").removesuffix(" 3"), seed, shown))
+    return table(("third of the pool", "seed", "minus random thirds, 95 %"), rows)

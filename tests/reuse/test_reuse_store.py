@@ -145,6 +145,7 @@ def test_another_models_weights_are_refused_before_an_engine_starts(tmp_path: Pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(name.encode())
         (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "model.safetensors", (0, 0))  # as in an image
     store = Store.create(tmp_path / "kv", MANIFEST)
     check_same_model(store, tmp_path / "two")  # no engine has opened it
     weights, files = weights_fingerprint(tmp_path / "one", {})

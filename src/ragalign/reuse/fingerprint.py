@@ -20,24 +20,26 @@ def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, di
 
     Args:
         folder: the model's.
-        known: what was remembered: for each file its size, its time in nanoseconds and its digest. A file whose size
-            and time are as remembered is not read again.
+        known: what was remembered: for each file its size, the times of its content and of its last change in
+            nanoseconds, and its digest. A file whose size and times are as remembered is not read again. The time of
+            the content alone can be set to anything, such as the same for all files of an image.
     """
     import xxhash
 
     files = {}
     for path in sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)}):
         stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         old = known.get(path.name)
-        if old is not None and old[:2] == [stat.st_size, stat.st_mtime_ns]:
+        if old is not None and old[:-1] == state:
             files[path.name] = list(old)
             continue
         digest = xxhash.xxh3_128()
         with path.open("rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
-        files[path.name] = [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
-    content = json.dumps({name: entry[2] for name, entry in files.items()}, sort_keys=True)
+        files[path.name] = [*state, digest.hexdigest()]
+    content = json.dumps({name: entry[-1] for name, entry in files.items()}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:40], files
 
 
