@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share: real material and real parts, loaded once per session."""
+"""Fixtures that all tests share: real material and real parts, loaded once per session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from fixtures.tiny_model import build_tiny_model
 from hypothesis import HealthCheck, settings
 
@@ -77,6 +78,10 @@ def starter_index(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def lima_index(shared_data: Path, minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an index over LIMA's thousand demonstrations, with real vectors."""
-    folder = tmp_path_factory.mktemp("indexes") / "lima"
-    Index.build(Pool.load(shared_data / "pools" / "lima_1k.jsonl"), minilm).save(folder)
+    base = tmp_path_factory.getbasetemp()
+    # Encoding takes many seconds, so workers share it.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lima"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            Index.build(Pool.load(shared_data / "pools" / "lima_1k.jsonl"), minilm).save(folder)
     return folder

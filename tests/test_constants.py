@@ -133,7 +133,7 @@ def test_random_answers_are_never_right(n: int, seed: int, ood: bool) -> None:
         ("circular_shift", 1, {}, "among two or more constant demonstrations, not 1"),
         ("circular_shift", 3, {"base": list(OTHER)[:2]}, "need 3 constant demonstrations, but there are only 2"),
         ("random_answer", 30, {}, "need 30 answers of other demonstrations, but the pool has only 13"),
-        ("random_answer_ood", 3, {}, "out-of-domain answers come from another pool: name it"),
+        ("random_answer_ood", 3, {}, "out-of-domain answers come from another pool: set"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(kind: str, n: int, options: dict[str, object], message: str) -> None:

@@ -29,6 +29,7 @@ def arguments(tmp_path: Path, tiny_model: Path) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_writes_a_recipe_that_bench_takes(
     ragalign: Command, arguments: tuple[object, ...], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def n_cached(folder: Path) -> int:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_resumes(minilm_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", LONG_ENCODING, str(minilm_folder), str(tmp_path)]
     counts = []

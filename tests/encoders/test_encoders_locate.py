@@ -97,6 +97,7 @@ def nowhere() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_downloaded_once_and_stays_usable_offline(hub: Hub, nowhere: str, tmp_path: Path) -> None:
     first = ask(tmp_path, MODEL, load=True, HF_ENDPOINT=hub.url)
     assert (first["revision"], first["shape"], first["packaged"]) == (COMMIT, [2, 384], False)

@@ -151,6 +151,7 @@ def test_what_is_left_running_is_given_up(generator: Any, make_prompt: Any) -> N
     assert len(generator.generate(prompts[:4], DECODING)) == 4
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_says_why_once(cluster: Any, tmp_path: Path) -> None:
     from ragalign.executors import RayGenerator
 
@@ -195,6 +196,7 @@ def test_an_endpoint_needs_no_cluster(tiny_model: Path) -> None:
         Aligner.from_recipe("zero-shot", model=str(tiny_model), workers=2)
 
 
+@pytest.mark.slow
 def test_an_index_is_that_of_one_process(cluster: Any, minilm: Encoder, minilm_folder: Path, tmp_path: Path) -> None:
     from ragalign.executors import RayEncoder
 

@@ -65,6 +65,7 @@ def processes_of_session(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_engines_start_fail_and_stop_in_one_process(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "empty").mkdir()
     body = f"""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ragalign._optional import require
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation._quiet import quiet
+from ragalign.indexes.faiss_backend import prepare_training
 from ragalign.indexes.manifest import Metric
 from ragalign.indexes.vectors import for_metric, measurable
 from ragalign.pool import Pool
@@ -124,10 +125,11 @@ def write_lists(
     try:
         index = faiss.index_factory(dimension, factory, metric)
         lists = faiss.extract_index_ivf(index)
-        lists.cp.min_points_per_centroid = 1  # FAISS would warn on stderr
+        kept_alive = prepare_training(faiss, index)
         n_sample = min(n, max(_PER_CENTROID * lists.nlist, 65_536))
         chosen = np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
         index.train(np.ascontiguousarray(vectors[chosen]))
+        del kept_alive
         names: list[str] = []
         for start in range(0, n, shard):
             part = faiss.clone_index(index)

@@ -63,7 +63,7 @@ class FaissIndex:
         metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
         index = cls._new(faiss, factory, dimension, metric)
         try:
-            kept_alive = _prepare(faiss, index)
+            kept_alive = prepare_training(faiss, index)
             if not index.is_trained:
                 index.train(vectors)
             del kept_alive
@@ -279,7 +279,7 @@ def _import_faiss() -> Any:
     return require("faiss", "an index")
 
 
-def _prepare(faiss: Any, index: Any) -> list[Any]:
+def prepare_training(faiss: Any, index: Any) -> list[Any]:
     """Set options that factory strings do not cover; keep the returned objects alive until training is over."""
     inner, rotations = faiss.downcast_index(index), []
     while isinstance(inner, faiss.IndexPreTransform | faiss.IndexRefine):
