@@ -152,6 +152,10 @@ FIGURES = {
     "disk_index": "Pools larger than memory, built, opened and searched: [the table](../docs/scaling.md).",
     "scale": "What 100 million demonstrations take, calculated: [the table](../docs/scaling.md).",
     "affinity": "Prefix affinity against least-busy over four servers, simulated: [the table](../docs/serving.md).",
+    "selection": (
+        "Demonstrations of learned utility, similar, random and fixed ones under a real base model, and what the best "
+        "candidate would add: [the tables](../docs/utility.md#what-it-buys)."
+    ),
     "shift_testbed": "Token distribution shift on the testbed: [the study](../docs/shift.md).",
     "real": "Demonstrations and a real base model, measured without a judge: [its page](../docs/real.html).",
     "compare_ift_testbed": "Demonstrations against fine-tuning on the testbed: [the study](../docs/compare-ift.md).",

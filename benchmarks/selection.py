@@ -95,10 +95,12 @@ def report(folder: Path) -> dict[str, Any]:
     shared = list(LineFile(folder / "scores-shared.jsonl", KEYS).read())
     for path in sorted(folder.glob("scores-[0-9]*.jsonl")):
         values: dict[str, dict[str, float]] = {}
+        n_tokens: dict[str, int] = {}
         shown: dict[str, dict[str, int]] = {}
         for row in [*shared, *LineFile(path, KEYS).read()]:
             values.setdefault(row["condition"], {})[row["question"]] = row["logprob"] / row["n_tokens"]
             shown.setdefault(row["condition"], {})[row["question"]] = row["shown_tokens"]
+            n_tokens[row["question"]] = row["n_tokens"]
         # Questions that are scored under all conditions.
         ids = set.intersection(*(set(of) for of in values.values()))
         whole = {name: {id_: of[id_] for id_ in sorted(ids)} for name, of in values.items()}
@@ -109,6 +111,7 @@ def report(folder: Path) -> dict[str, Any]:
                     "log_likelihood": mean(list(of.values())).to_dict(),
                     "shown_tokens": round(fmean(shown[name][id_] for id_ in of), 1),
                     **_difference(whole, name),
+                    **_difference(whole, name, n_tokens),
                 }
                 for name, of in whole.items()
             }
@@ -142,13 +145,23 @@ def _machine(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _difference(values: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
+def _difference(
+    values: dict[str, dict[str, float]], name: str, n_tokens: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """The difference to dense retrieval; with `n_tokens`, questions count by the tokens of their references.
+
+    Otherwise all questions count alike, and one whose reference has a single token can outweigh many others.
+    """
     size = name.rpartition(" ")[2]
     dense = values.get(f"dense {size}")
     if dense is None or name == f"dense {size}":
         return {}
     of = values[name]
     ids = sorted(of)
+    if n_tokens is not None:
+        weights = {id_: n_tokens[id_] / fmean(n_tokens[each] for each in ids) for id_ in ids}
+        weighted = [[weights[id_] * each[id_] for id_ in ids] for each in (of, dense)]
+        return {"minus_dense_by_tokens": paired_difference(*weighted, ids).to_dict()}
     return {"minus_dense": paired_difference([of[id_] for id_ in ids], [dense[id_] for id_ in ids], ids).to_dict()}
 
 

@@ -31,7 +31,9 @@ from results import (
     published_results,
     real_results,
     scale_results,
+    selection_results,
     testbed_results,
+    thirds_results,
 )
 from table import table
 
@@ -43,7 +45,9 @@ __all__ = [
     "published_results",
     "real_results",
     "scale_results",
+    "selection_results",
     "testbed_results",
+    "thirds_results",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -206,11 +206,11 @@ def selection_results() -> str:
             tokens = " / ".join("" if found is None else f"{found['shown_tokens']:,.0f}" for found in shown).strip(" /")
             rows.append((f"{name}, seed {seed}" if drawn else name, tokens, *map(_minus_dense, shown)))
     head = ("demonstrations", "their tokens", "1: minus dense", "3", "9")
-    n = ", ".join(str(found["n"]) for found in result["seeds"].values())
+    n = " and ".join(dict.fromkeys(str(found["n"]) for found in result["seeds"].values()))
     nats = [f"{first[f'dense {size}']['log_likelihood']['value']:.3f}" for size in (1, 3, 9)]
     none = first["none"]["log_likelihood"]["value"]
     about = (
-        f"{n} questions by seed, nats per token and 95 % intervals. Without demonstrations the log-likelihood is "
+        f"{n} questions, nats per token and 95 % intervals. Without demonstrations the log-likelihood is "
         f"{none:.3f}, with one, three and nine dense ones {', '.join(nats[:2])} and {nats[2]}:"
     )
     return f"{about}\n\n{table(head, rows)}"
