@@ -94,6 +94,7 @@ FIGURES = {
     ),
     "reuse_160m": f"A Llama shape of 160M random parameters: {_REUSE}",
     "reuse_gemma": f"Gemma 3 270M: {_REUSE}",
+    "reuse_gemma_100": f"An earlier run on half the questions: {_REUSE}",
     "reuse_gemma_counts": (
         "The same with 1 to 50 demonstrations: a request with 50 retrieved ones takes "
         "{r[settings][plain 50][request_over_fixed]:.1f} times as long as with as many fixed ones, and "

@@ -197,6 +197,7 @@ def check(
     from ragalign.pool.queries import read_queries
     from ragalign.reuse.checking import ReuseLimits
     from ragalign.reuse.checking import check as compare
+    from ragalign.reuse.store import Store
     from ragalign.types import Prompt
 
     asked = read_queries(queries)[:first]
@@ -226,7 +227,9 @@ def check(
             for prompt, reference in zip(packed, references, strict=True)
             if isinstance(prompt, Prompt)
         ]
-        limits = ReuseLimits(max_difference, min_same_top1)
+        limits = ReuseLimits.for_precision(
+            Store(folder).manifest.precision, difference=max_difference, same_top1=min_same_top1
+        )
         found = compare(aligner.generator, prompts, answers, limits=limits, advance=advance)
     result: dict[str, Any] = {name: _rounded(value) for name, value in asdict(found).items()}
     if json:

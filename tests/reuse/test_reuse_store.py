@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.building import verify
+from ragalign.reuse.checking import ReuseLimits
 from ragalign.reuse.eight_bit import BLOCK, packed, unpacked
 from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import missing
@@ -98,6 +99,12 @@ def test_eight_bits_take_half_the_space_and_err_by_their_step(precision: str, tm
     scales = small.scales.repeat_interleave(BLOCK, dim=2)[:, :, :50, :, None]
     step = 0.5 * scales if precision == "int8" else 0.07 * wanted.float().abs() + scales
     assert bool(((back - wanted.float()).abs() <= step + 1e-6).all())
+
+
+def test_eight_bits_may_round_more_where_the_rest_is_exact() -> None:
+    assert ReuseLimits.for_precision("model", difference=0.1) == ReuseLimits(difference=0.1)
+    for precision in ("int8", "fp8"):
+        assert ReuseLimits.for_precision(precision) == ReuseLimits(exact=0.05)
 
 
 def test_one_large_key_does_not_coarsen_other_heads_or_blocks() -> None:

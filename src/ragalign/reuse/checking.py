@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import DataError
 from ragalign.generation.distributions import Distributions, SupportsReuse
+from ragalign.reuse.eight_bit import Precision
 from ragalign.reuse_plan import ReusePlan
 from ragalign.statistics import mean
 from ragalign.types import Prompt
@@ -28,12 +29,19 @@ class ReuseLimits:
     Attributes:
         difference: maximum nats per token that reuse adds to the negative log-likelihood of reference answers.
         same_top1: minimum share of positions at which both ways have the same most likely token.
-        exact: maximum difference in nats per token where reuse must equal full attention up to rounding.
+        exact: maximum difference in nats per token where reuse must equal full attention up to rounding. The default
+            is for rounding to bfloat16; see `for_precision`.
     """
 
     difference: float = 0.02
     same_top1: float = 0.94
     exact: float = 0.01
+
+    @classmethod
+    def for_precision(cls, precision: Precision, **limits: float) -> Self:
+        """The limits for a store of this precision: 8 bits round more, and an error of positions shows all the same."""
+        made = cls(**limits)
+        return made if precision == "model" else replace(made, exact=5 * made.exact)
 
 
 @dataclass(frozen=True, slots=True)
