@@ -204,8 +204,9 @@ def selection_results() -> str:
             drawn = any(other.get(f"{name} 9") != first.get(f"{name} 9") for other in seeds.values())
             shown = [conditions.get(f"{name} {size}") for size in (1, 3, 9)]
             tokens = " / ".join("" if found is None else f"{found['shown_tokens']:,.0f}" for found in shown).strip(" /")
-            rows.append((f"{name}, seed {seed}" if drawn else name, tokens, *map(_minus_dense, shown)))
-    head = ("demonstrations", "their tokens", "1: minus dense", "3", "9")
+            label = name.removesuffix(" at")
+            rows.append((f"{label}, seed {seed}" if drawn else label, tokens, *map(_minus_dense, shown)))
+    head = ("demonstrations", "their tokens", "one, minus dense", "three, minus dense", "nine, minus dense")
     n = " and ".join(dict.fromkeys(str(found["n"]) for found in result["seeds"].values()))
     nats = [f"{first[f'dense {size}']['log_likelihood']['value']:.3f}" for size in (1, 3, 9)]
     none = first["none"]["log_likelihood"]["value"]
