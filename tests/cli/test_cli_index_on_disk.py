@@ -102,6 +102,7 @@ def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, 
         (("search", folder, "Why?", "--retriever", "bm25"), "no retriever 'bm25'"),
         (("search", folder, "Why?", "--where", "category=maths"), "no filters"),
         (("serve", folder, "--also", "ica-random", "--upstream", "http://127.0.0.1:9"), "no retriever 'random'"),
+        (("serve", folder, "--store", tmp_path, "--upstream", "http://127.0.0.1:9"), "--store is for recipes with"),
         (("bench", "--index", folder, "--queries", STARTER, "--model", "m", "--out", tmp_path / "b"), "on disk"),
     ):
         run = ragalign(*command)
