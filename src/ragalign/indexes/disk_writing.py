@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ragalign._optional import require
 from ragalign.errors import ConfigError, DataError
 from ragalign.generation._quiet import quiet
-from ragalign.indexes.faiss_backend import prepare_training
+from ragalign.indexes.faiss_backend import faiss_reason, prepare_training
 from ragalign.indexes.manifest import Metric
 from ragalign.indexes.vectors import for_metric, measurable
 from ragalign.pool import Pool
@@ -100,13 +100,9 @@ def check_factory(factory: str, dimension: int) -> None:
         faiss.extract_index_ivf(faiss.index_factory(dimension, factory))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"FAISS cannot build {factory!r} on disk for {dimension} dimensions: {_reason(error)}; use auto, or a "
+            f"FAISS cannot build {factory!r} on disk for {dimension} dimensions: {faiss_reason(error)}; use auto, or a "
             "factory string with inverted lists, such as IVF4096,SQ8"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rsplit(": ", 1)[-1]
 
 
 def write_lists(
@@ -142,7 +138,7 @@ def write_lists(
         faiss.write_index(index, str(folder / FAISS))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"FAISS cannot build {factory!r} on disk from {n:,} x {dimension} vectors: {_reason(error)}"
+            f"FAISS cannot build {factory!r} on disk from {n:,} x {dimension} vectors: {faiss_reason(error)}"
         ) from None
     for name in names:
         Path(name).unlink()

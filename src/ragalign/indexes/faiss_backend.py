@@ -75,7 +75,7 @@ class FaissIndex:
             return cls(index, search)
         except RuntimeError as error:
             raise ConfigError(
-                f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {_reason(error)}; "
+                f"FAISS cannot build {factory!r} from {n} x {dimension} vectors: {faiss_reason(error)}; "
                 "choose another kind (auto, flat, hnsw, ivf or a factory string)"
             ) from None
 
@@ -95,7 +95,7 @@ class FaissIndex:
             index = faiss.index_factory(dimension, factory, metric)
         except RuntimeError as error:
             raise ConfigError(
-                f"FAISS cannot build {factory!r} for {dimension} dimensions: {_reason(error)}; "
+                f"FAISS cannot build {factory!r} for {dimension} dimensions: {faiss_reason(error)}; "
                 "choose another kind (auto, flat, hnsw, ivf or a factory string)"
             ) from None
         if index.metric_type != metric:  # it drops the metric silently
@@ -122,7 +122,7 @@ class FaissIndex:
                     )
             return cls(index, search)
         except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
-            raise IndexFormatError(f"FAISS cannot read {path}: {_reason(error)}; build the index again") from None
+            raise IndexFormatError(f"FAISS cannot read {path}: {faiss_reason(error)}; build the index again") from None
 
     def write(self, path: Path) -> None:
         """Write the FAISS file.
@@ -193,7 +193,7 @@ class FaissIndex:
         except RuntimeError as error:
             if "not implemented" in str(error) or "not supported" in str(error):
                 return None  # a kind that cannot reconstruct vectors
-            return f"its vectors cannot be reconstructed ({_reason(error)})"
+            return f"its vectors cannot be reconstructed ({faiss_reason(error)})"
         wrong = ~np.isclose(stored, expected, rtol=1e-4, atol=1e-5).all(axis=1)
         if wrong.any():
             first = int(rows[int(np.argmax(wrong))])
@@ -317,7 +317,7 @@ def _stored(faiss: Any, index: Any, name: str) -> int | None:
     return int(inner.hnsw.efSearch) if name == "efSearch" and isinstance(inner, faiss.IndexHNSW) else None
 
 
-def _reason(error: BaseException) -> str:
+def faiss_reason(error: BaseException) -> str:
     """The message of a FAISS error, without its source location."""
     text = " ".join(str(error).split())
     # "Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: MESSAGE", with or without a message
