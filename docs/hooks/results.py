@@ -103,7 +103,7 @@ def disk_results() -> str:
         "recall of ten",
         "a query, median / p99",
     )
-    about = f"Measured on two cores that other work shared, {result['factory']}, 64 lists probed:"
+    about = f"Measured on two cores, {result['factory']}, 64 lists probed:"
     return f"{about}\n\n{table(head, rows)}"
 
 
