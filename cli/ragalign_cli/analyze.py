@@ -80,6 +80,7 @@ def shift(
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Find the tokens that a base model would not have written.
 
@@ -105,6 +106,7 @@ def shift(
     from ragalign.studies.shift.page import kl_note, write_pages
     from ragalign.studies.shift.running import ShiftSettings, run
 
+    console.be_quiet(quiet)
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)
     for model in (base, aligned):
         options.check_model(model, backend, None, engine_options)

@@ -299,7 +299,7 @@ def bench(
                 conditions, index=index, pool=pool or (), encoder=encoder, folder=out
             ),
             scorers=make_scorers(metric or ()),
-            judging=judging_from(judge, protocol, key_env, reference, published, max_cost, token_limit),
+            judging=judging_from(judge, protocol, key_env, reference, published, max_cost, token_limit, ray, workers),
             baseline=baseline,
             fixed=fixed,
             exclude_near=exclude_near,

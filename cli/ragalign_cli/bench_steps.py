@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ragalign_cli import console
-from ragalign_cli.judge_run import TokenLimitName, judges_of
+from ragalign_cli.judge_run import TokenLimitName, judges_of, reward_models
 
 if TYPE_CHECKING:
     from ragalign.bench.benchmark import Benchmark, Judging
@@ -49,6 +49,8 @@ def judging_from(
     published: Path | None,
     max_cost: float | None,
     token_limit: TokenLimitName,
+    ray: str | None,
+    workers: int | None,
 ) -> Judging | None:
     """The judging of a benchmark from its options; None without a judge."""
     from ragalign.bench.benchmark import Judging
@@ -63,6 +65,8 @@ def judging_from(
         make_protocol(protocol),
         tuple(judges_of(judges, key_env or [])),
         reference,
-        RunOptions(budget=Budget(max_cost=max_cost), token_limit=token_limit),
+        RunOptions(
+            budget=Budget(max_cost=max_cost), token_limit=token_limit, reward_models=reward_models(ray, workers)
+        ),
         tuple(load_published(protocol, published)),
     )

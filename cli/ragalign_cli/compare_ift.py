@@ -79,6 +79,7 @@ def compare_ift(
     gpu_memory: options.GpuMemory = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the fine-tuned models.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare demonstrations in context with fine-tuning on the same demonstrations (Zhao et al. 2024).
 
@@ -107,6 +108,7 @@ def compare_ift(
     from ragalign.studies.fine_tuning.running import FineTuningSettings, run
     from ragalign.studies.fine_tuning.training import Training
 
+    console.be_quiet(quiet)
     if (index is None) == (not pool):
         raise ConfigError("give the demonstrations with either --pool or --index")
     engine_options = options.engine(dtype, tensor_parallel, gpu_memory)

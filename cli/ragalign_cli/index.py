@@ -14,7 +14,7 @@ import typer
 from ragalign_cli import console, index_on_disk
 from ragalign_cli.help import Command, group
 from ragalign_cli.index_report import info_rows, print_built
-from ragalign_cli.options import Ray, Workers, check_cluster
+from ragalign_cli.options import Quiet, Ray, Workers, check_cluster
 from ragalign_cli.paths import out_folder
 from ragalign_cli.pool_options import (
     Fields,
@@ -119,6 +119,7 @@ def index(
     ray: Ray = None,
     workers: Workers = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build an index from files of demonstrations.
 
@@ -137,6 +138,7 @@ def index(
       ragalign index --pool part-0.parquet --pool part-1.parquet \\
           --on-disk --out indexes/huge
     """
+    console.be_quiet(quiet)
     if context.invoked_subcommand is not None:
         return
     check_cluster(ray, workers)
@@ -214,6 +216,7 @@ def add(
     metadata: Metadata = None,
     unwrap: Unwrap = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Add demonstrations to an index.
 
@@ -226,6 +229,7 @@ def add(
     from ragalign.errors import ConfigError
     from ragalign.indexes import Index
 
+    console.be_quiet(quiet)
     if not pools:
         raise ConfigError("give --pool FILE, the demonstrations to add")
     start = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,12 +11,13 @@ import typer
 
 from ragalign_cli import console
 from ragalign_cli.figures import figures_record, nothing_scored, show_figures
-from ragalign_cli.options import EVALUATION
+from ragalign_cli.options import EVALUATION, Quiet, Ray, Workers, check_cluster
 from ragalign_cli.paths import out_folder
 
 if TYPE_CHECKING:
     from ragalign.judging.base import Figures
     from ragalign.judging.judges import AnyJudge
+    from ragalign.judging.reward import RewardModels
     from ragalign.judging.runs import JudgePlan, JudgeRun
 
 _CACHE = "replies.sqlite"
@@ -79,7 +82,10 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate requests and cost without asking.")] = False,
+    ray: Ray = None,
+    workers: Workers = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Ask judges about answers. If interrupted or out of budget, run the same command again to continue.
 
@@ -96,10 +102,14 @@ def run(
       ragalign judge run --protocol alpaca-eval-2 --answers a.json \\
           --baseline gpt4.json --judge gpt-4.1 --judge gpt-4o --both-orders \\
           --max-cost 5 --dry-run --out judged
+      ragalign judge run --protocol reward --answers a.jsonl \\
+          --judge reward:./reward-model --ray auto --workers 8 --out judged
     """
+    from ragalign.errors import ConfigError
     from ragalign.judging.answers import load_items
     from ragalign.judging.budget import Budget
     from ragalign.judging.cache import ReplyCache
+    from ragalign.judging.judges import RewardJudge
     from ragalign.judging.output import VERDICTS, write_run
     from ragalign.judging.pricing import PriceTable
     from ragalign.judging.registry import make_protocol
@@ -107,6 +117,13 @@ def run(
     from ragalign.judging.runs import RunOptions
     from ragalign.runs import RunFolder
 
+    console.be_quiet(quiet)
+    judges = judges_of(judge, key_env or [])
+    check_cluster(ray, workers)
+    if ray is not None and not any(isinstance(one, RewardJudge) for one in judges):
+        raise ConfigError(
+            "only reward models run on a Ray cluster; judges at a URL are asked from here: leave out --ray"
+        )
     options = RunOptions(
         concurrency=concurrency,
         timeout_s=timeout,
@@ -115,11 +132,10 @@ def run(
         token_limit=token_limit,
         budget=Budget(max_requests=max_requests, max_cost=max_cost),
         prices=PriceTable.load(prices),
+        reward_models=reward_models(ray, workers),
     )
-    judges = judges_of(judge, key_env or [])
-    how = make_protocol(
-        protocol, strict=strict, prompt_file=prompt_file, **({"both_orders": True} if both_orders else {})
-    )
+    given = {"both_orders": both_orders or None, "prompt_file": prompt_file, "strict": strict or None}
+    how = make_protocol(protocol, **{name: value for name, value in given.items() if value is not None})
     items = [
         item
         for path in answers
@@ -163,6 +179,14 @@ def judges_of(names: list[str], variables: list[str]) -> list[AnyJudge]:
         return [parse_judge(name) for name in names]
     named = variables * len(names) if len(variables) == 1 else variables
     return [parse_judge(name, key_variable=variable) for name, variable in zip(names, named, strict=True)]
+
+
+def reward_models(ray: str | None, workers: int | None) -> Callable[[], RewardModels]:
+    """What scores answers for reward models: this process, or a cluster, which is only used once it is needed."""
+    from ragalign.judging.reward import LocalRewardModels
+    from ragalign.judging.reward_ray import RayRewardModels
+
+    return LocalRewardModels if ray is None else partial(RayRewardModels, address=ray, workers=workers)
 
 
 def _show_plans(plans: list[JudgePlan], *, as_json: bool) -> None:

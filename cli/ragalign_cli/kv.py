@@ -46,6 +46,7 @@ def build(
     ray: options.Ray = None,
     workers: options.Workers = None,
     json: Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compute and store the keys and values of demonstrations.
 
@@ -69,6 +70,7 @@ def build(
     from ragalign.reuse.opening import check_backend, check_model, check_same_model
     from ragalign.reuse.store import Store
 
+    console.be_quiet(quiet)
     check_backend(backend)
     options.check_cluster(ray, workers)
     chosen = _plain(recipe)
@@ -178,6 +180,7 @@ def check(
     ] = 0.94,
     store: StoreFolder = None,
     json: Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare reused keys and values with full attention.
 
@@ -200,6 +203,7 @@ def check(
     from ragalign.reuse.store import Store
     from ragalign.types import Prompt
 
+    console.be_quiet(quiet)
     asked = read_queries(queries)[:first]
     references = [query.metadata.get("reference") for query in asked]
     for query, reference in zip(asked, references, strict=True):

@@ -73,7 +73,9 @@ def top(
     context: typer.Context,
     cache_dir: Annotated[
         Optional[Path],
-        typer.Option(envvar="RAGALIGN_CACHE", help="Folder for models converted from GGUF.", show_default=False),
+        typer.Option(
+            envvar="RAGALIGN_CACHE", help="Cache folder for converted models and embeddings.", show_default=False
+        ),
     ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:

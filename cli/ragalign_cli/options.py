@@ -314,7 +314,7 @@ def check_cluster(ray: str | None, workers: int | None, backend: str = "auto") -
     """Reject options of a cluster without one, and a cluster for an endpoint.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: --workers without --ray, or --ray with an endpoint.
         MissingDependencyError: Ray is not installed.
     """
     from ragalign._optional import is_installed, require

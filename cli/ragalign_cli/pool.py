@@ -136,6 +136,7 @@ def dedupe(
     near: Annotated[
         float | None,
         typer.Option(
+            "--near-duplicates",
             metavar="S",
             help="Also remove instructions this similar to an earlier one: Jaccard similarity of character "
             "5-grams, above 0 and at most 1, such as 0.8.",
@@ -156,7 +157,7 @@ def dedupe(
     \b
     Examples:
       ragalign pool dedupe answers.jsonl --out unique.jsonl
-      ragalign pool dedupe lima.jsonl alpaca.json --near 0.8 \\
+      ragalign pool dedupe lima.jsonl alpaca.json --near-duplicates 0.8 \\
           --out unique.parquet --json > removed.jsonl
     """
     pool = load(files, shape, field, on_error, unwrap, metadata)

@@ -83,14 +83,15 @@ def refine(
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print all verdicts as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Rewrite weak demonstrations where that helps.
 
     The pool must have scores by the rule given with --by. An instruction-tuned model rewrites the
     weakest responses; a rewrite replaces the original only if the base
-    model's own score improves and its meaning stays near. The original, who
-    rewrote it and both scores are kept in metadata.refined. If it is
-    interrupted, run the same command again: nothing is paid for twice.
+    model's own score improves and its meaning stays close to the
+    original's. The original, the rewriter and both scores are kept in
+    metadata.refined. If it is interrupted, run the same command again: nothing is paid for twice.
 
     \b
     Examples:
@@ -111,6 +112,7 @@ def refine(
     from ragalign.utility.pool_scores import ResponseScorer
     from ragalign.utility.rewriting import RewriteOptions, rewrite
 
+    console.be_quiet(quiet)
     if Path(pool).exists() and out.exists() and Path(pool).samefile(out):
         raise ConfigError(f"--out {out} is the pool itself; name another file, so that the originals are kept")
     if not -1 <= min_similarity <= 1:

@@ -48,7 +48,7 @@ def score(
         ),
     ] = None,
     questions: Annotated[
-        int, typer.Option(metavar="N", min=1, help="For utility: questions to draw from the pool.")
+        int, typer.Option("--sample", metavar="N", min=1, help="For utility: questions to draw from the pool.")
     ] = 20,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="The recipe whose template applies.")] = "ica",
     seed: Annotated[int, typer.Option(help="Seed of the drawn questions.")] = 0,
@@ -59,6 +59,7 @@ def score(
     tensor_parallel: options.TensorParallel = None,
     gpu_memory: options.GpuMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print the distribution as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score demonstrations by a rule, as metadata.
 
@@ -81,6 +82,7 @@ def score(
     from ragalign.utility import GainFiles, PromptForm, pool_questions
     from ragalign.utility import pool_scores as scores
 
+    console.be_quiet(quiet)
     if gains is not None and by != "utility":
         raise ConfigError("--gains goes with --by utility")
     if model is None and not (gains or (by == "length" and tokenizer)):

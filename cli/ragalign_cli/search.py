@@ -23,7 +23,7 @@ _MIN_INSTRUCTION_WIDTH = 20
 def search(
     index: Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)],
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="A query, instead of --queries.", show_default=False)
+        str | None, typer.Argument(metavar="[QUESTION]", help="A question, instead of --queries.", show_default=False)
     ] = None,
     queries: Annotated[Path | None, typer.Option(help=query_options.QUERIES_HELP, show_default=False)] = None,
     field: query_options.QuestionFields = None,
@@ -52,7 +52,10 @@ def search(
     near: Annotated[
         float | None,
         typer.Option(
-            metavar="T", help="Leave out demonstrations with a cosine similarity of T or more.", show_default=False
+            "--exclude-near",
+            metavar="S",
+            help="Leave out demonstrations this similar to the query (cosine).",
+            show_default=False,
         ),
     ] = None,
     where: Annotated[
@@ -80,7 +83,7 @@ def search(
       ragalign search indexes/lima "Plan a trip" --retriever rerank \\
           --option first=hybrid
       ragalign search indexes/lima --queries queries.jsonl -k 20 --exclude-self \\
-          --near 0.95 --json > hits.jsonl
+          --exclude-near 0.95 --json > hits.jsonl
     """
     from ragalign._progress import progress
     from ragalign.errors import ConfigError
@@ -89,7 +92,7 @@ def search(
     from ragalign.types import Query, Turn
 
     if (text is None) == (queries is None):
-        raise ConfigError("give either a text or --queries FILE")
+        raise ConfigError("give either a question or --queries FILE")
     given = {key: _json_or_text(value) for key, value in _pairs("--option", option or [], repeatable=False)}
     conditions = _conditions(_pairs("--where", where or []))
     exclude = Exclusion(same_text=exclude_self, near=near) if exclude_self or near is not None else None

@@ -49,6 +49,7 @@ def select(
     temperature: options.Temperature = None,
     seed: Annotated[int, typer.Option(help="Seed for decoding, candidates and held-out questions.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Add constant demonstrations that improve a metric, and check the gain on held-out questions.
 
@@ -75,6 +76,7 @@ def select(
     from ragalign.tokenization import Tokenizer
     from ragalign.utility import GainFiles
 
+    console.be_quiet(quiet)
     limits = SearchOptions(add, candidates, max_evaluations, held_out, seed)
     scorer = make_scorer(metric)
     begin = Recipe.load(recipe)

@@ -47,7 +47,7 @@ def score(
         typer.Option(
             metavar="N",
             min=1,
-            help="Candidates per question: half of them near, a quarter middling, the others random.",
+            help="Candidates per question: half of them very similar, a quarter less so, the others random.",
             rich_help_panel=options.METHOD,
         ),
     ] = 20,
@@ -79,6 +79,7 @@ def score(
     ray: options.Ray = None,
     workers: options.Workers = None,
     json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how much likelier each candidate makes a good answer.
 
@@ -99,6 +100,7 @@ def score(
     from ragalign.recipes import Recipe
     from ragalign.utility import GainRun, ScoreOptions
 
+    console.be_quiet(quiet)
     chosen = Recipe.load(recipe)
     limits = ScoreOptions(candidates, max_reference_tokens, seed)
     options.check_gives_probabilities(backend)
@@ -183,6 +185,7 @@ def train(
     held_out: Annotated[float, typer.Option(help="Share of the questions that decide when to stop.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune an encoder on measured gains.
 
@@ -198,6 +201,7 @@ def train(
     from ragalign.encoders import DEFAULT_ENCODER
     from ragalign.utility import GainFiles, TrainOptions, train_encoder
 
+    console.be_quiet(quiet)
     limits = TrainOptions(
         epochs=epochs,
         learning_rate=learning_rate,

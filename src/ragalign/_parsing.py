@@ -13,7 +13,7 @@ def parse_json(text: str | bytes) -> Any:
     """`json.loads`.
 
     Raises:
-        ValueError: the text is no JSON, not UTF-8, or nested too deeply for Python's parser.
+        ValueError: the text is not valid JSON, not UTF-8, or nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -25,7 +25,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """`tomllib.loads`.
 
     Raises:
-        ValueError: the text is no TOML, or nested too deeply for Python's parser.
+        ValueError: the text is not valid TOML, or nested too deeply for Python's parser.
     """
     try:
         return tomllib.loads(text)

@@ -35,7 +35,7 @@ class ClosableAsyncIterator(Protocol[T_co]):
 class Generator(Protocol):
     """Turns prompts into completions.
 
-    The aligner, the service and the bench need nothing else of a generator.
+    The aligner and the bench need only this; likelihoods also need `SupportsDistributions`.
     """
 
     @property

@@ -16,6 +16,7 @@ import pytest
 from fixtures.judge_server import BAD_ANSWERS, JudgeServer
 
 from ragalign.judging.output import read_verdicts
+from ragalign.judging.registry import PROTOCOLS
 
 COMMAND = str(Path(sys.executable).with_name("ragalign"))
 KEY = "sk-proj-Zq81xx_SECRET-77"
@@ -268,3 +269,19 @@ def test_another_protocol_needs_another_folder(tmp_path: Path, answers: list[str
     assert 'protocol was "ica" and is "alpaca-eval-1"' in refused.stderr
     assert (out / "verdicts.jsonl").read_bytes() == before
     assert len(server.log) == N
+
+
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name not in ("ifeval", "ifbench")])
+def test_every_protocol_can_be_run(tmp_path: Path, protocol: str) -> None:
+    judge = "reward:./model" if protocol.startswith("reward") else "judge@http://localhost:1"
+    (tmp_path / "model").mkdir()
+    row = {"id": "q", "instruction": "Name a river.", "response": "The Nile.", "category": "writing"}
+    for name in ("ours", "theirs"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    command = ("judge", "run", "--protocol", protocol, "--answers", "ours.jsonl", "--baseline", "theirs.jsonl")
+    done = subprocess.run(
+        [COMMAND, *command, "--judge", judge, "--out", "judged", "--dry-run", "--json"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=clean_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n_verdicts"] >= 1

@@ -171,7 +171,7 @@ def test_dedupe_removes_and_says_what(pool: Callable[..., Run], files: tuple[Pat
     assert f"removed 1 of 3 demonstrations (1 rows were exact duplicates); wrote 2 to {out}" in run.stderr
     assert [demo.source_id for demo in Pool.load(out)] == ["r1", "r4"]
 
-    run = pool("dedupe", files[0], "--near", "0.6", "--out", out, "--json")
+    run = pool("dedupe", files[0], "--near-duplicates", "0.6", "--out", out, "--json")
     records = [json.loads(line) for line in run.stdout.splitlines()]
     assert [(r["source_id"], r["duplicate_of"]["source_id"]) for r in records] == [("r3", "r1"), ("r4", "r1")]
     assert 0.6 <= records[1]["similarity"] < 1
@@ -201,7 +201,11 @@ def test_dedupe_keeps_each_removed_one_on_its_line(pool: Callable[..., Run], tmp
         ),
         (("convert", "SECOND", "--out", "x.jsonl"), 1, "second.jsonl:2: the response is empty"),
         (("convert", "FIRST", "--out", "x.csv"), 2, "unknown extension '.csv' for a pool"),
-        (("dedupe", "FIRST", "--near", "2", "--out", "x.jsonl"), 2, "near must be above 0 and at most 1, not 2.0"),
+        (
+            ("dedupe", "FIRST", "--near-duplicates", "2", "--out", "x.jsonl"),
+            2,
+            "near must be above 0 and at most 1, not 2.0",
+        ),
         (("convert", "FIRST"), 2, "missing option '--out'"),
     ],
 )
@@ -256,7 +260,7 @@ def test_scores_are_written_shown_and_selected_by(ragalign: Command, tiny_model:
     given = tmp_path / "pool.jsonl"
     for rule in ("length", "ifd", "perplexity", "utility"):
         out = tmp_path / f"{rule}.jsonl"
-        more = ("--questions", "2") if rule == "utility" else ()
+        more = ("--sample", "2") if rule == "utility" else ()
         run = ragalign("pool", "score", given, "--by", rule, *engine, *more, "--out", out)
         assert run.returncode == 0, run.stderr
         assert rule in run.stdout
@@ -286,7 +290,7 @@ def test_scores_of_another_recipe_are_not_resumed(
     for name, constants in (("a", ""), ("b", '[constants]\nfile = "constant.jsonl"\n')):
         (tmp_path / f"{name}.toml").write_text(f'[template]\nform = "ica"\n{constants}')
     score = ("pool", "score", tmp_path / "pool.jsonl", "--by", "utility", "--model", tiny_model, "--backend",
-             "transformers", "--questions", "2", "--out", tmp_path / "out.jsonl", "--recipe")  # fmt: skip
+             "transformers", "--sample", "2", "--out", tmp_path / "out.jsonl", "--recipe")  # fmt: skip
     append, n_written = OutputFile.append, 0
 
     def interrupted(self: OutputFile, *given: Any) -> None:

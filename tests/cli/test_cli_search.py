@@ -102,7 +102,7 @@ def test_a_text_finds_itself_unless_excluded(ragalign: Command, folder: Path) ->
     command = ("search", str(folder), text, "-k", "13", "--json")
     own = index.pool.ids[3]
     assert [hit["id"] for hit in json_lines(ragalign(*command).stdout)[0]["hits"]].count(own) == 1
-    for extra in (["--exclude-self"], ["--near", "0.98"]):
+    for extra in (["--exclude-self"], ["--exclude-near", "0.98"]):
         hits = json_lines(ragalign(*command, *extra).stdout)[0]["hits"]
         assert own not in {hit["id"] for hit in hits}
         assert len(hits) == 12
@@ -153,8 +153,8 @@ def test_nothing_passes(ragalign: Command, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "give either a text or --queries FILE"),
-        (["x", "--queries", "y.jsonl"], 2, "give either a text or --queries FILE"),
+        ([], 2, "give either a question or --queries FILE"),
+        (["x", "--queries", "y.jsonl"], 2, "give either a question or --queries FILE"),
         ([" "], 2, "the text to search for is empty"),
         (["x", "-k", "0"], 2, "-k"),
         (["x", "--retriever", "sparse"], 2, "no retriever 'sparse'; choose one of: dense, bm25"),
@@ -165,7 +165,7 @@ def test_nothing_passes(ragalign: Command, folder: Path) -> None:
         (["x", "--retriever", "bm25", "--option", "name=y"], 2, "has no option 'name'"),
         (["x", "--where", "=maths"], 2, "--where '=maths': write it as KEY=VALUE"),
         (["x", "--where", "categry=maths"], 2, "no demonstration has the field 'categry'; known fields: category"),
-        (["x", "--near", "3"], 2, "near must be between -1 and 1"),
+        (["x", "--exclude-near", "3"], 2, "near must be between -1 and 1"),
         (["--queries", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
 )

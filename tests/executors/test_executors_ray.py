@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from fixtures.reward_model import build_reward_model
 from typer.testing import CliRunner
 
 from ragalign.aligner import Aligner, Failure
@@ -22,6 +23,7 @@ from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation import make_generator
 from ragalign.indexes import Index
+from ragalign.judging.output import read_verdicts
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 from ragalign.types import Decoding, Prompt, Query, Turn
@@ -113,12 +115,13 @@ def test_a_call_to_all_outlives_a_worker(generator: Any) -> None:
 def test_workers_get_paths_that_hold_in_any_folder_and_the_same_weights(
     minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ragalign.executors import RayEncoder, generator
+    from ragalign.executors import RayEncoder
+    from ragalign.executors.cluster import path_on_workers
 
     (tmp_path / "models" / "m").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert generator._absolute("models/m") == str(tmp_path / "models" / "m")
-    assert generator._absolute("owner/name") == "owner/name"
+    assert path_on_workers("models/m") == str(tmp_path / "models" / "m")
+    assert path_on_workers("owner/name") == "owner/name"
     monkeypatch.chdir(minilm_folder.parent)
     with RayEncoder(minilm_folder.name, address="local", workers=1, cache=None) as encoder:
         assert encoder._options["id_or_folder"] == str(minilm_folder.resolve())
@@ -272,6 +275,51 @@ def test_probabilities_are_those_of_one_engine(generator: Any, tiny_model: Path,
         np.testing.assert_allclose(found[position], expected[position], atol=1e-4)
     for position, shown in generator.distributions(sequences[:3], starts[:3]):
         np.testing.assert_allclose(shown.dense, whole[position].dense, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_rewards_are_those_of_one_process(cluster: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """`ragalign judge run` with a reward model; one of its actors dies on the way."""
+    from ragalign.judging.judges import RewardJudge
+    from ragalign.judging.retries import FinalError
+    from ragalign.judging.reward_ray import RayRewardModels
+
+    model = build_reward_model(tmp_path / "reward", tiny_model)
+    answers = tmp_path / "answers.jsonl"
+    texts = ["word " * 5000, *(f"River number {n}." for n in range(12))]
+    rows = ({"id": f"q{n}", "instruction": "Name a river.", "response": text} for n, text in enumerate(texts))
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = ("judge", "run", "--protocol", "reward", "--answers", answers, "--judge", f"reward:{model}", "--json")
+    alone = json.loads(run(*judge, "--out", tmp_path / "alone").stdout)
+    spread = json.loads(run(*judge, "--out", tmp_path / "spread", "--ray", "local", "--workers", 2).stdout)
+    assert spread["n"] == alone["n"] == 12
+    assert list(spread["reasons"]) == list(alone["reasons"])
+    verdicts = [read_verdicts(tmp_path / name / "verdicts.jsonl") for name in ("alone", "spread")]
+    for one, other in zip(*verdicts, strict=True):
+        assert (one.item_id, one.reason) == (other.item_id, other.reason)
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+    messages = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Nile."}]
+    with RayRewardModels(address="local", workers=1) as models:
+        expected = models.score(RewardJudge(str(model)), messages)
+        [actor] = models._free.queue
+        with pytest.raises(FinalError, match="the reward model reads 2,048"):
+            models.score(RewardJudge(str(model)), [{"role": "user", "content": "word " * 5000}, messages[1]])
+        cluster.kill(actor, no_restart=False)
+        assert models.score(RewardJudge(str(model)), messages) == expected
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ConfigError, match="cannot load the reward model"):
+            models.score(RewardJudge(str(tmp_path / "empty")), messages)
+
+
+def test_only_reward_models_need_a_cluster(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": "q", "instruction": "Name a river.", "response": "The Nile."}\n')
+    with pytest.raises(ConfigError, match="only reward models run on a Ray cluster"):
+        run(
+            *("judge", "run", "--protocol", "reward", "--answers", answers, "--judge", "m@http://localhost:1"),
+            *("--out", tmp_path / "judged", "--ray", "local"),
+        )
 
 
 def test_failures_are_those_of_one_process(cluster: Any, tiny_model: Path) -> None:

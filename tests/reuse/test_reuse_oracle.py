@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fixtures.reuse_world import World, make_world
+from fixtures.reuse_world import CONTEXT, World, make_world
+
+from ragalign.generation import VllmGenerator
+from ragalign.reuse.keeping import connector_config
 
 TYPES = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -95,6 +99,19 @@ def test_prompts_that_are_computed_in_chunks(tiny_model: Path, tmp_path: Path) -
     with make_world(tiny_model, tmp_path, seed=3, kv_cache_memory_bytes=2**26, **chunked) as made:
         assert max(map(len, made.pieces)) > chunked["max_num_batched_tokens"]
         check(made, 40, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_workers_with_half_of_the_heads_each(tiny_model: Path, tmp_path: Path) -> None:
+    """A store that one worker has computed, read by a tensor-parallel engine, which cannot add to it."""
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    with make_world(tiny_model, tmp_path, seed=5) as made:
+        alone = replace(made)
+    reuse = connector_config(alone.store.folder, memory=2**16)
+    options = {"max_model_len": CONTEXT, "kv_cache_memory_bytes": 2**26, "max_logprobs": -1, "dtype": "float32"}
+    with VllmGenerator(tiny_model, tensor_parallel_size=2, kv_transfer_config=reuse, **options) as engine:
+        check(replace(alone, engine=engine), 40, seed=5)
 
 
 def random_model(kind: str, tiny_model: Path, folder: Path) -> Path:

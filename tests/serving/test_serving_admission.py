@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ragalign.serving import Limits, ServingSettings
 from ragalign.serving.admission import Admission
-from ragalign.serving.disconnects import ClientLeftError, attend
+from ragalign.serving.disconnects import ClientLeftError, run_until_disconnect
 from ragalign.serving.errors import ApiError
 from ragalign.serving.reloading import SharedRuns
 
@@ -98,10 +98,10 @@ def test_work_ends_with_its_client_and_with_its_time(leaves: bool) -> None:
     async def main() -> None:
         if leaves:
             with pytest.raises(ClientLeftError):
-                await attend(work(), receive, 30)
+                await run_until_disconnect(work(), receive, 30)
         else:
             with pytest.raises(ApiError) as late:
-                await attend(work(), receive, 0.05)
+                await run_until_disconnect(work(), receive, 0.05)
             assert late.value.status == 504
         assert ended.is_set()
         assert len(asyncio.all_tasks()) == 1
@@ -122,7 +122,7 @@ def test_a_deadline_never_turns_into_something_else(takes: float, limit: float, 
 
     async def main() -> None:
         try:
-            outcomes.add(await attend(work(), receive, limit))
+            outcomes.add(await run_until_disconnect(work(), receive, limit))
         except ApiError as error:
             outcomes.add(str(error.status))
         except ClientLeftError:

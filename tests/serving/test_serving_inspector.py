@@ -208,6 +208,12 @@ def test_escape_stops_and_frees_the_engine(page: Inspector, live: LiveApp) -> No
     page.choose("zero-shot")
     page.set("max_tokens", 1500)
     page.set("temperature", 1)
+    # The random model may end an answer at any token; this one is to last until it is stopped.
+    page(
+        "(window.fetch = ((real) => (url, options) => real(url, options?.body"
+        " ? { ...options, body: JSON.stringify({ ...JSON.parse(options.body), ignore_eos: true }) }"
+        " : options))(window.fetch)) && true"
+    )
     page("document.getElementById('message').focus()")
     page.keys("Tell me a very long story.\n")
     page.wait(lambda: bool(page.all(".answer", "textContent")[0]))

@@ -13,7 +13,7 @@ from ragalign.types import Delta, Output
 
 
 def cleaned(output: Output, template: Template) -> Output:
-    """The answer as the template cleans it; it has stopped where it was over, however long the model wrote on."""
+    """The answer as the template cleans it; its finish reason is ``stop`` if the template ended it before the model."""
     clean = CleanStream(template)
     text = clean.push(output.text) + clean.finish(finished=output.finish_reason != "length")
     return replace(output, text=text, finish_reason="stop" if clean.ended else output.finish_reason)

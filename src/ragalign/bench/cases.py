@@ -106,7 +106,7 @@ def load_cases(
     Args:
         name_or_file: a set's name, a file, or ``-`` for standard input.
         fields: as in `ragalign.pool.queries.read_queries`.
-        metadata: as there.
+        metadata: as in `read_queries`.
 
     Raises:
         ConfigError: it is neither a file nor the name of a set, or an unknown key in `fields`.

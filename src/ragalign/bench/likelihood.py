@@ -34,7 +34,7 @@ Key = tuple[int, str]
 def read_likelihoods(path: Path, cases: Cases) -> dict[Key, Row]:
     """The known likelihoods of a condition: for each turn its ``nll``, ``nll_first32``, ``bits_per_token`` and more.
 
-    A turn whose references are others by now is not known.
+    Turns whose references have changed are omitted.
 
     Raises:
         DataError: the file is damaged.

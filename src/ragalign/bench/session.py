@@ -121,7 +121,7 @@ def open_indexes(
         DataError, IndexFormatError: a pool or an index cannot be read.
     """
     if index is not None and pool:
-        raise ConfigError("give an index or a pool, not both: an index brings its pool")
+        raise ConfigError("give an index or a pool, not both: an index already contains its pool")
     names = list(dict.fromkeys(condition.index for condition in conditions if condition.retrieves))
     if not names:
         return {}

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ragalign._optional import require
@@ -36,7 +37,7 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class WorkerResources:
     """What each worker takes of the cluster."""
 
     workers: int
@@ -98,7 +99,7 @@ def _check_reachable(address: str) -> None:
     """Refuse an address that nothing listens on: Ray itself tries for minutes.
 
     Raises:
-        ConfigError: so it is, or the address has no port.
+        ConfigError: nothing listens there, or the address has no port.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -144,7 +145,7 @@ def plan_workers(
     gpus: float,
     reserved_cpus: float = 0.0,
     free_cpus: float | None = None,
-) -> Need:
+) -> WorkerResources:
     """What to ask the cluster for.
 
     With GPUs, each worker takes `gpus` of them and one CPU, and there are as many workers as fit, if no number is
@@ -170,7 +171,7 @@ def plan_workers(
         if wanted > most:
             each = f"{gpus:g} GPU{'s' if gpus > 1 else ''} and 1 CPU"
             raise ConfigError(_too_small(wanted, each, reserved_cpus, n_cpus, n_gpus, most, len(nodes)))
-        return Need(wanted, 1, gpus)
+        return WorkerResources(wanted, 1, gpus)
     wanted = workers or 1
     most = int(n_cpus - reserved_cpus)
     if wanted > most:
@@ -179,7 +180,7 @@ def plan_workers(
     cpus = max((usable - reserved_cpus) // wanted, 1)
     while cpus > 1 and fits(nodes, cpus, 0) < wanted:
         cpus -= 1
-    return Need(wanted, cpus, 0)
+    return WorkerResources(wanted, cpus, 0)
 
 
 def _too_small(wanted: int, each: str, reserved: float, n_cpus: float, n_gpus: float, most: int, n_nodes: int) -> str:
@@ -195,12 +196,18 @@ def node_resources(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def path_on_workers(name: str | Path) -> str:
+    """A local path as workers need it, which may start in other folders; Hub ids and the like are unchanged."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else str(name)
+
+
 def n_free_cpus(ray: Any) -> float:
     """The CPUs that no job holds now."""
     return float(ray.available_resources().get("CPU", 0.0))
 
 
-def wait_for_room(ray: Any, need: Need, reserved_cpus: float = 0.0, patience_s: float = _PATIENCE_S) -> None:
+def wait_for_room(ray: Any, need: WorkerResources, reserved_cpus: float = 0.0, patience_s: float = _PATIENCE_S) -> None:
     """Check that what a job needs is free now, waiting briefly for another job's end.
 
     Raises:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import GenerationError, RagalignError
-from ragalign.executors.cluster import Need, quiet_warnings
+from ragalign.executors.cluster import WorkerResources, quiet_warnings
 from ragalign.executors.division import Division
-from ragalign.executors.worker import About, EngineWorker
+from ragalign.executors.worker import EngineInfo, EngineWorker
 from ragalign.generation.ahead import Ahead
 from ragalign.generation.base import one_line
 from ragalign.generator import ClosableIterator
@@ -38,7 +38,7 @@ class _Worker:
     number: int
     actor: Any
     starting: Any
-    about: About | None = None
+    about: EngineInfo | None = None
     runs: dict[Any, dict[int, int]] = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ class Crew:
         run_size: items given to a worker at a time.
     """
 
-    def __init__(self, ray: Any, need: Need, arguments: Sequence[Any], run_size: int) -> None:
+    def __init__(self, ray: Any, need: WorkerResources, arguments: Sequence[Any], run_size: int) -> None:
         self._ray, self._need, self._arguments, self._run_size = ray, need, tuple(arguments), run_size
         self._started: dict[int, float] = {}
         self._n_deaths = 0
@@ -66,7 +66,7 @@ class Crew:
         """The process ids of the engines that have started, each on its node."""
         return [worker.about.pid for worker in self._workers if worker.about is not None]
 
-    def first(self) -> About:
+    def first(self) -> EngineInfo:
         """Wait for the first engine; the others can be slower.
 
         Raises:
@@ -214,7 +214,7 @@ class Crew:
         """Give up if no worker lives and a new one finds no place.
 
         Raises:
-            GenerationError: that is so, with the numbers.
+            GenerationError: no worker is left; the message has the numbers.
         """
         if any(worker.about is not None for worker in self._workers):
             return

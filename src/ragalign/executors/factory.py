@@ -22,11 +22,11 @@ def start_generator(
     """`ragalign.generation.make_generator`, on a Ray cluster if one is named.
 
     Args:
-        backend: as there.
-        model: as there.
-        context_length: as there.
-        tokenizer: as there.
-        options: as there.
+        backend: as in `make_generator`.
+        model: as in `make_generator`.
+        context_length: as in `make_generator`.
+        tokenizer: as in `make_generator`.
+        options: as in `make_generator`.
         ray: ``local``, ``auto``, an address, or None for this process; see `ragalign.executors.connect`.
         workers: number of engines on the cluster; by default as many as it has GPUs for.
 

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
-from ragalign.executors.cluster import Need, connect, n_free_cpus, node_resources, plan_workers, wait_for_room
+from ragalign.executors.cluster import (
+    WorkerResources,
+    connect,
+    n_free_cpus,
+    node_resources,
+    path_on_workers,
+    plan_workers,
+    wait_for_room,
+)
 from ragalign.executors.crew import Crew
 from ragalign.generation.base import BaseGenerator, SampledOutput
 from ragalign.generation.distributions import Distributions
@@ -37,7 +45,7 @@ class RayGenerator(BaseGenerator):
         workers: number of engines; by default as many as the cluster has GPUs for, or one without GPUs.
         cpus: CPUs of each engine; by default one beside a GPU, otherwise an even share of what is free.
         context_length: maximum tokens of prompt and completion together, if less than the model's.
-        tokenizer: as there.
+        tokenizer: as in `make_generator`.
         run_size: prompts given to an engine at a time.
         options: options of the engine, such as ``dtype="bfloat16"``.
 
@@ -66,15 +74,15 @@ class RayGenerator(BaseGenerator):
             raise ConfigError(f"run_size must be at least 1, not {run_size}")
         self._model = str(model)
         if tokenizer is not None:
-            options["tokenizer"] = _absolute(tokenizer)
+            options["tokenizer"] = path_on_workers(tokenizer)
         self._stack = ExitStack()
         try:
             ray = self._stack.enter_context(connect(address))
             gpus = float(options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1))
             need = plan_workers(node_resources(ray), workers, gpus=gpus, free_cpus=n_free_cpus(ray))
-            self._need = need if cpus is None else Need(need.workers, cpus, need.gpus)
+            self._need = need if cpus is None else WorkerResources(need.workers, cpus, need.gpus)
             wait_for_room(ray, self._need)
-            self._crew = Crew(ray, self._need, (backend, _absolute(model), context_length, options), run_size)
+            self._crew = Crew(ray, self._need, (backend, path_on_workers(model), context_length, options), run_size)
             self._stack.callback(self._crew.end)
             self._about = self._crew.first()
         except BaseException:
@@ -167,9 +175,3 @@ class RayGenerator(BaseGenerator):
         with closing(self._crew.run(prompts, lambda prompt: prompt.ids, "answer", decoding)) as results:
             for position, prompt, answer in results:
                 yield position, answer.completion(prompt)
-
-
-def _absolute(name: str | Path) -> str:
-    """A local path as workers need it, which may start in other folders; Hub ids and the like are unchanged."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else str(name)

@@ -11,7 +11,7 @@ from ragalign.types import Completion, Decoding, Output, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class EngineInfo:
     """A worker's engine, as the driver needs to know it."""
 
     context_length: int | None
@@ -45,7 +45,7 @@ class EngineWorker:
         self._arguments = (backend, model, context_length, dict(options))
         self._generator: Any = None
 
-    def start(self) -> About:
+    def start(self) -> EngineInfo:
         """Start the engine.
 
         Raises:
@@ -55,7 +55,7 @@ class EngineWorker:
 
         backend, model, context_length, options = self._arguments
         self._generator = made = make_generator(backend, model=model, context_length=context_length, **options)
-        return About(
+        return EngineInfo(
             made.context_length,
             made.vocabulary_size,
             made.unsupported,

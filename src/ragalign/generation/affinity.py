@@ -2,8 +2,8 @@
 
 Prompts that begin alike get the same key, and a key ranks the servers by rendezvous hashing (Thaler and Ravishankar,
 "Using name-based mappings to increase hit rates", IEEE/ACM Transactions on Networking 6, 1998): the score of a server
-is a hash of key and server, and the highest score wins. No state is needed, so all fronts agree, and a server that
-leaves or joins moves only its own share of the keys.
+is a hash of key and server, and the highest score wins. No state is needed, so all instances of `ragalign serve` agree,
+and a server that leaves or joins moves only its own share of the keys.
 """
 
 from __future__ import annotations

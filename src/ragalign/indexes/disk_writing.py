@@ -31,7 +31,7 @@ Batch = tuple[Pool, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenRows:
     """What the batches held: the number of rows, the vectors' dimension, and the fingerprint of all ids."""
 
     n: int
@@ -39,7 +39,7 @@ class Written:
     fingerprint: str
 
 
-def write_rows(folder: Path, batches: Iterable[Batch], metric: Metric) -> Written:
+def write_rows(folder: Path, batches: Iterable[Batch], metric: Metric) -> WrittenRows:
     """Write texts, ids and vectors as they come.
 
     Raises:
@@ -62,7 +62,7 @@ def write_rows(folder: Path, batches: Iterable[Batch], metric: Metric) -> Writte
         raise DataError("there is nothing to index: no batch has a demonstration")
     with pq.ParquetFile(folder / POOL) as texts:
         write_ids(folder / IDS, (batch.column(0) for batch in texts.iter_batches(columns=["id"])))
-    return Written(n, dimension, digest.hexdigest())
+    return WrittenRows(n, dimension, digest.hexdigest())
 
 
 @contextmanager

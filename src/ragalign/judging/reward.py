@@ -9,9 +9,11 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from ragalign.errors import ConfigError
 from ragalign.judging.budget import Ledger
@@ -75,28 +77,83 @@ class RewardModel:
         return list(self._tokenizer(question, messages[-1]["content"])["input_ids"])
 
 
+class RewardModels(Protocol):
+    """Scores answers by the reward model of any judge, and is a context manager that releases the models.
+
+    Attributes:
+        n_at_once: number of answers that are scored at the same time.
+    """
+
+    n_at_once: int
+
+    def __enter__(self) -> RewardModels: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def score(self, judge: RewardJudge, messages: Sequence[Mapping[str, str]]) -> tuple[float, int]:
+        """As `RewardModel.score`; can be called from several threads.
+
+        Raises:
+            ConfigError: the model cannot be loaded.
+            RequestError: the answer could not be scored.
+        """
+        ...
+
+
+class LocalRewardModels:
+    """The reward models of this process, each loaded when it is first needed."""
+
+    n_at_once = 1  # a model uses the whole machine
+
+    def __init__(self) -> None:
+        self._loaded: dict[RewardJudge, RewardModel] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loaded.clear()
+
+    def score(self, judge: RewardJudge, messages: Sequence[Mapping[str, str]]) -> tuple[float, int]:
+        """As `RewardModel.score`.
+
+        Raises:
+            ConfigError, FinalError: as `RewardModel`.
+        """
+        with self._lock:
+            if judge not in self._loaded:
+                self._loaded[judge] = RewardModel(judge)
+        return self._loaded[judge].score(messages)
+
+
 class RewardClient:
     """Asks a reward model, with the interface of `ChatClient`.
 
     The answers are the assistant messages at the end of a request; the reply is a JSON list of their rewards.
 
     Args:
-        judge: the reward model, loaded with the first question.
+        judge: the reward model.
         ledger: books each request.
+        models: scores the answers.
     """
 
-    def __init__(self, judge: RewardJudge, ledger: Ledger) -> None:
+    def __init__(self, judge: RewardJudge, ledger: Ledger, models: RewardModels) -> None:
         self.judge = judge
         self.n_requests = 0
         self.notes: tuple[str, ...] = ()
         self._ledger = ledger
-        self._model: RewardModel | None = None
-        # One question at a time, since the model uses the whole machine.
-        self._turn = asyncio.Lock()
+        self._models = models
+        self._turns = asyncio.Semaphore(models.n_at_once)
+        self._threads = ThreadPoolExecutor(models.n_at_once)
 
     async def aclose(self) -> None:
-        """Release the model."""
-        self._model = None
+        """Wait for what is being scored."""
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def ask(self, body: Mapping[str, Any], *, n_tokens: int, quote: Quote) -> JudgeReply:
         """Score the answers.
@@ -104,21 +161,20 @@ class RewardClient:
         Raises:
             BudgetSpentError: the limit on requests is reached.
             ConfigError: the model cannot be loaded.
-            FinalError: an answer is too long for the model.
+            RequestError: an answer is too long for the model, or a worker failed.
         """
-        async with self._turn:
+        async with self._turns:
             await self._ledger.reserve(quote.at_most)
             self._ledger.settle(quote.at_most, 0.0)
             self.n_requests += 1
-            return await asyncio.to_thread(self._score, body["messages"])
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._score, body["messages"])
 
     def _score(self, messages: Sequence[Mapping[str, str]]) -> JudgeReply:
-        self._model = self._model or RewardModel(self.judge)
         started = time.perf_counter()
         first = len(messages)
         while first and messages[first - 1]["role"] == "assistant":
             first -= 1
-        found = [self._model.score([*messages[:first], answer]) for answer in messages[first:]]
+        found = [self._models.score(self.judge, [*messages[:first], answer]) for answer in messages[first:]]
         return JudgeReply(
             judge=self.judge.name,
             choice={"message": {"role": "assistant", "content": json.dumps([value for value, _ in found])}},

@@ -20,7 +20,7 @@ from ragalign.judging.pricing import Price, Quote, guess_usage
 from ragalign.judging.questions import JudgeQuestion, Work
 from ragalign.judging.requests import Item, JudgeUsage
 from ragalign.judging.retries import FinalError, RequestError
-from ragalign.judging.reward import RewardClient
+from ragalign.judging.reward import RewardClient, RewardModels
 from ragalign.judging.runs import JudgePlan, JudgeRun, RunOptions
 
 # Stop asking a judge after this many consecutive failed questions.
@@ -105,9 +105,10 @@ async def run_judge_async(
     work = Work.prepare(protocol, items, judges, cache)
     ledger = Ledger(options.budget)
     async with AsyncExitStack() as stack:
+        rewards = stack.enter_context(options.reward_models()) if protocol.asks_reward_models else None
         queues = [
             await stack.enter_async_context(
-                _JudgeQueue(judge, work.questions[judge.name], protocol, cache, ledger, options)
+                _JudgeQueue(judge, work.questions[judge.name], protocol, cache, ledger, options, rewards)
             )
             for judge in judges
         ]
@@ -135,6 +136,7 @@ class _JudgeQueue:
         cache: ReplyCache,
         ledger: Ledger,
         options: RunOptions,
+        rewards: RewardModels | None,
     ) -> None:
         self.judge = judge
         self.open = [question for question in questions if question.is_open(protocol, options.tries)]
@@ -145,7 +147,7 @@ class _JudgeQueue:
         self._price = _price(judge, options)
         self._n_failures = 0
         self._spending = Spending(n_cached=len(questions) - len(self.open))
-        self._client = _client(judge, ledger, options)
+        self._client = _client(judge, ledger, options, rewards)
 
     async def __aenter__(self) -> _JudgeQueue:
         return self
@@ -216,9 +218,12 @@ def _price(judge: AnyJudge, options: RunOptions) -> Price | None:
     return Price(0.0, 0.0) if isinstance(judge, RewardJudge) else options.prices.price(judge.model)
 
 
-def _client(judge: AnyJudge, ledger: Ledger, options: RunOptions) -> ChatClient | RewardClient:
+def _client(
+    judge: AnyJudge, ledger: Ledger, options: RunOptions, rewards: RewardModels | None
+) -> ChatClient | RewardClient:
     if isinstance(judge, RewardJudge):
-        return RewardClient(judge, ledger)
+        assert rewards is not None
+        return RewardClient(judge, ledger, rewards)
     return ChatClient(
         judge,
         ledger=ledger,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ragalign.judging.dialect import LIMITS, TokenLimit
 from ragalign.judging.pricing import PriceTable
 from ragalign.judging.requests import JudgeUsage
 from ragalign.judging.retries import RetryPolicy
+from ragalign.judging.reward import LocalRewardModels, RewardModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class RunOptions:
         retry: when to retry failed requests.
         budget: limits over all judges.
         prices: the prices of judges.
+        reward_models: makes what scores answers for reward models, in this process by default.
 
     Raises:
         ConfigError: a number is out of range.
@@ -44,6 +46,7 @@ class RunOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     budget: Budget = field(default_factory=Budget)
     prices: PriceTable = field(default_factory=PriceTable.load)
+    reward_models: Callable[[], RewardModels] = LocalRewardModels
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "tries"):

@@ -25,7 +25,7 @@ from ragalign.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class TokenSources:
     """How the tokens of a prompt came about.
 
     Attributes:
@@ -58,7 +58,7 @@ class PrefixCache:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(capacity or 0))  # the next block to use first
         self._known: set[bytes] = set()  # replaces the others if there is no limit
 
-    def serve(self, prompt: Prompt) -> Served:
+    def serve(self, prompt: Prompt) -> TokenSources:
         """Simulate a prompt, assuming that everything its plan reuses is kept.
 
         Raises:
@@ -68,7 +68,7 @@ class PrefixCache:
         n_cached = self.ask(prompt.ids, salt="" if plan is None else plan.cache_salt)
         end = 0 if plan is None else min(plan.n_prefix_tokens + plan.n_tokens, n_tokens - 1)
         n_loaded = max(0, end - n_cached)
-        return Served(n_cached, n_loaded, n_tokens - n_cached - n_loaded)
+        return TokenSources(n_cached, n_loaded, n_tokens - n_cached - n_loaded)
 
     def ask(self, ids: Sequence[int] | NDArray[np.int32], output: Sequence[int] = (), *, salt: str = "") -> int:
         """Simulate a request.

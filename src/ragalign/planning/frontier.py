@@ -10,7 +10,7 @@ import numpy as np
 
 from ragalign.packing import More, Packer
 from ragalign.planning.bounds import prefix_bound, reuse_bound
-from ragalign.planning.cache import PrefixCache, Served
+from ragalign.planning.cache import PrefixCache, TokenSources
 from ragalign.planning.planner import Plan, Planner
 from ragalign.planning.strategies import PlannerSettings, Strategy
 from ragalign.types import Hit, Prompt, Turn
@@ -137,7 +137,7 @@ def measure(
     )
 
 
-def simulate(plan: Plan, block_size: int, capacity: int | None = None) -> list[Served]:
+def simulate(plan: Plan, block_size: int, capacity: int | None = None) -> list[TokenSources]:
     """What an engine would compute, find cached and load for a plan's prompts, in planned order."""
     cache = PrefixCache(block_size, capacity)
     prompts = [plan.prompts[position] for position in plan.order]

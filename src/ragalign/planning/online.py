@@ -166,6 +166,6 @@ class _Search:
         return self._gain((*self._personal, *run, *rest)) / self._plain if self._plain > 0 else 1.0
 
     def _gain(self, hits: Sequence[Hit]) -> float:
-        """Discounted gain, as in `Batch.relevance`."""
+        """Discounted gain, as in `CandidateBatch.relevance`."""
         gains = sorted((max(hit.score, 0.0) for hit in hits), reverse=True)
         return sum(gain * weight for gain, weight in zip(gains, self._weights, strict=False))

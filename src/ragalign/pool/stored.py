@@ -112,7 +112,7 @@ class StoredPool:
 
 
 def id_number(id: str) -> int | None:  # noqa: A002
-    """An id as a number; None for what is no id."""
+    """An id as a number; None if it is not an id."""
     return int(id, 16) if _ID.fullmatch(id) else None
 
 

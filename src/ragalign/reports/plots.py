@@ -21,7 +21,7 @@ class Series:
         name: shown in the key.
         xs, ys: of the points; NaN heights are left out.
         lows, highs: of the intervals; empty for none.
-        dashed: drawn so.
+        dashed: whether the line is dashed.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Pages from Jinja2 templates: plain text is always escaped; only `Markup` is not.
 
-A room keeps its templates, styles and scripts in a folder ``assets`` of its own, beside those of the reports.
+A package keeps its templates, styles and scripts in a folder ``assets`` of its own, beside those of the reports.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ N_COLOURS = 8
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
-def render(template: str, *, room: str = REPORTS, **values: Any) -> Markup:
+def render(template: str, *, package: str = REPORTS, **values: Any) -> Markup:
     """A template with values.
 
     Args:
-        template: its file name, in the room's assets or in those of the reports.
-        room: the package whose assets come first.
+        template: its file name, in the package's assets or in those of the reports.
+        package: the package whose assets come first.
         values: what it shows; text that is not `Markup` is escaped.
     """
-    return Markup(_environment(room).get_template(template).render(values))
+    return Markup(_environment(package).get_template(template).render(values))
 
 
 def block(name: str, *values: Any) -> Markup:
@@ -39,9 +39,9 @@ def block(name: str, *values: Any) -> Markup:
     return found
 
 
-def asset(name: str, room: str = REPORTS) -> Markup:
+def asset(name: str, package: str = REPORTS) -> Markup:
     """A packaged style or script, which is ours and needs no escaping."""
-    return Markup(resources.files(room).joinpath("assets", name).read_text(encoding="utf-8"))
+    return Markup(resources.files(package).joinpath("assets", name).read_text(encoding="utf-8"))
 
 
 def embed(value: Any) -> Markup:
@@ -67,10 +67,10 @@ def colour(place: int) -> str:
 
 
 @lru_cache
-def _environment(room: str) -> Environment:
-    rooms = dict.fromkeys((room, REPORTS))
+def _environment(package: str) -> Environment:
+    rooms = dict.fromkeys((package, REPORTS))
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(room, "assets") for room in rooms]),
+        loader=ChoiceLoader([PackageLoader(package, "assets") for package in rooms]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -89,7 +89,7 @@ class DiskRetriever:
             near = unit(batch.vectors(self._index.encoder, "document"))
         rows = {}
         for row, own in enumerate(dict.fromkeys(asked)):
-            unwanted = Unwanted(own, exclude, None if near is None else near[row])
+            unwanted = ExclusionCheck(own, exclude, None if near is None else near[row])
             rows[own] = self._best(vectors[row], k, unwanted)
         found = [list(rows[own]) for own in asked]
         if n_without := sum(not each for each in found):
@@ -98,7 +98,7 @@ class DiskRetriever:
             )
         return found
 
-    def _best(self, vector: NDArray[np.float32], k: int, unwanted: Unwanted) -> list[Hit]:
+    def _best(self, vector: NDArray[np.float32], k: int, unwanted: ExclusionCheck) -> list[Hit]:
         """The best hits of one query: repetitions and what is excluded are skipped as they are met."""
         n = len(self._index)
         depth = min(n, k + _SLACK)
@@ -119,7 +119,7 @@ class DiskRetriever:
             depth = min(n, depth * _GROWTH)
 
 
-class Unwanted:
+class ExclusionCheck:
     """What must not be retrieved for one query.
 
     Args:

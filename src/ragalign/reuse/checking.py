@@ -39,7 +39,7 @@ class ReuseLimits:
 
     @classmethod
     def for_precision(cls, precision: Precision, **limits: float) -> Self:
-        """The limits for a store of this precision: 8 bits round more, and an error of positions shows all the same."""
+        """The limits for a store of this precision: 8 bits round more, and wrong positions are still detected."""
         made = cls(**limits)
         return made if precision == "model" else replace(made, exact=5 * made.exact)
 

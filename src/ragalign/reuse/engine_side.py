@@ -14,11 +14,11 @@ from ragalign.reuse.rotation import Rotation, rotations
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Of one engine.
+    """Facts about one engine.
 
     Attributes:
         model: everything that changes a key or a value, as it goes into a store's manifest.
-        about: what changes none.
+        about: settings that change no key or value.
         rotations: how each layer turns its keys.
     """
 

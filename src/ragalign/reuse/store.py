@@ -100,7 +100,7 @@ class KeptPieces(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AssumedStore:
-    """Holds every piece, as it is said; for simulations."""
+    """Claims to hold every piece; for simulations."""
 
     manifest: StoreManifest
 

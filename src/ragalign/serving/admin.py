@@ -28,7 +28,7 @@ def make_admin_router(service: Service) -> APIRouter:
             raise ApiError(503, "no engine is available at the moment", code="unavailable", retry_after_s=1)
         return {"status": "ready", "model": service.catalog.name, "index_generation": service.catalog.version}
 
-    @router.get("/metrics", summary="Prometheus's figures")
+    @router.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
         return Response(await service.metrics_text(), media_type=CONTENT_TYPE)
 

@@ -17,7 +17,7 @@ class ClientLeftError(Exception):
     """The client has disconnected."""
 
 
-async def attend(work: Coroutine[Any, Any, T], receive: Receive, limit_s: float) -> T:
+async def run_until_disconnect(work: Coroutine[Any, Any, T], receive: Receive, limit_s: float) -> T:
     """Await `work`, cancelling it when the client disconnects or after `limit_s` seconds.
 
     The work runs in its own task, and only this task is ever cancelled. A timeout in the request's own task could occur

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ragalign.serving.answering import Part
 from ragalign.serving.bodies import read_object
 from ragalign.serving.body_models import parse
-from ragalign.serving.disconnects import attend
+from ragalign.serving.disconnects import run_until_disconnect
 from ragalign.serving.errors import ApiError
 from ragalign.serving.explaining import demonstrations_of, explain_prompt, explain_timings
 from ragalign.serving.preparing import Prepared
@@ -71,7 +71,9 @@ def make_router(service: Service) -> APIRouter:
         if asked.stream:
             return EventStream(partial(_chat_events, service, asked, resolved, timings, warnings), limits.timeout_s)
         return _json(
-            await attend(_chat_whole(service, asked, resolved, timings, warnings), request.receive, limits.timeout_s)
+            await run_until_disconnect(
+                _chat_whole(service, asked, resolved, timings, warnings), request.receive, limits.timeout_s
+            )
         )
 
     @router.post("/completions", summary="Continue a plain prompt", openapi_extra=_body("CompletionRequest"))
@@ -90,7 +92,7 @@ def make_router(service: Service) -> APIRouter:
                 partial(_text_events, service, asked, prompts, decoding, timings, warnings), limits.timeout_s
             )
         whole = _text_whole(service, asked, prompts, decoding, timings, warnings)
-        return _json(await attend(whole, request.receive, limits.timeout_s))
+        return _json(await run_until_disconnect(whole, request.receive, limits.timeout_s))
 
     return router
 

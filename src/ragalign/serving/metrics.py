@@ -80,7 +80,7 @@ class Metrics:
         self.first_token_s = self._seconds("ragalign_first_token_seconds", "From request to first text.")
         self.request_s = self._seconds("ragalign_request_seconds", "From request to the end of its answer.")
         self.reloads = Counter("ragalign_reloads", "Reloads of the index.", ("outcome",), registry=registry)
-        running = Gauge("ragalign_requests_running", "Requests that are worked on.", registry=registry)
+        running = Gauge("ragalign_requests_running", "Requests in progress.", registry=registry)
         running.set_function(lambda: admission.n_running)
         waiting = Gauge("ragalign_requests_waiting", "Requests in the queue.", registry=registry)
         waiting.set_function(lambda: admission.n_waiting)

@@ -159,7 +159,7 @@ class Service:
         await self.generator.close()
 
     async def metrics_text(self) -> bytes:
-        """All metrics in Prometheus's text format, with those of the engine's connector as far as it answers soon."""
+        """All metrics in Prometheus's text format, with those of the engine's connector if it answers in time."""
         counts = getattr(self.generator, "reuse_counts", None)
         if counts is not None:
             with suppress(TimeoutError, GenerationError):  # then they are those of the last time

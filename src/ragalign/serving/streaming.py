@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ragalign.serving.disconnects import ClientLeftError, attend
+from ragalign.serving.disconnects import ClientLeftError, run_until_disconnect
 from ragalign.serving.errors import as_api_error
 from ragalign.serving.shapes import DONE, event
 
@@ -50,7 +50,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": part, "more_body": True})
 
         try:
-            await attend(self._write_events(write), receive, self._limit_s)
+            await run_until_disconnect(self._write_events(write), receive, self._limit_s)
         except ClientLeftError:
             raise
         except Exception as error:

@@ -71,5 +71,5 @@ _FORMS: Mapping[str, str] = {
 
 
 def _short(value: object) -> str:
-    """A setting without the path of this machine."""
+    """A setting, with local paths removed."""
     return Path(str(value)).name if str(value).startswith(("/", "~")) else str(value)[:80]

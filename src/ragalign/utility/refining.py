@@ -1,7 +1,7 @@
 """Replacing weak demonstrations by rewrites that the base model itself finds better.
 
 As in Selective Reflection-Tuning (Li et al. 2024, arXiv 2402.10110), a rewrite is kept only if the base model's own
-score improves; here also only if its meaning stays near, by the cosine of an encoder.
+score improves; here also only if its meaning stays close to the original's, by the cosine of an encoder.
 """
 
 from __future__ import annotations

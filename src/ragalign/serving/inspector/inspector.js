@@ -185,7 +185,7 @@ function droppedView(dropped) {
 }
 
 function cacheView(n_cached, n_reused, total) {
-  if (n_cached == null) return [make("p", { className: "soft" }, "The engine does not say what its cache held.")];
+  if (n_cached == null) return [make("p", { className: "soft" }, "The engine does not report cached tokens.")];
   const bar = make("div", { className: "bar thin", role: "img", "aria-label": `${percent(n_cached, total)} of the prompt came from the cache` });
   if (n_cached) bar.append(proportion(make("span", { className: "cached" }), n_cached, total));
   if (n_reused) bar.append(proportion(make("span", { className: "cached reused" }), n_reused, total));

@@ -68,7 +68,7 @@ def render(
     )
     return render_template(
         "compare_ift.html",
-        room="ragalign.studies.fine_tuning",
+        package="ragalign.studies.fine_tuning",
         policy=policy(""),
         title="Demonstrations in context against fine-tuning",
         style=asset("page.css") + asset("plots.css"),

@@ -19,7 +19,7 @@ SAME = "same"
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class AnswerInContext:
     """The tokens of a context followed by an answer.
 
     Attributes:
@@ -68,7 +68,7 @@ class Contexts:
 
     def place(
         self, recipe: str, queries: Sequence[Query], answers: Sequence[AlignedAnswer]
-    ) -> list[Placed | BudgetError]:
+    ) -> list[AnswerInContext | BudgetError]:
         """Append each answer to a recipe's prompt ("" for the aligned model's own), or return why it does not fit."""
         if not recipe:
             return [self._after_same(answer) for answer in answers]
@@ -93,19 +93,21 @@ class Contexts:
             )
         return self._aligners[recipe]
 
-    def _after_same(self, answer: AlignedAnswer) -> Placed | BudgetError:
+    def _after_same(self, answer: AlignedAnswer) -> AnswerInContext | BudgetError:
         if self._shared:
             ids = [*answer.prompt_ids, *answer.token_ids]
             n = len(answer.token_ids)
-            return self._checked(Placed(ids, len(answer.prompt_ids), 0, list(range(n)), [True] * n))
+            return self._checked(AnswerInContext(ids, len(answer.prompt_ids), 0, list(range(n)), [True] * n))
         return self._by_text(answer.prompt_text, answer, "", 0)
 
-    def _after_prompt(self, aligner: Aligner, prompt: Prompt, answer: AlignedAnswer) -> Placed | BudgetError:
+    def _after_prompt(self, aligner: Aligner, prompt: Prompt, answer: AlignedAnswer) -> AnswerInContext | BudgetError:
         template = aligner.packer.template
         # The text between a prompt's final cue and an answer, as in demonstrations; usually a space.
         return self._by_text(prompt.text, answer, template.render_answer(""), len(prompt.demonstrations))
 
-    def _by_text(self, before: str, answer: AlignedAnswer, lead: str, n_demonstrations: int) -> Placed | BudgetError:
+    def _by_text(
+        self, before: str, answer: AlignedAnswer, lead: str, n_demonstrations: int
+    ) -> AnswerInContext | BudgetError:
         """Append the answer's text to `before` and match its tokens."""
         text = answer.text
         margin = len(text) - len(text.lstrip())
@@ -120,9 +122,9 @@ class Contexts:
             self._shared and place is not None and ids[first + place] == id_
             for place, id_ in zip(own, answer.token_ids, strict=True)
         ]
-        return self._checked(Placed(ids, first, n_demonstrations, own, same))
+        return self._checked(AnswerInContext(ids, first, n_demonstrations, own, same))
 
-    def _checked(self, placed: Placed) -> Placed | BudgetError:
+    def _checked(self, placed: AnswerInContext) -> AnswerInContext | BudgetError:
         # Engines require room for one token after the last.
         if self._context_length is not None and len(placed.ids) >= self._context_length:
             return BudgetError(

@@ -23,7 +23,7 @@ from ragalign.studies.shift.running import ShiftOutcome, ShiftSettings
 # Maximum answers on the page; more would make it slow to load.
 MAX_ANSWERS = 100
 _TOKENS_SHOWN = 15
-_ROOM = "ragalign.studies.shift"
+_PACKAGE = "ragalign.studies.shift"
 _PLOT = Markup('{}<div class="scroll">{}</div>')
 
 FULL_KL = "KL(aligned || base) is in nats, over the whole vocabulary."
@@ -64,15 +64,15 @@ def render(
     max_answers: int = MAX_ANSWERS,
 ) -> str:
     """The page as text."""
-    script = asset("shift.js", _ROOM)
+    script = asset("shift.js", _PACKAGE)
     n = min(len(outcome.answers), max_answers)
     few = f"The first {count(n)} of {count(len(outcome.answers))} answers." if n < len(outcome.answers) else ""
     return render_template(
         "shift.html",
-        room=_ROOM,
+        package=_PACKAGE,
         policy=policy(script),
         title=f"Token distribution shift: {_short(settings.aligned)} against {_short(settings.base)}",
-        style=asset("page.css") + asset("plots.css") + asset("shift.css", _ROOM),
+        style=asset("page.css") + asset("plots.css") + asset("shift.css", _PACKAGE),
         facts=_facts(settings, outcome, created),
         navigation=[("figures", "Figures"), ("answers", "Single answers"), ("method", "About these figures")],
         notes=_notes(outcome, shown),

@@ -14,7 +14,7 @@ from ragalign.errors import BudgetError, ConfigError
 from ragalign.generation import make_generator
 from ragalign.generation.distributions import Distributions, SupportsDistributions
 from ragalign.runs import RunFolder
-from ragalign.studies.shift.contexts import SAME, Contexts, Placed, chat_prompt
+from ragalign.studies.shift.contexts import SAME, AnswerInContext, Contexts, chat_prompt
 from ragalign.studies.shift.divergence import divergences
 from ragalign.studies.shift.files import ShiftFiles, context_settings
 from ragalign.studies.shift.kinds import DEFAULT_CATEGORIES, categorise
@@ -264,7 +264,7 @@ def _read(
         for batch in _batches(queries):
             own = [answers[query.id] for query in batch]
             placed = contexts.place(settings.contexts[name], batch, own)
-            fits: list[tuple[AlignedAnswer, Placed]] = []
+            fits: list[tuple[AlignedAnswer, AnswerInContext]] = []
             for answer, fitted in zip(own, placed, strict=True):
                 if not answer.token_ids:
                     files.add_reading(name, Reading(answer.id, 0, 0, ()).to_dict())
@@ -282,7 +282,12 @@ def _read(
 
 
 def _reading(
-    answer: AlignedAnswer, placed: Placed, aligned: Distributions, base: Distributions, tokens: Tokens, n_best: int
+    answer: AlignedAnswer,
+    placed: AnswerInContext,
+    aligned: Distributions,
+    base: Distributions,
+    tokens: Tokens,
+    n_best: int,
 ) -> Reading:
     pairs = [(number, own) for number, own in enumerate(placed.own) if own is not None and placed.same_ids[number]]
     kl = {}

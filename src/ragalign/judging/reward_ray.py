@@ -1,0 +1,90 @@
+"""Reward models in actors on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from queue import Queue
+from types import TracebackType
+from typing import Any, Self
+
+from ragalign.errors import RagalignError
+from ragalign.executors.cluster import (
+    connect,
+    n_free_cpus,
+    node_resources,
+    path_on_workers,
+    plan_workers,
+    quiet_warnings,
+    wait_for_room,
+)
+from ragalign.generation.base import one_line
+from ragalign.judging.judges import RewardJudge
+from ragalign.judging.retries import RequestError
+from ragalign.judging.reward import LocalRewardModels
+
+# Deaths of one actor after which it is not started again.
+_MOST_DEATHS = 5
+
+
+class RayRewardModels:
+    """Scores answers in actors of a Ray cluster. Each loads the models it is asked for; a dead one is started again.
+
+    Args:
+        address: ``local``, ``auto`` or an address; see `ragalign.executors.connect`.
+        workers: number of actors; by default one per GPU of the cluster, or one without GPUs.
+
+    Raises:
+        ConfigError: no cluster can be reached, or it is too small.
+        GenerationError: other jobs use the cluster.
+        MissingDependencyError: Ray is not installed.
+    """
+
+    def __init__(self, *, address: str = "auto", workers: int | None = None) -> None:
+        self._stack = ExitStack()
+        self._free: Queue[Any] = Queue()
+        try:
+            ray = self._ray = self._stack.enter_context(connect(address))
+            need = plan_workers(node_resources(ray), workers, gpus=1, free_cpus=n_free_cpus(ray))
+            wait_for_room(ray, need)
+            options = {**need.options(), "max_restarts": _MOST_DEATHS, "max_task_retries": _MOST_DEATHS}
+            with quiet_warnings():
+                for _ in range(need.workers):
+                    worker = ray.remote(LocalRewardModels).options(**options).remote()
+                    self._stack.callback(ray.kill, worker)
+                    self._free.put(worker)
+        except BaseException:
+            self._stack.close()
+            raise
+        self.n_at_once = need.workers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with quiet_warnings():
+            self._stack.close()
+
+    def score(self, judge: RewardJudge, messages: Sequence[Mapping[str, str]]) -> tuple[float, int]:
+        """As `ragalign.judging.reward.RewardModel.score`, by an actor that is free.
+
+        Raises:
+            ConfigError: the model cannot be loaded.
+            RequestError: the answer is too long for the model, or the actor failed.
+        """
+        there = replace(judge, model=path_on_workers(judge.model))
+        worker = self._free.get()
+        try:
+            value, n_tokens = self._ray.get(worker.score.remote(there, list(messages)))
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RagalignError | RequestError):
+                raise error.cause from None
+            raise RequestError(f"a worker failed: {one_line(error.cause)}") from error
+        except self._ray.exceptions.RayError as error:
+            raise RequestError(f"the Ray cluster failed: {one_line(error)}") from error
+        finally:
+            self._free.put(worker)
+        return float(value), int(n_tokens)
