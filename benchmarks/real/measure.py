@@ -139,7 +139,7 @@ def _rows(
             }  # fmt: skip
         return
     answers = [pieces.join([job.reference or 0]).tolist() for job in batch]
-    for place, found in generator.continuations(prompts, answers, top_k=1, together=len(batch)):
+    for place, found, _ in generator.continuations(prompts, answers, top_k=1, together=len(batch)):
         yield _row(batch[place]) | {"logprobs": np.round(found.logprobs.astype(np.float64), 5).tolist()}
 
 

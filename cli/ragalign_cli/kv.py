@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = group()
 
+# While a store is built, only its prefix is loaded, again for every demonstration; there it stays, at any length.
+_PREFIX_MEMORY = 2**33
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)]
 Place = Annotated[
     Path, typer.Argument(metavar="DIR", help="The index folder, or a store's folder.", show_default=False)
@@ -25,7 +28,6 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option(help="Folder of keys and values; by default DIR.kv/RECIPE-MODEL.", show_default=False),
 ]
-Dtype = Annotated[str, typer.Option(help="Data type of weights and activations, such as bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
@@ -37,7 +39,9 @@ def build(
     backend: options.Backend = "auto",
     tokenizer: options.Tokenizer = None,
     context_length: options.ContextLength = None,
-    dtype: Dtype = "auto",
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
     precision: Annotated[
         Literal["model", "int8", "fp8"],
         typer.Option(help="Precision of the stored values; int8 and fp8 take half the space."),
@@ -75,7 +79,8 @@ def build(
     options.check_cluster(ray, workers)
     chosen = _plain(recipe)
     folder = _store_folder(store, index, chosen, model)
-    check_model(model, context_length)
+    engine = options.engine(dtype, tensor_parallel, gpu_memory)
+    check_model(model, context_length, engine)
     packer = Aligner.from_recipe(chosen, index=index, tokenizer=locate_model(tokenizer or model)).packer
     made = Store.create(folder, manifest_for(packer, precision))
     check_same_model(made, model, dtype)
@@ -88,8 +93,8 @@ def build(
             ray=ray,
             workers=workers,
             tokenizer=tokenizer,
-            dtype=dtype,
-            kv_transfer_config=connector_config(folder),
+            kv_transfer_config=connector_config(folder, memory=_PREFIX_MEMORY),
+            **engine,
         ) as generator,
     ):
         kept = Store(folder)  # the engine has recorded its model
@@ -163,7 +168,9 @@ def check(
     backend: options.Backend = "auto",
     tokenizer: options.Tokenizer = None,
     context_length: options.ContextLength = None,
-    dtype: Dtype = "auto",
+    dtype: options.DType = None,
+    tensor_parallel: options.TensorParallel = None,
+    gpu_memory: options.GpuMemory = None,
     first: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use only the first N questions.", show_default=False)
     ] = None,
@@ -220,7 +227,7 @@ def check(
         tokenizer=tokenizer,
         context_length=context_length,
         store=folder,
-        dtype=dtype,
+        **options.engine(dtype, tensor_parallel, gpu_memory),
     )
     with aligner, progress("comparing", len(asked), "prompts") as advance:
         assert isinstance(aligner.generator, VllmGenerator)
@@ -231,19 +238,18 @@ def check(
             for prompt, reference in zip(packed, references, strict=True)
             if isinstance(prompt, Prompt)
         ]
-        limits = ReuseLimits.for_precision(
-            Store(folder).manifest.precision, difference=max_difference, same_top1=min_same_top1
-        )
+        manifest = Store(folder).manifest
+        limits = ReuseLimits.for_store(manifest, difference=max_difference, same_top1=min_same_top1)
         found = compare(aligner.generator, prompts, answers, limits=limits, advance=advance)
     result: dict[str, Any] = {name: _rounded(value) for name, value in asdict(found).items()}
     if json:
-        console.print_json(result | {"n_asked": len(asked), "real": settings.real})
+        console.print_json(result | {"n_asked": len(asked), "real": settings.real, "precision": manifest.precision})
     else:
         console.print_table(
             [("", "left"), ("", "right")],
             [
                 ("prompts", f"{found.n:,} of {len(asked):,}"),
-                ("tokens reused per prompt", f"{found.n_reused_tokens:,.0f}"),
+                ("tokens reused per prompt", f"{found.n_reused_tokens:,.0f} of {found.n_planned_tokens:,.0f}"),
                 ("NLL, full attention", f"{found.nll_full:.4f}"),
                 ("NLL, reused", f"{found.nll_reused:.4f}"),
                 ("difference", f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"),

@@ -136,6 +136,6 @@ def test_continuations_are_whole_whatever_the_cache_holds(vllm_engine: VllmGener
     vllm_engine.reset_prefix_cache()
     vllm_engine.generate([prompt], Decoding(max_tokens=1))
     for _ in range(2):  # the second time the answer itself is in the cache
-        [(_, found)] = vllm_engine.continuations([prompt], [answer], top_k=3)
+        [(_, found, _)] = vllm_engine.continuations([prompt], [answer], top_k=3)
         assert found.ids.tolist() == answer
         np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=TOLERANCE)

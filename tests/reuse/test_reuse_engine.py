@@ -13,6 +13,7 @@ from fixtures.reuse_world import World
 
 from ragalign.generation._vllm_start import CPU_BLOCK_SIZE
 from ragalign.planning import PrefixCache
+from ragalign.reuse.checking import ReuseLimits, check
 from ragalign.reuse.pieces import piece_name
 from ragalign.reuse_plan import ReusePlan
 from ragalign.types import Completion, Decoding, Prompt
@@ -129,6 +130,28 @@ def test_requests_that_are_preempted_come_back_as_they_were(world: World) -> Non
     before = n_preemptions(world)
     assert answers(world.engine.generate(prompts, long))[:3] == expected
     assert n_preemptions(world) > before
+
+
+def test_a_check_without_reuse_does_not_pass(world: World) -> None:
+    """Where nothing can be loaded everything is computed, and both ways would be found equal."""
+    world.engine.reset_prefix_cache()
+    prompts = [world.prompt([k, k + 1, k + 2], query(k)) for k in range(4)]
+    answers_ = [query(50 + k) for k in range(4)]
+    limits = ReuseLimits(difference=10, same_top1=0, exact=1e-4)
+    found = check(world.engine, prompts, answers_, limits=limits)
+    assert found.verdict == "pass"
+    assert found.n_reused_tokens == found.n_planned_tokens > 0
+    assert found.difference != 0
+    world.engine.reset_prefix_cache()
+    path = world.store.path(piece_name(world.pieces[2]))
+    aside = path.rename(path.with_suffix(".aside"))
+    try:
+        found = check(world.engine, prompts, answers_, limits=limits)
+    finally:
+        aside.rename(path)
+    assert found.verdict == "fail"
+    assert found.n_reused_tokens < found.n_planned_tokens
+    world.engine.reset_prefix_cache()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_kept_demonstrations_come_first_then_missing_ones_then_the_most_similar(
     assert prompt.reuse.n_prefix_tokens == prompt.demonstrations[n_constants].start
     assert [used.id for used in prompt.reused] == kept
     assert tuple(prompt.ids[: prompt.reuse.n_prefix_tokens].tolist()) == store.manifest.prefix_ids
+    n_kept, n_reused = len(kept), sum(prompt.reuse.lengths)
+    packs = ReusingPacker(packer, store, real)
+    assert packs.outcomes(prompt, n_reused) == {"hit": n_kept, "failed": 0, "miss": len({*lost} - {*wanted_real})}
+    assert packs.outcomes(prompt, n_reused - 1) == packs.outcomes(prompt, n_reused) | {"hit": n_kept - 1, "failed": 1}
     # Still a prompt like any other.
     tokenizer = packer.tokenizer
     assert prompt.token_ids == [*tokenizer.prefix_ids, *tokenizer.encode(prompt.text), *tokenizer.suffix_ids]
@@ -80,6 +84,7 @@ def test_a_system_turn_of_its_own_or_an_empty_store_makes_a_plain_prompt(packer:
     if plain.token_ids[: len(store.manifest.prefix_ids)] != list(store.manifest.prefix_ids):
         assert reusing.pack(turns, hits(packer)) == plain
         assert plain.reused == ()
+        assert reusing.outcomes(plain, 0) == {"other_prefix": len(hits(packer))}
     for name in store.names():
         store.remove(name)
     assert reusing.pack([Turn("user", "Why?")], hits(packer)) == packer.pack([Turn("user", "Why?")], hits(packer))

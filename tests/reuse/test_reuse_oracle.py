@@ -13,7 +13,8 @@ import torch
 from fixtures.reuse_world import CONTEXT, World, make_world
 
 from ragalign.generation import VllmGenerator
-from ragalign.reuse.keeping import connector_config
+from ragalign.reuse.keeping import connector_config, keep
+from ragalign.reuse.pieces import piece_name
 
 TYPES = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -103,14 +104,23 @@ def test_prompts_that_are_computed_in_chunks(tiny_model: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_workers_with_half_of_the_heads_each(tiny_model: Path, tmp_path: Path) -> None:
-    """A store that one worker has computed, read by a tensor-parallel engine, which cannot add to it."""
+def test_two_workers_with_half_of_the_heads_each(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces that two workers have computed, read by them; and the other half of the pieces, by one worker."""
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
-    with make_world(tiny_model, tmp_path, seed=5) as made:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node for each worker otherwise
+    folder = random_model("qwen2", tiny_model, tmp_path / "model")
+    with make_world(folder, tmp_path, seed=5, kv_cache_memory_bytes=2**26, tensor_parallel_size=2) as made:
+        check(made, 40, seed=5)
+        half = made.pieces[::2]
+        for piece in half:
+            made.store.remove(piece_name(piece))
         alone = replace(made)
     reuse = connector_config(alone.store.folder, memory=2**16)
-    options = {"max_model_len": CONTEXT, "kv_cache_memory_bytes": 2**26, "max_logprobs": -1, "dtype": "float32"}
-    with VllmGenerator(tiny_model, tensor_parallel_size=2, kv_transfer_config=reuse, **options) as engine:
+    options: dict[str, Any] = {"max_model_len": CONTEXT, "kv_cache_memory_bytes": 2**26, "max_logprobs": -1}
+    with VllmGenerator(folder, kv_transfer_config=reuse, dtype="float32", **options) as engine:
+        assert keep(alone.store, engine, alone.pieces, lambda _: None) == len(half)
         check(replace(alone, engine=engine), 40, seed=5)
 
 

@@ -133,6 +133,18 @@ def test_gemma_3_turns_its_two_kinds_of_layers_differently() -> None:
     assert found[0] != found[3]
 
 
+def test_olmo_3_scales_its_full_attention_only_however_its_parameters_are_written() -> None:
+    """Transformers before 5.13 has one mapping, which its layers with a sliding window do not follow."""
+    config = small("olmo3")
+    config.rope_parameters = YARN
+    sliding, full = (
+        rotations(small("llama", rope_parameters=parameters))[0]
+        for parameters in ({"rope_type": "default", "rope_theta": YARN["rope_theta"]}, YARN)
+    )
+    assert sliding != full
+    assert rotations(config) == tuple(full if kind == "full_attention" else sliding for kind in TYPES)
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "why"),
     [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,16 +17,20 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from ragalign.errors import ConfigError, DataError
+from ragalign.generation._vllm_requests import merged_counts
+from ragalign.generation._vllm_start import _leave_gpu_memory
 from ragalign.reuse.building import verify
 from ragalign.reuse.checking import ReuseLimits
-from ragalign.reuse.eight_bit import BLOCK, packed, unpacked
+from ragalign.reuse.eight_bit import BLOCK, PRECISIONS, packed, unpacked
+from ragalign.reuse.engine_side import check_parallel
 from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import missing
 from ragalign.reuse.opening import check_same_model
-from ragalign.reuse.pieces import Piece, piece_name, read_piece, write_piece
+from ragalign.reuse.pieces import ForeignPieceError, Piece, piece_name, read_piece, write_piece
 from ragalign.reuse.store import Store, StoreManifest
 from ragalign.reuse.tiers import Tiers
 
+KEY = "a" * 40
 MANIFEST = StoreManifest((1, 2, 3), "template", "tokenizer")
 
 
@@ -34,8 +41,8 @@ def piece(n: int = 5, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Pie
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_piece_comes_back_as_it_was_and_safetensors_reads_it_too(tmp_path: Path, dtype: torch.dtype) -> None:
     path, wanted = tmp_path / "ab" / "abc.safetensors", piece(dtype=dtype)
-    write_piece(path, wanted)
-    assert torch.equal(read_piece(path).kv, wanted.kv)
+    write_piece(path, wanted, KEY)
+    assert torch.equal(read_piece(path, KEY).kv, wanted.kv)
     with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
         assert torch.equal(file.get_tensor("kv"), wanted.kv)
     assert [one.name for one in path.parent.iterdir()] == ["abc.safetensors"]
@@ -43,17 +50,17 @@ def test_a_piece_comes_back_as_it_was_and_safetensors_reads_it_too(tmp_path: Pat
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_piece(path, packed(piece(2).kv, "int8"))
+    write_piece(path, packed(piece(2).kv, "int8"), KEY)
     content = path.read_bytes()
     for position in range(len(content)):
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
         if content[position : position + 1] != b" ":  # only spaces of the header say nothing
             with pytest.raises(DataError, match="damaged"):
-                read_piece(path)
+                read_piece(path, KEY)
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
         with pytest.raises(DataError):
-            read_piece(path)
+            read_piece(path, KEY)
 
 
 def test_another_key_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -93,8 +100,8 @@ def test_eight_bits_take_half_the_space_and_err_by_their_step(precision: str, tm
     wanted = piece(50, seed=1).kv
     small = packed(wanted, precision)  # type: ignore[arg-type]
     assert small.n_bytes < 0.6 * wanted.numel() * 2
-    write_piece(tmp_path / "a.safetensors", small)
-    back = unpacked(read_piece(tmp_path / "a.safetensors"), torch.float32)
+    write_piece(tmp_path / "a.safetensors", small, KEY)
+    back = unpacked(read_piece(tmp_path / "a.safetensors", KEY), torch.float32)
     assert back.shape == wanted.shape
     scales = small.scales.repeat_interleave(BLOCK, dim=2)[:, :, :50, :, None]
     step = 0.5 * scales if precision == "int8" else 0.07 * wanted.float().abs() + scales
@@ -102,9 +109,10 @@ def test_eight_bits_take_half_the_space_and_err_by_their_step(precision: str, tm
 
 
 def test_eight_bits_may_round_more_where_the_rest_is_exact() -> None:
-    assert ReuseLimits.for_precision("model", difference=0.1) == ReuseLimits(difference=0.1)
-    for precision in ("int8", "fp8"):
-        assert ReuseLimits.for_precision(precision) == ReuseLimits(exact=0.05)
+    assert ReuseLimits.for_store(MANIFEST, difference=0.1) == ReuseLimits(difference=0.1)
+    for precision in PRECISIONS[1:]:
+        assert ReuseLimits.for_store(replace(MANIFEST, precision=precision)) == ReuseLimits(exact=0.05)
+    assert ReuseLimits.for_store(replace(MANIFEST, model={"dtype": "float32"})) == ReuseLimits(exact=0.001)
 
 
 def test_one_large_key_does_not_coarsen_other_heads_or_blocks() -> None:
@@ -182,6 +190,82 @@ def test_what_writers_left_is_cleaned_up_and_whole_pieces_stay(tmp_path: Path) -
     assert new.exists()  # somebody can still be writing it
 
 
+def test_a_store_that_is_built_again_gives_and_takes_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """An engine that runs on has the old store's settings in mind."""
+    old = Store.create(tmp_path / "kv", MANIFEST)
+    old.bind({"weights": "old"})
+    kept, made, late = (piece_name([number]) for number in range(3))
+    old.write(kept, piece())
+    left = old.path(kept).read_bytes()
+    shutil.rmtree(old.folder)
+    new = Store.create(tmp_path / "kv", MANIFEST)
+    new.bind({"weights": "new"})
+    new.write(made, piece())
+    with pytest.raises(ForeignPieceError, match="other settings"):
+        old.read(made)
+    with pytest.raises(DataError, match="built again with other settings"):
+        old.write(late, piece())
+    # What got there all the same is computed again.
+    new.path(kept).parent.mkdir(parents=True, exist_ok=True)
+    new.path(kept).write_bytes(left)
+    [fault] = verify(new)
+    assert str(new.path(kept)) in fault
+    new.clean()
+    assert list(new.names()) == [made]
+
+
+def test_a_model_without_weight_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no weight files"):
+        weights_fingerprint(tmp_path, {})
+
+
+def test_a_copy_of_the_model_is_remembered(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "kv", MANIFEST)
+    store.bind({"weights": "a"}, {"files": {"m": [1, 2, 3, "x"]}})
+    Store(store.folder).bind({"weights": "a"}, {"files": {"m": [1, 4, 5, "x"]}})
+    again = Store(store.folder)
+    assert again.manifest.about == {"files": {"m": [1, 4, 5, "x"]}}
+    assert again.key == store.key
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"tensor_parallel_size": 3}, "8 key-value heads cannot be split evenly across 3 devices"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2; set it to 1"),
+        ({"speculative_config": {"method": "ngram"}}, "speculative decoding"),
+    ],
+)
+def test_engines_that_cannot_load_are_refused_before_they_start(options: dict[str, Any], why: str) -> None:
+    check_parallel(8, {"tensor_parallel_size": 4, "dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=why):
+        check_parallel(8, options)
+
+
+def test_workers_that_share_a_model_count_a_piece_once() -> None:
+    counts = {"from_disk": 3, "tokens_loaded": 90, "bytes_loaded": 1000}
+    assert merged_counts([counts, counts]) == counts | {"bytes_loaded": 2000}
+
+
+def test_pieces_on_a_gpu_are_taken_out_of_the_engines_share() -> None:
+    class Platform:
+        @staticmethod
+        def get_device_total_memory() -> int:
+            return 80 * 10**9
+
+    def share(gpu_memory: int) -> Any:
+        transfer = SimpleNamespace(kv_connector_extra_config={"gpu_memory": gpu_memory})
+        options = {"kv_transfer_config": transfer, "gpu_memory_utilization": 0.9}
+        _leave_gpu_memory(options, Platform)
+        return options["gpu_memory_utilization"]
+
+    assert share(0) == 0.9
+    assert share(40 * 10**9) == pytest.approx(0.4)
+    with pytest.raises(ConfigError, match="70 GB for keys and values leave the engine too little of the GPU's 80 GB"):
+        share(70 * 10**9)
+
+
 def test_two_builds_at_once_are_one_too_many(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "kv", MANIFEST)
     with store.writing(), pytest.raises(DataError, match="another `ragalign kv build`"), Store(store.folder).writing():
@@ -233,10 +317,10 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
 
 def test_a_piece_is_mapped_and_outlives_its_file(tmp_path: Path) -> None:
     path, wanted = tmp_path / "a.safetensors", piece(500)
-    write_piece(path, wanted)
-    found = read_piece(path)
+    write_piece(path, wanted, KEY)
+    found = read_piece(path, KEY)
     assert str(path) in Path("/proc/self/maps").read_text()
-    write_piece(path, piece(500, seed=1))
+    write_piece(path, piece(500, seed=1), KEY)
     path.unlink()
     assert torch.equal(found.kv, wanted.kv)
 

@@ -73,7 +73,7 @@ def parts_of(
         kept = _open_store(recipe, packer, folder, model, store)
         if kept is not None and isinstance(model, str | Path):
             check_backend(backend)
-            check_model(model, context_length)
+            check_model(model, context_length, generator_options)
             check_same_model(kept, model, generator_options.get("dtype"))
             options["kv_transfer_config"] = engine_config(kept, recipe.reuse)
     named = tokenizer if isinstance(tokenizer, str | Path) else None

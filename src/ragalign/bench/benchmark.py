@@ -135,7 +135,7 @@ class Benchmark:
             engine.check()
             if reusing(conditions):
                 check_backend(engine.backend)
-                check_model(engine.model, engine.context_length)
+                check_model(engine.model, engine.context_length, engine.options)
         conditions = guarded(decoded(conditions, change) if change else conditions, exclude_near)
         self.engine, self.scorers, self.judging = engine, tuple(scorers), judging
         self.fixed, self.rounds, self.title, self.notes = fixed, rounds, title, tuple(notes)

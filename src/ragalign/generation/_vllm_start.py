@@ -23,6 +23,9 @@ CPU_BLOCK_SIZE = 32
 # On CPUs the cache gets a quarter of the free memory, at most this.
 CPU_CACHE_GIB = 4
 
+# The least share of a GPU's memory that an engine is started with.
+_LEAST_UTILIZATION = 0.1
+
 # By name, so that an engine in another process finds it.
 OUTPUT_PENALTY = "ragalign.generation._output_penalty:OutputRepetitionPenalty"
 
@@ -86,6 +89,8 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["enforce_eager"] = on_cpu
     if options.get("speculative_config") is None:  # vLLM does not support processors with it
         options["logits_processors"] = [*(options.get("logits_processors") or ()), OUTPUT_PENALTY]
+    if not on_cpu:
+        _leave_gpu_memory(options, current_platform)
     if on_cpu:
         # After a partial prefill vLLM (0.32) rewinds the random generator of a seeded request, which torch's CPU
         # generators do not support: such a request crashes the engine.
@@ -93,6 +98,26 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
     if on_cpu and options.get("kv_cache_memory_bytes") is None:
         gib = require("psutil", "the vLLM engine").virtual_memory().available // 4 // 2**30
         stack.enter_context(environment(VLLM_CPU_KVCACHE_SPACE=str(min(max(gib, 1), CPU_CACHE_GIB))))
+
+
+def _leave_gpu_memory(options: dict[str, Any], platform: Any) -> None:
+    """Take what a connector keeps on each GPU out of the share of its memory that vLLM fills.
+
+    Raises:
+        ConfigError: too little would be left.
+    """
+    transfer = options.get("kv_transfer_config")
+    n_bytes = int((getattr(transfer, "kv_connector_extra_config", None) or {}).get("gpu_memory", 0))
+    if not n_bytes:
+        return
+    total = int(platform.get_device_total_memory())
+    left = options["gpu_memory_utilization"] - n_bytes / total
+    if left < _LEAST_UTILIZATION:
+        raise ConfigError(
+            f"gpu_memory: {n_bytes / 1e9:,.0f} GB for keys and values leave the engine too little of the GPU's "
+            f"{total / 1e9:,.0f} GB; lower it"
+        )
+    options["gpu_memory_utilization"] = left
 
 
 def check_options(options: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ class SupportsReuse(Protocol):
 
     def continuations(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int
-    ) -> Iterator[tuple[int, Distributions]]:
+    ) -> Iterator[tuple[int, Distributions, int]]:
         """See `ragalign.generation.VllmGenerator.continuations`."""
 
 

@@ -200,12 +200,12 @@ class VllmGenerator(BaseGenerator):
         )
         prompts = [Prompt(("",), np.asarray(sequences[place][: starts[place]], dtype=np.int32)) for place in order]
         answers = [sequences[place][starts[place] :] for place in order]
-        for number, shown in self.continuations(prompts, answers, top_k=1, together=_SCORED_TOGETHER):
+        for number, shown, _ in self.continuations(prompts, answers, top_k=1, together=_SCORED_TOGETHER):
             yield order[number], shown.logprobs
 
     def continuations(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, top_k: int, together: int = 4
-    ) -> Iterator[tuple[int, Distributions]]:
+    ) -> Iterator[tuple[int, Distributions, int]]:
         """Compute the model's predictions for each token of given answers; prompts can reuse demonstrations.
 
         Unlike `distributions`, this reads caches, since only the answers' probabilities are needed. The engine gives
@@ -219,7 +219,8 @@ class VllmGenerator(BaseGenerator):
             together: prompts that are scored at a time; all of them have to stay in the cache.
 
         Returns:
-            (position in `prompts`, distributions), in any order.
+            (position in `prompts`, distributions, tokens of reused demonstrations), in any order. The last is what the
+            engine reused, which is less than planned where keys and values cannot be loaded.
         """
         self._engine()
         for first in range(0, len(prompts), together):
@@ -231,12 +232,14 @@ class VllmGenerator(BaseGenerator):
                 ]
                 cached = [(*beginning, position) for position, (beginning, _) in zip(positions, asked, strict=True)]
                 scored = [(*whole, position) for position, (_, whole) in zip(positions, asked, strict=True)]
-                positions = []
+                again = []
                 # The engine makes probabilities of the whole vocabulary for every token that it has not cached:
                 # without this, for a whole prompt, which takes gigabytes.
+                n_reused = dict.fromkeys(positions, 0)
                 with closing(self._loop.run(cached)) as outputs:
-                    for _ in outputs:
-                        pass
+                    for position, output, _ in outputs:
+                        if output.finished:
+                            _, n_reused[position] = token_counts(output, prompts[position])
                 with closing(self._loop.run(scored)) as outputs:
                     for position, output, _ in outputs:
                         if not output.finished:
@@ -244,9 +247,11 @@ class VllmGenerator(BaseGenerator):
                         ids, start = output.prompt_token_ids, len(prompts[position].ids)
                         # The prompt's last token is where the answer's first one is expected.
                         if (output.num_cached_tokens or 0) >= start:
-                            positions.append(position)
+                            again.append(position)
                         else:
-                            yield position, from_flat(output.prompt_logprobs, ids, start, full=False)
+                            found = from_flat(output.prompt_logprobs, ids, start, full=False)
+                            yield position, found, n_reused[position]
+                positions = again
 
     def _engine(self) -> Any:
         if self._llm is None:

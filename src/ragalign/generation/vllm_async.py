@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from ragalign._optional import require
 from ragalign.generation._quiet import environment, is_verbose, quiet_start
-from ragalign.generation._vllm_requests import engine_prompt, sampling_params, token_counts
+from ragalign.generation._vllm_requests import engine_prompt, merged_counts, sampling_params, token_counts
 from ragalign.generation._vllm_start import check_options, fill_in, start_error
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import one_line
@@ -102,7 +101,7 @@ class AsyncVllmGenerator:
             workers: list[dict[str, int]] = await self._engine.collective_rpc("ragalign_reuse_counts")
         except EngineDeadError as error:
             raise UnavailableError("the engine has died; restart the service") from error
-        return dict(sum(map(Counter, workers), Counter()))
+        return merged_counts(workers)
 
     async def start(self) -> None:
         """Do nothing: the engine has started in the constructor."""

@@ -115,7 +115,7 @@ def likelihoods(
         found = generator.continuations(
             [prompts[place] for place in reused], [answers[place] for place in reused], top_k=MIN_TOP_K
         )
-        for number, shown in found:
+        for number, shown, _ in found:
             yield reused[number], Likelihood.of(shown.logprobs)
 
 

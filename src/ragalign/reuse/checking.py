@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ragalign.errors import DataError
 from ragalign.generation.distributions import Distributions, SupportsReuse
-from ragalign.reuse.eight_bit import Precision
+from ragalign.reuse.store import StoreManifest
 from ragalign.reuse_plan import ReusePlan
 from ragalign.statistics import mean
 from ragalign.types import Prompt
@@ -30,7 +30,7 @@ class ReuseLimits:
         difference: maximum nats per token that reuse adds to the negative log-likelihood of reference answers.
         same_top1: minimum share of positions at which both ways have the same most likely token.
         exact: maximum difference in nats per token where reuse must equal full attention up to rounding. The default
-            is for rounding to bfloat16; see `for_precision`.
+            is for rounding to bfloat16; see `for_store`.
     """
 
     difference: float = 0.02
@@ -38,10 +38,12 @@ class ReuseLimits:
     exact: float = 0.01
 
     @classmethod
-    def for_precision(cls, precision: Precision, **limits: float) -> Self:
-        """The limits for a store of this precision: 8 bits round more, and wrong positions are still detected."""
+    def for_store(cls, manifest: StoreManifest, **limits: float) -> Self:
+        """The limits for a store: 8 bits round more, float32 less; wrong positions are detected with all of them."""
         made = cls(**limits)
-        return made if precision == "model" else replace(made, exact=5 * made.exact)
+        if manifest.precision != "model":
+            return replace(made, exact=5 * made.exact)
+        return replace(made, exact=made.exact / 10) if (manifest.model or {}).get("dtype") == "float32" else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +53,22 @@ class ReuseCheck:
     Attributes:
         n: prompts.
         n_tokens: tokens of their reference answers.
-        n_reused_tokens: tokens of demonstrations reused, per prompt.
+        n_reused_tokens: tokens of demonstrations that the engine reused, per prompt.
+        n_planned_tokens: tokens that it was asked to reuse, per prompt.
         nll_full, nll_reused: negative log-likelihood of the answers, nats per token, mean over prompts.
         difference, low, high: reused minus full, with its paired 95 % interval over prompts.
         same_top1: share of tokens at which both expect the same token most.
         first_token_logit: largest difference of log-probability at an answer's first token, nats.
         n_exact: prompts with one demonstration directly after the prefix, where both are the same computation.
         exact_difference: largest absolute difference of their answers' log-likelihood, nats per token.
-        verdict: "pass" if all limits hold.
+        verdict: "pass" if all limits hold, and everything planned was reused: otherwise both ways were the same.
         limits: these limits.
     """
 
     n: int
     n_tokens: int
     n_reused_tokens: float
+    n_planned_tokens: float
     nll_full: float
     nll_reused: float
     difference: float
@@ -106,12 +110,13 @@ def check(
     ]
     if not pairs:
         raise DataError("nothing to compare: none of the prompts has a demonstration that is kept and a reference")
-    full_nll, reused_nll, same, first = [], [], [], []
+    full_nll, reused_nll, same, first, n_reused = [], [], [], [], []
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
         full = _scored(generator, [replace(prompt, reuse=None) for prompt, _ in batch], [a for _, a in batch])
         reused = _scored(generator, [prompt for prompt, _ in batch], [a for _, a in batch])
-        for reference, other in zip(full, reused, strict=True):
+        n_reused += [n for _, n in reused]
+        for (reference, _), (other, _) in zip(full, reused, strict=True):
             full_nll.append(-float(reference.logprobs.mean()))
             reused_nll.append(-float(other.logprobs.mean()))
             same.append(reference.top_ids[:, 0] == other.top_ids[:, 0])
@@ -123,15 +128,19 @@ def check(
     exact = _scored(generator, [prompt for prompt, _ in single], [a for _, a in single])
     exact_difference = max(
         abs(float(reference.logprobs.mean() - other.logprobs.mean()))
-        for reference, other in zip(exact_full, exact, strict=True)
+        for (reference, _), (other, _) in zip(exact_full, exact, strict=True)
     )
+    planned = [_n_planned(prompt) for prompt, _ in pairs]
+    is_reused = n_reused == planned and [n for _, n in exact] == [_n_planned(prompt) for prompt, _ in single]
     found = mean(np.array(reused_nll) - np.array(full_nll))
     same_top1 = float(np.concatenate(same).mean())
     passes = found.value <= limits.difference and same_top1 >= limits.same_top1 and exact_difference <= limits.exact
+    passes = passes and is_reused
     return ReuseCheck(
         n=len(pairs),
         n_tokens=sum(len(answer) for _, answer in pairs),
-        n_reused_tokens=float(np.mean([prompt.reuse.n_tokens for prompt, _ in pairs if prompt.reuse])),
+        n_reused_tokens=float(np.mean(n_reused)),
+        n_planned_tokens=float(np.mean(planned)),
         nll_full=float(np.mean(full_nll)),
         nll_reused=float(np.mean(reused_nll)),
         difference=found.value,
@@ -148,9 +157,13 @@ def check(
 
 def _scored(
     generator: SupportsReuse, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
-) -> list[Distributions]:
-    found = dict(generator.continuations(prompts, answers, top_k=_TOP))
+) -> list[tuple[Distributions, int]]:
+    found = {position: (shown, n) for position, shown, n in generator.continuations(prompts, answers, top_k=_TOP)}
     return [found[position] for position in range(len(prompts))]
+
+
+def _n_planned(prompt: Prompt) -> int:
+    return prompt.reuse.n_tokens if prompt.reuse else 0
 
 
 def _largest(reference: Distributions, other: Distributions) -> float:

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from ragalign.generation._vllm_requests import merged_counts
 from ragalign.reuse.engine_side import engine_settings
 from ragalign.reuse.loading import Load, Worker
 from ragalign.reuse.matching import Matcher
@@ -38,16 +39,16 @@ class WorkerCounts(KVConnectorWorkerMetadata):  # type: ignore[misc]
     counts: dict[str, int]
 
     def aggregate(self, other: Any) -> Any:
-        """Add up over the workers; each moves its own heads."""
-        names = {*self.counts, *other.counts}
-        return WorkerCounts({name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names})
+        """The counts of two workers together; each moves its own heads."""
+        return WorkerCounts(merged_counts([self.counts, other.counts]))
 
 
 class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """Loads kept keys and values for requests that carry a plan in `kv_transfer_params`, and ignores all others.
 
-    Of its `kv_connector_extra_config`: ``store``, the folder; ``memory`` and ``gpu_memory``, bytes for the pieces used
-    most recently; ``volatile``, whether new pieces stay in memory and are never written, for measurements.
+    Of its `kv_connector_extra_config`: ``store``, the folder; ``memory``, bytes of host memory for the pieces used most
+    recently, and ``gpu_memory``, the same on each GPU; ``volatile``, whether new pieces stay in memory and are never
+    written, for measurements.
     """
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
@@ -59,17 +60,13 @@ class ReuseConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._matcher: Matcher | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._matcher = Matcher(
-                store,
-                vllm_config.cache_config.block_size,
-                can_keep=vllm_config.parallel_config.tensor_parallel_size == 1,
-            )
+            self._matcher = Matcher(store, vllm_config.cache_config.block_size)
         else:
             self._worker = Worker(
                 store,
                 vllm_config,
                 settings.rotations,
-                memory=int(extra.get("memory", 0)),
+                memory=int(extra.get("memory", 0)) // vllm_config.parallel_config.tensor_parallel_size,
                 gpu_memory=int(extra.get("gpu_memory", 0)),
                 volatile=bool(extra.get("volatile", False)),
             )

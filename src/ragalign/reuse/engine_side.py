@@ -11,6 +11,9 @@ from ragalign.errors import ConfigError
 from ragalign.reuse.fingerprint import config_fingerprint, weights_fingerprint
 from ragalign.reuse.rotation import Rotation, rotations
 
+# Options of vLLM that divide a model, or a prompt, in ways that the connector does not know.
+_NOT_PARALLEL = ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -42,19 +45,9 @@ def engine_settings(vllm_config: Any, known: Mapping[str, Any]) -> EngineSetting
     model_config, parallel = vllm_config.model_config, vllm_config.parallel_config
     config = model_config.hf_config
     turned = rotations(config, max_model_len=model_config.max_model_len)
-    if parallel.pipeline_parallel_size > 1:
-        raise ConfigError("keys and values cannot be reused with pipeline parallelism; set pipeline_parallel_size to 1")
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            raise ConfigError(f"keys and values cannot be reused with context parallelism; set {name} to 1")
-    if getattr(vllm_config, "speculative_config", None) is not None:
-        raise ConfigError("keys and values cannot be reused with speculative decoding; leave one of them out")
     n_heads = model_config.get_total_num_kv_heads()
-    if n_heads % parallel.tensor_parallel_size:
-        raise ConfigError(
-            f"keys and values cannot be reused: {n_heads} key-value heads cannot be split evenly across "
-            f"{parallel.tensor_parallel_size} devices; set tensor_parallel_size to a divisor of {n_heads}"
-        )
+    options = {name: getattr(parallel, name, 1) for name in (*_NOT_PARALLEL, "tensor_parallel_size")}
+    check_parallel(n_heads, {**options, "speculative_config": getattr(vllm_config, "speculative_config", None)})
     load_format = str(getattr(vllm_config.load_config.load_format, "value", vllm_config.load_config.load_format))
     about: dict[str, Any] = {"model": str(model_config.model), "vllm": vllm.__version__}
     if load_format == "dummy":
@@ -67,11 +60,31 @@ def engine_settings(vllm_config: Any, known: Mapping[str, Any]) -> EngineSetting
         "config": config_fingerprint(config, turned),
         "dtype": str(model_config.dtype).removeprefix("torch."),
         "quantization": model_config.quantization,
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "layers": len(turned),
         "heads": n_heads,
         "features": model_config.get_head_size(),
     }
     return EngineSettings(model, about, turned)
+
+
+def check_parallel(n_heads: int, options: Mapping[str, Any]) -> None:
+    """Check that an engine with these options, under vLLM's names, can load keys and values of `n_heads` heads.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for name in _NOT_PARALLEL:
+        if options.get(name, 1) > 1:
+            raise ConfigError(f"keys and values cannot be reused with {name} {options[name]}; set it to 1")
+    if options.get("speculative_config") is not None:
+        raise ConfigError("keys and values cannot be reused with speculative decoding; leave one of them out")
+    n_devices = options.get("tensor_parallel_size", 1)
+    if n_heads % n_devices:
+        raise ConfigError(
+            f"keys and values cannot be reused: {n_heads} key-value heads cannot be split evenly across {n_devices} "
+            f"devices; set tensor_parallel_size to a divisor of {n_heads}"
+        )
 
 
 def _folder(model_config: Any) -> Path:

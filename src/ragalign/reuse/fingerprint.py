@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ragalign.errors import ConfigError
 from ragalign.reuse.rotation import Rotation
 
 # Configuration entries that do not change any key or value.
@@ -18,11 +19,16 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Hash all weight files of a model, and return what makes the next call quick.
 
+    Without files nothing would tell one model from another of its shape.
+
     Args:
         folder: the model's.
         known: what was remembered: for each file its size, the times of its content and of its last change in
             nanoseconds, and its digest. A file whose size and times are as remembered is not read again. The time of
             the content alone can be set to anything, such as the same for all files of an image.
+
+    Raises:
+        ConfigError: the folder has no weight files.
     """
     import xxhash
 
@@ -39,6 +45,11 @@ def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, di
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
         files[path.name] = [*state, digest.hexdigest()]
+    if not files:
+        raise ConfigError(
+            f"keys and values cannot be reused: {folder} has no weight files ({', '.join(_WEIGHTS)}); "
+            "store the model's weights in a local folder"
+        )
     content = json.dumps({name: entry[-1] for name, entry in files.items()}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:40], files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from ragalign.errors import BudgetError
 from ragalign.packing import Choice, More, Packer
@@ -112,11 +113,25 @@ class ReusingPacker:
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
         return self.packer.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
 
-    def hits_and_misses(self, prompt: Prompt) -> tuple[int, int]:
-        """How many of a prompt's demonstrations are reused, and how many are missing from the store."""
-        n_hit = len(prompt.reuse.lengths) if prompt.reuse else 0
+    def outcomes(self, prompt: Prompt, n_reused_tokens: int) -> dict[str, int]:
+        """What became of a prompt's retrieved demonstrations, apart from the `real` ones.
+
+        Args:
+            prompt: the prompt.
+            n_reused_tokens: what the engine reused of it.
+
+        Returns:
+            Counts: ``hit`` were reused, ``failed`` could not be loaded, ``miss`` are not kept, and ``other_prefix``
+            follow another text than the store's, such as a system message.
+        """
         n_retrieved = sum(used.score is not None for used in prompt.demonstrations)
-        return n_hit, max(0, n_retrieved - self.real - n_hit)
+        prefix = self.store.manifest.prefix_ids
+        if tuple(prompt.ids[: len(prefix)].tolist()) != prefix:
+            return {"other_prefix": n_retrieved}
+        lengths = prompt.reuse.lengths if prompt.reuse else ()
+        n_hit = sum(end <= n_reused_tokens for end in accumulate(lengths))
+        n_missing = max(0, n_retrieved - self.real - len(lengths))
+        return {"hit": n_hit, "failed": len(lengths) - n_hit, "miss": n_missing}
 
     def missing_from(self, prompt: Prompt) -> list[list[int]]:
         """Token ids of a prompt's demonstrations that are not kept; an empty list first if the prefix is not."""

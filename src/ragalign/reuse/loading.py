@@ -79,6 +79,7 @@ class Worker:
         self._device: Any = None
         self._recorder: Recorder | None = None
         self._failed: set[int] = set()
+        self._group: Any = None  # the workers that share the model's heads
 
     def register(self, names: Sequence[str]) -> None:
         """Find the layers of the engine's caches.
@@ -109,9 +110,10 @@ class Worker:
         parallel = self._config.parallel_config
         heads = None
         if parallel.tensor_parallel_size > 1:
-            from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+            from vllm.distributed.parallel_state import get_tp_group
 
-            rank = get_tensor_model_parallel_rank()
+            self._group = get_tp_group()
+            rank = self._group.rank_in_group
             heads = slice(rank * n_heads, (rank + 1) * n_heads)
         memory, gpu_memory = self._budgets
         self._tiers = Tiers(self._store, memory=memory, gpu_memory=gpu_memory, device=self._device, heads=heads)
@@ -139,8 +141,16 @@ class Worker:
         if not self._recorder.is_recording:
             return
         complete = self._recorder.finish()
+        if self._volatile:
+            for name, kv in complete:
+                self._keep_in_memory(name, kv)
+            return
+        if self._group is not None:  # all workers complete the same pieces in the same order
+            complete = [(name, gathered(kv, self._group)) for name, kv in complete]
+            if not self._group.is_first_rank:
+                return
         with ThreadPoolExecutor(_WRITERS) as writers:
-            list(writers.map(lambda found: self._keep(*found), complete))
+            list(writers.map(lambda found: self._write(*found), complete))
 
     def forget(self, requests: Collection[str]) -> None:
         """Discard what was recorded of requests that have ended."""
@@ -205,22 +215,34 @@ class Worker:
         layer = self._layers[0]
         return (2, len(self._layers), segment.end - segment.start, layer.num_kv_heads, layer.head_size)
 
-    def _keep(self, name: str, kv: Any) -> None:
-        """Write a new piece, or keep it in memory if the store is volatile."""
+    def _packed(self, kv: Any) -> Piece:
+        """A new piece in the store's precision, in host memory."""
         precision = self._store.manifest.precision
-        piece = Piece(kv)
-        if precision != "model":
-            small = packed(kv.to(self._device), precision)
-            piece = Piece(small.kv.cpu(), small.scales.cpu())
-        if self._volatile:
-            assert self._tiers is not None
-            self._tiers.keep(name, piece)
-            self._store.mark(name)
-            return
+        if precision == "model":
+            return Piece(kv)
+        small = packed(kv.to(self._device), precision)
+        return Piece(small.kv.cpu(), small.scales.cpu())
+
+    def _keep_in_memory(self, name: str, kv: Any) -> None:
+        assert self._tiers is not None
+        self._tiers.keep(name, self._packed(kv))
+        self._store.mark(name)
+
+    def _write(self, name: str, kv: Any) -> None:
         try:
-            self._store.write(name, piece)
-        except OSError as error:  # such as a full disk; requests must not fail for it
-            _log.warning("%s: not kept: %s", self._store.path(name), error.strerror or error)
+            self._store.write(name, self._packed(kv))
+        except (OSError, DataError) as error:  # such as a full disk; requests must not fail for it
+            _log.warning("%s: not kept: %s", self._store.path(name), getattr(error, "strerror", None) or error)
+
+
+def gathered(kv: Any, group: Any) -> Any:
+    """All heads of a piece, from the share [2, layers, tokens, heads, features] of each worker of a group."""
+    import torch
+
+    share = kv.contiguous().view(torch.uint8)  # gloo does not know every dtype
+    shares = [torch.empty_like(share) for _ in range(group.world_size)]
+    torch.distributed.all_gather(shares, share, group=group.cpu_group)
+    return torch.cat([one.view(kv.dtype) for one in shares], dim=3)
 
 
 def _recorded(update: Callable[..., Any], recorder: Recorder, number: int) -> Callable[..., Any]:

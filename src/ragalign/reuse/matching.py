@@ -39,13 +39,11 @@ class Matcher:
     Args:
         store: what is kept.
         block_size: tokens per block of the engine's cache.
-        can_keep: whether new pieces can be kept, for which one worker must have all heads.
     """
 
-    def __init__(self, store: Store, block_size: int, *, can_keep: bool = True) -> None:
+    def __init__(self, store: Store, block_size: int) -> None:
         self._store = store
         self._block_size = block_size
-        self._can_keep = can_keep
         self._requests: dict[str, _Request] = {}
         self._refused: set[str] = set()
         self._gone: set[str] = set()
@@ -139,8 +137,6 @@ class Matcher:
             raise DataError("its plan is for another store of keys and values")
         if not plan.accepts(request.cache_salt):
             raise DataError("it lacks the cache salt that keeps reused blocks apart from computed ones")
-        if plan.keep and not self._can_keep:
-            raise DataError("new keys and values are only kept on one device, not with tensor parallelism")
         if request.lora_request is not None:
             raise DataError("keys and values are kept for the model without adapters")
         if request.skip_reading_prefix_cache:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ragalign._optional import is_installed
 from ragalign.errors import ConfigError
 from ragalign.packing import Packer
+from ragalign.reuse.engine_side import check_parallel
 from ragalign.reuse.fingerprint import weights_fingerprint
 from ragalign.reuse.keeping import connector_config
 from ragalign.reuse.layout import ReusingPacker, manifest_for
@@ -50,11 +52,11 @@ def engine_config(store: Store, settings: ReuseSettings) -> dict[str, Any]:
     )
 
 
-def check_model(model: str | Path, context_length: int | None = None) -> None:
-    """Check, before an engine starts, that the model's keys can be moved.
+def check_model(model: str | Path, context_length: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    """Check, before an engine starts, that the model's keys can be moved, and loaded with these options of the engine.
 
     Raises:
-        ConfigError: they cannot; the message names the model type and the reason.
+        ConfigError: they cannot; the message names the model type, or the option, and the reason.
     """
     from transformers import AutoConfig
 
@@ -67,6 +69,7 @@ def check_model(model: str | Path, context_length: int | None = None) -> None:
         return  # the engine supports more models than Transformers, or reports the problem better
     text = config.get_text_config()
     rotations(config, max_model_len=context_length or getattr(text, "max_position_embeddings", None))
+    check_parallel(getattr(text, "num_key_value_heads", None) or text.num_attention_heads, options or {})
 
 
 def check_same_model(store: Store, model: str | Path, dtype: str | None = None) -> None:

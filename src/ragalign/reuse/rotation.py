@@ -135,7 +135,7 @@ def _parameters(config: Any) -> Mapping[str, Any] | None:
     """RoPE's parameters, in one mapping or in one for each type of layer."""
     found = getattr(config, "rope_parameters", None)
     if found:
-        return dict(found)
+        return _by_type(config, dict(found))
     # Transformers before version 5.
     scaling = dict(getattr(config, "rope_scaling", None) or {})
     theta = getattr(config, "rope_theta", None)
@@ -147,7 +147,16 @@ def _parameters(config: Any) -> Mapping[str, Any] | None:
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
             "full_attention": {"rope_theta": theta, **scaling},
         }
-    return {"rope_theta": theta, **scaling}
+    return _by_type(config, {"rope_theta": theta, **scaling})
+
+
+def _by_type(config: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters for each type of layer, where engines scale only some of them although one mapping is given."""
+    is_flat = not any(isinstance(value, Mapping) for value in parameters.values())
+    if config.model_type != "olmo3" or not is_flat:
+        return parameters
+    plain = {"rope_type": "default", "rope_theta": parameters["rope_theta"]}
+    return {"sliding_attention": plain, "full_attention": parameters}
 
 
 def _frequencies(config: Any, layer_type: str | None, max_model_len: int | None) -> tuple[float, ...]:

@@ -21,10 +21,10 @@ from ragalign._locks import LockedError, locked
 from ragalign._parsing import parse_json
 from ragalign.errors import ConfigError, DataError
 from ragalign.reuse.eight_bit import BLOCK, PRECISIONS, Precision
-from ragalign.reuse.pieces import Piece, is_complete, piece_name, read_piece, write_piece
+from ragalign.reuse.pieces import Piece, is_usable, piece_name, read_piece, write_piece
 from ragalign.runs import TEMPORARY, write_json
 
-FORMAT = 1
+FORMAT = 2
 _SUFFIX = ".safetensors"
 _DAMAGED = ".damaged"
 # Seconds after which nobody writes to a temporary file any more.
@@ -181,8 +181,13 @@ class Store:
             merged = {**(self.manifest.about or {}), **(about or {})}
             self.manifest = replace(self.manifest, model=dict(model), about=merged)
             _write_manifest(self.folder, self.manifest)
-        else:
-            self.check(replace(self.manifest, model=dict(model)))
+            return
+        self.check(replace(self.manifest, model=dict(model)))
+        if about is not None and about.get("files") != (self.manifest.about or {}).get("files"):
+            # A copy of the model: remembered, so that its files are not read again at every start.
+            self.manifest = replace(self.manifest, about={**(self.manifest.about or {}), **about})
+            with suppress(OSError):  # a store that only others may write to
+                _write_manifest(self.folder, self.manifest)
 
     def path(self, name: str) -> Path:
         """The path of the piece with this name, whether it exists or not."""
@@ -201,13 +206,19 @@ class Store:
         """Map a piece into memory; see `read_piece`.
 
         Raises:
-            DamagedPieceError, DataError: as `read_piece`.
+            DamagedPieceError, ForeignPieceError, DataError: as `read_piece`.
         """
-        return read_piece(self.path(name))
+        return read_piece(self.path(name), self.key)
 
     def write(self, name: str, piece: Piece) -> None:
-        """Write a piece atomically."""
-        write_piece(self.path(name), piece)
+        """Write a piece atomically.
+
+        Raises:
+            DataError: the folder is gone, or has been built again with other settings.
+        """
+        if _read_manifest(self.folder).key != self.key:
+            raise DataError(f"{self.folder}: built again with other settings meanwhile; restart the engine")
+        write_piece(self.path(name), piece, self.key)
 
     def mark(self, name: str) -> None:
         """Create an empty file for a piece that is kept elsewhere; reading it reports damage."""
@@ -226,11 +237,11 @@ class Store:
             path.replace(path.with_suffix(_DAMAGED))
 
     def clean(self) -> None:
-        """Remove torn pieces, those that were set aside, and what interrupted writers have left."""
+        """Remove torn pieces, those of other settings or set aside, and what interrupted writers have left."""
         for path in (self.folder / "pieces").glob("??/*"):
             is_left = path.name.endswith(TEMPORARY) and time.time() - path.stat().st_mtime > _ABANDONED_S
-            is_torn = path.suffix == _SUFFIX and not is_complete(path)
-            if is_left or is_torn or path.suffix == _DAMAGED:
+            is_useless = path.suffix == _SUFFIX and not is_usable(path, self.key)
+            if is_left or is_useless or path.suffix == _DAMAGED:
                 path.unlink(missing_ok=True)
 
     @contextmanager

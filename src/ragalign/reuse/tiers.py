@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from typing import Any
 
@@ -9,6 +10,8 @@ from ragalign.reuse.page_locked import page_locked
 from ragalign.reuse.pieces import Piece
 from ragalign.reuse.staging import Staging
 from ragalign.reuse.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 class Tier:
@@ -102,9 +105,18 @@ class Tiers:
             return
         self._staged = ""
         if self._gpu.has_room_for(piece):
+            self._put_on_gpu(name, piece)
+        self._staging.done()
+
+    def _put_on_gpu(self, name: str, piece: Piece) -> None:
+        import torch
+
+        try:
             scales = None if piece.scales is None else piece.scales.clone()
             self._gpu.put(name, Piece(piece.kv.clone(), scales))
-        self._staging.done()
+        except torch.OutOfMemoryError:  # the engine needs the rest, and pieces are still in host memory
+            self._gpu.budget = self._gpu.n_bytes
+            _log.warning("the GPU has no memory left for pieces: %.1f GB of them stay there", self._gpu.n_bytes / 1e9)
 
     def keep(self, name: str, piece: Piece) -> None:
         """Add a new piece, in host memory, as the most recently used."""

@@ -67,7 +67,7 @@ class Metrics:
         )
         self.reuse_pieces = Counter(
             "ragalign_reuse_demonstrations",
-            "Retrieved demonstrations of prompts that reuse: hit, or missing from what is kept.",
+            "Retrieved demonstrations by outcome: hit, miss (not kept), failed (not loaded) or other_prefix.",
             ("recipe", "outcome"),
             registry=registry,
         )

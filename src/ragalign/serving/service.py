@@ -340,8 +340,8 @@ class Service:
             self.metrics.cached_tokens.labels(recipe).inc(n_cached)
             if aligner is not None and aligner.reuse is not None:
                 self.metrics.reused_tokens.labels(recipe).inc(n_reused)
-                n_hit, n_missed = aligner.reuse.hits_and_misses(prompt)
-                self.metrics.reuse_pieces.labels(recipe, "hit").inc(n_hit)
-                self.metrics.reuse_pieces.labels(recipe, "miss").inc(n_missed)
+                if n_tokens:  # otherwise it was given up before the engine told
+                    for outcome, n in aligner.reuse.outcomes(prompt, n_reused).items():
+                        self.metrics.reuse_pieces.labels(recipe, outcome).inc(n)
                 self._keeper.note(aligner.reuse, prompt)
             self.metrics.output_tokens.labels(recipe).inc(n_tokens)
