@@ -11,13 +11,13 @@ import typer
 from ragalign_cli import console, options
 
 if TYPE_CHECKING:
-    from ragalign.aligner import Aligner
     from ragalign.recipes import Recipe
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
+    context: typer.Context,
     index: Annotated[
         Optional[Path], typer.Argument(metavar="[DIR]", help="The index folder; only recipes that retrieve need it.")
     ] = None,
@@ -33,12 +33,14 @@ def serve(
         typer.Option(help="URL of a completion server to use instead of an engine in this process. Repeatable."),
     ] = None,
     affinity: Annotated[
-        Literal["prefix", "none"],
+        Optional[Literal["prefix", "none"]],
         typer.Option(
             help="Which --upstream gets a request: prefix sends requests that begin alike to the same server, "
-            "unless it has over 4 requests more than the least busy one; none always picks the least busy one."
+            "unless it has over 4 of this service's answers more than the least busy one; none always picks the "
+            "least busy one. By default prefix.",
+            show_default=False,
         ),
-    ] = "prefix",
+    ] = None,
     recipe: Annotated[str, typer.Option(help="The default recipe, used for the plain model name.")] = "ica",
     also: Annotated[
         Optional[list[str]],
@@ -98,8 +100,8 @@ def serve(
 ) -> None:
     """Serve a base model as an OpenAI-compatible chat API, with an inspector page at /.
 
-    Clients select a recipe by the model's name: NAME for the default, NAME:urial for another. SIGHUP or
-    POST /admin/reload reloads the index.
+    Clients select a recipe by the model's name: NAME for the default, NAME:urial for another. POST /admin/reload
+    or SIGHUP reloads the index.
 
     Without API keys, requests to a loopback address must name localhost as their host, or an --allowed-host.
 
@@ -109,14 +111,19 @@ def serve(
       ragalign serve indexes/mine --upstream http://gpu1:8000 \\
           --upstream http://gpu2:8000
     """
+    from ragalign.serving.server import bind, remembered_hangups, run
+
+    hangups = context.with_resource(remembered_hangups())
     from ragalign.errors import ConfigError
     from ragalign.models import locate_model
     from ragalign.serving import Limits, ServingSettings, create_app
-    from ragalign.serving.server import bind, run
+    from ragalign.serving.loading import Loader
     from ragalign.serving.settings import read_admin_key, read_api_keys, read_upstream_key
 
     if model is None and not upstream:
         raise ConfigError("give --model for an engine in this process, or --upstream for a server")
+    if affinity and not upstream:
+        raise ConfigError("--affinity is for the servers of --upstream: name them, or leave it out")
     settings = ServingSettings(
         limits=Limits(
             max_new_tokens=max_new_tokens,
@@ -146,8 +153,8 @@ def serve(
         options.check_model(model, "vllm", context_length, engine_options)
     opened = _open_index(index)
     recipes = _recipes(recipe, also, opened)
-    store = _store(store, index, recipes, model, own_engine=not upstream)
-    loader = _Loader(index, opened, recipes, store)
+    store = _store(store, index, recipes, model, None if upstream else engine_options)
+    loader = Loader(index, opened, recipes, store)
     if not upstream:
         # Located as a model, so that a GGUF file's weights and tokenizer are read in one pass.
         loader.load_tokenizer(tokenizer or locate_model(model or ""))
@@ -163,7 +170,7 @@ def serve(
             api_key=upstream_key,
             timeout_s=timeout,
             context_length=context_length,
-            affinity=affinity,
+            affinity=affinity or "prefix",
         )
     else:
         from ragalign.generation.vllm_async import AsyncVllmGenerator
@@ -194,66 +201,7 @@ def serve(
     catalog = app.state.service.catalog
     console.note(f"serving {', '.join(catalog.models)}")
     console.note(f"http://{shown}:{address[1]}/ shows what the model sees; http://{shown}:{address[1]}/v1 is the API")
-    run(app, listener, drain_s=drain, delay_s=drain_delay, access_log=access_log)
-
-
-class _Loader:
-    """Creates the aligners of all recipes, which share index, tokenizer and encoder; called again at each reload."""
-
-    def __init__(self, folder: Path | None, opened: Any, recipes: Mapping[str, Recipe], store: Path | None) -> None:
-        self._folder = folder
-        self._store = store
-        self._recipes = recipes
-        self._index = opened
-        self._last: Any = None
-        self._tokenizer: Any = None
-        self.context_length: int | None = None
-
-    def load_tokenizer(self, tokenizer: str) -> None:
-        """Load the model's tokenizer."""
-        from ragalign.tokenization import Tokenizer
-
-        self._tokenizer = Tokenizer.load(tokenizer)
-
-    def check(self, context_length: int | None) -> None:
-        """Create the aligners once, so that the faults of their recipes and of the store show before an engine starts.
-
-        Raises:
-            ConfigError, DataError: a recipe, a file that it names, or the store is invalid.
-        """
-        self.context_length = context_length
-        self._aligners(self._index)
-
-    def __call__(self) -> dict[str, Aligner]:
-        """The aligners by recipe, the default first."""
-        if self._folder is not None and self._index is None:
-            self._index = self._reopen(self._folder)
-        index, self._last, self._index = self._index, self._index, None
-        return self._aligners(index)
-
-    def _aligners(self, index: Any) -> dict[str, Aligner]:
-        from ragalign.aligner import Aligner
-
-        return {
-            name: Aligner.from_recipe(
-                recipe,
-                index=index,
-                tokenizer=self._tokenizer,
-                context_length=self.context_length,
-                store=self._store,
-            )
-            for name, recipe in self._recipes.items()
-        }
-
-    def _reopen(self, folder: Path) -> Any:
-        """Open the index again, keeping the encoder in memory unless the index needs another."""
-        from ragalign.errors import IndexMismatchError
-        from ragalign.indexes import open_index
-
-        try:
-            return open_index(folder, encoder=self._last.encoder)
-        except IndexMismatchError:
-            return open_index(folder)
+    run(app, listener, drain_s=drain, delay_s=drain_delay, access_log=access_log, hangups=hangups)
 
 
 def _open_index(folder: Path | None) -> Any:
@@ -289,9 +237,16 @@ def _recipes(default: str, also: list[str] | None, index: Any) -> dict[str, Reci
 
 
 def _store(
-    given: Path | None, index: Path | None, recipes: Mapping[str, Recipe], model: str | None, *, own_engine: bool
+    given: Path | None,
+    index: Path | None,
+    recipes: Mapping[str, Recipe],
+    model: str | None,
+    engine_options: dict[str, Any] | None,
 ) -> Path | None:
-    """The checked store of the recipe with reuse; None if no recipe reuses keys and values."""
+    """The store of the recipe with reuse, checked for an engine with these options (None for an upstream server).
+
+    Returns None if no recipe reuses keys and values.
+    """
     from ragalign.errors import ConfigError
     from ragalign.reuse.opening import check_model, check_same_model, default_store
     from ragalign.reuse.store import Store
@@ -311,9 +266,9 @@ def _store(
     if folder is None:
         raise ConfigError(f"the recipe {recipe.name!r} reuses keys and values: give their folder with --store")
     store = Store(folder)
-    if own_engine and model is not None:
-        check_model(model)
-        check_same_model(store, model)
+    if engine_options is not None and model is not None:
+        check_model(model, None, engine_options)
+        check_same_model(store, model, engine_options.get("dtype"))
     return folder
 
 

@@ -16,6 +16,7 @@ from ragalign.generation.affinity import affinity_key, ranked
 from ragalign.packing import Packer, Packing
 from ragalign.pool import Pool
 from ragalign.recipes import Recipe, data_folder
+from ragalign.retrieval import FixedRetriever
 from ragalign.templates import Template
 from ragalign.tokenization import Tokenizer
 from ragalign.types import Hit, Prompt, Turn
@@ -96,6 +97,20 @@ def test_prompts_that_begin_alike_share_a_key(packers: dict[str, Packer]) -> Non
     assert key_of(urial, [Turn("system", "Be brief."), *sky], opening="x") != key_of(urial, sky, opening="x")
 
 
+def test_demonstrations_that_every_prompt_has_are_constants(packers: dict[str, Packer]) -> None:
+    ica = packers["ica"]
+    [hits] = FixedRetriever(demonstrations=ica.pool).retrieve(["Any question."], 3)
+    sky, sea, later = (
+        affinity_key(replace(ica.pack(turns, hits), opening=turns[0].content))
+        for turns in (
+            conversation("Why is the sky blue?"),
+            conversation("Why is the sea salty?"),
+            conversation("Why is the sky blue?", "Scattering.", "And at night?"),
+        )
+    )
+    assert sky == later != sea
+
+
 def test_plain_prompts_are_told_apart_by_their_first_tokens() -> None:
     ids = np.arange(200, dtype=np.int32)
     longer, other = np.append(ids, ids), ids[::-1].copy()
@@ -149,7 +164,7 @@ def test_dead_servers_are_left_out_and_come_back() -> None:
     for server in servers._servers:
         server.alive = False
     assert not servers.any_alive
-    with pytest.raises(GenerationError, match="no upstream server can be reached"):
+    with pytest.raises(GenerationError, match="no upstream server can answer"):
         servers.choose("k")
 
 

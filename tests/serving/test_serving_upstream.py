@@ -301,16 +301,16 @@ def test_a_server_that_dies_and_comes_back(upstream_service: Any) -> None:
 
 
 def test_no_error_ends_the_health_checks(upstream_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    get, calls = httpx.AsyncClient.get, 0
+    send, calls = httpx.AsyncClient.send, 0
 
     async def failing(client: httpx.AsyncClient, *given: Any, **more: Any) -> httpx.Response:
         nonlocal calls
         calls += 1
         if calls <= 2:  # what anyio says of a socket that is gone as soon as it is there
             raise AttributeError("'NoneType' object has no attribute 'getpeername'")
-        return await get(client, *given, **more)
+        return await send(client, *given, **more)
 
-    monkeypatch.setattr(httpx.AsyncClient, "get", failing)
+    monkeypatch.setattr(httpx.AsyncClient, "send", failing)
     with ScriptedServer() as server, upstream_service(server) as running:
         until = time.monotonic() + 10
         while calls < 4:

@@ -116,7 +116,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
 async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """Read the JSON objects of server-sent events, up to ``[DONE]``.
 
-    Only line feeds end a line, since texts can contain other Unicode line breaks.
+    Read by hand and not with httpx-sse: an event has a limit here, and only line feeds end a line, since texts can
+    contain other Unicode line breaks.
 
     Raises:
         BadAnswerError: an event is not a JSON object, or is larger than `MAX_EVENT_BYTES`.

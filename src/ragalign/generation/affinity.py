@@ -26,11 +26,13 @@ def affinity_key(prompt: Prompt) -> str:
     """The name of a prompt's beginning, 32 hex digits; equal for prompts that should share a server's prefix cache.
 
     The beginning ends with the first retrieved demonstration. Planned prompts with the same leading demonstrations
-    share it, and so do the turns of a conversation that keeps its demonstrations. Without retrieved demonstrations, it
-    is the constants and the conversation's first question, since every server soon has the constants themselves.
+    share it, and so do the turns of a conversation while its first retrieved demonstration stays. Without retrieved
+    demonstrations, it is the constants and the conversation's first question, since every server soon has the constants
+    themselves.
     """
-    retrieved = next((used for used in prompt.demonstrations if used.score is not None), None)
-    constant = [used for used in prompt.demonstrations if used.score is None]
+    # The retriever `fixed` scores its demonstrations 0: like constants, they are the same in every prompt.
+    retrieved = next((used for used in prompt.demonstrations if used.score), None)
+    constant = [used for used in prompt.demonstrations if not used.score]
     opening = ""
     if retrieved is not None:
         end = retrieved.span.stop

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -38,6 +38,14 @@ _MOST_EMPTY = 1000
 _ABOUT_THE_REQUEST = frozenset({400, 404, 413, 422})
 
 
+@dataclass
+class _Samples:
+    """The samples of a request: the server that the last of them went to, and how many are in progress."""
+
+    server: Server | None = None
+    n_open: int = 0
+
+
 def _without_reused(delta: Delta, prompt: Prompt) -> Delta:
     """Split the server's cached tokens into those of its prefix cache and those of reused demonstrations."""
     if prompt.reuse is None or delta.n_cached_tokens is None:
@@ -50,29 +58,32 @@ class Upstream:
     """An `AsyncEngine` that sends token ids to ``/v1/completions`` of other servers, such as ``vllm serve``.
 
     Requests that begin alike go to the same server, whose prefix cache has their beginning (see
-    `ragalign.generation.affinity`), unless it has more than `margin` requests in excess of the least busy one: then to
-    the next server in the order of their key. Without affinity, a request goes to the least busy server, round-robin
-    among equally busy ones. With affinity, the key is also sent as ``X-Session-ID``, for a router in front of servers.
+    `ragalign.generation.affinity`), unless it has more than `margin` answers in progress in excess of the least busy
+    one: then to the next server in the order of their key. Without affinity, a request goes to the least busy server,
+    round-robin among equally busy ones. All samples of a request go to one server, which computes their prompt once;
+    each counts as an answer. With affinity, the key is also sent as ``X-Session-ID``, for a router in front of servers.
 
-    A server that refuses connections gets no requests until a check, every `check_every_s`, succeeds; its request goes
-    to another server, since it was never received. Other failures are not retried.
+    A server that refuses connections, or whose proxy answers 5xx, gets no requests until a check, every
+    `check_every_s`, succeeds. A request that a server did not receive goes to another one; so does, once, one that it
+    turned away as overloaded (429, 503). Other failures are not retried.
 
     Cached tokens are those that the server reports; vLLM reports them with ``--enable-prompt-tokens-details``.
 
     Args:
         urls: such as "http://localhost:8000"; a path other than /v1 must end with the API's /v1.
-        model: the name of the model on the servers; by default that of the first server that answers.
+        model: the name of the model on the servers; by default that of the first server that answers. All servers that
+            answer must have it; one that comes later without it gets no requests.
         api_key: sent as a bearer token.
         timeout_s: seconds without a byte after which an answer times out; for an answer that is not streamed, seconds
             for the whole answer.
-        context_length: maximum tokens of prompt and completion together; by default the value that a server reports
-            (vLLM does).
+        context_length: maximum tokens of prompt and completion together; at most the smallest value that a server
+            reports (vLLM does). A server that comes later with less gets requests only if no other is alive.
         check_every_s: seconds between health checks.
         affinity: ``prefix`` or ``none``.
         margin: see above.
 
     Raises:
-        ConfigError: an argument is invalid.
+        ConfigError: an argument is invalid, or a server has other models only.
         GenerationError: no model is given, and no server answers to report one.
     """
 
@@ -96,13 +107,11 @@ class Upstream:
         self._check_every_s = check_every_s
         self._client: httpx.AsyncClient | None = None
         self._checks: asyncio.Task[None] | None = None
-        card = self._servers.describe(model)
-        self._model = model or str(card["id"])
-        self.root = str(card.get("root") or self._model)
-        stated = card.get("max_model_len")
-        is_length = isinstance(stated, int) and not isinstance(stated, bool) and stated > 0
-        limits = (context_length, stated if is_length else None)
-        self._context_length = min((limit for limit in limits if limit is not None), default=None)
+        self._requests: dict[int, _Samples] = {}
+        served = self._servers.describe(model, context_length)
+        self._model = served.name
+        self.root = served.root
+        self._context_length = served.context_length
 
     @property
     def model(self) -> str:
@@ -111,7 +120,7 @@ class Upstream:
 
     @property
     def context_length(self) -> int | None:
-        """Maximum tokens of prompt and completion together, as given or as reported by a server."""
+        """Maximum tokens of prompt and completion together: the smallest of those given and reported by servers."""
         return self._context_length
 
     @property
@@ -145,7 +154,7 @@ class Upstream:
         """See `AsyncEngine.stream`. An answer that exceeds `Decoding.max_tokens` is cut there.
 
         Raises:
-            UnavailableError: no server is alive, or the chosen one is overloaded (429, 503).
+            UnavailableError: no server is alive, or two are overloaded (429, 503), or the only one is.
             TookTooLongError: it sent nothing for `timeout_s`.
             RefusedError: it rejects the request, or a field of the decoding.
             GenerationError: it failed, sent an invalid response, or ended its stream before the answer was finished.
@@ -153,26 +162,64 @@ class Upstream:
         if self._client is None:
             raise UnavailableError("the upstream has not been started")
         check_supported(decoding, self.unsupported)
+        with self._samples(prompt, decoding.n) as samples:
+            deltas = self._ask(samples, prompt, decoding, sample, logprobs, whole=whole)
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    yield _without_reused(delta, prompt)
+
+    @contextmanager
+    def _samples(self, prompt: Prompt, n: int) -> Iterator[_Samples]:
+        """The samples of a prompt's request, which share the prompt object and so are known by it."""
+        if n == 1:
+            yield _Samples()
+            return
+        samples = self._requests.setdefault(id(prompt), _Samples())
+        samples.n_open += 1
+        try:
+            yield samples
+        finally:
+            samples.n_open -= 1
+            if not samples.n_open:
+                del self._requests[id(prompt)]
+
+    async def _ask(
+        self,
+        samples: _Samples,
+        prompt: Prompt,
+        decoding: Decoding,
+        sample: int,
+        logprobs: int | None,
+        *,
+        whole: bool,
+    ) -> ClosableAsyncIterator[Delta]:
+        assert self._client is not None
         stops = merge_stops(prompt.stop, decoding.stop)
         body = self._body(prompt, decoding, stops, sample, logprobs, whole=whole)
         filter_ = StopFilter(stops)
         key = affinity_key(prompt)
         headers = {"X-Session-ID": key} if self._servers.affinity == "prefix" else {}
+        overloaded: Server | None = None
         while True:
-            server = self._servers.choose(key)
+            server = samples.server = self._servers.choose(key, prefer=samples.server, avoid=overloaded)
             begun = False
             try:
                 url = f"{server.url}/completions"
                 async with self._client.stream("POST", url, json=body, headers=headers) as response:
                     begun = True
                     if response.status_code != 200:
-                        raise await self._status_error(server, response, body)
+                        error = await self._status_error(server, response, body)
+                        is_last = overloaded is not None or not self._servers.has_other(server)
+                        if is_last or not isinstance(error, UnavailableError):
+                            raise error
+                        overloaded = server
+                        continue
                     if whole:
                         deltas = self._whole(response, filter_, decoding.max_tokens)
                     else:
                         deltas = self._streamed(server, response, filter_, decoding.max_tokens)
                     async for delta in deltas:
-                        yield _without_reused(delta, prompt)
+                        yield delta
                 return
             except BadAnswerError as error:
                 raise GenerationError(f"{server.name} {error}") from error

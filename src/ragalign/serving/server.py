@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,31 @@ if TYPE_CHECKING:
 
 # Streams of small pieces; a connection that idles longer than this is closed.
 _KEEPALIVE_S = 75
+
+
+@dataclass
+class Hangups:
+    """Whether SIGHUP has arrived before the service could reload."""
+
+    any: bool = False
+
+
+@contextmanager
+def remembered_hangups() -> Iterator[Hangups]:
+    """Remember SIGHUP, which would end a process that is still loading; pass the result to `run`.
+
+    Enter this first, in the main thread.
+    """
+    hangups = Hangups()
+
+    def remember(*_: object) -> None:
+        hangups.any = True
+
+    before = signal.signal(signal.SIGHUP, remember)
+    try:
+        yield hangups
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -81,13 +109,19 @@ def make_config(app: FastAPI, *, drain_s: float = 60.0, access_log: bool = False
 
 
 def run(
-    app: FastAPI, listener: socket.socket, *, drain_s: float = 60.0, delay_s: float = 0.0, access_log: bool = False
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    drain_s: float = 60.0,
+    delay_s: float = 0.0,
+    access_log: bool = False,
+    hangups: Hangups | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish accepted requests, for at most `drain_s` seconds.
 
     From the first of these signals on, ``/ready`` is false. After SIGTERM, new requests are still answered for
-    `delay_s`, the time that a load balancer needs to notice. SIGHUP reloads the index. A second SIGTERM ends the delay,
-    a second SIGINT stops immediately.
+    `delay_s`, the time that a load balancer needs to notice. A second SIGTERM ends the delay, a second SIGINT stops
+    immediately. SIGHUP reloads the index; so do `hangups`, once, since what was loaded before them can be older.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.
@@ -117,6 +151,8 @@ def run(
 
     async def serve() -> None:
         loop.add_signal_handler(signal.SIGHUP, reload)
+        if hangups is not None and hangups.any:
+            reload()
         await server.serve(sockets=[listener])
 
     # uvicorn raises the signals that ended it again at the end.
