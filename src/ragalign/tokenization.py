@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from ragalign._bars import transformers_errors_only
 from ragalign.errors import ConfigError
 from ragalign.models import locate_tokenizer
 
@@ -42,7 +43,7 @@ class Tokenizer(ABC):
         """
         located = locate_tokenizer(name_or_folder)
         try:
-            with _quiet():
+            with transformers_errors_only():
                 tokenizer = _auto_tokenizer(located)
         # transformers raises many kinds of errors here; all mean that there is no usable tokenizer.
         except Exception as error:
@@ -290,18 +291,3 @@ def _visible(piece: str) -> str:
 
 def _utf8(piece: str) -> bytes:
     return "".join(piece.replace("\u2581", " ").split()).encode()
-
-
-class _quiet:  # noqa: N801 - reads as what it does
-    """Silences the Hub client and transformers while a tokenizer loads."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ragalign._bars import hidden_bars
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation._scoring import token_logprobs
 from ragalign.generation.ahead import Ahead
@@ -66,7 +66,7 @@ class TransformersGenerator(BaseGenerator):
         self._batch_size = batch_size
         try:
             loaded_tokenizer = AutoTokenizer.from_pretrained(at)
-            with _progress_on_terminals_only():
+            with hidden_bars("transformers", on_terminals=False):
                 loaded = AutoModelForCausalLM.from_pretrained(located, dtype=dtype)
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         # transformers raises many kinds of errors for damaged files.
@@ -270,21 +270,6 @@ def _left_padded(sequences: Sequence[list[int]], device: Any) -> tuple[Any, Any]
         ids[row, width - len(sequence) :] = torch.tensor(sequence, device=device)
         mask[row, width - len(sequence) :] = 1
     return ids, mask
-
-
-@contextmanager
-def _progress_on_terminals_only() -> Iterator[None]:
-    """Hide the progress bars of transformers if stderr is not a terminal."""
-    from transformers.utils import logging
-
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from ragalign._bars import hidden_bars, transformers_errors_only
 from ragalign._optional import require
 from ragalign.errors import GenerationError, RagalignError
 from ragalign.models.gguf import Header, damaged
@@ -87,18 +88,12 @@ def _write_weights(path: Path, folder: Path, label: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' messages and progress bars."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # One progress bar ignores both settings.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Hide transformers' messages and progress bars, one of which ignores its settings."""
+    with (
+        transformers_errors_only(),
+        hidden_bars("transformers"),
+        warnings.catch_warnings(),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ragalign._bars import hidden_bars
 from ragalign._optional import require
 from ragalign.errors import DataError
 from ragalign.pool.rows import Rows
@@ -39,7 +38,7 @@ def read_dataset(text: str) -> Rows:
     datasets = require("datasets", "a dataset name")
     _probe_hub(text, name)
     try:
-        with _quiet_unless_terminal(datasets):
+        with hidden_bars("datasets", on_terminals=False):
             loaded = datasets.load_dataset(name, config, split=split)
     # `datasets` raises its own errors, those of the Hub client, and plain ValueErrors; all mean the same here.
     except Exception as error:
@@ -82,18 +81,6 @@ def _probe_hub(text: str, name: str) -> None:
             f"{text}: no such file, and the Hub cannot be reached to look for a dataset of this name "
             f"({_first_line(error)}); check the name and the network, or set HF_HUB_OFFLINE=1 to use a cached copy"
         ) from None
-
-
-@contextmanager
-def _quiet_unless_terminal(datasets: Any) -> Iterator[None]:
-    hide = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
 
 
 def _choose_split(text: str, loaded: Any) -> Any:

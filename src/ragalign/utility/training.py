@@ -11,13 +11,13 @@ import math
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ragalign._bars import hidden_bars
 from ragalign._progress import progress
 from ragalign.encoders import DEFAULT_ENCODER, Encoder
 from ragalign.encoders.locate import Located, locate
@@ -147,7 +147,7 @@ def _train(
     from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
     name = str(located.folder) if located.folder is not None else located.id
-    with quiet(), warnings.catch_warnings(), _no_dataset_bars():
+    with quiet(), warnings.catch_warnings(), hidden_bars("datasets"):
         warnings.simplefilter("ignore")
         try:
             torch.manual_seed(options.seed)
@@ -218,16 +218,3 @@ def _loss(model: Any) -> Any:
         return _SCALE * pairwise_cos_sim(queries, candidates)
 
     return DistillKLDivLoss(model, similarity_fct=scaled, temperature=1.0)
-
-
-@contextmanager
-def _no_dataset_bars() -> Iterator[None]:
-    import datasets
-
-    shown = not datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

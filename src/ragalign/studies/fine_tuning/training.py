@@ -6,12 +6,12 @@ import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ragalign._bars import hidden_bars
 from ragalign._optional import require
 from ragalign.errors import GenerationError
 from ragalign.generation._quiet import environment
@@ -127,7 +127,7 @@ def fine_tune(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     located = locate_model(model)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _no_bars():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), hidden_bars("datasets", "transformers"):
         warnings.simplefilter("ignore")
         try:
             tokenizer = AutoTokenizer.from_pretrained(located)
@@ -179,24 +179,6 @@ def fine_tune(
         seconds=seconds,
         loss=float(result.training_loss),
     )
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Hide the progress bars of datasets and transformers: a training is one step of the run's own bar."""
-    import datasets
-    from transformers.utils import logging
-
-    mine, theirs = not datasets.utils.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if mine:
-            datasets.enable_progress_bars()
-        if theirs:
-            logging.enable_progress_bar()
 
 
 def _arguments(training: Training, kind: str, n: int, scratch: str, seed: int) -> dict[str, Any]:
