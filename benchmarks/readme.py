@@ -150,6 +150,12 @@ FIGURES = {
         "{r[loads][skewed][none][prefilled_tokens_per_request]} and "
         "{r[loads][skewed][prefix][prefilled_tokens_per_request]} under skewed load."
     ),
+    "stopping": (
+        "Whether a real base model ends its answers by itself: of {r[recipes][urial][n]} answers by Gemma 3 270M, "
+        "{r[recipes][zero-shot][stopped]} with zero-shot, {r[recipes][urial][stopped]} with urial, "
+        "{r[recipes][hybrid][stopped]} with hybrid, {r[recipes][reuse][stopped]} with reuse and "
+        "{r[recipes][ica][stopped]} with ica, which is as published; none leaks a delimiter."
+    ),
     "disk_index": "Pools larger than memory, built, opened and searched: [the table](../docs/scaling.md).",
     "scale": "What 100 million demonstrations take, calculated: [the table](../docs/scaling.md).",
     "affinity": "Prefix affinity against least-busy over four servers, simulated: [the table](../docs/serving.md).",

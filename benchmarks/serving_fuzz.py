@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import tempfile
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from fixtures.live import LiveApp
 from fixtures.scripted_server import ScriptedServer
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from machine import report
+from machine import about, report
 
 from ragalign.aligner import Aligner
 from ragalign.generation.toy import build_toy_model
@@ -123,11 +121,10 @@ def main() -> None:
     parser.add_argument("--bodies", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    facts = about("fastapi", "hypothesis", "pydantic", "schemathesis")
     result = {
-        "command": f"PYTHONPATH=tests python benchmarks/serving_fuzz.py --bodies {options.bodies} "
-        "--out benchmarks/results/serving_fuzz.json",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("fastapi", "hypothesis", "pydantic", "schemathesis")},
+        **facts,
+        "command": f"PYTHONPATH=tests {facts['command']}",
         "seed": SEED,
         **measure(options.bodies),
     }

@@ -1,26 +1,31 @@
 """How well the rule of `ragalign.serving.conversations` tells a follow-up from a new topic.
 
 MT-Bench's questions have two turns each: a second turn must keep its demonstrations, and the first turn of any other
-question is a new topic. Usage:
+question is a new topic.
 
-    python benchmarks/serving_topic.py ../shared/data/mt_bench/question.jsonl
+    python benchmarks/serving_topic.py --questions ../shared/data/mt_bench/question.jsonl \
+        --out benchmarks/results/serving_topic.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
-import sys
 from pathlib import Path
 
 import numpy as np
+from machine import about, report
 
 from ragalign.encoders import Encoder
 from ragalign.serving.conversations import is_short
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
     encoder = Encoder.load()
     first = encoder.encode([row["turns"][0] for row in rows], kind="query")
     second = encoder.encode([row["turns"][1] for row in rows], kind="query")
@@ -35,15 +40,12 @@ def main() -> None:
         for threshold in (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
     }
     result = {
-        "command": "python benchmarks/serving_topic.py ../shared/data/mt_bench/question.jsonl",
+        **about("sentence-transformers"),
         "encoder": encoder.id,
         "questions": len(rows),
-        "python": platform.python_version(),
         "thresholds": found,
     }
-    target = Path(__file__).parent / "results" / "serving_topic.json"
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    report(result, options.out)
 
 
 if __name__ == "__main__":
