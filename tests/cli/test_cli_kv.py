@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from ragalign.recipes import data_folder
 from ragalign.reuse.pieces import Piece, piece_name
 from ragalign.reuse.store import Store, StoreManifest
 
+COMMAND = str(Path(sys.executable).with_name("ragalign"))
 BLOOM = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", "n_layer": 2, "hidden_size": 32, "n_head": 2}
 
 
@@ -110,6 +116,41 @@ def test_from_a_pool_to_a_verdict(tmp_path: Path, ragalign: Command, monkeypatch
     assert found["difference"] == pytest.approx(found["nll_reused"] - found["nll_full"], abs=1e-5)
     assert found["exact_difference"] < 1e-4
     assert found["n_reused_tokens"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.own_engine
+@pytest.mark.timeout(900)
+def test_a_killed_build_goes_on_and_eight_bits_are_checked(
+    tmp_path: Path, ragalign: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    world = data_folder() / "testbed"
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    index, folder = tmp_path / "idx", tmp_path / "kv"
+    assert ragalign("index", "--pool", world / "pool.jsonl", "--out", index).returncode == 0
+    given = ("--recipe", tmp_path / "mine.toml", "--model", world / "model", "--dtype", "float32", "--store", folder)
+    build = ("kv", "build", index, *given, "--precision", "int8", "--json")
+    with subprocess.Popen([COMMAND, *map(str, build)], start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 300
+        while process.poll() is None and sum(1 for _ in folder.glob("pieces/??/*.safetensors")) < 20:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it was over too soon"
+    n_all = len(Index.open(index).pool) - 1  # the constant one
+    built = json.loads(ragalign(*build).stdout)
+    assert built["n_computed"] + built["n_present"] == n_all
+    assert 0 < built["n_present"] < n_all
+    assert ragalign("kv", "verify", folder).returncode == 0
+
+    (tmp_path / "q.jsonl").write_text("".join((world / "queries.jsonl").read_text().splitlines(keepends=True)[:6]))
+    done = ragalign("kv", "check", index, *given, "--queries", tmp_path / "q.jsonl", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"], found["precision"]) == (0, "pass", "int8")
+    assert found["n_reused_tokens"] == found["n_planned_tokens"] > 0
+    assert found["exact_difference"] < found["limits"]["exact"] == 0.05
 
 
 @pytest.mark.parametrize(
