@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from ragalign_cli import console
 from ragalign_cli.pool_options import note_unused, warn_of_skipped
 
@@ -40,15 +42,23 @@ def build(
         text: the texts to encode.
 
     Raises:
-        ConfigError, DataError: see `ragalign.indexes.DiskIndex.build`.
+        ConfigError: the disk has too little room for the files whose rows can be counted beforehand, and as
+            `ragalign.indexes.DiskIndex.build`.
+        DataError, IndexFormatError: see there.
+        typer.Exit: the user interrupted it.
     """
     from ragalign._progress import progress
     from ragalign.indexes import DiskIndex
-    from ragalign.indexes.batches import encoded, is_stored, stored_pools
+    from ragalign.indexes.batches import encoded, n_stored, stored_pools
+    from ragalign.indexes.disk_writing import check_space
+
+    counts = {file: n_stored(file) if as_stored else None for file in files}
+    if n := sum(count or 0 for count in counts.values()):
+        check_space(out, n, encoder.dimension, kind)
 
     def pools() -> Iterator[Pool]:
         for file in files:
-            if as_stored and is_stored(file):
+            if counts[file] is not None:
                 yield from stored_pools([file])
             else:
                 pool = load([file])
@@ -56,14 +66,18 @@ def build(
                 note_unused(pool.report)
                 yield pool
 
-    with progress("indexing", None, "demonstrations") as advance:
+    try:
+        with progress("indexing", None, "demonstrations") as advance:
 
-        def batches() -> Iterator[Batch]:
-            for batch in encoded(pools(), encoder, text=text):
-                yield batch
-                advance(len(batch[0]))
+            def batches() -> Iterator[Batch]:
+                for batch in encoded(pools(), encoder, text=text):
+                    yield batch
+                    advance(len(batch[0]))
 
-        return DiskIndex.build(out, batches(), encoder=encoder, factory=kind, metric=metric, text=text)
+            return DiskIndex.build(out, batches(), encoder=encoder, factory=kind, metric=metric, text=text)
+    except KeyboardInterrupt:
+        console.note("interrupted; nothing was written")
+        raise typer.Exit(console.EXIT_INTERRUPTED) from None
 
 
 def print_built(index: DiskIndex, seconds: float, json: bool) -> None:

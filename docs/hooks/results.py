@@ -78,32 +78,35 @@ def affinity_results() -> str:
 
 def disk_results() -> str:
     """The index on disk, at every size that was measured."""
-    result = _result("disk_index")
     rows = []
-    for size in result["sizes"].values():
+    for size in _result("disk_index")["sizes"].values():
         build, use = size["build"], size["use"]
-        probe = use["probes"]["64"]
+        probe, question = use["probes"]["64"], use["question"]
         rows.append(
             (
                 f"{size['n']:,}",
-                f"{build['build_s'] / 60:.0f} min",
+                f"`{build['factory']}`",
+                f"{build['build_s'] / 60:.1f} min",
                 f"{build['anonymous_gib']:g} / {build['peak_gib']:g}",
                 f"{use['open_s']:.2f} s",
                 f"{use['anonymous_gib']:g} / {use['peak_gib']:g}",
                 f"{probe['recall_at_10']:.3f}",
                 f"{probe['median_ms']:.1f} / {probe['p99_ms']:.1f} ms",
+                f"{question['median_ms']:.1f} / {question['p99_ms']:.1f} ms",
             )
         )
     head = (
         "vectors",
+        "FAISS kind",
         "build",
         "its memory, GiB",
         "open",
         "search memory, GiB",
         "recall of ten",
-        "a query, median / p99",
+        "a search, median / p99",
+        "20 hits with texts",
     )
-    about = f"Measured on two cores, {result['factory']}, 64 lists probed:"
+    about = "Measured on two cores with the defaults, 64 lists and 30 candidates per hit:"
     return f"{about}\n\n{table(head, rows)}"
 
 
@@ -111,24 +114,41 @@ def scale_results() -> str:
     """What 100 million demonstrations take, calculated."""
     r = _result("scale")
     check = r["check"]
-    cores = ", ".join(f"{hours:g} on {n} cores" for n, hours in r["encode_hours_by_cores"].items())
-    gpus = ", ".join(f"{hours:g} on {n}" for n, hours in r["million_prompts_hours_by_gpus"].items())
+
+    def hours(by_number: dict[str, float], noun: str) -> str:
+        return ", ".join(f"{value:g} on {n}{noun}" for n, value in by_number.items())
+
+    parts = ", ".join(f"{name} {r[f'{name}_gb']:g}" for name in ("vectors", "texts", "lists", "ids"))
     rows = [
         ("FAISS kind", f"`{r['factory']}`"),
-        ("disk", f"{r['disk_gb']:,} GB: vectors {r['vectors_gb']}, texts {r['texts_gb']}, lists {r['lists_gb']}"),
-        ("memory to search", f"{r['memory_gb']} GB, {r['memory_with_lists_cached_gb']} GB with all lists cached"),
-        ("a query, lists cached", f"{r['search_ms_64_probes_cached']} ms"),
-        ("encoding with MiniLM, hours", cores),
-        ("lists, hours on two cores", f"{r['index_hours_two_cores']:g}"),
-        ("a million prompts to an 8B model, hours by GPUs", gpus),
+        ("disk", f"{r['disk_gb']:,} GB: {parts}; {r['building_disk_gb']:,} GB while it is built"),
+        (
+            "memory to build",
+            f"{r['training_sample_gb']:g} GB for training, {r['sorting_ids_gb']:g} GB for sorting ids",
+        ),
+        ("memory to search", f"{r['memory_gb']:g} GB, {r['memory_with_lists_cached_gb']:g} GB with all lists cached"),
+        ("a search, files cached", f"{r['search_ms_64_probes_cached']:g} ms"),
+        ("encoding with MiniLM in float32, hours", hours(r["encode_hours_by_cores"], " cores")),
+        ("encoding in bfloat16, hours", hours(r["encode_hours_by_cores_bfloat16"], " cores")),
+        ("training and lists, hours on two cores", f"{r['index_hours_two_cores']:g}"),
+        ("a million prompts to an 8B model, hours by GPUs", hours(r["million_prompts_hours_by_gpus"], "")),
     ]
-    parts = ", ".join(
+    sizes = ", ".join(
         f"{name} {check[name]['calculated']:g} ({check[name]['measured']:g})"
-        for name in ("vectors", "lists", "centroids")
+        for name in ("vectors", "lists", "ids", "texts", "centroids")
+    )
+    times = ", ".join(
+        f"{noun} {check[name]['calculated']:g} ({check[name]['measured']:g}) {unit}"
+        for name, noun, unit in (
+            ("training_s", "training", "s"),
+            ("build_s", "build", "s"),
+            ("query_ms", "search", "ms"),
+        )
     )
     about = (
-        "Calculated (`python benchmarks/scale.py`) from the run above, `encoders.json` and `gpu_8b.json`. Check at "
-        f"{check['n']:,}, bytes per vector calculated (measured): {parts}."
+        f"Calculated (`python benchmarks/scale.py`) from the run of {r['basis']:,}, `encoders.json` and `gpu_8b.json`. "
+        f"As a check, the same formulas calculate {check['n']:,} from {check['from']:,}; measured values are in "
+        f"brackets. Bytes per vector: {sizes}. Times: {times}."
     )
     return f"{about}\n\n{table(('100 million demonstrations', 'calculated'), rows)}"
 

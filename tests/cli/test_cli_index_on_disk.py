@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -111,6 +112,37 @@ def test_what_it_cannot_do_gets_one_line_and_changes_nothing(ragalign: Command, 
         assert "Traceback" not in run.stderr
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert not (tmp_path / "b").exists()
+
+
+def test_interrupted_it_says_that_nothing_is_left(
+    ragalign: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragalign.indexes import disk_writing
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk_writing, "train", interrupted)
+    (tmp_path / "out").mkdir()
+    Pool.load(STARTER).save(tmp_path / "pool.parquet")
+    run = ragalign("index", "--pool", tmp_path / "pool.parquet", "--on-disk", "--out", tmp_path / "out" / "i")
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted; nothing was written\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_noticed_before_anything_is_encoded(
+    ragalign: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragalign.indexes import batches, disk_writing
+
+    Pool.load(STARTER).save(tmp_path / "pool.parquet")
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(disk_writing.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1_000))
+    monkeypatch.setattr(batches, "encoded", None)
+    run = ragalign("index", "--pool", tmp_path / "pool.parquet", "--on-disk", "--out", tmp_path / "out" / "i")
+    assert run.returncode != 0
+    assert "0.0 MB free, and an index of 170 demonstrations takes at least another 0.4 MB" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_options_of_the_form_hold_for_stored_files_too(ragalign: Command, tmp_path: Path) -> None:

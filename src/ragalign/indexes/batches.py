@@ -48,7 +48,7 @@ def stored_pools(paths: Sequence[str | Path], *, rows: int = _ROWS) -> Iterator[
         DataError: a file cannot be read, has other columns, or an id is not that of its texts.
     """
     for path in paths:
-        if not is_stored(path):
+        if n_stored(path) is None:
             raise DataError(f"{path} is not a Parquet file with the columns of a pool; write one with Pool.save")
         with pq.ParquetFile(path) as file:
             n_before = 0
@@ -59,10 +59,11 @@ def stored_pools(paths: Sequence[str | Path], *, rows: int = _ROWS) -> Iterator[
                 yield Pool(table)
 
 
-def is_stored(path: str | Path) -> bool:
-    """Whether a file is one that `Pool.save` wrote as Parquet, by its columns."""
+def n_stored(path: str | Path) -> int | None:
+    """The number of rows of a file that `Pool.save` wrote as Parquet, by its columns; None for another file."""
     try:
-        schema = pq.read_schema(path)
+        with pq.ParquetFile(path) as file:
+            schema, n = file.schema_arrow, int(file.metadata.num_rows)
     except (OSError, pa.ArrowException):
-        return False
-    return bool(schema.remove_metadata() == Pool.from_demonstrations([]).table.schema.remove_metadata())
+        return None
+    return n if schema.remove_metadata() == Pool.from_demonstrations([]).table.schema.remove_metadata() else None

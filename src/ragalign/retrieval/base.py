@@ -54,7 +54,7 @@ class Exclusion:
 
 
 class SupportsRetrieve(Protocol):
-    """What an `ragalign.Aligner` needs of a retriever: a `Retriever`, or a `DiskRetriever`."""
+    """A retriever as an `ragalign.Aligner` needs it: a `Retriever`, or a `DiskRetriever`."""
 
     name: ClassVar[str]
 

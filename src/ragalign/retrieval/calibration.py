@@ -1,4 +1,4 @@
-"""What the similarities of a trained encoder mean: the file ``utility.json`` in its folder."""
+"""The meaning of a trained encoder's similarities: the file ``utility.json`` in its folder."""
 
 from __future__ import annotations
 

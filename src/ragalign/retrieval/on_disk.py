@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
-from ragalign.indexes.on_disk import DiskIndex
+from ragalign.indexes.on_disk import CANDIDATES, PROBES, DiskIndex
 from ragalign.pool.stored import StoredPool
 from ragalign.pool.wrappers import question_key
 from ragalign.retrieval.base import Exclusion, own_texts
@@ -18,8 +18,10 @@ from ragalign.retrieval.batch import QueryBatch, is_near, unit
 from ragalign.retrieval.options import whole
 from ragalign.types import Demonstration, Hit, Query
 
-# Candidates beyond k of the first search, and how many times as deep each further search is.
-_SLACK, _GROWTH = 16, 4
+SLACK = 16
+"""Hits beyond k that the first search looks for, since some can be repetitions or excluded."""
+# How many times as deep each further search is.
+_GROWTH = 4
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class DiskRetriever:
     name: ClassVar[str] = "dense"
     reason_for_no_hit: ClassVar[str] = "no demonstration passes the exclusion"
 
-    def __init__(self, index: DiskIndex, *, probes: int = 64, candidates: int = 10) -> None:
+    def __init__(self, index: DiskIndex, *, probes: int = PROBES, candidates: int = CANDIDATES) -> None:
         self._index = index
         self._probes, self._candidates = whole("dense", "probes", probes), whole("dense", "candidates", candidates)
 
@@ -101,7 +103,7 @@ class DiskRetriever:
     def _best(self, vector: NDArray[np.float32], k: int, unwanted: ExclusionCheck) -> list[Hit]:
         """The best hits of one query: repetitions and what is excluded are skipped as they are met."""
         n = len(self._index)
-        depth = min(n, k + _SLACK)
+        depth = min(n, k + SLACK)
         while True:
             [scores], [positions] = self._index.search(
                 vector[None], depth, probes=self._probes, candidates=self._candidates
@@ -120,7 +122,7 @@ class DiskRetriever:
 
 
 class ExclusionCheck:
-    """What must not be retrieved for one query.
+    """The demonstrations that must not be retrieved for one query.
 
     Args:
         own: the query's own texts.
