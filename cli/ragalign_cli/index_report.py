@@ -1,4 +1,4 @@
-"""What `ragalign index` prints about an index."""
+"""The report of `ragalign index` about an index."""
 
 from __future__ import annotations
 

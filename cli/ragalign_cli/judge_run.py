@@ -182,7 +182,7 @@ def judges_of(names: list[str], variables: list[str]) -> list[AnyJudge]:
 
 
 def reward_models(ray: str | None, workers: int | None) -> Callable[[], RewardModels]:
-    """What scores answers for reward models: this process, or a cluster, which is only used once it is needed."""
+    """A function that loads reward models: in this process, or on a cluster, which is only used once it is needed."""
     from ragalign.judging.reward import LocalRewardModels
     from ragalign.judging.reward_ray import RayRewardModels
 

@@ -140,7 +140,7 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Work on a Ray cluster: local (started here), auto (the one that is running), or its address.",
+        help="Work on a Ray cluster: local (started here), auto (the one that is running), or its head's HOST:PORT.",
         show_default=False,
         rich_help_panel=CLUSTER,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 SERVER_URL = "http:// or https:// with a host, and a port from 1 to 65535 if any"
-"""What `is_server_url` accepts, for messages."""
+"""A description of what `is_server_url` accepts, for messages."""
 
 
 def is_server_url(url: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -13,53 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from fixtures.reward_model import build_reward_model
-from typer.testing import CliRunner
 
 from ragalign.aligner import Aligner, Failure
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, GenerationError
 from ragalign.generation import make_generator
 from ragalign.indexes import Index
-from ragalign.judging.output import read_verdicts
 from ragalign.pool import Pool
 from ragalign.recipes import data_folder
 from ragalign.types import Decoding, Prompt, Query, Turn
-from ragalign_cli.main import app
 
 pytest.importorskip("ray", reason="needs the `ray` extra")
 
 DECODING = Decoding(max_tokens=8, seed=3, temperature=1.0)
 STARTER = data_folder() / "starter.jsonl"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A cluster with eight logical CPUs, whatever this machine has; after it, no process of Ray is left."""
-    from ragalign.executors.cluster import import_ray, quiet_warnings
-
-    with quiet_warnings():
-        ray = import_ray()
-        ray.init(num_cpus=8, address="local", include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
-    yield ray
-    with quiet_warnings():
-        ray.shutdown()
-    until = time.monotonic() + 30
-    while left := ray_processes():
-        assert time.monotonic() < until, left
-        time.sleep(0.2)
-
-
-def ray_processes() -> list[str]:
-    """The processes of Ray that this one has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with_name = " ".join(process.cmdline()) if process.is_running() else ""
-        if "ray::" in with_name or "/ray/" in with_name:
-            found.append(with_name)
-    return found
 
 
 def prompts_of(engine_prompts: Any, n: int) -> list[Prompt]:
@@ -168,21 +135,26 @@ def test_a_cluster_too_small_or_busy_is_refused(
     cluster: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ragalign.executors import RayEncoder, RayGenerator, generator
-    from ragalign.executors.cluster import wait_for_room
+    from ragalign.executors.room import free_resources, wait_for_room
 
     with pytest.raises(ConfigError, match=r"9 workers need 1 CPU each, but it has 8 CPUs"):
         RayGenerator(str(tiny_model), address="local", workers=9)
-    with pytest.raises(ConfigError, match=r"8 workers need 1 CPU each, and 1 for reading, but it has 8 CPUs"):
-        RayEncoder(address="local", workers=8)
+    with pytest.raises(ConfigError, match=r"9 workers need 1 CPU each, but it has 8 CPUs"):
+        RayEncoder(address="local", workers=9)
+    with pytest.raises(ConfigError, match=r"1 worker needs 9 CPUs, but it has 8 CPUs .* add larger nodes"):
+        RayGenerator(str(tiny_model), address="local", cpus=9)
+    with pytest.raises(ConfigError, match="cpus must be more than 0"):
+        RayGenerator(str(tiny_model), address="local", cpus=0)
+    [node] = free_resources(cluster)
     n_free = cluster.available_resources()["CPU"]
-    assert n_free >= 2
+    assert n_free == node["CPU"] >= 2
     busy = cluster.remote(num_cpus=n_free - 1)(lambda: time.sleep(60)).remote()
     until = time.monotonic() + 60
     while cluster.available_resources().get("CPU", 0) != 1:
         assert time.monotonic() < until
         time.sleep(0.05)
     monkeypatch.setattr(generator, "wait_for_room", partial(wait_for_room, patience_s=0))
-    with pytest.raises(GenerationError, match=r"busy: 2 CPUs .* are needed, but 1 CPUs"):
+    with pytest.raises(GenerationError, match=r"busy: 2 workers need 1 CPU each, and 1 CPUs .* room for 1"):
         RayGenerator(str(tiny_model), address="local", workers=2)
     cluster.cancel(busy, force=True)
     while cluster.available_resources().get("CPU", 0) != n_free:
@@ -223,47 +195,6 @@ def test_an_index_is_that_of_one_process(cluster: Any, minilm: Encoder, minilm_f
     np.testing.assert_array_equal(shared.encode(pool.instructions), whole.vectors)
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-
-
-@pytest.mark.slow
-def test_commands_make_the_same_files(
-    cluster: Any, tiny_model: Path, minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAGALIGN_CACHE", str(tmp_path / "cache"))
-    index = ("index", "--pool", STARTER, "--encoder", minilm_folder, "--no-cache")
-    for name, more in (("here", ()), ("there", ("--ray", "local", "--workers", 2))):
-        assert run(*index, "--out", tmp_path / name, *more).exit_code == 0
-    here, there = Index.open(tmp_path / "here"), Index.open(tmp_path / "there")
-    assert here.pool.fingerprint == there.pool.fingerprint
-    assert here.manifest.encoder == there.manifest.encoder
-    np.testing.assert_allclose(here.vectors, there.vectors, atol=1e-5)
-    questions = tmp_path / "q.jsonl"
-    questions.write_text("".join(json.dumps({"id": f"q{n}", "instruction": f"What is {n}?"}) + "\n" for n in range(12)))
-    generate = (
-        "generate",
-        tmp_path / "here",
-        "--model",
-        tiny_model,
-        "--backend",
-        "transformers",
-        "--queries",
-        questions,
-    )
-    generate += ("--dtype", "float32", "--max-new-tokens", 6, "--seed", 1)
-    # A run begun here is resumed on a cluster, since the settings are the same.
-    assert run(*generate, "--first", 4, "--out", tmp_path / "a.jsonl").exit_code == 0
-    done = run(*generate, "--out", tmp_path / "a.jsonl", "--ray", "local", "--workers", 2, "--json")
-    assert done.exit_code == 0, done.output
-    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert sorted(row["id"] for row in rows) == sorted(f"q{n}" for n in range(12))
-    assert len({row["run"] for row in rows}) == 1
-    assert len({tuple(row) for row in rows}) == 1
-    with pytest.raises(ConfigError, match="9 workers need 1 CPU each, but it has 8 CPUs"):
-        run(*generate, "--out", tmp_path / "b.jsonl", "--ray", "local", "--workers", 9)
-
-
 def test_probabilities_are_those_of_one_engine(generator: Any, tiny_model: Path, make_prompt: Any) -> None:
     sequences = [prompt.token_ids for prompt in prompts_of(make_prompt, 10)]
     starts = [len(ids) - 4 for ids in sequences]
@@ -275,51 +206,6 @@ def test_probabilities_are_those_of_one_engine(generator: Any, tiny_model: Path,
         np.testing.assert_allclose(found[position], expected[position], atol=1e-4)
     for position, shown in generator.distributions(sequences[:3], starts[:3]):
         np.testing.assert_allclose(shown.dense, whole[position].dense, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_rewards_are_those_of_one_process(cluster: Any, tiny_model: Path, tmp_path: Path) -> None:
-    """`ragalign judge run` with a reward model; one of its actors dies on the way."""
-    from ragalign.judging.judges import RewardJudge
-    from ragalign.judging.retries import FinalError
-    from ragalign.judging.reward_ray import RayRewardModels
-
-    model = build_reward_model(tmp_path / "reward", tiny_model)
-    answers = tmp_path / "answers.jsonl"
-    texts = ["word " * 5000, *(f"River number {n}." for n in range(12))]
-    rows = ({"id": f"q{n}", "instruction": "Name a river.", "response": text} for n, text in enumerate(texts))
-    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = ("judge", "run", "--protocol", "reward", "--answers", answers, "--judge", f"reward:{model}", "--json")
-    alone = json.loads(run(*judge, "--out", tmp_path / "alone").stdout)
-    spread = json.loads(run(*judge, "--out", tmp_path / "spread", "--ray", "local", "--workers", 2).stdout)
-    assert spread["n"] == alone["n"] == 12
-    assert list(spread["reasons"]) == list(alone["reasons"])
-    verdicts = [read_verdicts(tmp_path / name / "verdicts.jsonl") for name in ("alone", "spread")]
-    for one, other in zip(*verdicts, strict=True):
-        assert (one.item_id, one.reason) == (other.item_id, other.reason)
-        assert one.scores == pytest.approx(other.scores, abs=1e-5)
-
-    messages = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Nile."}]
-    with RayRewardModels(address="local", workers=1) as models:
-        expected = models.score(RewardJudge(str(model)), messages)
-        [actor] = models._free.queue
-        with pytest.raises(FinalError, match="the reward model reads 2,048"):
-            models.score(RewardJudge(str(model)), [{"role": "user", "content": "word " * 5000}, messages[1]])
-        cluster.kill(actor, no_restart=False)
-        assert models.score(RewardJudge(str(model)), messages) == expected
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(ConfigError, match="cannot load the reward model"):
-            models.score(RewardJudge(str(tmp_path / "empty")), messages)
-
-
-def test_only_reward_models_need_a_cluster(tmp_path: Path) -> None:
-    answers = tmp_path / "answers.jsonl"
-    answers.write_text('{"id": "q", "instruction": "Name a river.", "response": "The Nile."}\n')
-    with pytest.raises(ConfigError, match="only reward models run on a Ray cluster"):
-        run(
-            *("judge", "run", "--protocol", "reward", "--answers", answers, "--judge", "m@http://localhost:1"),
-            *("--out", tmp_path / "judged", "--ray", "local"),
-        )
 
 
 def test_failures_are_those_of_one_process(cluster: Any, tiny_model: Path) -> None:
@@ -348,58 +234,3 @@ def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt
             if sum(counts.values()) == 10:
                 os.kill(made.worker_pids()[0], signal.SIGKILL)
         assert counts == Counter(range(60))
-
-
-REUSE = """
-[template]
-form = "package:testbed/template.toml"
-[retriever]
-name = "dense"
-[reuse]
-enabled = true
-"""
-
-
-@pytest.mark.slow
-def test_benches_gains_and_stores_are_made_on_a_cluster(
-    cluster: Any,
-    tiny_model: Path,
-    starter_index: Path,
-    minilm: Encoder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
-    monkeypatch.setenv("RAGALIGN_CACHE", str(tmp_path / "cache"))
-    on_cluster = ("--ray", "local", "--workers", 2)
-    questions = tmp_path / "q.jsonl"
-    rows = ({"id": f"q{n}", "instruction": f"What is {n}?", "reference": f"{n} is a number."} for n in range(6))
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = ("--model", tiny_model, "--backend", "transformers", "--dtype", "float32")
-    bench = ("bench", "--recipe", "zero-shot", "--recipe", "urial", "--queries", questions, "--out", tmp_path / "bench")
-    bench += ("--rounds", 0, "--max-new-tokens", 4, "--metric", "reference-likelihood")
-    assert run(*bench, *model, *on_cluster, "--json").exit_code == 0
-    # What is finished there is finished here: no engine starts.
-    assert run(*bench, *model, "--json").exit_code == 0
-    gains = ("utility", "score", starter_index, "--queries", questions, "--candidates", 4)
-    for name, more in (("there", on_cluster), ("here", ())):
-        assert run(*gains, *model, "--out", tmp_path / f"{name}.jsonl", *more).exit_code == 0
-    there, here = (
-        {
-            (row["id"], row["candidate"]): row["gain"]
-            for row in map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
-        }
-        for name in ("there", "here")
-    )
-    assert len(here) == 24
-    assert there == pytest.approx(here, abs=1e-3)
-    world = data_folder() / "testbed"
-    Index.build(Pool.load(world / "pool.jsonl")[:12], minilm).save(tmp_path / "short")
-    (tmp_path / "mine.toml").write_text(REUSE)
-    store = ("kv", "build", tmp_path / "short", "--recipe", tmp_path / "mine.toml", "--model", world / "model")
-    store += ("--dtype", "float32", "--store", tmp_path / "kv")
-    first = json.loads(run(*store, *on_cluster, "--json").stdout)
-    assert first["n_computed"] == 12
-    again = json.loads(run(*store, *on_cluster, "--json").stdout)
-    assert (again["n_computed"], again["n_present"]) == (0, 12)
-    assert run("kv", "verify", tmp_path / "kv").exit_code == 0

@@ -23,15 +23,28 @@ def test_no_cluster_where_one_is_named() -> None:
     assert "give --ray local, auto or an address" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("from_environment", [False, True])
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:99999", "127.0.0.1:0", ":6379"]
+    "address",
+    [
+        *("127.0.0.1:1", "nowhere", "127.0.0.1:99999", "127.0.0.1:0", ":6379"),
+        *("ray://127.0.0.1:10001", "http://127.0.0.1:8265"),  # Ray Client, and Ray's jobs
+    ],
 )
-def test_an_address_where_nothing_is_is_refused_at_once(address: str) -> None:
-    from ragalign.executors.cluster import _check_reachable
+def test_an_address_that_cannot_be_used_is_refused_at_once(
+    address: str, from_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the `ray` extra")
+    from ragalign.executors.cluster import _init
 
+    if from_environment:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     started = time.monotonic()
     with pytest.raises(ConfigError, match="Ray cluster") as refused:
-        _check_reachable(address)
+        _init(ray, "auto" if from_environment else address)
+    assert address in str(refused.value)
+    assert ("from RAY_ADDRESS" in str(refused.value)) == from_environment
+    assert ("Ray Client" in str(refused.value)) == ("//" in address)
     assert "\n" not in str(refused.value)
     assert time.monotonic() - started < 5
 
@@ -46,3 +59,6 @@ def test_a_node_that_goes_away_costs_only_its_unfinished_prompts(tiny_model: Pat
     assert len(found["before"]) == 2
     assert len(found["after"]) == 1
     assert found["after"][0] in found["before"]
+    # A worker without a place is not waited for, and one that no node can hold is refused.
+    assert found["reset_s"] < 60
+    assert "1 worker needs 2 CPUs, but it has 2 CPUs" in found["refused"]

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,16 @@ class Balancer:
         self.failed.append((time.monotonic(), asked, "no front could be reached"))
 
 
-Start = Callable[[list[ScriptedServer]], list[LiveCommand]]
+@dataclass
+class Server:
+    """A completion server that can die."""
+
+    base_url: str
+    die: Callable[[], None]
+
+
+Start = Callable[[Sequence[Server | ScriptedServer]], list[LiveCommand]]
+Servers = Callable[[str], list[Server]]
 
 
 @pytest.fixture
@@ -111,7 +121,7 @@ def start_fronts(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts two fronts over these servers, each in a process of its own."""
     with ExitStack() as stack:
 
-        def start(servers: list[ScriptedServer]) -> list[LiveCommand]:
+        def start(servers: Sequence[Server | ScriptedServer]) -> list[LiveCommand]:
             arguments: list[object] = ["--recipe", "zero-shot", "--also", "zero-shot", "--model", "m", "--name", "tiny"]
             arguments += ["--tokenizer", tiny_model, "--drain-delay", 5]
             arguments += [part for server in servers for part in ("--upstream", server.base_url)]
@@ -124,43 +134,74 @@ def start_fronts(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-@pytest.mark.slow
-def test_one_front_and_one_server_die_under_load(start_fronts: Start) -> None:
-    servers = [ScriptedServer(lambda _: "An answer.", delay_s=0.05) for _ in range(2)]
+def kill(command: LiveCommand) -> None:
+    assert command.process is not None
+    os.killpg(command.process.pid, signal.SIGKILL)
+    command.process.wait()
+
+
+@pytest.fixture
+def start_servers(tiny_model: Path, tmp_path: Path) -> Iterator[Servers]:
+    """Starts two servers, scripted ones or real engines in processes of their own."""
     with ExitStack() as stack:
-        for server in servers:
-            server.__enter__()
-        stack.callback(servers[1].__exit__, None, None, None)
-        fronts = start_fronts(servers)
-        for front in fronts:  # one signal to each reloads all
-            assert front.process is not None
-            os.kill(front.process.pid, signal.SIGHUP)
-        balancer, over, deaths = Balancer([front.url for front in fronts]), threading.Event(), []
 
-        def keep_asking(start: int) -> None:
-            number = start
-            while not over.is_set():
-                balancer.ask(number)
-                number += 8
+        def start(kind: str) -> list[Server]:
+            if kind == "scripted":
+                scripted = [ScriptedServer(lambda _: "An answer.", delay_s=0.05) for _ in range(2)]
+                for one in scripted:
+                    one.__enter__()
+                stack.callback(scripted[1].__exit__, None, None, None)
+                return [Server(one.base_url, lambda one=one: one.__exit__(None, None, None)) for one in scripted]  # type: ignore[misc]
+            pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
+            given = ("--model", tiny_model, "--name", "m", "--dtype", "float32", "--recipe", "zero-shot")
+            environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+            engines = [
+                LiveCommand(tmp_path / f"engine{number}", *given, "--also", "zero-shot", environment=environment)
+                for number in range(2)
+            ]
+            with ThreadPoolExecutor(2) as threads:
+                for engine in threads.map(lambda engine: engine.__enter__(), engines):
+                    stack.push(engine)
+            return [Server(f"{engine.url}/v1", partial(kill, engine)) for engine in engines]
 
-        with ThreadPoolExecutor(8) as threads:
-            askers = [threads.submit(keep_asking, start) for start in range(8)]
-            time.sleep(2)
-            n_before = balancer.n_answered
-            begun = time.monotonic()
-            servers[0].__exit__(None, None, None)
-            deaths.append((begun, time.monotonic()))
-            time.sleep(2)
-            begun = time.monotonic()
-            os.killpg(fronts[0].process.pid, signal.SIGKILL)  # type: ignore[union-attr]
-            fronts[0].process.wait()  # type: ignore[union-attr]
-            deaths.append((begun, time.monotonic()))
-            time.sleep(2)
-            n_left = balancer.n_answered
-            time.sleep(1)
-            over.set()
-            for asker in askers:
-                asker.result()
+        yield start
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["scripted", "engines"])
+def test_one_front_and_one_server_die_under_load(start_servers: Servers, start_fronts: Start, kind: str) -> None:
+    servers = start_servers(kind)
+    fronts = start_fronts(servers)
+    for front in fronts:  # one signal to each reloads all
+        assert front.process is not None
+        os.kill(front.process.pid, signal.SIGHUP)
+    balancer, over, deaths = Balancer([front.url for front in fronts]), threading.Event(), []
+
+    def keep_asking(start: int) -> None:
+        number = start
+        while not over.is_set():
+            balancer.ask(number)
+            number += 8
+
+    def dies(die: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        die()
+        deaths.append((begun, time.monotonic()))
+
+    with ThreadPoolExecutor(8) as threads:
+        askers = [threads.submit(keep_asking, start) for start in range(8)]
+        time.sleep(3)
+        n_before = balancer.n_answered
+        dies(servers[0].die)
+        time.sleep(3)
+        dies(partial(kill, fronts[0]))
+        time.sleep(3)
+        n_left = balancer.n_answered
+        time.sleep(2)
+        over.set()
+        for asker in askers:
+            asker.result()
     assert n_before > 20
     assert balancer.n_answered > n_left, "the rest carries on"
     unexplained = [

@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: encoding on Ray Data, and engines in actors. Optional: the ``ray`` extra."""
+"""Work on a Ray cluster: encoders and engines in actors. Optional: the ``ray`` extra."""
 
 from ragalign.executors.cluster import connect
 from ragalign.executors.encoder import RayEncoder

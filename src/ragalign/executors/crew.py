@@ -1,269 +1,308 @@
-"""Actors that share out work: given in runs, given out again if an actor dies, and answered in any order."""
+"""The actors of a generator or an encoder: started, watched, and started again when they die."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from ragalign.errors import GenerationError
+from ragalign.executors.cluster import quiet_warnings
+from ragalign.executors.failures import as_raised, is_death, reason_of
+from ragalign.executors.room import WorkerResources, busy, fits, free_resources
+from ragalign.executors.settings import secrets, shared_settings
+from ragalign.executors.worker import WorkerInfo
 
-from ragalign.errors import GenerationError, RagalignError
-from ragalign.executors.cluster import WorkerResources, quiet_warnings
-from ragalign.executors.division import Division
-from ragalign.executors.worker import EngineInfo, EngineWorker
-from ragalign.generation.ahead import Ahead
-from ragalign.generation.base import one_line
-from ragalign.generator import ClosableIterator
+_log = logging.getLogger(__name__)
 
-# Items that are divided among the workers together: more than a planner's batch. A division waits for items that are
-# still being made, but not longer than this.
-_MOST_TOGETHER, _GATHER_S = 8192, 1.0
-# Deaths in a row without an answer after which the fault is not the machines'.
-_MOST_DEATHS = 5
+# Failures of a worker in a row, without an answer, after which it is not started again.
+_MOST_FAILURES = 6
+# Longest pause before a worker is started again: a GPU's memory is not free at once.
+_PAUSE_S = 15.0
+# Seconds between looks at workers that do not answer.
 _LOOK_S = 5.0
-# Seconds for which a worker that has died can lack a place while no other one lives.
-_REPLACE_S = 120.0
+# Seconds in which an actor finds a place if there is one, and after which none may be left.
+_PLACE_S, _REPLACE_S = 10.0, 120.0
 
-T = TypeVar("T")
+Info = TypeVar("Info", bound=WorkerInfo)
 
 
-@dataclass
-class _Worker:
-    """An actor; `about` is None until its engine has started, and `runs` are the runs that it works on."""
+@dataclass(eq=False)
+class Worker(Generic[Info]):
+    """A member of a crew.
+
+    Attributes:
+        number: its place in the crew.
+        actor: None until it is started, at `due` at the earliest.
+        placed, starting: references that are ready once the actor has a place on a node, and once it has started.
+        asked: when the actor was asked for.
+        about: None until it has started.
+        runs: what it works on: by call, the positions that are not done, by their place in the run.
+        n_failures: failures in a row, without an answer.
+        is_given_up: whether these are too many.
+    """
 
     number: int
-    actor: Any
-    starting: Any
-    about: EngineInfo | None = None
+    actor: Any = None
+    due: float = 0.0
+    placed: Any = None
+    starting: Any = None
+    asked: float = 0.0
+    about: Info | None = None
     runs: dict[Any, dict[int, int]] = field(default_factory=dict)
+    n_failures: int = 0
+    is_given_up: bool = False
 
 
-class Crew:
-    """The actors of one generator.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The work that a worker leaves when it dies.
+
+    Attributes:
+        reason: why it died.
+        current: positions that it was working on.
+        waiting: positions that waited in it.
+    """
+
+    reason: str
+    current: list[int]
+    waiting: list[int]
+
+
+class Crew(Generic[Info]):
+    """Actors of one class.
+
+    They have a method `start`, which takes secrets and returns a `WorkerInfo`, and methods that take a list of items
+    and yield ([place in the list, ...], [result, ...]).
 
     Args:
         ray: the module, connected to a cluster.
         need: how many workers, and what each takes.
-        arguments: of `EngineWorker`.
-        run_size: items given to a worker at a time.
+        kind: the class. An object must be made at once: what takes time is for `start`.
+        arguments: of the class.
+        n_threads: calls that an actor works on at the same time; others wait in it.
     """
 
-    def __init__(self, ray: Any, need: WorkerResources, arguments: Sequence[Any], run_size: int) -> None:
-        self._ray, self._need, self._arguments, self._run_size = ray, need, tuple(arguments), run_size
-        self._started: dict[int, float] = {}
-        self._n_deaths = 0
-        self._workers: list[_Worker] = []
+    def __init__(
+        self, ray: Any, need: WorkerResources, kind: type[Any], arguments: Sequence[Any], *, n_threads: int = 1
+    ) -> None:
+        self._ray, self._need, self._arguments, self._n_threads = ray, need, tuple(arguments), n_threads
+        self._has_started = self._is_reserved = False
+        self.workers: list[Worker[Info]] = [Worker(number) for number in range(need.workers)]
         with quiet_warnings():
-            for number in range(need.workers):
-                self._workers.append(self._start(number))
+            # Ray would start a dead actor again without end, and repeat what it has answered.
+            self._kind = ray.remote(kind).options(
+                **need.options(), **shared_settings(), max_concurrency=n_threads, max_restarts=0, max_task_retries=0
+            )
+            self.fill_places()
 
     @property
-    def pids(self) -> list[int]:
-        """The process ids of the engines that have started, each on its node."""
-        return [worker.about.pid for worker in self._workers if worker.about is not None]
+    def started(self) -> list[tuple[Worker[Info], Info]]:
+        """The workers that have started."""
+        return [(worker, worker.about) for worker in self.workers if worker.about is not None]
 
-    def first(self) -> EngineInfo:
-        """Wait for the first engine; the others can be slower.
+    def first(self) -> Info:
+        """Wait for the first worker; the others can be slower.
 
         Raises:
             RagalignError: it did not start.
         """
+        self._check_open()
         with quiet_warnings():
-            while True:
-                for worker in self._workers:
-                    if worker.about is not None:
-                        return worker.about
-                self._see_first(self._workers)
+            while not (started := self.started):
+                self._wait_for_starts()
+        return started[0][1]
 
     def call_all(self, method: str) -> list[Any]:
-        """Call a method of every worker, once all have started; again if one dies meanwhile.
+        """Call a method of every worker that has started, after waiting for those that are starting.
+
+        Those that find no place, such as after the loss of a node, are left out.
 
         Raises:
-            RagalignError: the engine failed, or workers die too often.
+            RagalignError: the method failed, or workers fail too often.
         """
-        while waiting := [worker for worker in self._workers if worker.about is None]:
-            self._see_first(waiting)
-        asked = [(worker, getattr(worker.actor, method).remote()) for worker in self._workers]
-        found = []
-        for worker, answer in asked:
-            try:
-                found.append(self._ray.get(answer))
-            except Exception as error:
-                self._see_error(worker, error, None)
-        return found if len(found) == len(asked) else self.call_all(method)
+        found: list[Any] = []
+        while not found:
+            self.first()
+            with quiet_warnings():
+                while any(map(self._is_starting, self.workers)):
+                    self._wait_for_starts()
+                asked = [(worker, getattr(worker.actor, method).remote()) for worker, _ in self.started]
+                for worker, answer in asked:
+                    try:
+                        found.append(self._ray.get(answer))
+                    except Exception as error:
+                        self.see_error(worker, error)
+        return found
 
     def end(self) -> None:
         """End the actors; the crew cannot be used afterwards."""
         with quiet_warnings():
-            for worker in self._workers:
-                self._ray.kill(worker.actor)
-        self._workers = []
+            for worker in self.workers:
+                self._dismiss(worker)
+        self.workers = []
 
-    def run(
-        self, items: Iterable[T], ids_of: Callable[[T], NDArray[np.int32]], method: str, *arguments: Any
-    ) -> ClosableIterator[tuple[int, T, Any]]:
-        """Give items to the workers, and yield (position, item, result) as they come, each once.
-
-        Args:
-            items: a sequence, or an iterator, which is read in a thread.
-            ids_of: the token ids of an item, whose shared beginnings stay together.
-            method: of the workers; it takes a list of items and yields (position in it, result).
-            arguments: its further arguments.
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the workers for one job. Those with unfinished runs cannot be stopped, so they are ended afterwards.
 
         Raises:
-            RagalignError: the engine failed, or workers die too often.
-            Exception: the exception of an iterator, once its items are done.
+            GenerationError: another job has them, or the crew has ended.
         """
-        if not self._workers:
-            raise GenerationError("the generator is closed")
-        division = Division(len(self._workers), self._run_size)
-        left: dict[int, T] = {}
-        n_read, is_over = 0, False
-        with closing(Ahead(items)) as coming, quiet_warnings():
-            try:
-                while True:
-                    if not is_over and division.n_left <= self._run_size * len(self._workers):
-                        fresh = _gather(coming, wait=not left)
-                        is_over = not fresh and not left
-                        left |= enumerate(fresh, n_read)
-                        division.add(n_read, list(map(ids_of, fresh)))
-                        n_read += len(fresh)
-                    if is_over and not left:
-                        return
-                    self._hand_out(division, left, method, arguments)
-                    for position, result in self._arrived(division):
-                        yield position, left.pop(position), result
-            finally:
-                self._drop_runs()
+        self._check_open()
+        if self._is_reserved:
+            raise GenerationError("the workers have another job: finish or close its iterator first")
+        self._is_reserved = True
+        try:
+            with quiet_warnings():
+                yield
+        finally:
+            self._is_reserved = False
+            with quiet_warnings():
+                for worker in self.workers:
+                    if any(worker.runs.values()):
+                        # The next job starts another one. After Ctrl-C there is none.
+                        self._dismiss(worker)
+                    worker.runs.clear()
 
-    def _hand_out(self, division: Division, left: Mapping[int, Any], method: str, arguments: Sequence[Any]) -> None:
-        for worker in self._workers:
-            # An engine that batches has two runs, so that it never waits for the driver.
-            most = 0 if worker.about is None else 2 if worker.about.together else 1
-            while len(worker.runs) < most and (positions := division.take(worker.number)):
-                run = getattr(worker.actor, method).remote([left[position] for position in positions], *arguments)
-                worker.runs[run] = dict(enumerate(positions))
+    def fill_places(self) -> None:
+        """Start the workers that have no actor, unless they failed just now or too often.
 
-    def _arrived(self, division: Division) -> Iterator[tuple[int, Any]]:
-        """Answers that have arrived, after waiting for a moment if there are none."""
-        owners: dict[Any, _Worker] = {run: worker for worker in self._workers for run in worker.runs}
-        owners |= {worker.starting: worker for worker in self._workers if worker.about is None}
-        ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=_LOOK_S)
+        Raises:
+            GenerationError: the crew has ended, or each worker has failed too often.
+        """
+        self._check_open()
+        if all(worker.is_given_up for worker in self.workers):
+            raise GenerationError(f"no worker is left: each failed {_MOST_FAILURES} times in a row")
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.actor is None and not worker.is_given_up and worker.due <= now:
+                worker.actor = actor = self._kind.remote(*self._arguments)
+                worker.placed, worker.asked = actor.__ray_ready__.remote(), now
+                worker.starting = actor.start.remote(secrets())
+
+    def begin(
+        self, worker: Worker[Info], method: str, items: Sequence[Any], positions: Sequence[int], *more: Any
+    ) -> None:
+        """Give a worker a run of items at these positions."""
+        worker.runs[getattr(worker.actor, method).remote(items, *more)] = dict(enumerate(positions))
+
+    def ready(self, patience_s: float) -> list[tuple[Worker[Info], Any]]:
+        """The runs that have an answer or are over, after waiting for one; workers that have started are noted.
+
+        Raises:
+            RagalignError: the first worker cannot start, workers fail too often, or none has a place.
+        """
+        owners = {run: worker for worker in self.workers for run in worker.runs}
+        starting = {worker.starting: worker for worker in self.workers if worker.actor and worker.about is None}
+        due = [worker.due for worker in self.workers if worker.actor is None and not worker.is_given_up]
+        patience_s = max(min([patience_s, *(when - time.monotonic() for when in due)]), 0.01)
+        things = [*owners, *starting]
+        if not things:
+            time.sleep(patience_s)
+            return []
+        ready, _ = self._ray.wait(things, num_returns=1, timeout=patience_s)
         if not ready:
             self._check_places()
+            return []
+        # Ray names the first ones first, so that busy workers would hide others.
+        ready, _ = self._ray.wait(things, num_returns=len(things), timeout=0)
         for thing in ready:
-            worker = owners[thing]
-            if thing is worker.starting:
-                self._see_started(worker, division)
-            elif thing in worker.runs:
-                yield from self._see_run(worker, thing, division)
+            if thing in starting:
+                self._see_started(starting[thing])
+        return [(owners[thing], thing) for thing in ready if thing in owners]
 
-    def _see_run(self, worker: _Worker, run: Any, division: Division) -> Iterator[tuple[int, Any]]:
-        unfinished = worker.runs[run]
+    def answer(self, worker: Worker[Info], run: Any) -> tuple[list[int], Any] | None:
+        """The next (positions, results) of a run, which must be ready; None if it is over.
+
+        Raises:
+            Exception: Ray's error.
+        """
         try:
-            position, result = self._ray.get(next(run))
+            places, results = self._ray.get(next(run))
         except StopIteration:
-            del worker.runs[run]
-            division.give_back(worker.number, list(unfinished.values()))
-            return
-        except Exception as error:
-            self._see_error(worker, error, division)
-            return
-        self._n_deaths = 0
-        yield unfinished.pop(position), result
+            return None
+        except self._ray.exceptions.RayTaskError:
+            del worker.runs[run]  # it is over, and the actor is free
+            raise
+        worker.n_failures = 0
+        return [worker.runs[run].pop(place) for place in places], results
 
-    def _see_started(self, worker: _Worker, division: Division | None) -> None:
+    def see_error(self, worker: Worker[Info], error: Exception) -> Loss:
+        """Dismiss a worker that has died or cannot start again, and return what it leaves.
+
+        Raises:
+            RagalignError: a method failed, the first worker cannot start, or workers fail too often.
+        """
+        has_failed_to_start = worker.about is None and self._has_started
+        if not is_death(self._ray, error) and not has_failed_to_start:
+            raise as_raised(self._ray, error) from error
+        reason = reason_of(self._ray, error)
+        # The runs that are worked on are the first ones.
+        unfinished = [list(run.values()) for run in worker.runs.values() if run]
+        current, waiting = unfinished[: self._n_threads], unfinished[self._n_threads :]
+        self._dismiss(worker)
+        worker.n_failures += 1
+        worker.due = time.monotonic() + min(2.0**worker.n_failures - 2, _PAUSE_S)
+        if worker.n_failures >= _MOST_FAILURES:
+            worker.is_given_up = True
+            if all(each.is_given_up for each in self.workers):
+                raise GenerationError(
+                    f"each worker failed {_MOST_FAILURES} times in a row without an answer; the last time: {reason}"
+                ) from error
+            _log.warning(
+                "worker %d of %d failed %d times in a row and is not started again: %s",
+                worker.number + 1, len(self.workers), worker.n_failures, reason,
+            )  # fmt: skip
+        return Loss(reason, list(chain(*current)), list(chain(*waiting)))
+
+    def _see_started(self, worker: Worker[Info]) -> None:
         try:
             worker.about = self._ray.get(worker.starting)
         except Exception as error:
-            self._see_error(worker, error, division)
+            self.see_error(worker, error)
+        else:
+            self._has_started = True
 
-    def _see_error(self, worker: _Worker, error: Exception, division: Division | None) -> None:
-        """Replace a worker that has died.
+    def _wait_for_starts(self) -> None:
+        self.fill_places()
+        self.ready(_LOOK_S)
 
-        Raises:
-            RagalignError: the engine failed, or workers die too often.
-        """
-        errors = self._ray.exceptions
-        if isinstance(error, errors.RayTaskError):
-            cause = error.cause
-            if isinstance(cause, RagalignError):
-                raise cause from None
-            raise GenerationError(f"a worker failed: {one_line(cause)}") from error
-        if not isinstance(error, errors.RayActorError | errors.ObjectLostError | errors.NodeDiedError):
-            raise GenerationError(f"the Ray cluster failed: {one_line(error)}") from error
-        if getattr(error, "actor_init_failed", False):
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "unknown reason")
-            raise GenerationError(f"a worker could not start: {one_line(ValueError(reason))}") from error
-        self._n_deaths += 1
-        if self._n_deaths > _MOST_DEATHS:
-            raise GenerationError(
-                f"{self._n_deaths} workers died in a row without an answer; the last one: {one_line(error)}"
-            ) from error
-        for unfinished in worker.runs.values():
-            if division is not None:
-                division.give_back(worker.number, list(unfinished.values()))
-        self._ray.kill(worker.actor)  # it can be out of reach instead of dead
-        self._workers[worker.number] = self._start(worker.number)
+    def _is_starting(self, worker: Worker[Info]) -> bool:
+        """Whether an actor loads, or was asked for just now."""
+        if worker.actor is None or worker.about is not None:
+            return False
+        return self._has_place(worker) or time.monotonic() - worker.asked < _PLACE_S
+
+    def _has_place(self, worker: Worker[Info]) -> bool:
+        """Whether the actor is on a node, where it can take as long to start as it likes."""
+        return bool(self._ray.wait([worker.placed], timeout=0)[0])
 
     def _check_places(self) -> None:
-        """Give up if no worker lives and a new one finds no place.
+        """Give up if no actor has a place, and there is room for none.
 
         Raises:
             GenerationError: no worker is left; the message has the numbers.
         """
-        if any(worker.about is not None for worker in self._workers):
+        waiting = [worker for worker in self.workers if worker.actor is not None]
+        if any(worker.about is not None or self._has_place(worker) for worker in waiting):
             return
-        lost = [worker for worker in self._workers if time.monotonic() - self._started[worker.number] > _REPLACE_S]
-        if len(lost) < len(self._workers):
+        if not waiting or any(time.monotonic() - worker.asked < _REPLACE_S for worker in waiting):
             return
-        free = self._ray.available_resources()
-        if any(free.get(name, 0.0) < share for name, share in (("CPU", self._need.cpus), ("GPU", self._need.gpus))):
-            raise GenerationError(
-                f"no worker is left, and a new one needs {self._need.cpus:g} CPUs and {self._need.gpus:g} GPUs, but "
-                f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs are free"
-            )
+        free = free_resources(self._ray)
+        if not fits(free, self._need.cpus, self._need.gpus):
+            raise GenerationError(f"no worker is left, and {busy(self._need, free, 0)}")
 
-    def _start(self, number: int) -> _Worker:
-        # A second thread lets a batching engine work on two runs at once. On CPUs, vLLM depends on OpenMP settings of
-        # the thread that started it, so there the second run waits in the actor for the end of the first.
-        threads = 2 if self._need.gpus else 1
-        options = {**self._need.options(), "max_concurrency": threads, "max_restarts": 0, "max_task_retries": 0}
-        made = self._ray.remote(EngineWorker).options(**options).remote(*self._arguments)
-        self._started[number] = time.monotonic()
-        return _Worker(number, made, made.start.remote())
+    def _dismiss(self, worker: Worker[Info]) -> None:
+        if worker.actor is not None:
+            self._ray.kill(worker.actor)  # it can be out of reach instead of dead
+        worker.actor = worker.about = None
+        worker.runs.clear()
 
-    def _drop_runs(self) -> None:
-        """Forget what is still running. It cannot be cancelled, so a worker with unfinished prompts is replaced."""
-        for worker in list(self._workers):
-            if any(worker.runs.values()):
-                self._ray.kill(worker.actor)
-                self._workers[worker.number] = self._start(worker.number)
-            worker.runs.clear()
-
-    def _see_first(self, workers: Sequence[_Worker]) -> None:
-        """Wait for a moment until one of these engines has started."""
-        starting = {worker.starting: worker for worker in workers}
-        ready, _ = self._ray.wait(list(starting), num_returns=1, timeout=_LOOK_S)
-        for thing in ready:
-            self._see_started(starting[thing], None)
-        if not ready:
-            self._check_places()
-
-
-def _gather(coming: Ahead[T], *, wait: bool) -> list[T]:
-    """The items that are ready now or soon; with `wait`, at least one unless there are no more."""
-    until = time.monotonic() + _GATHER_S
-    found = coming.take(1, wait=True) if wait else []
-    while len(found) < _MOST_TOGETHER:
-        fresh = coming.take(_MOST_TOGETHER - len(found), wait=False)
-        found += fresh
-        if not wait or time.monotonic() > until or (not fresh and coming.has_ended):
-            break
-        if not fresh:
-            time.sleep(0.01)
-    return found
+    def _check_open(self) -> None:
+        if not self.workers:
+            raise GenerationError("its workers have ended; create it again")

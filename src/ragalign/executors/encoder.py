@@ -1,10 +1,13 @@
-"""An encoder whose models are actors of Ray Data."""
+"""An encoder whose models are in actors on a Ray cluster.
+
+The actors are our own: those of Ray Data end with each dataset, so that an index built in batches would load the model
+for each batch, and they are started again without end if they die.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -17,41 +20,34 @@ from ragalign.encoders.base import CachedEncoder, TextKind
 from ragalign.encoders.cache import default_cache_folder
 from ragalign.encoders.sentence_transformer import Precision
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.executors.cluster import (
-    connect,
-    import_ray,
-    n_free_cpus,
-    node_resources,
-    plan_workers,
-    quiet_warnings,
-    wait_for_room,
-)
-from ragalign.executors.worker import EncoderWorker
-from ragalign.generation._quiet import is_verbose
-from ragalign.generation.base import one_line
+from ragalign.executors.cluster import connect
+from ragalign.executors.crew import Crew
+from ragalign.executors.room import free_resources, node_resources, plan_workers, wait_for_room
+from ragalign.executors.sharing import share
+from ragalign.executors.worker import EncoderWorker, WorkerInfo
 
-# Reading tasks of Ray Data need a CPU beside the actors: without one, a run waits for ever.
-_RESERVED_CPUS = 1
 BATCH_SIZE = 256
+# Stands for the tokens of a text, of which only the number matters: texts share no prefixes.
+_TOKENS = np.zeros(2048, dtype=np.int32)
 
 
 class RayEncoder(CachedEncoder):
-    """Encodes texts in actors of Ray Data on a cluster; everything else is that of the same encoder here.
+    """Encodes texts in actors on a Ray cluster; everything else is that of the same encoder here.
 
     Texts are encoded once each, and those of the embedding cache of this machine are not sent. Vectors are those of a
-    single process to rounding: batches, and so their padding, differ.
+    single process to rounding: batches, and so their padding, differ. The actors start with the first texts and stay
+    until `close`; one that dies is replaced, and its texts are encoded again.
 
     Args:
         id_or_folder: as in `Encoder.load`; a folder must be the same on all nodes.
         address: ``local``, ``auto`` or an address; see `ragalign.executors.connect`.
         workers: number of encoders; by default as many as the cluster has GPUs for, or one without GPUs.
-        batch_size: texts per batch.
+        batch_size: texts given to an encoder at a time.
         cache: as in `Encoder.load`.
         options: further arguments of `Encoder.load`.
 
     Raises:
         ConfigError: no such model, no cluster can be reached, or it is too small.
-        GenerationError: other jobs use the cluster.
         MissingDependencyError: Ray is not installed.
     """
 
@@ -78,13 +74,12 @@ class RayEncoder(CachedEncoder):
         }
         self.cache_folder = default_cache_folder() if cache == "default" else None if cache is None else Path(cache)
         self._batch_size = batch_size
+        self._crew: Crew[WorkerInfo] | None = None
+        self._is_closed = False
         self._stack = ExitStack()
-        import_ray()
         try:
-            self._ray = self._stack.enter_context(connect(address))
-            nodes = node_resources(self._ray)
-            free = n_free_cpus(self._ray)
-            self._need = plan_workers(nodes, workers, gpus=1, reserved_cpus=_RESERVED_CPUS, free_cpus=free)
+            ray = self._ray = self._stack.enter_context(connect(address))
+            self._need = plan_workers(node_resources(ray), workers, gpus=1, free=free_resources(ray))
         except BaseException:
             self._stack.close()
             raise
@@ -149,7 +144,8 @@ class RayEncoder(CachedEncoder):
         return self._here.truncated(texts, kind=kind)
 
     def close(self) -> None:
-        """Leave the cluster, and end it if it was started here."""
+        """End the actors, and the cluster if it was started here."""
+        self._is_closed = True
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -163,27 +159,24 @@ class RayEncoder(CachedEncoder):
     def _encoded(
         self, texts: list[str], kind: TextKind, *, in_chunks: bool
     ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        wait_for_room(self._ray, self._need, _RESERVED_CPUS)
-        with quiet_warnings():
-            import pyarrow as pa
-            import ray.data
+        shared = share(
+            self._started(),
+            texts,
+            "encode",
+            kind,
+            run_size=self._batch_size,
+            ids_of=lambda text: _TOKENS[: len(text)],
+            name_of=lambda _, text: f"the text {text[:60]!r} ({len(text):,} characters)",
+        )
+        with closing(shared) as results:
+            for rows, _, vectors in results:
+                yield rows, vectors
 
-            if not is_verbose():
-                logging.getLogger("ray.data").setLevel(logging.ERROR)
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            table = pa.table({"row": np.arange(len(texts)), "text": pa.array(texts, pa.large_string())})
-            n_blocks = max(min(-(-len(texts) // self._batch_size), 16 * self._need.workers), 1)
-            size = -(-len(texts) // n_blocks)
-            shards = [table.slice(start, size) for start in range(0, len(texts), size)]
-            encoded = ray.data.from_arrow(shards).map_batches(
-                EncoderWorker,
-                fn_constructor_args=(self._options, kind),
-                batch_size=self._batch_size,
-                compute=ray.data.ActorPoolStrategy(size=self._need.workers),
-                **self._need.options(),
-            )
-            try:
-                for batch in encoded.iter_batches(batch_size=None, prefetch_batches=1):
-                    yield batch["row"].tolist(), np.ascontiguousarray(list(batch["vector"]), dtype=np.float32)
-            except Exception as error:  # Ray Data's errors share no class
-                raise GenerationError(f"encoding on the Ray cluster failed: {one_line(error)}") from error
+    def _started(self) -> Crew[WorkerInfo]:
+        if self._is_closed:
+            raise GenerationError("the encoder is closed")
+        if self._crew is None:
+            wait_for_room(self._ray, self._need)
+            self._crew = Crew(self._ray, self._need, EncoderWorker, (self._options, self._here.fingerprint))
+            self._stack.callback(self._crew.end)
+        return self._crew

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragalign.errors import ConfigError
-from ragalign.executors.cluster import (
-    WorkerResources,
-    connect,
-    n_free_cpus,
-    node_resources,
-    path_on_workers,
-    plan_workers,
-    wait_for_room,
-)
+from ragalign.executors.cluster import connect, path_on_workers
 from ragalign.executors.crew import Crew
+from ragalign.executors.room import free_resources, node_resources, plan_workers, wait_for_room
+from ragalign.executors.sharing import share
+from ragalign.executors.worker import EngineInfo, EngineWorker
 from ragalign.generation.base import BaseGenerator, SampledOutput
 from ragalign.generation.distributions import Distributions
 from ragalign.generator import ClosableIterator
@@ -35,8 +31,9 @@ class RayGenerator(BaseGenerator):
 
     Prompts are divided into contiguous runs in the order in which they come (see `ragalign.executors.division`), so
     prompts planned to share prefixes share an engine. Answers come in any order. If an actor dies, its unfinished
-    prompts are given out again and a new actor is started; answers that have arrived are kept. Decoding with a seed
-    gives the answers of a single engine, as far as its kernels do not depend on the batch.
+    prompts are given out again and a new actor is started; answers that have arrived are kept. A prompt over which
+    actors keep dying ends the work. Decoding with a seed gives the answers of a single engine, as far as its kernels do
+    not depend on the batch.
 
     Args:
         model: as in `ragalign.generation.make_generator`; a folder must be the same on all nodes.
@@ -72,17 +69,21 @@ class RayGenerator(BaseGenerator):
             raise ConfigError("an endpoint needs no Ray cluster: leave out the cluster, or name a backend with engines")
         if run_size < 1:
             raise ConfigError(f"run_size must be at least 1, not {run_size}")
-        self._model = str(model)
+        self._model, self._run_size = str(model), run_size
         if tokenizer is not None:
             options["tokenizer"] = path_on_workers(tokenizer)
         self._stack = ExitStack()
         try:
             ray = self._stack.enter_context(connect(address))
             gpus = float(options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1))
-            need = plan_workers(node_resources(ray), workers, gpus=gpus, free_cpus=n_free_cpus(ray))
-            self._need = need if cpus is None else WorkerResources(need.workers, cpus, need.gpus)
-            wait_for_room(ray, self._need)
-            self._crew = Crew(ray, self._need, (backend, path_on_workers(model), context_length, options), run_size)
+            need = plan_workers(node_resources(ray), workers, gpus=gpus, cpus=cpus, free=free_resources(ray))
+            wait_for_room(ray, need)
+            self._n_workers = need.workers
+            arguments = (backend, path_on_workers(model), context_length, options)
+            # A second thread lets a batching engine work on two runs at once. On CPUs, vLLM depends on OpenMP settings
+            # of the thread that started it, so there the second run waits in the actor for the end of the first.
+            threads = 2 if need.gpus else 1
+            self._crew: Crew[EngineInfo] = Crew(ray, need, EngineWorker, arguments, n_threads=threads)
             self._stack.callback(self._crew.end)
             self._about = self._crew.first()
         except BaseException:
@@ -112,14 +113,17 @@ class RayGenerator(BaseGenerator):
     @property
     def n_workers(self) -> int:
         """The number of engines."""
-        return self._need.workers
+        return self._n_workers
 
     def worker_pids(self) -> list[int]:
         """The process ids of the engines that have started, each on its node."""
-        return self._crew.pids
+        return [about.pid for _, about in self._crew.started]
 
     def reset_prefix_cache(self) -> bool:
-        """Empty the prefix caches of all engines; returns whether they have one."""
+        """Empty the prefix caches of all engines; returns whether they have one.
+
+        Engines that are starting are waited for, but not those that find no place on the cluster.
+        """
         return all(self._crew.call_all("reset_prefix_cache"))
 
     def close(self) -> None:
@@ -167,11 +171,27 @@ class RayGenerator(BaseGenerator):
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], method: str, *arguments: Any
     ) -> Iterator[tuple[int, Any]]:
         items = [(np.asarray(ids, dtype=np.int32), start) for ids, start in zip(sequences, starts, strict=True)]
-        with closing(self._crew.run(items, lambda item: item[0], method, *arguments)) as results:
-            for position, _, result in results:
-                yield position, result
+        ids_of, name_of = itemgetter(0), lambda position, item: _name("sequence", position, item[0])
+        shared = share(self._crew, items, method, *arguments, run_size=self._run_size, ids_of=ids_of, name_of=name_of)
+        with closing(shared) as results:
+            for positions, _, found in results:
+                yield from zip(positions, found, strict=True)
 
     def _answers(self, prompts: Iterable[Prompt], decoding: Decoding) -> ClosableIterator[tuple[int, Completion]]:
-        with closing(self._crew.run(prompts, lambda prompt: prompt.ids, "answer", decoding)) as results:
-            for position, prompt, answer in results:
-                yield position, answer.completion(prompt)
+        shared = share(
+            self._crew,
+            prompts,
+            "answer",
+            decoding,
+            run_size=self._run_size,
+            ids_of=lambda prompt: prompt.ids,
+            name_of=lambda position, prompt: _name("prompt", position, prompt.ids),
+        )
+        with closing(shared) as results:
+            for positions, asked, answers in results:
+                for position, prompt, answer in zip(positions, asked, answers, strict=True):
+                    yield position, answer.completion(prompt)
+
+
+def _name(kind: str, position: int, ids: NDArray[np.int32]) -> str:
+    return f"the {kind} at position {position} (from 0, {len(ids):,} tokens)"

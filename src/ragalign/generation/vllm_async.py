@@ -88,7 +88,7 @@ class AsyncVllmGenerator:
         return int(self._engine.get_num_unfinished_requests()) if self._engine is not None else 0
 
     async def reuse_counts(self) -> dict[str, int]:
-        """What the reuse connector has done since the engine started, over all workers; empty without a connector.
+        """The reuse connector's counts since the engine started, over all workers; empty without a connector.
 
         Raises:
             UnavailableError: the engine has died.

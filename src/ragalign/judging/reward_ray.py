@@ -10,22 +10,26 @@ from types import TracebackType
 from typing import Any, Self
 
 from ragalign.errors import RagalignError
-from ragalign.executors.cluster import (
-    connect,
-    n_free_cpus,
-    node_resources,
-    path_on_workers,
-    plan_workers,
-    quiet_warnings,
-    wait_for_room,
-)
-from ragalign.generation.base import one_line
+from ragalign.executors.cluster import connect, path_on_workers, quiet_warnings
+from ragalign.executors.failures import reason_of
+from ragalign.executors.room import free_resources, node_resources, plan_workers, wait_for_room
+from ragalign.executors.settings import receive_secrets, secrets, shared_settings
 from ragalign.judging.judges import RewardJudge
 from ragalign.judging.retries import RequestError
 from ragalign.judging.reward import LocalRewardModels
 
 # Deaths of one actor after which it is not started again.
 _MOST_DEATHS = 5
+# Seconds for an answer and for loading the model; an actor that is started again may find no place.
+_ANSWER_S = 1800.0
+
+
+class _Worker(LocalRewardModels):
+    """The reward models of an actor."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        receive_secrets(given)
+        super().__init__()
 
 
 class RayRewardModels:
@@ -46,12 +50,17 @@ class RayRewardModels:
         self._free: Queue[Any] = Queue()
         try:
             ray = self._ray = self._stack.enter_context(connect(address))
-            need = plan_workers(node_resources(ray), workers, gpus=1, free_cpus=n_free_cpus(ray))
+            need = plan_workers(node_resources(ray), workers, gpus=1, free=free_resources(ray))
             wait_for_room(ray, need)
-            options = {**need.options(), "max_restarts": _MOST_DEATHS, "max_task_retries": _MOST_DEATHS}
+            options = {
+                **need.options(),
+                **shared_settings(),
+                "max_restarts": _MOST_DEATHS,
+                "max_task_retries": _MOST_DEATHS,
+            }
             with quiet_warnings():
                 for _ in range(need.workers):
-                    worker = ray.remote(LocalRewardModels).options(**options).remote()
+                    worker = ray.remote(_Worker).options(**options).remote(secrets())
                     self._stack.callback(ray.kill, worker)
                     self._free.put(worker)
         except BaseException:
@@ -78,13 +87,13 @@ class RayRewardModels:
         there = replace(judge, model=path_on_workers(judge.model))
         worker = self._free.get()
         try:
-            value, n_tokens = self._ray.get(worker.score.remote(there, list(messages)))
+            value, n_tokens = self._ray.get(worker.score.remote(there, list(messages)), timeout=_ANSWER_S)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RagalignError | RequestError):
                 raise error.cause from None
-            raise RequestError(f"a worker failed: {one_line(error.cause)}") from error
+            raise RequestError(f"a worker failed: {reason_of(self._ray, error)}") from error
         except self._ray.exceptions.RayError as error:
-            raise RequestError(f"the Ray cluster failed: {one_line(error)}") from error
+            raise RequestError(f"the Ray cluster failed: {reason_of(self._ray, error)}") from error
         finally:
             self._free.put(worker)
         return float(value), int(n_tokens)

@@ -138,7 +138,7 @@ def measure(
 
 
 def simulate(plan: Plan, block_size: int, capacity: int | None = None) -> list[TokenSources]:
-    """What an engine would compute, find cached and load for a plan's prompts, in planned order."""
+    """The tokens that an engine would compute, find cached and load for a plan's prompts, in planned order."""
     cache = PrefixCache(block_size, capacity)
     prompts = [plan.prompts[position] for position in plan.order]
     return [cache.serve(prompt) for prompt in prompts if isinstance(prompt, Prompt)]

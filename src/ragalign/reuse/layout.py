@@ -114,7 +114,7 @@ class ReusingPacker:
         return self.packer.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
 
     def outcomes(self, prompt: Prompt, n_reused_tokens: int) -> dict[str, int]:
-        """What became of a prompt's retrieved demonstrations, apart from the `real` ones.
+        """Count the outcomes of a prompt's retrieved demonstrations, apart from the `real` ones.
 
         Args:
             prompt: the prompt.

@@ -197,7 +197,7 @@ class Worker:
         self._tiers.counts["bytes_loaded"] += writer.n_bytes
 
     def _turns(self, segment: Segment, first: int, end: int) -> list[tuple[Turn | None, list[int]]]:
-        """What turns a segment's keys to the positions [first, end), and in which layers; None leaves them."""
+        """How a segment's keys are turned to the positions [first, end), by layers; None leaves them."""
         import torch
 
         n_prefix = len(self._store.manifest.prefix_ids)

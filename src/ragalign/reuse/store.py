@@ -80,11 +80,11 @@ class StoreManifest:
 
 
 class KeptPieces(Protocol):
-    """What a packer asks a store."""
+    """A store as packers need it."""
 
     @property
     def manifest(self) -> StoreManifest:
-        """What the pieces were computed with."""
+        """The settings that the pieces were computed with."""
 
     @property
     def key(self) -> str:

@@ -16,7 +16,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class ReuseCollector(Collector):
-    """What the engine's reuse connector has done since the engine started.
+    """The counts of the engine's reuse connector since the engine started.
 
     Attributes:
         counts: as `ragalign.reuse.connector.ReuseConnector.counts` names them; empty without a connector.

@@ -27,7 +27,7 @@ REFINED = "refined"
 
 @dataclass(frozen=True, slots=True)
 class RewriteVerdict:
-    """What became of a rewrite.
+    """The outcome of a rewrite.
 
     Attributes:
         id: the original's.
