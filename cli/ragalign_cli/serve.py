@@ -36,7 +36,7 @@ def serve(
         Optional[Literal["prefix", "none"]],
         typer.Option(
             help="Which --upstream gets a request: prefix sends requests that begin alike to the same server, "
-            "unless it has over 4 of this service's answers more than the least busy one; none always picks the "
+            "unless it has over 4 more of this service's answers than the least busy one; none always picks the "
             "least busy one. By default prefix.",
             show_default=False,
         ),
@@ -123,7 +123,7 @@ def serve(
     if model is None and not upstream:
         raise ConfigError("give --model for an engine in this process, or --upstream for a server")
     if affinity and not upstream:
-        raise ConfigError("--affinity is for the servers of --upstream: name them, or leave it out")
+        raise ConfigError("--affinity only applies to --upstream servers: add --upstream, or leave out --affinity")
     settings = ServingSettings(
         limits=Limits(
             max_new_tokens=max_new_tokens,

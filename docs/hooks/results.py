@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from table import table
@@ -67,12 +68,35 @@ def affinity_results() -> str:
     rows = []
     for load, settings in result["loads"].items():
         for name in ("least busy", f"prefix, margin {result['margin']}"):
-            row = settings[name]
-            seconds = [f"{row[key]:.2f}" for key in ("first_token_p50_s", "first_token_p99_s", "whole_p99_s")]
-            affinity = "prefix" if name.startswith("prefix") else "none"
-            rows.append((load, f"`{affinity}`", f"{row['prefilled_tokens_per_request']:,}", *seconds))
-    head = ("load", "affinity", "prefilled tokens", "first token p50, s", "p99, s", "whole answer p99, s")
+            for instances, key in (("1", name), ("2", f"{name}, two fronts")):
+                row = settings[key]
+                seconds = [f"{row[key]:.2f}" for key in ("first_token_p50_s", "first_token_p99_s", "whole_p99_s")]
+                affinity = "prefix" if name.startswith("prefix") else "none"
+                rows.append((load, f"`{affinity}`", instances, f"{row['prefilled_tokens_per_request']:,}", *seconds))
+    head = ("load", "affinity", "instances", "prefilled tokens", "first token p50, s", "p99, s", "whole answer p99, s")
     about = f"Simulated ([how](../benchmarks/affinity.py)): {result['servers']} servers, per request:"
+    return f"{about}\n\n{table(head, rows)}\n\n{_engines()}"
+
+
+def _engines() -> str:
+    """Prefix affinity against least-busy over two real engines: medians over the rounds."""
+    result = _result("affinity_engines")
+    rows = []
+    for load, arms in result["loads"].items():
+        for affinity in ("none", "prefix"):
+            arm = arms[affinity]
+            tokens, *seconds = (
+                median(arm[key]) for key in ("prefilled_tokens_per_request", "whole_p50_s", "whole_p99_s")
+            )
+            share = median(max(shares) for shares in arm["server_shares"])
+            rows.append((load, f"`{affinity}`", f"{tokens:,.0f}", *(f"{each:.3f}" for each in seconds), f"{share:.0%}"))
+    head = ("load", "affinity", "prefilled tokens", "whole answer p50, s", "p99, s", "at the busier server")
+    about = (
+        "Two real engines with a toy model on the two cores of one machine, three requests at a time, medians of "
+        f"{len(result['loads']['even']['none']['whole_p50_s'])} interleaved rounds of {result['requests_per_run']} "
+        "requests. The engines busy-wait and so slow each other down: when one is slowed, `none` sends nearly "
+        "everything to the other, so the times say little about two machines."
+    )
     return f"{about}\n\n{table(head, rows)}"
 
 

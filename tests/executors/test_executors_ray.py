@@ -217,15 +217,17 @@ def test_failures_are_those_of_one_process(cluster: Any, tiny_model: Path) -> No
 
 
 @pytest.mark.slow
-def test_real_engines_survive_a_kill(cluster: Any, tiny_model: Path, make_prompt: Any) -> None:
+def test_real_engines_survive_a_kill(cluster: Any) -> None:
+    """The trained model of the testbed in vLLM."""
     pytest.importorskip("vllm", reason="needs the `cpu` or `gpu` extra")
     from ragalign.executors import RayGenerator
+    from ragalign.tokenization import Tokenizer
 
-    prompts = prompts_of(make_prompt, 60)
+    model = data_folder() / "testbed" / "model"
+    tokenizer = Tokenizer.load(model)
+    prompts = prompts_of(lambda text: Prompt((text,), np.array(tokenizer.encode(text), dtype=np.int32)), 60)
     options: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, "kv_cache_memory_bytes": 2**28}
-    with RayGenerator(
-        str(tiny_model), backend="vllm", address="local", workers=2, cpus=1, run_size=5, **options
-    ) as made:
+    with RayGenerator(str(model), backend="vllm", address="local", workers=2, cpus=1, run_size=5, **options) as made:
         first = made.generate(prompts, Decoding(max_tokens=8))
         counts: Counter[int] = Counter()
         for position, completion in made.iter_generate(prompts, Decoding(max_tokens=8)):

@@ -27,7 +27,7 @@ def test_no_cluster_where_one_is_named() -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1:1", "nowhere", "127.0.0.1:99999", "127.0.0.1:0", ":6379"),
+        *("127.0.0.1:1", "nowhere", "127.0.0.1:99999", "127.0.0.1:0", ":6379", "a..b:6379"),
         *("ray://127.0.0.1:10001", "http://127.0.0.1:8265"),  # Ray Client, and Ray's jobs
     ],
 )

@@ -71,6 +71,7 @@ def test_kept_demonstrations_come_first_then_missing_ones_then_the_most_similar(
     packs = ReusingPacker(packer, store, real)
     assert packs.outcomes(prompt, n_reused) == {"hit": n_kept, "failed": 0, "miss": len({*lost} - {*wanted_real})}
     assert packs.outcomes(prompt, n_reused - 1) == packs.outcomes(prompt, n_reused) | {"hit": n_kept - 1, "failed": 1}
+    assert packs.outcomes(prompt, None) == packs.outcomes(prompt, n_reused), "an engine that does not say"
     # Still a prompt like any other.
     tokenizer = packer.tokenizer
     assert prompt.token_ids == [*tokenizer.prefix_ids, *tokenizer.encode(prompt.text), *tokenizer.suffix_ids]

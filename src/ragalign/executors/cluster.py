@@ -23,7 +23,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise Ray warns that it hides the GPUs from actors that ask for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Calls of an actor that died, of which nobody asks for the result, would print tracebacks.
+    # Calls to a dead actor whose results nobody fetches would print tracebacks.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # On a machine whose memory is full of other programs, a local cluster would kill its own workers for ever.
     "RAY_memory_monitor_refresh_ms": "0",
@@ -99,7 +99,7 @@ def _check_reachable(address: str, shown: str) -> None:
         ConfigError: nothing listens there, or the address has no port or is one for Ray Client.
     """
     if "://" in address:
-        raise ConfigError(f"no Ray cluster at {shown}: this is an address of Ray Client or of Ray's jobs, {_NO_CLIENT}")
+        raise ConfigError(f"no Ray cluster at {shown}: this is a Ray Client or Ray Jobs address, {_NO_CLIENT}")
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"the address of a Ray cluster is local, auto or HOST:PORT, not {shown}")
@@ -108,8 +108,8 @@ def _check_reachable(address: str, shown: str) -> None:
         raise ConfigError(f"no Ray cluster at {shown}: a port is between 1 and 65535")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # a name that is none
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"no Ray cluster at {shown}: {reason}; {_ADVICE}") from None
 
 
@@ -128,6 +128,6 @@ def _init(ray: Any, address: str) -> None:
 
 
 def path_on_workers(name: str | Path) -> str:
-    """A local path as workers need it, which may start in other folders; Hub ids and the like are unchanged."""
+    """A local path made absolute, since workers may start in other folders; Hub ids and the like are unchanged."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else str(name)

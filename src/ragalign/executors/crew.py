@@ -25,7 +25,7 @@ _MOST_FAILURES = 6
 _PAUSE_S = 15.0
 # Seconds between looks at workers that do not answer.
 _LOOK_S = 5.0
-# Seconds in which an actor finds a place if there is one, and after which none may be left.
+# Seconds in which an actor is placed if there is room, and after which missing room is an error.
 _PLACE_S, _REPLACE_S = 10.0, 120.0
 
 Info = TypeVar("Info", bound=WorkerInfo)
@@ -123,8 +123,9 @@ class Crew(Generic[Info]):
         Those that find no place, such as after the loss of a node, are left out.
 
         Raises:
-            RagalignError: the method failed, or workers fail too often.
+            RagalignError: the method failed, workers fail too often, or another job has them.
         """
+        self._check_free()
         found: list[Any] = []
         while not found:
             self.first()
@@ -148,14 +149,12 @@ class Crew(Generic[Info]):
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep the workers for one job. Those with unfinished runs cannot be stopped, so they are ended afterwards.
+        """Keep the workers for one job. Runs cannot be cancelled, so workers with unfinished ones are killed.
 
         Raises:
             GenerationError: another job has them, or the crew has ended.
         """
-        self._check_open()
-        if self._is_reserved:
-            raise GenerationError("the workers have another job: finish or close its iterator first")
+        self._check_free()
         self._is_reserved = True
         try:
             with quiet_warnings():
@@ -303,6 +302,11 @@ class Crew(Generic[Info]):
         worker.actor = worker.about = None
         worker.runs.clear()
 
+    def _check_free(self) -> None:
+        self._check_open()
+        if self._is_reserved:
+            raise GenerationError("the workers have another job: finish or close its iterator first")
+
     def _check_open(self) -> None:
         if not self.workers:
-            raise GenerationError("its workers have ended; create it again")
+            raise GenerationError("the workers were shut down; create a new generator or encoder")

@@ -88,8 +88,8 @@ class Division:
 
         Args:
             worker: its number.
-            is_busy: whether it still works on a run. Then it leaves to others what they take next, and waits with
-                what a worker has died of.
+            is_busy: whether it still works on a run. Then it takes neither another worker's last run nor
+                positions on which a worker died.
         """
         own = self._parts[worker]
         if not own:

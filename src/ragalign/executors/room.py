@@ -14,7 +14,7 @@ from typing import Any
 
 from ragalign.errors import ConfigError, GenerationError
 
-# Seconds to wait for what another job, just over, has not given back yet.
+# Seconds to wait for a job that has just ended to release its resources.
 _PATIENCE_S = 10.0
 # Ray counts resources in these parts of one, which divide without rounding.
 _PARTS = 10_000

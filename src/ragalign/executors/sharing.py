@@ -18,7 +18,7 @@ from ragalign.generator import ClosableIterator
 
 # Items that are divided among the workers at a time: more than a planner's batch.
 _MOST_TOGETHER = 8192
-# Deaths over an item after which the fault is the item's; before the last one, it was alone with its worker.
+# Worker deaths after which the item is to blame; at the last one, it was the worker's only item.
 _MOST_DEATHS = 4
 # Seconds between looks at workers, and at items that a worker waits for.
 _LOOK_S, _SOON_S = 5.0, 0.05
@@ -83,7 +83,7 @@ class _Sharing(Generic[T]):
             self._hand_out()
             is_waiting = self._is_starved() and not self._coming.has_ended
             for worker, run in self._crew.ready(_SOON_S if is_waiting else _LOOK_S):
-                # With its worker, this run can have been lost.
+                # This run may have been lost along with its worker.
                 if run in worker.runs and (found := self._answer(worker, run)) is not None:
                     positions, results = found
                     yield positions, [self._left.pop(position) for position in positions], results
@@ -141,4 +141,4 @@ class _Sharing(Generic[T]):
         for position in loss.current:
             if (n := self._division.n_deaths(position)) >= _MOST_DEATHS:
                 name = self._name_of(position, self._left[position])
-                raise GenerationError(f"{n} workers died over {name}; leave it out; the last time: {loss.reason}")
+                raise GenerationError(f"{n} workers died on {name}; leave it out; last reason: {loss.reason}")

@@ -36,7 +36,7 @@ class Server:
         alive: whether it can get requests.
         n_active: answers in progress.
         order: higher the later it was last chosen.
-        fault: how it differs from the servers of the start; it is then a last resort.
+        fault: how it falls short of the servers at the start; it is then a last resort.
     """
 
     url: str
@@ -127,12 +127,16 @@ class Servers:
         return chosen
 
     def release(self, server: Server) -> None:
-        """An answer of this server is over."""
+        """Mark an answer from this server as finished."""
         server.n_active -= 1
 
     def has_other(self, server: Server) -> bool:
-        """Whether another server is alive."""
-        return any(other.alive for other in self._servers if other is not server)
+        """Whether another server is alive, and as good as this one."""
+        return any(
+            other.alive and (other.fault is None or server.fault is not None)
+            for other in self._servers
+            if other is not server
+        )
 
     async def check_forever(self, every_s: float) -> None:
         """Check each server every `every_s` seconds, until cancelled; a slow one does not delay the others' checks."""

@@ -154,7 +154,7 @@ class Upstream:
         """See `AsyncEngine.stream`. An answer that exceeds `Decoding.max_tokens` is cut there.
 
         Raises:
-            UnavailableError: no server is alive, or two are overloaded (429, 503), or the only one is.
+            UnavailableError: no server is alive, or all that were tried (at most two) are overloaded (429, 503).
             TookTooLongError: it sent nothing for `timeout_s`.
             RefusedError: it rejects the request, or a field of the decoding.
             GenerationError: it failed, sent an invalid response, or ended its stream before the answer was finished.

@@ -80,7 +80,7 @@ def check_factory(factory: str, dimension: int) -> Any:
         An untrained FAISS index of this kind.
 
     Raises:
-        ConfigError: FAISS does not know it, or it is something else than inverted lists of codes.
+        ConfigError: FAISS does not know it, or it does not consist of inverted lists of codes.
     """
     faiss = require("faiss", "an index")
     try:
@@ -89,7 +89,7 @@ def check_factory(factory: str, dimension: int) -> Any:
             inner = faiss.downcast_index(index.index)
         lists = getattr(inner, "invlists", None)
         if not isinstance(lists, faiss.InvertedLists) or isinstance(inner, faiss.IndexIVFPQR):
-            raise RuntimeError("it is something else than inverted lists of codes")
+            raise RuntimeError("it does not consist of inverted lists of codes")
         if not isinstance(faiss.downcast_InvertedLists(lists), faiss.ArrayInvertedLists):
             raise RuntimeError("its codes are packed in blocks")
         return index

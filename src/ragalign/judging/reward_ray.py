@@ -18,8 +18,6 @@ from ragalign.judging.judges import RewardJudge
 from ragalign.judging.retries import RequestError
 from ragalign.judging.reward import LocalRewardModels
 
-# Deaths of one actor after which it is not started again.
-_MOST_DEATHS = 5
 # Seconds for an answer and for loading the model; an actor that is started again may find no place.
 _ANSWER_S = 1800.0
 
@@ -52,12 +50,8 @@ class RayRewardModels:
             ray = self._ray = self._stack.enter_context(connect(address))
             need = plan_workers(node_resources(ray), workers, gpus=1, free=free_resources(ray))
             wait_for_room(ray, need)
-            options = {
-                **need.options(),
-                **shared_settings(),
-                "max_restarts": _MOST_DEATHS,
-                "max_task_retries": _MOST_DEATHS,
-            }
+            # An answer is tried twice, so that one which kills its actor ends; the next one finds the actor restarted.
+            options = {**need.options(), **shared_settings(), "max_restarts": -1, "max_task_retries": 1}
             with quiet_warnings():
                 for _ in range(need.workers):
                     worker = ray.remote(_Worker).options(**options).remote(secrets())

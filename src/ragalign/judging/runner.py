@@ -20,7 +20,7 @@ from ragalign.judging.pricing import Price, Quote, guess_usage
 from ragalign.judging.questions import JudgeQuestion, Work
 from ragalign.judging.requests import Item, JudgeUsage
 from ragalign.judging.retries import FinalError, RequestError
-from ragalign.judging.reward import RewardClient, RewardModels
+from ragalign.judging.reward import LocalRewardModels, RewardClient, RewardModels
 from ragalign.judging.runs import JudgePlan, JudgeRun, RunOptions
 
 # Stop asking a judge after this many consecutive failed questions.
@@ -105,13 +105,18 @@ async def run_judge_async(
     work = Work.prepare(protocol, items, judges, cache)
     ledger = Ledger(options.budget)
     async with AsyncExitStack() as stack:
-        rewards = stack.enter_context(options.reward_models()) if protocol.asks_reward_models else None
+        is_open = any(
+            question.is_open(protocol, options.tries) for judge in judges for question in work.questions[judge.name]
+        )
+        # Nothing is loaded, and no cluster asked, if all replies are there.
+        rewards = options.reward_models() if is_open and protocol.asks_reward_models else LocalRewardModels()
         queues = [
             await stack.enter_async_context(
                 _JudgeQueue(judge, work.questions[judge.name], protocol, cache, ledger, options, rewards)
             )
             for judge in judges
         ]
+        stack.enter_context(rewards)  # the first to end, so that no client waits for an answer of theirs
         total = sum(len(queue.open) for queue in queues)
         with progress("judging", total, "questions") if show_progress else nullcontext(_ignore) as advance:
             await _all_done([worker for queue in queues for worker in queue.workers(advance)])
@@ -136,7 +141,7 @@ class _JudgeQueue:
         cache: ReplyCache,
         ledger: Ledger,
         options: RunOptions,
-        rewards: RewardModels | None,
+        rewards: RewardModels,
     ) -> None:
         self.judge = judge
         self.open = [question for question in questions if question.is_open(protocol, options.tries)]
@@ -218,11 +223,8 @@ def _price(judge: AnyJudge, options: RunOptions) -> Price | None:
     return Price(0.0, 0.0) if isinstance(judge, RewardJudge) else options.prices.price(judge.model)
 
 
-def _client(
-    judge: AnyJudge, ledger: Ledger, options: RunOptions, rewards: RewardModels | None
-) -> ChatClient | RewardClient:
+def _client(judge: AnyJudge, ledger: Ledger, options: RunOptions, rewards: RewardModels) -> ChatClient | RewardClient:
     if isinstance(judge, RewardJudge):
-        assert rewards is not None
         return RewardClient(judge, ledger, rewards)
     return ChatClient(
         judge,

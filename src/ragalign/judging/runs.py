@@ -32,7 +32,7 @@ class RunOptions:
         retry: when to retry failed requests.
         budget: limits over all judges.
         prices: the prices of judges.
-        reward_models: makes what scores answers for reward models, in this process by default.
+        reward_models: creates the `RewardModels` that score answers, in this process by default.
 
     Raises:
         ConfigError: a number is out of range.

@@ -26,7 +26,7 @@ from ragalign.types import Demonstration
 # Rows that are read for one text. With answers of 1,500 characters, as in benchmarks/disk_index.py, a first read takes
 # 0.2 ms; with 512 rows 0.7 ms and with 2,048 rows 2.4 ms, for files that are 7 % smaller.
 BATCH_ROWS = 64
-# Of batches last read, as they are in memory: about 300 with such answers.
+# Bytes of recently read batches to keep, uncompressed: about 300 batches of such answers.
 _KEPT_BYTES = 32 << 20
 _ID = re.compile("[0-9a-f]{16}")
 # An id's 16 hexadecimal digits as a number, and the row that it is in.

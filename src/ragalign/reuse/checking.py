@@ -61,7 +61,7 @@ class ReuseCheck:
         first_token_logit: largest difference of log-probability at an answer's first token, nats.
         n_exact: prompts with one demonstration directly after the prefix, where both are the same computation.
         exact_difference: largest absolute difference of their answers' log-likelihood, nats per token.
-        verdict: "pass" if all limits hold, and everything planned was reused: otherwise both ways were the same.
+        verdict: "pass" if all limits hold, and all planned tokens were reused; else a prompt is compared with itself.
         limits: these limits.
     """
 

@@ -19,7 +19,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 def weights_fingerprint(folder: Path, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Hash all weight files of a model, and return what makes the next call quick.
 
-    Without files nothing would tell one model from another of its shape.
+    Without files, nothing would distinguish models of the same shape.
 
     Args:
         folder: the model's.

@@ -113,12 +113,12 @@ class ReusingPacker:
         n_plain = self.packer.packing.max_demonstrations if n_plain is None else n_plain
         return self.packer.choose_many(conversations, hits, n_plain=n_plain, more=more, max_new_tokens=max_new_tokens)
 
-    def outcomes(self, prompt: Prompt, n_reused_tokens: int) -> dict[str, int]:
+    def outcomes(self, prompt: Prompt, n_reused_tokens: int | None) -> dict[str, int]:
         """Count the outcomes of a prompt's retrieved demonstrations, apart from the `real` ones.
 
         Args:
             prompt: the prompt.
-            n_reused_tokens: what the engine reused of it.
+            n_reused_tokens: what the engine reused of it; None if it does not say, which counts as planned.
 
         Returns:
             Counts: ``hit`` were reused, ``failed`` could not be loaded, ``miss`` are not kept, and ``other_prefix``
@@ -127,9 +127,9 @@ class ReusingPacker:
         n_retrieved = sum(used.score is not None for used in prompt.demonstrations)
         prefix = self.store.manifest.prefix_ids
         if tuple(prompt.ids[: len(prefix)].tolist()) != prefix:
-            return {"other_prefix": n_retrieved}
+            return {"other_prefix": max(0, n_retrieved - self.real)}
         lengths = prompt.reuse.lengths if prompt.reuse else ()
-        n_hit = sum(end <= n_reused_tokens for end in accumulate(lengths))
+        n_hit = sum(n_reused_tokens is None or end <= n_reused_tokens for end in accumulate(lengths))
         n_missing = max(0, n_retrieved - self.real - len(lengths))
         return {"hit": n_hit, "failed": len(lengths) - n_hit, "miss": n_missing}
 

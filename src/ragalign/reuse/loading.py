@@ -18,7 +18,7 @@ from ragalign.reuse.recording import Capture, Recorder, slots_of
 from ragalign.reuse.rotation import Mover, Rotation
 from ragalign.reuse.store import Store
 from ragalign.reuse.tiers import Tiers
-from ragalign.reuse.writing import AllAtOnce, LayerByLayer, Turn
+from ragalign.reuse.writing import AllAtOnce, FewLayers
 
 _log = logging.getLogger(__name__)
 # Pieces that are written at the same time; hashing and writing leave Python's lock.
@@ -175,8 +175,9 @@ class Worker:
         assert self._tiers is not None
         size = self._config.cache_config.block_size
         slots = slots_of(load.blocks, load.first, load.end, size, self._device)
-        write = LayerByLayer if self._device.type == "cpu" else AllAtOnce
+        write = FewLayers if self._device.type == "cpu" else AllAtOnce
         writer = write(self._layers, self._updates, self._config.model_config.dtype, slots)
+        turners = self._turners(load)
         for segment in load.segments:
             first, after = max(segment.start, load.first), min(segment.end, load.end)
             try:
@@ -190,25 +191,42 @@ class Worker:
                 # The engine computes whole blocks, so their present content does not matter.
                 self._failed.update(load.blocks[first // size : -(-load.end // size)])
                 break
-            writer.add(piece, slice(first - segment.start, after - segment.start), self._turns(segment, first, after))
+            place = slice(first - load.first, after - load.first)
+            turns = [
+                (partial(turner, place) if turner is not None and self._moves(segment) else None, numbers)
+                for turner, numbers in turners
+            ]
+            writer.add(piece, slice(first - segment.start, after - segment.start), turns)
             self._tiers.done(segment.name, piece)
         writer.finish()
         self._tiers.counts["tokens_loaded"] += writer.n_tokens
         self._tiers.counts["bytes_loaded"] += writer.n_bytes
 
-    def _turns(self, segment: Segment, first: int, end: int) -> list[tuple[Turn | None, list[int]]]:
-        """How a segment's keys are turned to the positions [first, end), by layers; None leaves them."""
+    def _moves(self, segment: Segment) -> bool:
+        """Whether a segment's keys have other positions than in its piece."""
+        return segment.moved and segment.start != len(self._store.manifest.prefix_ids)
+
+    def _turners(self, load: Load) -> list[tuple[Callable[[slice, Any], Any] | None, list[int]]]:
+        """For each rotation, the function that turns keys of some of a load's tokens, and its layers.
+
+        The angles of all tokens are computed at once: there are many segments, and each is short.
+        """
         import torch
 
-        n_prefix = len(self._store.manifest.prefix_ids)
-        if not segment.moved or segment.start == n_prefix:
-            return [(None, list(range(len(self._layers))))]
-        new = torch.arange(first, end, device=self._device)
-        old = new - segment.start + n_prefix
-        return [
-            (None if mover is None else partial(mover.apply_, turn=mover.turn(old, new)), numbers)
-            for mover, numbers in self._groups
-        ]
+        new = torch.arange(load.first, load.end, device=self._device)
+        old = new.clone()
+        for segment in load.segments:
+            if self._moves(segment):
+                first, after = max(segment.start, load.first), min(segment.end, load.end)
+                old[first - load.first : after - load.first] -= segment.start - len(self._store.manifest.prefix_ids)
+
+        def turner(mover: Mover | None) -> Callable[[slice, Any], Any] | None:
+            if mover is None:
+                return None
+            cos, sin = mover.turn(old, new)
+            return lambda tokens, keys: mover.apply_(keys, (cos[tokens], sin[tokens]))
+
+        return [(turner(mover), numbers) for mover, numbers in self._groups]
 
     def _shape(self, segment: Segment) -> tuple[int, ...]:
         """The shape of a segment's piece on this device."""

@@ -56,9 +56,9 @@ class Piece:
         tensors = (self.kv,) if self.scales is None else (self.kv, self.scales)
         return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
 
-    def layer(self, number: int) -> Piece:
-        """One layer of the piece, as views."""
-        part = slice(number, number + 1)
+    def layers(self, first: int, stop: int) -> Piece:
+        """The layers [first, stop) of the piece, as views."""
+        part = slice(first, stop)
         return Piece(self.kv[:, part], None if self.scales is None else self.scales[:, part])
 
 

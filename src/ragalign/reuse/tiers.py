@@ -34,12 +34,16 @@ class Tier:
         """Keep a piece, unless it alone is larger than the budget."""
         if piece.n_bytes > self.budget or name in self._pieces:
             return
-        while self.n_bytes + piece.n_bytes > self.budget:
+        self.make_room(piece.n_bytes)
+        self._pieces[name] = piece
+        self.n_bytes += piece.n_bytes
+
+    def make_room(self, n_bytes: int) -> None:
+        """Evict pieces until as many bytes are left, or none is here."""
+        while self._pieces and self.n_bytes + n_bytes > self.budget:
             _, old = self._pieces.popitem(last=False)
             self.n_bytes -= old.n_bytes
             self.n_evicted += 1
-        self._pieces[name] = piece
-        self.n_bytes += piece.n_bytes
 
     def has_room_for(self, piece: Piece) -> bool:
         """Whether the piece fits, if others are evicted."""
@@ -111,6 +115,7 @@ class Tiers:
     def _put_on_gpu(self, name: str, piece: Piece) -> None:
         import torch
 
+        self._gpu.make_room(piece.n_bytes)  # before the copy, not after it
         try:
             scales = None if piece.scales is None else piece.scales.clone()
             self._gpu.put(name, Piece(piece.kv.clone(), scales))

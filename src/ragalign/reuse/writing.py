@@ -1,18 +1,22 @@
 """Two ways to write pieces into the engine's cache, with their keys turned to the new positions.
 
 On a GPU, launching operations is the bottleneck: all layers of a piece are turned at once, and all pieces of a layer
-are written at once. On a CPU, memory traffic is: each layer of a piece is read, turned and written while it is in the
-processor's cache.
+are written at once. On a CPU, memory traffic is: a few layers of a piece are read, turned and written while they are in
+the processor's cache.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ragalign.reuse.eight_bit import unpacked
 from ragalign.reuse.pieces import Piece
+
+# Bytes of keys that are turned at once on a CPU. Larger ones leave its cache; for a few heads, smaller ones take longer
+# to launch than to turn.
+_AT_ONCE = 1 << 20
 
 Turn = Callable[[Any], Any]
 """Turns keys [..., tokens, heads, features] in place and returns them."""
@@ -56,21 +60,37 @@ class Writer(ABC):
         self.n_bytes += 2 * keys.numel() * keys.element_size()
 
 
-class LayerByLayer(Writer):
-    """Writes each layer of each piece on its own, for CPUs."""
+class FewLayers(Writer):
+    """Writes a few layers of each piece at a time, for CPUs."""
 
     def add(self, piece: Piece, tokens: slice, turns: Sequence[tuple[Turn | None, Sequence[int]]]) -> None:
         """See `Writer.add`."""
         n = tokens.stop - tokens.start
         slots = self._slots[self.n_tokens : self.n_tokens + n]
+        most = max(1, _AT_ONCE // max(1, piece.kv[0, 0, tokens].numel() * self._dtype.itemsize))
         for turn, numbers in turns:
-            for number in numbers:
-                keys, values = unpacked(piece.layer(number), self._dtype)[:, 0, tokens]
-                self._write(number, keys if turn is None else turn(keys.clone()), values, slots)
+            for first, stop in _runs(numbers, most):
+                keys, values = unpacked(piece.layers(first, stop), self._dtype)[:, :, tokens]
+                if turn is not None:
+                    keys = turn(keys.clone())
+                for number in range(first, stop):
+                    self._write(number, keys[number - first], values[number - first], slots)
         self.n_tokens += n
 
     def finish(self) -> None:
         """Nothing: `add` wrote everything."""
+
+
+def _runs(numbers: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as ranges [first, stop) of at most `most`."""
+    first = stop = numbers[0] if numbers else 0
+    for number in numbers:
+        if number != stop or stop - first == most:
+            yield first, stop
+            first = number
+        stop = number + 1
+    if first != stop:
+        yield first, stop
 
 
 class AllAtOnce(Writer):

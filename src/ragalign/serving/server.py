@@ -39,6 +39,9 @@ def remembered_hangups() -> Iterator[Hangups]:
     Enter this first, in the main thread.
     """
     hangups = Hangups()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup; an engine's process inherits it
+        yield hangups
+        return
 
     def remember(*_: object) -> None:
         hangups.any = True
@@ -121,7 +124,7 @@ def run(
 
     From the first of these signals on, ``/ready`` is false. After SIGTERM, new requests are still answered for
     `delay_s`, the time that a load balancer needs to notice. A second SIGTERM ends the delay, a second SIGINT stops
-    immediately. SIGHUP reloads the index; so do `hangups`, once, since what was loaded before them can be older.
+    immediately. SIGHUP reloads the index; so do earlier `hangups`, once: the index may have changed since it loaded.
 
     Raises:
         MissingDependencyError: the ``serve`` extra is not installed.

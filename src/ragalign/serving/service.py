@@ -320,6 +320,7 @@ class Service:
         template = None if aligner is None else aligner.packer.template
         parts = answer(self.generator, prompt, decoding, template, logprobs=logprobs, whole=whole)
         n_tokens, n_cached, n_reused = 0, 0, 0
+        is_counted = False  # whether the engine says what it reused
         try:
             async with aclosing(parts):
                 async for part in parts:
@@ -330,6 +331,7 @@ class Service:
                     if part.index == 0:
                         n_cached = part.n_cached_tokens or n_cached
                         n_reused = part.n_reused_tokens or n_reused
+                        is_counted = is_counted or part.n_cached_tokens is not None
                         if aligner is not None:
                             aligner.online.learn(prompt, part.n_cached_tokens)
                     yield part
@@ -340,8 +342,9 @@ class Service:
             self.metrics.cached_tokens.labels(recipe).inc(n_cached)
             if aligner is not None and aligner.reuse is not None:
                 self.metrics.reused_tokens.labels(recipe).inc(n_reused)
-                if n_tokens:  # otherwise it was given up before the engine told
-                    for outcome, n in aligner.reuse.outcomes(prompt, n_reused).items():
+                if n_tokens:  # otherwise the request ended before the engine reported
+                    outcomes = aligner.reuse.outcomes(prompt, n_reused if is_counted else None)
+                    for outcome, n in outcomes.items():
                         self.metrics.reuse_pieces.labels(recipe, outcome).inc(n)
                 self._keeper.note(aligner.reuse, prompt)
             self.metrics.output_tokens.labels(recipe).inc(n_tokens)
