@@ -70,8 +70,8 @@ def test_a_hangup_during_the_start_becomes_a_reload(tiny_model: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "m", "--affinity", "prefix"), "--affinity is for the servers of --upstream: name them, or leave"),
-        (("--model", "m", "--affinity", "none"), "--affinity is for the servers of --upstream: name them, or leave"),
+        (("--model", "m", "--affinity", "prefix"), "--affinity only applies to --upstream servers: add --upstream"),
+        (("--model", "m", "--affinity", "none"), "--affinity only applies to --upstream servers: add --upstream"),
         (("--upstream", "http://a:1", "--upstream", "http://a:1/v1"), "the upstream server http://a:1 is named twice"),
         (("--upstream", "http://a:1", "--dtype", "float32"), "are for an engine of this process, not --upstream"),
     ],
