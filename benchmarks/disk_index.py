@@ -33,9 +33,9 @@ from unittest.mock import patch
 
 import numpy as np
 from machine import about, peak_gib, report
-from made_vectors import Maker, Vectors, sentences
+from made_vectors import MadeEncoder, Maker, Vectors, sentences
 
-from ragalign.encoders import Encoder, TextKind
+from ragalign.encoders import Encoder
 from ragalign.indexes import DiskIndex, disk_writing
 from ragalign.indexes.on_disk import CANDIDATES, PROBES
 from ragalign.pool import Pool
@@ -86,25 +86,6 @@ class Timed:
         found = self._function(*arguments)
         self.seconds += time.perf_counter() - started
         return found
-
-
-class GivenVectors(Encoder):
-    """Looks up the vectors of questions, each of which is a number."""
-
-    id, revision, normalize = "given", "1", True
-    query_prompt = document_prompt = ""
-
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = vectors
-
-    @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
-        return int(self._vectors.shape[1])
-
-    def encode(self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False) -> Vectors:
-        """The rows with these numbers."""
-        return np.ascontiguousarray(self._vectors[[int(text) for text in texts]])
 
 
 def make_real(folder: Path, pools: Sequence[Path]) -> None:
@@ -181,7 +162,7 @@ def use(folder: Path, n: int) -> dict[str, Any]:
     queries, expected = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
     with Anonymous() as memory:
         started = time.perf_counter()
-        index = DiskIndex.open(folder / "index", encoder=GivenVectors(queries))
+        index = DiskIndex.open(folder / "index", encoder=MadeEncoder(queries))
         open_s = time.perf_counter() - started
 
         def searched(probes: int, candidates: int) -> dict[str, float]:

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 from machine import about, peak_gib, report
-from made_vectors import Maker, Vectors, sentences, structure
+from made_vectors import MadeEncoder, Maker, Vectors, sentences, structure
 
 from ragalign.aligner import Aligner
-from ragalign.encoders import Encoder, TextKind
+from ragalign.encoders import Encoder
 from ragalign.generation import build_toy_model
 from ragalign.indexes import Index
 from ragalign.pool import Pool
@@ -34,25 +34,6 @@ from ragalign.recipes import Recipe
 from ragalign.types import Demonstration, Prompt, Query, Turn
 
 K = 10
-
-
-class MadeEncoder(Encoder):
-    """Looks vectors up in a file: a text ends in its row's number."""
-
-    id, revision, normalize = "made", "1", True
-    query_prompt = document_prompt = ""
-
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = vectors
-
-    @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
-        return int(self._vectors.shape[1])
-
-    def encode(self, texts: Sequence[str], *, kind: TextKind = "document", show_progress: bool = False) -> Vectors:
-        """The rows of the texts' numbers."""
-        return np.ascontiguousarray(self._vectors[[int(text.rpartition(" ")[2]) for text in texts]])
 
 
 def make(folder: Path, pools: Sequence[Path], n: int, n_queries: int) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from ragalign.indexes.checksum import NO_CHECKSUM, is_intact, with_checksum
 from ragalign.indexes.manifest import EncoderRecord, FileRecord, Metric, TextForm
 
 FORMAT = "ragalign-disk-index-4"
-
-_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
-_NO_CHECKSUM = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +45,8 @@ class DiskManifest:
 
     def to_bytes(self) -> bytes:
         """The bytes of the file, with their checksum."""
-        values = {"format": self.format, "checksum": _NO_CHECKSUM}
-        blank = json.dumps(values | asdict(self) | values, indent=2).encode()
-        return blank.replace(_NO_CHECKSUM.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
+        values = {"format": self.format, "checksum": NO_CHECKSUM}
+        return with_checksum(json.dumps(values | asdict(self) | values, indent=2).encode())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> DiskManifest:
@@ -64,8 +59,6 @@ class DiskManifest:
 
         if (found := json.loads(content).get("format")) != FORMAT:
             raise ValueError(f"format {found!r}, not {FORMAT!r}")
-        match = _CHECKSUM.search(content)
-        blank = content if match is None else content[: match.start(1)] + b"0" * 64 + content[match.end(1) :]
-        if match is None or hashlib.sha256(blank).hexdigest().encode() != match[1]:
+        if not is_intact(content):
             raise ValueError("its description does not match its checksum")
         return TypeAdapter(cls).validate_json(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from ragalign.encoders import Encoder, Precision
 from ragalign.errors import IndexFormatError
+from ragalign.indexes.checksum import NO_CHECKSUM, is_intact, with_checksum
 
 Metric = Literal["cosine", "ip", "l2"]
 TextForm = Literal["instruction", "both"]
@@ -23,8 +23,6 @@ FILE_ROLES = ("pool", "vectors", "faiss")
 # Pydantic's settings for the classes below: no conversions, no unknown keys.
 _STRICT = {"strict": True, "extra": "forbid"}
 
-_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
-_NO_CHECKSUM = "0" * 64
 # Upper limit of numbers, since they become parameters of C++ code.
 _MOST = {"size": 2**62, "n_demonstrations": 2**40}
 _MOST_OF_OTHERS = 2**31 - 1
@@ -111,9 +109,8 @@ class Manifest:
 
         The checksum is the SHA-256 of these bytes with 64 zeros in place of the checksum.
         """
-        values = {**self.to_dict(), "checksum": _NO_CHECKSUM}
-        blank = (json.dumps(values, indent=2) + "\n").encode()
-        return blank.replace(_NO_CHECKSUM.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
+        values = {**self.to_dict(), "checksum": NO_CHECKSUM}
+        return with_checksum((json.dumps(values, indent=2) + "\n").encode())
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> Manifest:
@@ -122,11 +119,10 @@ class Manifest:
         Raises:
             IndexFormatError: it is damaged, has another version, or is not a manifest.
         """
-        match = _CHECKSUM.search(content)
-        if match is None:
+        intact = is_intact(content)
+        if intact is None:
             raise IndexFormatError(f"{where} is damaged, or is not the manifest of an index")
-        blank = content[: match.start(1)] + _NO_CHECKSUM.encode() + content[match.end(1) :]
-        if hashlib.sha256(blank).hexdigest().encode() != match[1]:
+        if not intact:
             raise IndexFormatError(f"{where} is damaged: its checksum does not match; build the index again")
         try:
             values = json.loads(content)
