@@ -72,8 +72,17 @@ def affinity_results() -> str:
                 row = settings[key]
                 seconds = [f"{row[key]:.2f}" for key in ("first_token_p50_s", "first_token_p99_s", "whole_p99_s")]
                 affinity = "prefix" if name.startswith("prefix") else "none"
-                rows.append((load, f"`{affinity}`", instances, f"{row['prefilled_tokens_per_request']:,}", *seconds))
-    head = ("load", "affinity", "instances", "prefilled tokens", "first token p50, s", "p99, s", "whole answer p99, s")
+                short = load.removesuffix(" conversations/s")
+                rows.append((short, f"`{affinity}`", instances, f"{row['prefilled_tokens_per_request']:,}", *seconds))
+    head = (
+        "load, conversations/s",
+        "affinity",
+        "instances",
+        "prefilled tokens",
+        "first token p50, s",
+        "p99, s",
+        "whole answer p99, s",
+    )
     about = f"Simulated ([how](../benchmarks/affinity.py)): {result['servers']} servers, per request:"
     return f"{about}\n\n{table(head, rows)}\n\n{_engines()}"
 
