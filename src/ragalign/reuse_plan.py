@@ -1,8 +1,8 @@
-"""The reused parts of a prompt, as sent to the engine with the request."""
+"""The reused parts of a prompt, as sent to the engine with the request, and what its workers count of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +77,13 @@ class ReusePlan:
             if isinstance(key, str) and isinstance(keep, str) and len(whole) == len(numbers):
                 return cls(key, whole[0], tuple(whole[1:]), keep)
         raise DataError("the reuse plan is malformed")
+
+
+def merged_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The reuse connector's counts over all workers: bytes add up, while all load the same pieces and tokens."""
+    merged: dict[str, int] = {}
+    for counts in workers:
+        for name, value in counts.items():
+            before = merged.get(name, 0)
+            merged[name] = before + value if name.startswith("bytes") else max(before, value)
+    return merged

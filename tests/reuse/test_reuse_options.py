@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ragalign.errors import ConfigError
-from ragalign.generation._vllm_requests import merged_counts
 from ragalign.generation._vllm_start import _leave_gpu_memory
 from ragalign.reuse.engine_side import check_parallel
+from ragalign.reuse_plan import merged_counts
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -65,16 +65,6 @@ def token_counts(output: Any, prompt: Prompt) -> tuple[int | None, int]:
         return n_cached, 0
     # Until then, vLLM's own count, which includes tokens that could not be loaded.
     return prompt.reuse.split(n_cached)
-
-
-def merged_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The reuse connector's counts over all workers: bytes add up, while all load the same pieces and tokens."""
-    merged: dict[str, int] = {}
-    for counts in workers:
-        for name, value in counts.items():
-            before = merged.get(name, 0)
-            merged[name] = before + value if name.startswith("bytes") else max(before, value)
-    return merged
 
 
 def first_token_s(metrics: Any) -> float | None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from ragalign._optional import require
 from ragalign.generation._quiet import environment, is_verbose, quiet_start
-from ragalign.generation._vllm_requests import engine_prompt, merged_counts, sampling_params, token_counts
+from ragalign.generation._vllm_requests import engine_prompt, sampling_params, token_counts
 from ragalign.generation._vllm_start import check_options, fill_in, start_error
 from ragalign.generation.asynchronous import RefusedError, UnavailableError
 from ragalign.generation.base import one_line
 from ragalign.generation.engine_options import EngineOptions
 from ragalign.generator import ClosableAsyncIterator
 from ragalign.models import locate_model
+from ragalign.reuse_plan import merged_counts
 from ragalign.types import Decoding, Delta, Prompt, TokenLogprob
 
 

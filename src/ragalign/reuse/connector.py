@@ -16,12 +16,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from ragalign.generation._vllm_requests import merged_counts
 from ragalign.reuse.engine_side import engine_settings
 from ragalign.reuse.loading import Load, Worker
 from ragalign.reuse.matching import Matcher
 from ragalign.reuse.recording import Capture
 from ragalign.reuse.store import Store
+from ragalign.reuse_plan import merged_counts
 
 
 @dataclass
