@@ -138,9 +138,9 @@ def index(
       ragalign index --pool part-0.parquet --pool part-1.parquet \\
           --on-disk --out indexes/huge
     """
-    console.be_quiet(quiet)
     if context.invoked_subcommand is not None:
         return
+    console.be_quiet(quiet)
     check_cluster(ray, workers)
     from ragalign.encoders import DEFAULT_ENCODER, Encoder
     from ragalign.errors import ConfigError

@@ -134,8 +134,9 @@ def run(
         prices=PriceTable.load(prices),
         reward_models=reward_models(ray, workers),
     )
-    given = {"both_orders": both_orders or None, "prompt_file": prompt_file, "strict": strict or None}
-    how = make_protocol(protocol, **{name: value for name, value in given.items() if value is not None})
+    given = {"both_orders": both_orders, "prompt_file": prompt_file, "strict": strict}
+    # Not every protocol has each of them.
+    how = make_protocol(protocol, **{name: value for name, value in given.items() if value})
     items = [
         item
         for path in answers

@@ -87,11 +87,12 @@ def refine(
 ) -> None:
     """Rewrite weak demonstrations where that helps.
 
-    The pool must have scores by the rule given with --by. An instruction-tuned model rewrites the
-    weakest responses; a rewrite replaces the original only if the base
-    model's own score improves and its meaning stays close to the
-    original's. The original, the rewriter and both scores are kept in
-    metadata.refined. If it is interrupted, run the same command again: nothing is paid for twice.
+    The pool must have scores by the rule given with --by. An
+    instruction-tuned model rewrites the weakest responses; a rewrite replaces
+    the original only if the base model's own score improves and its meaning
+    stays close to the original's. The original, the rewriter and both scores
+    are kept in metadata.refined. If it is interrupted, run the same command
+    again: nothing is paid for twice.
 
     \b
     Examples:
