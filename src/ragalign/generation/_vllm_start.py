@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from ragalign._optional import require
+from ragalign._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.errors import ConfigError, GenerationError
-from ragalign.generation._quiet import environment, is_verbose, kept_process_state, quiet
 from ragalign.generation.base import one_line
 
 # Prompts share cached prefixes in whole blocks, so small blocks share most. 16 is vLLM's default on GPUs; its CPU

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ragalign._quiet import is_verbose
 from ragalign.errors import ConfigError
-from ragalign.generation._quiet import is_verbose
 from ragalign.models import locate_tokenizer
 
 # By name, since the engine loads both in processes of its own.

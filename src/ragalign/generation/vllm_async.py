@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragalign._optional import require
-from ragalign.generation._quiet import environment, is_verbose, quiet_start
+from ragalign._quiet import environment, is_verbose, quiet_start
 from ragalign.generation._vllm_requests import engine_prompt, sampling_params, token_counts
 from ragalign.generation._vllm_start import check_options, fill_in, start_error
 from ragalign.generation.asynchronous import RefusedError, UnavailableError

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ragalign._locks import LockedError, locked
 from ragalign._optional import require
 from ragalign._progress import progress
+from ragalign._quiet import quiet
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError, DataError, IndexFormatError, IndexMismatchError
-from ragalign.generation._quiet import quiet
 from ragalign.indexes.disk_manifest import DiskManifest as DiskManifest
 from ragalign.indexes.disk_writing import (
     FAISS,

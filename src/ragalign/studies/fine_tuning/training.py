@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ragalign._bars import hidden_bars
 from ragalign._optional import require
+from ragalign._quiet import environment
 from ragalign.errors import GenerationError
-from ragalign.generation._quiet import environment
 from ragalign.generation.base import one_line
 from ragalign.models import locate_model
 from ragalign.packing import Packer

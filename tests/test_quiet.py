@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from ragalign.generation._quiet import environment, kept_process_state, quiet
+from ragalign._quiet import environment, kept_process_state, quiet
 
 NOISY = """
 import os, sys, warnings
-from ragalign.generation._quiet import quiet
+from ragalign._quiet import quiet
 print("before"); print("before", file=sys.stderr)
 try:
     with quiet():
@@ -93,7 +93,7 @@ def test_random_states_and_excepthook_are_kept() -> None:
 
 def test_what_c_code_printed_and_kept_back_is_silenced_too() -> None:
     code = (
-        "import ctypes\nfrom ragalign.generation._quiet import quiet\nc = ctypes.CDLL(None)\nc.puts(b'before')\n"
+        "import ctypes\nfrom ragalign._quiet import quiet\nc = ctypes.CDLL(None)\nc.puts(b'before')\n"
         "with quiet():\n    c.puts(b'inside')\nc.puts(b'after')\nc.fflush(None)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import subprocess, sys, time
-from ragalign.generation._quiet import quiet_start
+from ragalign._quiet import quiet_start
 
 child = "import sys; print('chatter'); sys.stderr.write('more'); input(); print(); print('crash')"
 with quiet_start():
