@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ragalign import Aligner, Completion, Decoding, Generator, Prompt
 from ragalign.encoders import Encoder
 from ragalign.errors import ConfigError
 from ragalign.generation import EngineOptions, VllmGenerator
+from ragalign.generation._vllm_start import fill_in
 from ragalign.generator import ClosableIterator
 from ragalign.indexes import Index
 from ragalign.planning import PlannerSettings
@@ -103,7 +105,10 @@ def test_engine_options_replace_and_pass_on() -> None:
 def test_engine_options_reach_vllm_as_its_own_types() -> None:
     config = pytest.importorskip("vllm.config", reason="needs the `cpu` or `gpu` extra")
     options = EngineOptions(kv_transfer_config={"kv_connector": "ExampleConnector", "kv_role": "kv_both"})
-    made = options.arguments("m", None)["kv_transfer_config"]
+    arguments = options.arguments("m", None)
+    with ExitStack() as stack:
+        fill_in(arguments, stack)
+    made = arguments["kv_transfer_config"]
     assert isinstance(made, config.KVTransferConfig)
     assert made.kv_connector == "ExampleConnector"
 

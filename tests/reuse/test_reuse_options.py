@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,8 +38,8 @@ def test_pieces_on_a_gpu_are_taken_out_of_the_engines_share() -> None:
             return 80 * 10**9
 
     def share(gpu_memory: int) -> Any:
-        transfer = SimpleNamespace(kv_connector_extra_config={"gpu_memory": gpu_memory})
-        options = {"kv_transfer_config": transfer, "gpu_memory_utilization": 0.9}
+        transfer = {"kv_connector_extra_config": {"gpu_memory": gpu_memory}}
+        options: dict[str, Any] = {"kv_transfer_config": transfer, "gpu_memory_utilization": 0.9}
         _leave_gpu_memory(options, Platform)
         return options["gpu_memory_utilization"]
 

@@ -89,8 +89,12 @@ def fill_in(options: dict[str, Any], stack: ExitStack) -> None:
         options["enforce_eager"] = on_cpu
     if options.get("speculative_config") is None:  # vLLM does not support processors with it
         options["logits_processors"] = [*(options.get("logits_processors") or ()), OUTPUT_PENALTY]
-    if not on_cpu:
-        _leave_gpu_memory(options, current_platform)
+    if options.get("kv_transfer_config") is not None:
+        from vllm.config import KVTransferConfig
+
+        if not on_cpu:
+            _leave_gpu_memory(options, current_platform)
+        options["kv_transfer_config"] = KVTransferConfig(**options["kv_transfer_config"])
     if on_cpu:
         # After a partial prefill vLLM (0.32) rewinds the random generator of a seeded request, which torch's CPU
         # generators do not support: such a request crashes the engine.
@@ -106,8 +110,7 @@ def _leave_gpu_memory(options: dict[str, Any], platform: Any) -> None:
     Raises:
         ConfigError: too little would be left.
     """
-    transfer = options.get("kv_transfer_config")
-    n_bytes = int((getattr(transfer, "kv_connector_extra_config", None) or {}).get("gpu_memory", 0))
+    n_bytes = int(options["kv_transfer_config"].get("kv_connector_extra_config", {}).get("gpu_memory", 0))
     if not n_bytes:
         return
     total = int(platform.get_device_total_memory())

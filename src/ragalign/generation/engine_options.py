@@ -87,10 +87,6 @@ class EngineOptions:
             **{name: getattr(self, name) for name in _NAMES},
             **self.extra,
         }
-        if self.kv_transfer_config is not None:
-            from vllm.config import KVTransferConfig
-
-            arguments["kv_transfer_config"] = KVTransferConfig(**self.kv_transfer_config)
         if self.reuses:
             arguments.setdefault("worker_extension_cls", _EXTENSION)
         return arguments
